@@ -1,0 +1,134 @@
+"""What a study states before it runs, and the file in which it stands: ``<storage>/<study>/study.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jbot.config import digest
+from jbot.record import Record, RecordError, Storage, load_curves, load_record, trial_folder
+
+FILE = "study.json"
+
+
+class PlanError(ValueError):
+    """A plan that contradicts itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A comparison: does `treatment` differ from `control`?"""
+
+    treatment: str
+    control: str
+    primary: bool = False
+    """Primary contrasts are confirmatory, corrected by Holm; the others are exploratory, by Benjamini-Hochberg."""
+
+    @property
+    def name(self) -> str:
+        """For tables: ``momentum - random``."""
+        return f"{self.treatment} - {self.control}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The frozen design of a study. Its hash stands in every record."""
+
+    study: str
+    question: str
+    preset: str
+    arms: dict[str, dict[str, Any]]
+    """Arm name -> its overrides of the base; {} for the base itself."""
+    base: dict[str, Any]
+    """The nested base Config (its seed is replaced by each block's)."""
+    seeds: tuple[int, ...]
+    """One block each."""
+    metric: str
+    """Primary metric, a key of Record.metrics."""
+    higher_is_better: bool
+    margin: float
+    """Differences below it do not matter, in units of the metric."""
+    contrasts: tuple[Contrast, ...]
+    alpha: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise PlanError(f"margin must be positive, got {self.margin}")
+        if not 0 < self.alpha < 1:
+            raise PlanError(f"alpha must be between 0 and 1, got {self.alpha}")
+        for contrast in self.contrasts:
+            for arm in (contrast.treatment, contrast.control):
+                if arm not in self.arms:
+                    raise PlanError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
+            if contrast.treatment == contrast.control:
+                raise PlanError(f"contrast {contrast.name!r} compares an arm with itself")
+
+    @property
+    def hash(self) -> str:
+        """Identity of the design."""
+        return digest(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One arm at one seed, and the id of its record."""
+
+    arm: str
+    seed: int
+    trial_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecords:
+    """A study folder as found: the plan, and every trial with its record, None while it has not ended."""
+
+    plan: Plan
+    data: dict[str, Any]
+    trials: tuple[PlannedTrial, ...]
+    records: dict[str, Record | None]
+    """By trial id."""
+    storage: Storage
+
+    def curves(self, trial_id: str) -> list[dict[str, Any]]:
+        """Learning curves of one trial, a row per probed epoch."""
+        return load_curves(self.storage, trial_id)
+
+    def arrays(self, trial_id: str, name: str) -> dict[str, Any] | None:
+        """`embedding` or `examples` of one trial, or None when it left none."""
+        path = f"{trial_folder(trial_id)}/{name}.safetensors"
+        return self.storage.read_arrays(path) if self.storage.exists(path) else None
+
+
+def save_study(storage: Storage, plan: Plan, data: dict[str, Any], trials: list[PlannedTrial]) -> None:
+    """Write ``study.json`` into the study's folder."""
+    content = {
+        "plan": dataclasses.asdict(plan),
+        "plan_hash": plan.hash,
+        "data": data,
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+    }
+    storage.write_json(f"{plan.study}/{FILE}", content)
+
+
+def load_study(folder: str) -> StudyRecords:
+    """Read a study folder, ``<storage>/<study>``, and the records of its trials.
+
+    Raises
+    ------
+    RecordError
+        When the folder holds no readable plan.
+    """
+    root, _, study = folder.rstrip("/").rpartition("/")
+    storage = Storage(root or ".")
+    content = storage.read_json(f"{study}/{FILE}")
+    try:
+        plan = content["plan"]
+        contrasts = tuple(Contrast(**contrast) for contrast in plan["contrasts"])
+        parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"])})
+        trials = tuple(PlannedTrial(**trial) for trial in content["trials"])
+        data = content["data"]
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{folder}/{FILE} is not a study: {error!r}") from None
+    records = {trial.trial_id: load_record(storage, trial.trial_id) for trial in trials}
+    return StudyRecords(plan=parsed, data=data, trials=trials, records=records, storage=storage)

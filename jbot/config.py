@@ -1,0 +1,291 @@
+"""Every number of one training run, once.
+
+A Config is frozen and checks itself when it is made, so a wrong value stops a study before anything starts.
+Variants are made with dotted overrides:
+
+    momentum = Config()
+    random = override(momentum, {"mask.scheme": "random"})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Variant = Literal["corrected", "reference"]
+Task = Literal["all", "tqg", "qg"]
+Scheme = Literal[
+    "momentum", "random", "random_count", "geometric", "geometric_count", "hardest", "softest", "none"
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A Config field that is unknown, of the wrong type, or out of its range."""
+
+
+def bounded(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Any:
+    """A numeric field with an inclusive range ``[low, high]``, or ``(above, high]`` when `above` is given."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which jets the encoder sees, and which judge it."""
+
+    task: Task = "all"
+    """Classes and their shares: `all` five classes, `tqg` top tagging, `qg` anomaly detection (SPLITS in jbot.data)."""
+    train_jets: int = bounded(700_000, 1)
+    """Unlabeled jets the encoder is pre-trained on."""
+    val_jets: int = bounded(50_000, 1)
+    """Jets of the learning curves and of every choice."""
+    test_jets: int = bounded(95_000, 1)
+    """Jets of the final metrics, looked at once."""
+    particles: int = bounded(30, 2, 30)
+    """Leading particles kept of each jet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The two views of a jet. `reference` repeats what the released code does, `corrected` what the paper says."""
+
+    rotation: float = bounded(math.pi, 0, math.pi)
+    """Rotation about the jet axis, uniform in [-rotation, rotation] radians; 0 switches it off."""
+    smear_sigma: float = bounded(3e-4, 0)
+    """Width of the (eta, phi) smearing at pt_rel = 1: sigma = smear_sigma / pt_rel; 0 switches it off."""
+    smear_variant: Variant = "corrected"
+    """`reference` also smears padding (pt_rel clipped at 1e-6, so sigma = 300)."""
+    split_fraction: float = bounded(1.0, 0, 1)
+    """Share of the possible collinear splittings, min(n, empty slots), that are made; 0 switches them off."""
+    split_low: float = bounded(0.3, 0, 0.5)
+    """Smallest momentum share of a split particle's first half; the largest is 1 - split_low."""
+    split_variant: Variant = "corrected"
+    """`reference` loses the second half of each split particle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which particles are hidden from the student."""
+
+    scheme: Scheme = "momentum"
+    """A name in jbot.masking.SCHEMES."""
+    ratio_low: float = bounded(0.0, 0, 1)
+    ratio_high: float = bounded(0.5, 0, 1)
+    """The masked share of a view is uniform in [ratio_low, ratio_high]."""
+    probability: float = bounded(1.0, 0, 1)
+    """Share of the views that are masked at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder and its projection head. The defaults are jBOT-S."""
+
+    dim: int = bounded(32, 1)
+    heads: int = bounded(4, 1)
+    layers: int = bounded(2, 1)
+    projection: int = bounded(16, 2)
+    """Outputs of the projection head."""
+    padding: Variant = "corrected"
+    """`reference` lets attention see padded slots, and averages the particle centre over them."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head. Floored as in the released code: 6 heads of 10 for d = 64."""
+        return self.dim // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """L = cls_weight * CE([CLS]) + particle_weight * CE(masked particles) + koleo_weight * KoLeo."""
+
+    cls_weight: float = bounded(1.0, 0)
+    particle_weight: float = bounded(1.0, 0)
+    koleo_weight: float = bounded(0.01, 0)
+    student_temp: float = bounded(0.1, above=0)
+    teacher_temp: float = bounded(0.04, above=0)
+    """Below student_temp the teacher's targets are sharper than the student's prediction (sharpening)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The teacher: an average of the student, and what keeps its targets from collapsing."""
+
+    ema_momentum: float = bounded(0.996, 0, 1)
+    """At epoch 0; rises to 1 along a cosine."""
+    centering: bool = True
+    center_momentum: float = bounded(0.9, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW as Keras has it: decay on every weight, eps outside the bias correction."""
+
+    lr: float = bounded(2e-3, above=0)
+    """After warm-up. The paper: 5e-4 * batch / 256."""
+    warmup_epochs: int = bounded(10, 0)
+    """Linear, set per epoch: lr * (epoch + 1) / warmup_epochs."""
+    weight_decay: float = bounded(1e-4, 0)
+    beta1: float = bounded(0.9, 0, 1)
+    beta2: float = bounded(0.999, 0, 1)
+    eps: float = bounded(1e-7, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and in what batches."""
+
+    epochs: int = bounded(80, 1)
+    batch: int = bounded(1024, 2)
+    """Jets a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """How the frozen embedding is judged."""
+
+    every: int = bounded(10, 1)
+    """Epochs between points of the learning curves; 0 and the last epoch are always there."""
+    bank_jets: int = bounded(50_000, 1)
+    """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer)."""
+    knn_k: int = bounded(30, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run of one arm at one seed."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    seed: int = bounded(0, 0, 2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for name, value in flatten(self).items():
+            _check(name, value, _fields()[name])
+        if self.mask.ratio_low > self.mask.ratio_high:
+            raise ConfigError(
+                f"mask.ratio_low must not exceed mask.ratio_high, got {self.mask.ratio_low} > {self.mask.ratio_high}"
+            )
+        if self.model.dim < self.model.heads:
+            raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
+
+
+# jBOT-B, as changes to the default jBOT-S.
+JBOT_B = {"model.dim": 64, "model.heads": 6, "model.layers": 4, "model.projection": 32}
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted field names and their values, in the order of the classes: ``{"data.task": "all", ..., "seed": 0}``."""
+    flat: dict[str, Any] = {}
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{part.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
+        else:
+            flat[part.name] = value
+    return flat
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The same Config with some dotted fields changed.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown field, a wrong type or a value out of range, naming rule and value.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in _fields():
+            raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
+        _check(name, value, _fields()[name])
+        group, _, leaf = name.rpartition(".")
+        # A whole number for a float field is a float: 1 and 1.0 must give one trial, not two.
+        groups.setdefault(group, {})[leaf] = float(value) if _fields()[name][0] is float else value
+    parts = {
+        group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group
+    }
+    return dataclasses.replace(config, **parts, **groups.get("", {}))
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of one ``field=value`` of the command line, in the type the field wants."""
+    if name not in _fields():
+        raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
+    kind = _fields()[name][0]
+    try:
+        return json.loads(text) if kind in (int, float, bool) else text
+    except json.JSONDecodeError:
+        return text  # of the wrong type: override() says so
+
+
+def from_dict(nested: Mapping[str, Any]) -> Config:
+    """A Config from the nested dictionary that :func:`dataclasses.asdict` makes of it."""
+    flat = {
+        f"{group}.{leaf}" if isinstance(value, Mapping) else group: item
+        for group, value in nested.items()
+        for leaf, item in (value.items() if isinstance(value, Mapping) else [(None, value)])
+    }
+    return override(Config(), flat)
+
+
+def digest(content: Any, length: int = 16) -> str:
+    """Short hash of anything JSON can hold, independent of the order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """Dotted name -> (type, metadata) of every field."""
+    return _FIELDS
+
+
+def _collect_fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    for name, kind in typing.get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            found |= {f"{name}.{f.name}": (hints[f.name], f.metadata) for f in dataclasses.fields(kind)}
+        else:
+            found[name] = (kind, Config.__dataclass_fields__[name].metadata)
+    return found
+
+
+def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
+    kind, limits = rule
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+    if not limits:
+        return
+    above = limits["above"]
+    inside = (value > above if above is not None else value >= limits["low"]) and value <= limits["high"]
+    if not inside or not math.isfinite(value):
+        left = f"({above:g}" if above is not None else f"[{limits['low']:g}"
+        raise ConfigError(f"{name} must be finite and in {left}, {limits['high']:g}], got {value!r}")
+
+
+def _did_you_mean(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, _fields(), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_fields())}"
+
+
+_FIELDS = _collect_fields()

@@ -1,0 +1,231 @@
+"""What a trial leaves behind, and where. Records are the truth: reports and the MLflow view are made from them.
+
+    <storage>/trials/<trial id>/record.json            written last: a trial with this file has ended
+                                curves.parquet         learning curves, one row per probed epoch
+                                student.safetensors    final weights
+                                embedding.safetensors  test jets for the pictures: cls, label
+                                examples.safetensors   a few test jets with their masks: particles, masked, label
+                                checkpoint/            only while the trial is unfinished
+    <storage>/<study name>/study.json                  the plan and its trials
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from jbot.config import Config, digest
+
+State = Literal["complete", "failed", "pruned"]
+SCHEMA = 1
+
+
+class RecordError(ValueError):
+    """A record, plan or table that is missing, damaged or of another schema."""
+
+
+class Storage:
+    """Files under one root: a folder, or any URI that pyarrow.fs knows (s3://, gs://, hdfs://).
+
+    A file is there whole or not at all: local writes go through a temporary name, object stores upload atomically.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]):
+        self.uri = os.fspath(uri)
+        if "://" in self.uri:
+            self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+        else:
+            self.uri = str(Path(self.uri).expanduser().absolute())
+            self._fs, self._root = pafs.LocalFileSystem(), self.uri
+        self.local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def __truediv__(self, folder: str) -> Storage:
+        return Storage(f"{self.uri.rstrip('/')}/{folder}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Storage, (self.uri,))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of this name is there."""
+        return bool(self._fs.get_file_info(self._path(name)).type != pafs.FileType.NotFound)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises
+        ------
+        RecordError
+            When there is none.
+        """
+        try:
+            with self._fs.open_input_stream(self._path(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            raise RecordError(f"no {name} in {self.uri}") from None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Create or replace a file, atomically."""
+        path = self._path(name)
+        if not self.local:
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names directly under a folder, sorted; none when the folder is missing."""
+        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def remove(self, folder: str) -> None:
+        """Delete a folder and all in it, if it is there."""
+        if self.local:
+            shutil.rmtree(self._path(folder), ignore_errors=True)
+        elif self.exists(folder):
+            self._fs.delete_dir(self._path(folder))
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file; a damaged one is a RecordError."""
+        try:
+            return json.loads(self.read(name))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RecordError(f"{self.uri}/{name} is not valid JSON: {error}") from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write JSON that any parser reads: no NaN."""
+        self.write(name, json.dumps(content, indent=1, allow_nan=False).encode())
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Named arrays of a safetensors file."""
+        try:
+            return load_arrays(self.read(name))
+        except RecordError:
+            raise
+        except Exception as error:  # safetensors has one exception class per binding version
+            raise RecordError(f"{self.uri}/{name} is not a valid safetensors file: {error}") from None
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write named arrays as safetensors."""
+        self.write(name, save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
+
+    def read_rows(self, name: str) -> list[dict[str, Any]]:
+        """Rows of a Parquet table."""
+        try:
+            return list(pq.read_table(pa.BufferReader(self.read(name))).to_pylist())
+        except pa.ArrowInvalid as error:
+            raise RecordError(f"{self.uri}/{name} is not a valid Parquet file: {error}") from None
+
+    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows as Parquet; a column is there when any row has it."""
+        columns = {key: None for row in rows for key in row}
+        sink = io.BytesIO()
+        pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in columns}), sink)
+        self.write(name, sink.getvalue())
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One ended trial."""
+
+    trial_id: str
+    state: State
+    reason: str | None = None
+    """Why a failed or pruned trial ended; None for a complete one."""
+    study: str
+    """The study that ran it. Others may share it."""
+    arm: str
+    """Its arm in that study."""
+    plan_hash: str
+    config: dict[str, Any]
+    """The nested Config; `config["seed"]` is the block."""
+    data: dict[str, Any]
+    """`fingerprint` and `source` of the jets."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Final metrics, ``<split>/<probe>_<metric>``; those of the untrained encoder start with ``untrained/``."""
+    trainer_version: str
+    git_commit: str | None = None
+    libraries: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    started: str
+    """First start, UTC, ISO 8601."""
+    wall_seconds: float
+    """Of all attempts together."""
+    device_seconds: float
+    """Wall seconds of training steps and probes while the device was held, of all attempts together."""
+    attempts: int = 1
+    """Starts it took: one more than the times it was interrupted."""
+    schema: int = SCHEMA
+
+    @property
+    def seed(self) -> int:
+        """The block."""
+        return int(self.config["seed"])
+
+
+def trial_id(config: Config, data_fingerprint: str, trainer_version: str) -> str:
+    """The name of a trial: equal trials of different studies have the same one."""
+    return digest([dataclasses.asdict(config), data_fingerprint, trainer_version])
+
+
+def trial_folder(trial: str) -> str:
+    """Where a trial's files lie in the storage."""
+    return f"trials/{trial}"
+
+
+def save_record(storage: Storage, record: Record) -> None:
+    """Write a record. Its other files must be there already: this one says that the trial has ended."""
+    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", dataclasses.asdict(record))
+
+
+def load_record(storage: Storage, trial: str) -> Record | None:
+    """The record of a trial, or None when it has not ended.
+
+    Raises
+    ------
+    RecordError
+        When the file is damaged or of another schema.
+    """
+    name = f"{trial_folder(trial)}/record.json"
+    if not storage.exists(name):
+        return None
+    content = storage.read_json(name)
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise RecordError(f"{storage.uri}/{name} must be a record of schema {SCHEMA}")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise RecordError(f"{storage.uri}/{name} is not a record: {error}") from None
+
+
+def load_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
+    """Learning curves of a trial, by epoch: `epoch`, `device_seconds`, and metrics; empty when it left none."""
+    name = f"{trial_folder(trial)}/curves.parquet"
+    return storage.read_rows(name) if storage.exists(name) else []
