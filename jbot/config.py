@@ -213,9 +213,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         group, _, leaf = name.rpartition(".")
         # A whole number for a float field is a float: 1 and 1.0 must give one trial, not two.
         groups.setdefault(group, {})[leaf] = float(value) if _fields()[name][0] is float else value
-    parts = {
-        group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group
-    }
+    parts = {group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group}
     return dataclasses.replace(config, **parts, **groups.get("", {}))
 
 

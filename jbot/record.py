@@ -1,12 +1,12 @@
 """What a trial leaves behind, and where. Records are the truth: reports and the MLflow view are made from them.
 
-    <storage>/trials/<trial id>/record.json            written last: a trial with this file has ended
-                                curves.parquet         learning curves, one row per probed epoch
-                                student.safetensors    final weights
-                                embedding.safetensors  test jets for the pictures: cls, label
-                                examples.safetensors   a few test jets with their masks: particles, masked, label
-                                checkpoint/            only while the trial is unfinished
-    <storage>/<study name>/study.json                  the plan and its trials
+<storage>/trials/<trial id>/record.json            written last: a trial with this file has ended
+                            curves.parquet         learning curves, one row per probed epoch
+                            student.safetensors    final weights
+                            embedding.safetensors  test jets for the pictures: cls, label
+                            examples.safetensors   a few test jets with their masks: particles, masked, label
+                            checkpoint/            only while the trial is unfinished
+<storage>/<study name>/study.json                  the plan and its trials
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""The jBOT loss: self-distillation of [CLS] and of masked particles, and KoLeo (arXiv:2601.11719, section 2).
+
+L = 1/2 (L_uv + L_vu) + koleo_weight * KoLeo([CLS] of u)
+L_uv = cls_weight * CE(teacher [CLS] of v, student [CLS] of u)
+     + particle_weight * CE(teacher particle of u, student particle of u)   at masked particles
+CE(t, s) = - mean over rows of  softmax((t - center) / teacher_temp) . log_softmax(s / student_temp)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+PerTrial = Float[Tensor, "trial"]
+Rows = Float[Tensor, "*rows projection"]
+
+
+def teacher_targets(projected: Rows, center: Float[Tensor, "*#rows projection"], temp: float) -> Rows:
+    """Centered and sharpened: softmax((t - center) / temp). Centering spreads the targets, sharpening focuses them."""
+    return torch.softmax((projected - center) / temp, dim=-1)
+
+
+def cross_entropy(targets: Rows, student: Rows, temp: float) -> Float[Tensor, "*rows"]:
+    """- targets . log_softmax(student / temp), a row each, in nats."""
+    return -(targets * torch.log_softmax(student / temp, dim=-1)).sum(-1)
+
+
+def cls_loss(
+    targets: Float[Tensor, "trial 2 jet projection"], student: Float[Tensor, "trial 2 jet projection"], temp: float
+) -> PerTrial:
+    """[CLS] across views: the student's u learns the teacher's v and the other way round."""
+    return cross_entropy(targets.flip(1), student, temp).mean(dim=(1, 2))
+
+
+def particle_loss(
+    targets: Float[Tensor, "trial 2 jet particle projection"],
+    student: Float[Tensor, "trial 2 jet particle projection"],
+    masked: Bool[Tensor, "trial 2 jet particle"],
+    temp: float,
+) -> PerTrial:
+    """Masked particles within a view: mean over the masked particles of each view, then over the two views.
+
+    A view in which nothing is masked adds 0.
+    """
+    rows = cross_entropy(targets, student, temp) * masked
+    return (rows.sum(dim=(2, 3)) / masked.sum(dim=(2, 3)).clamp(min=1)).mean(dim=1)
+
+
+def koleo_loss(cls_embedding: Float[Tensor, "trial jet dim"], eps: float = 1e-8) -> PerTrial:
+    """Kozachenko-Leonenko regulariser: spreads jet embeddings on the unit sphere.
+
+    Parameters
+    ----------
+    cls_embedding : float tensor (trial, jet, dim)
+        Raw student [CLS] of one view, dimensionless. Two views of one jet must not share a batch.
+
+    Returns
+    -------
+    float tensor (trial,)
+        Mean of -log d_i in nats, d_i in [0, 2] the distance to the nearest other jet.
+
+    Raises
+    ------
+    ValueError
+        With fewer than two jets.
+
+    References
+    ----------
+    Sablayrolles et al., ICLR 2019, arXiv:1806.03198.
+    """
+    jets = cls_embedding.shape[1]
+    if jets < 2:
+        raise ValueError(f"KoLeo needs at least two jets in a batch, got {jets}")
+    unit = torch.nn.functional.normalize(cls_embedding, dim=-1, eps=1e-6)
+    cosine = unit @ unit.transpose(1, 2)
+    itself = torch.eye(jets, dtype=torch.bool, device=unit.device)
+    nearest = cosine.masked_fill(itself, -2.0).amax(-1).clamp(-1.0, 1.0)
+    distance = torch.sqrt((2.0 - 2.0 * nearest).clamp(min=eps))
+    return -torch.log(distance + eps).mean(-1)
+
+
+def entropy(probabilities: Rows) -> Float[Tensor, "*rows"]:
+    """In nats; log(projection) when uniform, 0 when collapsed on one output."""
+    return torch.special.entr(probabilities).sum(-1)

@@ -1,0 +1,130 @@
+"""Which particles are hidden from the student: one pure function a scheme, and the registry that says what each means.
+
+A scheme takes a `Scene` and returns the masked particles, bool (trial, view, jet, particle). All schemes share the
+same draws, so at one seed and step the arms of a masking study hide the same share of every jet.
+Whenever the ratio is above zero at least one valid particle is masked and at least one is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jbot.augment import ETA, PHI, PT, VALID, Particles, PerJet, PerParticle, precedes
+from jbot.config import MaskConfig
+from jbot.streams import Draws
+
+Masked = Bool[Tensor, "trial view jet particle"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a masking scheme may look at."""
+
+    particles: Particles
+    ratio: PerJet
+    """Share of the jet to mask, in [0, 1]; 0 masks nothing."""
+    first: PerParticle
+    second: PerParticle
+    """Two independent uniform draws in (0, 1)."""
+
+    @property
+    def valid(self) -> Masked:
+        """Real particles."""
+        return self.particles[..., VALID] > 0.5
+
+    @property
+    def pt(self) -> PerParticle:
+        """pt_rel, 0 in padding."""
+        return self.particles[..., PT] * self.particles[..., VALID]
+
+
+def momentum(scene: Scene) -> Masked:
+    """Particles in random order, up to a share of the jet's momentum."""
+    return _take(scene, scene.first, _count_to_target(scene, scene.first))
+
+
+def random(scene: Scene) -> Masked:
+    """Particles in random order, up to a share of the jet's particle count."""
+    return _take(scene, scene.first, torch.round(scene.ratio * scene.valid.sum(-1)))
+
+
+def random_count(scene: Scene) -> Masked:
+    """As many particles as `momentum` masks on this jet, but drawn anew, blind to momentum."""
+    return _take(scene, scene.second, _count_to_target(scene, scene.first))
+
+
+def geometric(scene: Scene) -> Masked:
+    """The neighbourhood of a random particle in (eta, phi), up to a share of the jet's momentum."""
+    distance = _distance_to_random_particle(scene)
+    return _take(scene, distance, _count_to_target(scene, distance))
+
+
+def geometric_count(scene: Scene) -> Masked:
+    """The neighbourhood of a random particle, as many particles as `momentum` masks on this jet."""
+    return _take(scene, _distance_to_random_particle(scene), _count_to_target(scene, scene.first))
+
+
+def hardest(scene: Scene) -> Masked:
+    """The highest-momentum particles first, up to a share of the jet's momentum."""
+    return _take(scene, -scene.pt, _count_to_target(scene, -scene.pt))
+
+
+def softest(scene: Scene) -> Masked:
+    """The lowest-momentum particles first, up to a share of the jet's momentum."""
+    return _take(scene, scene.pt, _count_to_target(scene, scene.pt))
+
+
+def none(scene: Scene) -> Masked:
+    """Nothing is masked: only the [CLS] loss is left."""
+    return torch.zeros_like(scene.valid)
+
+
+SCHEMES: dict[str, Callable[[Scene], Masked]] = {
+    scheme.__name__: scheme
+    for scheme in (momentum, random, random_count, geometric, geometric_count, hardest, softest, none)
+}
+
+
+def mask_views(views: Particles, draws: Draws, config: MaskConfig) -> Masked:
+    """The masked particles of each view, on its own draws."""
+    _, _, jets, slots, _ = views.shape
+    (share,), (coin,) = draws.uniforms(["ratio"], (2, jets))
+    (first,), (second,) = draws.uniforms(["mask"], (2, jets, slots))
+    ratio = config.ratio_low + (config.ratio_high - config.ratio_low) * share
+    ratio = ratio * (coin < config.probability)
+    return SCHEMES[config.scheme](Scene(views, ratio, first, second))
+
+
+def _take(scene: Scene, key: PerParticle, count: PerJet) -> Masked:
+    """Mask the `count` particles with the smallest key, but at least one and not the last one."""
+    valid = scene.valid
+    order = precedes(key.masked_fill(~valid, math.inf)).sum(-1)
+    count = torch.minimum(count.clamp(min=1), valid.sum(-1) - 1) * (scene.ratio > 0)
+    return valid & (order < count[..., None])
+
+
+def _count_to_target(scene: Scene, key: PerParticle) -> PerJet:
+    """How many particles, in ascending order of the key, come closest to the momentum target ratio * sum pT."""
+    pt = scene.pt
+    before = (precedes(key.masked_fill(~scene.valid, math.inf)).to(pt.dtype) @ pt[..., None]).squeeze(-1)
+    target = (scene.ratio * pt.sum(-1))[..., None]
+    # A particle is taken when the sum with it lies closer to the target than the sum without it.
+    taken = scene.valid & ((before + pt - target).abs() <= (before - target).abs()) & (before < target)
+    return taken.sum(-1).to(pt.dtype)
+
+
+def _distance_to_random_particle(scene: Scene) -> PerParticle:
+    """Squared (eta, phi) distance of each particle to one valid particle of its jet; 0 for that one."""
+    centre = scene.second.masked_fill(~scene.valid, 2.0).argmin(-1, keepdim=True)
+    eta, phi = scene.particles[..., ETA], scene.particles[..., PHI]
+    d_phi = phi - phi.gather(-1, centre)
+    d_phi = d_phi - 2 * math.pi * torch.round(d_phi / (2 * math.pi))
+    distance = (eta - eta.gather(-1, centre)) ** 2 + d_phi**2
+    # The centre comes first even when a split twin lies exactly on it.
+    return distance.scatter(-1, centre, -1.0)

@@ -1,0 +1,220 @@
+"""The jBOT encoder and projection head (arXiv:2601.11719), as functions of one flat weight buffer per trial.
+
+Axes: (trial, jet, token, dim); token 0 is [CLS], the others are particles. Every weight has a leading trial axis.
+All weights of a trial lie in one row, so the optimiser and the teacher's average are single operations on (trial, n).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from jbot.config import ModelConfig
+from jbot.streams import numpy_generator
+
+FEATURES = 4
+FFN_WIDTH = 4  # FFN: d -> 4d -> d
+HEAD_WIDTH = 8  # projection head: d -> 8p -> p
+NORM_EPS = 1e-6
+
+Flat = Float[Tensor, "trial weight"]
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of a batch of jets."""
+
+    cls: Float[Tensor, "trial jet dim"]
+    """Raw [CLS] output: the embedding."""
+    particle: Float[Tensor, "trial jet particle dim"] | None
+    """Raw particle tokens; those of padding mean nothing. None when only [CLS] was asked for."""
+    attention_entropy: Float[Tensor, "trial layer head"] | None
+    """Entropy of the [CLS] attention, relative to uniform attention (1), averaged over jets; when asked for."""
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of one trial, in the order of the flat buffer."""
+    d, inner = config.dim, config.heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (FEATURES, d),
+        "embed.bias": (d,),
+        "cls_token": (d,),
+        "mask_token": (d,),
+    }
+    for layer in range(config.layers):
+        block = f"block{layer}"
+        shapes |= {
+            f"{block}.qkv.weight": (d, 3 * inner),
+            f"{block}.qkv.bias": (3 * inner,),
+            f"{block}.out.weight": (inner, d),
+            f"{block}.out.bias": (d,),
+            f"{block}.norm1.weight": (d,),
+            f"{block}.norm1.bias": (d,),
+            f"{block}.ffn1.weight": (d, FFN_WIDTH * d),
+            f"{block}.ffn1.bias": (FFN_WIDTH * d,),
+            f"{block}.ffn2.weight": (FFN_WIDTH * d, d),
+            f"{block}.ffn2.bias": (d,),
+            f"{block}.norm2.weight": (d,),
+            f"{block}.norm2.bias": (d,),
+        }
+    hidden = HEAD_WIDTH * config.projection
+    return shapes | {
+        "head1.weight": (d, hidden),
+        "head1.bias": (hidden,),
+        "head2.weight": (hidden, config.projection),
+        "head2.bias": (config.projection,),
+    }
+
+
+def unpack(flat: Flat, config: ModelConfig) -> Weights:
+    """Views of the flat buffer, by name, each (trial, *shape)."""
+    shapes = weight_shapes(config)
+    parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def pack(weights: dict[str, np.ndarray], config: ModelConfig) -> Float[Tensor, "weight"]:
+    """One trial's named weights as a row of the flat buffer."""
+    rows = []
+    for name, shape in weight_shapes(config).items():
+        if weights[name].shape != shape:
+            raise ValueError(f"weight {name} must have shape {shape}, got {weights[name].shape}")
+        rows.append(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)).reshape(-1))
+    return torch.cat(rows)
+
+
+def init_weights(config: ModelConfig, seed: int) -> Float[Tensor, "weight"]:
+    """Initial weights of one trial, as Keras draws them; each weight from its own stream, so arms share what they can.
+
+    Glorot uniform, biases and [CLS] zero, mask token Normal(0, 0.02). Keras takes the fans of its three-dimensional
+    attention kernels as those of a convolution: (d, heads, k) has limit sqrt(6 / (d (heads + k))) and
+    (heads, k, d) has sqrt(6 / (heads (k + d))).
+    """
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        generator = numpy_generator(seed, f"init/{name}")
+        if name.endswith("norm1.weight") or name.endswith("norm2.weight"):
+            value = np.ones(shape)
+        elif name == "mask_token":
+            value = generator.normal(0.0, 0.02, shape)
+        elif name.endswith("weight"):
+            limit = math.sqrt(6.0 / _fans(name, shape, config))
+            value = generator.uniform(-limit, limit, shape)
+        else:
+            value = np.zeros(shape)
+        weights[name] = value.astype(np.float32)
+    return pack(weights, config)
+
+
+def _fans(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:
+    """fan_in + fan_out as Keras counts them."""
+    if name.endswith("qkv.weight"):
+        return config.dim * (config.heads + config.head_dim)
+    if name.endswith("out.weight"):
+        return config.heads * (config.head_dim + config.dim)
+    return sum(shape)
+
+
+def encode(
+    weights: Weights,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+    *,
+    cls_only: bool = False,
+    watch_attention: bool = False,
+) -> Encoded:
+    """Run the encoder.
+
+    Parameters
+    ----------
+    particles : float tensor (trial, jet, particle, 4)
+        eta_rel, phi_rel, pt_rel, valid.
+    masked : bool tensor (trial, jet, particle), optional
+        Particles whose embedding is replaced by the mask token.
+    cls_only : bool
+        Compute only [CLS] in the last block: the same embedding for less work.
+    watch_attention : bool
+        Also return how far the [CLS] attention is from uniform.
+    """
+    trials, jets, slots, _ = particles.shape
+    x = linear(particles.reshape(trials, jets * slots, FEATURES), weights["embed.weight"], weights["embed.bias"])
+    x = x.view(trials, jets, slots, config.dim)
+    if masked is not None:
+        x = torch.where(masked[..., None], weights["mask_token"][:, None, None, :], x)
+    cls = weights["cls_token"][:, None, None, :].expand(-1, jets, -1, -1)
+    x = torch.cat((cls, x), dim=2)
+    hidden = None if config.padding == "reference" else _hidden_keys(particles[..., 3] < 0.5)
+    entropies = []
+    for layer in range(config.layers):
+        queries = 1 if cls_only and layer == config.layers - 1 else slots + 1
+        x, attention = block(weights, f"block{layer}", x, hidden, config, queries)
+        if watch_attention:
+            entropies.append(_relative_entropy(attention[..., 0, :], hidden))
+    return Encoded(
+        cls=x[:, :, 0],
+        particle=None if cls_only else x[:, :, 1:],
+        attention_entropy=torch.stack(entropies, dim=1) if watch_attention else None,
+    )
+
+
+def block(
+    weights: Weights, name: str, x: Tensor, hidden: Tensor | None, config: ModelConfig, queries: int
+) -> tuple[Float[Tensor, "trial jet query dim"], Float[Tensor, "trial jet head query token"]]:
+    """One post-norm transformer block; returns its output for the first `queries` tokens, and its attention."""
+    trials, jets, tokens, d = x.shape
+    heads, k = config.heads, config.head_dim
+    qkv = linear(x.reshape(trials, jets * tokens, d), weights[f"{name}.qkv.weight"], weights[f"{name}.qkv.bias"])
+    query, key, value = qkv.view(trials, jets, tokens, 3, heads, k).permute(3, 0, 1, 4, 2, 5)
+    scores = (query[..., :queries, :] * k**-0.5) @ key.transpose(-1, -2)
+    if hidden is not None:
+        scores = scores + hidden
+    attention = torch.softmax(scores, dim=-1)
+    mixed = (attention @ value).transpose(2, 3).reshape(trials, jets * queries, heads * k)
+    x = x[:, :, :queries].reshape(trials, jets * queries, d)
+    x = layer_norm(
+        x + linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"]), weights, f"{name}.norm1"
+    )
+    inner = F.gelu(linear(x, weights[f"{name}.ffn1.weight"], weights[f"{name}.ffn1.bias"]))
+    x = layer_norm(
+        x + linear(inner, weights[f"{name}.ffn2.weight"], weights[f"{name}.ffn2.bias"]), weights, f"{name}.norm2"
+    )
+    return x.view(trials, jets, queries, d), attention
+
+
+def project(weights: Weights, x: Float[Tensor, "trial token dim"]) -> Float[Tensor, "trial token projection"]:
+    """The projection head, shared by [CLS] and particles: points on the unit sphere."""
+    hidden = F.gelu(linear(x, weights["head1.weight"], weights["head1.bias"]))
+    return F.normalize(linear(hidden, weights["head2.weight"], weights["head2.bias"]), dim=-1, eps=1e-6)
+
+
+def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:
+    """x @ weight + bias, each trial with its own."""
+    return torch.baddbmm(bias[:, None, :], x, weight)
+
+
+def layer_norm(x: Float[Tensor, "trial row dim"], weights: Weights, name: str) -> Float[Tensor, "trial row dim"]:
+    """Layer normalisation, each trial with its own gain and bias."""
+    gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    if len(gain) == 1:  # a pack of one, the ordinary case, has the fused kernel
+        return F.layer_norm(x, x.shape[-1:], gain[0], bias[0], NORM_EPS)
+    return torch.addcmul(bias[:, None], F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain[:, None])
+
+
+def _hidden_keys(padding: Bool[Tensor, "trial jet particle"]) -> Float[Tensor, "trial jet 1 1 token"]:
+    """Added to the attention scores: -inf for padding, 0 for [CLS] and valid particles."""
+    hidden = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -math.inf)
+    return F.pad(hidden, (1, 0))[:, :, None, None, :]
+
+
+def _relative_entropy(attention: Float[Tensor, "trial jet head token"], hidden: Tensor | None) -> Tensor:
+    tokens = attention.shape[-1] if hidden is None else torch.isfinite(hidden[:, :, 0]).sum(-1)
+    entropy = torch.special.entr(attention).sum(-1)
+    return (entropy / math.log(tokens) if hidden is None else entropy / torch.log(tokens.to(entropy))).mean(1)
