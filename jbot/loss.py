@@ -9,7 +9,7 @@ CE(t, s) = - mean over rows of  softmax((t - center) / teacher_temp) . log_softm
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 PerTrial = Float[Tensor, "trial"]
@@ -34,17 +34,13 @@ def cls_loss(
 
 
 def particle_loss(
-    targets: Float[Tensor, "trial 2 jet particle projection"],
-    student: Float[Tensor, "trial 2 jet particle projection"],
-    masked: Bool[Tensor, "trial 2 jet particle"],
+    targets: Float[Tensor, "trial row projection"],
+    student: Float[Tensor, "trial row projection"],
+    weight: Float[Tensor, "trial row"],
     temp: float,
 ) -> PerTrial:
-    """Masked particles within a view: mean over the masked particles of each view, then over the two views.
-
-    A view in which nothing is masked adds 0.
-    """
-    rows = cross_entropy(targets, student, temp) * masked
-    return (rows.sum(dim=(2, 3)) / masked.sum(dim=(2, 3)).clamp(min=1)).mean(dim=1)
+    """Masked particles within a view; `weight` makes it the mean over each view's masked particles, then over views."""
+    return (cross_entropy(targets, student, temp) * weight).sum(dim=1)
 
 
 def koleo_loss(cls_embedding: Float[Tensor, "trial jet dim"], eps: float = 1e-8) -> PerTrial:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from jbot.augment import ETA, PHI, PT, VALID, Particles, PerJet, PerParticle, precedes

@@ -7,12 +7,11 @@ All weights of a trial lie in one row, so the optimiser and the teacher's averag
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from jbot.config import ModelConfig
@@ -25,18 +24,6 @@ NORM_EPS = 1e-6
 
 Flat = Float[Tensor, "trial weight"]
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What the encoder makes of a batch of jets."""
-
-    cls: Float[Tensor, "trial jet dim"]
-    """Raw [CLS] output: the embedding."""
-    particle: Float[Tensor, "trial jet particle dim"] | None
-    """Raw particle tokens; those of padding mean nothing. None when only [CLS] was asked for."""
-    attention_entropy: Float[Tensor, "trial layer head"] | None
-    """Entropy of the [CLS] attention, relative to uniform attention (1), averaged over jets; when asked for."""
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -127,11 +114,10 @@ def encode(
     particles: Float[Tensor, "trial jet particle 4"],
     config: ModelConfig,
     masked: Bool[Tensor, "trial jet particle"] | None = None,
-    *,
-    cls_only: bool = False,
-    watch_attention: bool = False,
-) -> Encoded:
-    """Run the encoder.
+    rows: Int64[Tensor, "trial row"] | None = None,
+    attentions: list[Tensor] | None = None,
+) -> Float[Tensor, "trial row dim"]:
+    """Raw encoder outputs, for all tokens or only for those that are used.
 
     Parameters
     ----------
@@ -139,10 +125,11 @@ def encode(
         eta_rel, phi_rel, pt_rel, valid.
     masked : bool tensor (trial, jet, particle), optional
         Particles whose embedding is replaced by the mask token.
-    cls_only : bool
-        Compute only [CLS] in the last block: the same embedding for less work.
-    watch_attention : bool
-        Also return how far the [CLS] attention is from uniform.
+    rows : int64 tensor (trial, row), optional
+        Tokens wanted, numbered jet * (particle + 1) + token with [CLS] as token 0; all when None. The last block works
+        on these alone: the same numbers for less work. Outputs at padding mean nothing.
+    attentions : list, optional
+        Receives each block's attention, (trial, jet, head, query, key).
     """
     trials, jets, slots, _ = particles.shape
     x = linear(particles.reshape(trials, jets * slots, FEATURES), weights["embed.weight"], weights["embed.bias"])
@@ -150,43 +137,53 @@ def encode(
     if masked is not None:
         x = torch.where(masked[..., None], weights["mask_token"][:, None, None, :], x)
     cls = weights["cls_token"][:, None, None, :].expand(-1, jets, -1, -1)
-    x = torch.cat((cls, x), dim=2)
-    hidden = None if config.padding == "reference" else _hidden_keys(particles[..., 3] < 0.5)
-    entropies = []
+    x = torch.cat((cls, x), dim=2).flatten(1, 2)
+    hidden = None if config.padding == "reference" else hidden_keys(particles[..., 3] < 0.5)
     for layer in range(config.layers):
-        queries = 1 if cls_only and layer == config.layers - 1 else slots + 1
-        x, attention = block(weights, f"block{layer}", x, hidden, config, queries)
-        if watch_attention:
-            entropies.append(_relative_entropy(attention[..., 0, :], hidden))
-    return Encoded(
-        cls=x[:, :, 0],
-        particle=None if cls_only else x[:, :, 1:],
-        attention_entropy=torch.stack(entropies, dim=1) if watch_attention else None,
-    )
+        last = layer == config.layers - 1
+        x = block(weights, f"block{layer}", x, jets, hidden, config, rows if last else None, attentions)
+    return x
 
 
 def block(
-    weights: Weights, name: str, x: Tensor, hidden: Tensor | None, config: ModelConfig, queries: int
-) -> tuple[Float[Tensor, "trial jet query dim"], Float[Tensor, "trial jet head query token"]]:
-    """One post-norm transformer block; returns its output for the first `queries` tokens, and its attention."""
-    trials, jets, tokens, d = x.shape
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial token dim"],
+    jets: int,
+    hidden: Tensor | None,
+    config: ModelConfig,
+    rows: Tensor | None,
+    attentions: list[Tensor] | None,
+) -> Float[Tensor, "trial row dim"]:
+    """One post-norm transformer block; all of it behind the attention only for `rows`."""
     heads, k = config.heads, config.head_dim
-    qkv = linear(x.reshape(trials, jets * tokens, d), weights[f"{name}.qkv.weight"], weights[f"{name}.qkv.bias"])
-    query, key, value = qkv.view(trials, jets, tokens, 3, heads, k).permute(3, 0, 1, 4, 2, 5)
-    scores = (query[..., :queries, :] * k**-0.5) @ key.transpose(-1, -2)
-    if hidden is not None:
-        scores = scores + hidden
-    attention = torch.softmax(scores, dim=-1)
-    mixed = (attention @ value).transpose(2, 3).reshape(trials, jets * queries, heads * k)
-    x = x[:, :, :queries].reshape(trials, jets * queries, d)
-    x = layer_norm(
-        x + linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"]), weights, f"{name}.norm1"
-    )
+    qkv = linear(x, weights[f"{name}.qkv.weight"], weights[f"{name}.qkv.bias"])
+    # (trial, jet * token, 3 * head * k) -> 3 of (trial, jet, head, token, k)
+    query, key, value = qkv.view(len(x), jets, -1, 3, heads, k).permute(3, 0, 1, 4, 2, 5)
+    scores = (query * k**-0.5) @ key.transpose(-1, -2)
+    attention = torch.softmax(scores if hidden is None else scores + hidden, dim=-1)
+    if attentions is not None:
+        attentions.append(attention)
+    mixed = (attention @ value).transpose(2, 3).reshape(len(x), x.shape[1], heads * k)
+    if rows is not None:
+        x, mixed = take_rows(x, rows), take_rows(mixed, rows)
+    update = linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"])
+    x = layer_norm(x + update, weights, f"{name}.norm1")
     inner = F.gelu(linear(x, weights[f"{name}.ffn1.weight"], weights[f"{name}.ffn1.bias"]))
-    x = layer_norm(
-        x + linear(inner, weights[f"{name}.ffn2.weight"], weights[f"{name}.ffn2.bias"]), weights, f"{name}.norm2"
-    )
-    return x.view(trials, jets, queries, d), attention
+    update = linear(inner, weights[f"{name}.ffn2.weight"], weights[f"{name}.ffn2.bias"])
+    return layer_norm(x + update, weights, f"{name}.norm2")
+
+
+def cls_rows(trials: int, jets: int, slots: int, device: torch.device) -> Int64[Tensor, "trial jet"]:
+    """Row numbers of the [CLS] tokens."""
+    return (torch.arange(jets, device=device) * (slots + 1)).expand(trials, -1)
+
+
+def take_rows(x: Float[Tensor, "trial token width"], rows: Int64[Tensor, "trial row"]) -> Tensor:
+    """Rows of each trial's tokens."""
+    if len(x) == 1:  # a pack of one, the ordinary case: no index as large as the result
+        return x[0].index_select(0, rows[0])[None]
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def project(weights: Weights, x: Float[Tensor, "trial token dim"]) -> Float[Tensor, "trial token projection"]:
@@ -208,13 +205,16 @@ def layer_norm(x: Float[Tensor, "trial row dim"], weights: Weights, name: str) -
     return torch.addcmul(bias[:, None], F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain[:, None])
 
 
-def _hidden_keys(padding: Bool[Tensor, "trial jet particle"]) -> Float[Tensor, "trial jet 1 1 token"]:
+def hidden_keys(padding: Bool[Tensor, "trial jet particle"]) -> Float[Tensor, "trial jet 1 1 token"]:
     """Added to the attention scores: -inf for padding, 0 for [CLS] and valid particles."""
     hidden = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -math.inf)
     return F.pad(hidden, (1, 0))[:, :, None, None, :]
 
 
-def _relative_entropy(attention: Float[Tensor, "trial jet head token"], hidden: Tensor | None) -> Tensor:
-    tokens = attention.shape[-1] if hidden is None else torch.isfinite(hidden[:, :, 0]).sum(-1)
-    entropy = torch.special.entr(attention).sum(-1)
-    return (entropy / math.log(tokens) if hidden is None else entropy / torch.log(tokens.to(entropy))).mean(1)
+def relative_entropy(
+    attention: Float[Tensor, "trial jet head query key"], hidden: Float[Tensor, "trial jet 1 1 key"] | None
+) -> Float[Tensor, "trial head"]:
+    """Entropy of the [CLS] attention as a fraction of uniform attention's, averaged over jets."""
+    visible = torch.ones_like(attention[:, :, :1, :1]) if hidden is None else torch.isfinite(hidden)
+    uniform = torch.log(visible.sum(-1).to(attention))[:, :, 0]
+    return (torch.special.entr(attention[..., 0, :]).sum(-1) / uniform).mean(1)

@@ -102,6 +102,10 @@ class Storage:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
+    def remove_file(self, name: str) -> None:
+        """Delete one file."""
+        self._fs.delete_file(self._path(name))
+
     def remove(self, folder: str) -> None:
         """Delete a folder and all in it, if it is there."""
         if self.local:
@@ -179,7 +183,9 @@ class Record:
     wall_seconds: float
     """Of all attempts together."""
     device_seconds: float
-    """Wall seconds of training steps and probes while the device was held, of all attempts together."""
+    """Seconds of training steps and probes, of all attempts together."""
+    probe_seconds: float = 0.0
+    """The share of device_seconds that went into probes."""
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     schema: int = SCHEMA

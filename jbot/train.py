@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -23,10 +22,15 @@ from jbot.augment import augment
 from jbot.config import Config, OptimConfig, TeacherConfig
 from jbot.loss import cls_loss, entropy, koleo_loss, particle_loss, teacher_targets
 from jbot.masking import Masked, mask_views
-from jbot.model import Encoded, Flat, encode, init_weights, project, unpack
+from jbot.model import Flat, cls_rows, encode, init_weights, project, take_rows, unpack
 from jbot.streams import Draws, numpy_generator
 
 Metrics = dict[str, float]
+
+# Beyond these an embedding says nothing about its jets (assumed; an untrained encoder is far from all three).
+MIN_SPREAD = 1e-3
+MIN_ENTROPY = 1e-3
+MAX_ATTENTION_ENTROPY = 0.9999
 
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome of the trial, not an error of the program
@@ -46,7 +50,8 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     """Finished epochs."""
-    seconds: float = 0.0
+    train_seconds: float = 0.0
+    probe_seconds: float = 0.0
     """Device seconds so far, in all attempts."""
     curves: list[dict[str, Any]] = field(default_factory=list)
 
@@ -106,7 +111,7 @@ def train(
     """
     seeds = torch.tensor([config.seed], device=jets.device)
     if not state.curves:
-        _add_point(state, probe(state), {})
+        _add_point(state, {}, probe)
         after_epoch(state)
     while state.epoch < config.train.epochs:
         started = time.perf_counter()
@@ -121,12 +126,14 @@ def train(
             steps += 1
         means = {f"train/{name}": float(value[0]) / steps for name, value in sums.items()}
         state.epoch += 1
-        state.seconds += time.perf_counter() - started
+        state.train_seconds += time.perf_counter() - started
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise TrialFailed(f"diverged: {broken[0]} is not finite in epoch {state.epoch}")
         if state.epoch % config.probe.every == 0 or state.epoch == config.train.epochs:
-            _add_point(state, probe(state), means | {"train/lr": lr, "train/ema_momentum": momentum})
+            point = _add_point(state, means | {"train/lr": lr, "train/ema_momentum": momentum}, probe)
+            if reason := collapse(point):
+                raise TrialFailed(f"collapsed: {reason} after epoch {state.epoch}")
         after_epoch(state)
     return state
 
@@ -163,56 +170,58 @@ def step_on_views(
     momentum: float,
 ) -> dict[str, Float[Tensor, "trial"]]:
     """The step behind augmentation and masking."""
+    trials, _, jets, slots, _ = views.shape
+    cls = cls_rows(trials, 2 * jets, slots, views.device)
+    particle, weight = masked_rows(masked)
     with torch.no_grad():
-        teacher_cls, teacher_particle, _ = project_views(state.teacher, views, None, config)
-    student = state.student.detach().requires_grad_()
-    student_cls, student_particle, encoded = project_views(student, views, masked, config)
+        teacher = unpack(state.teacher, config.model)
+        teacher_out = project(teacher, encode(teacher, views.flatten(1, 2), config.model))
+    flat = state.student.detach().requires_grad_()
+    student = unpack(flat, config.model)
+    wanted = torch.cat((cls, particle), dim=1)
+    raw = encode(student, views.flatten(1, 2), config.model, masked.flatten(1, 2), wanted)
+    student_out = project(student, raw)
 
-    loss, temps = config.loss, (config.loss.teacher_temp, config.loss.student_temp)
-    cls_targets = teacher_targets(teacher_cls, state.cls_center[:, None, None], temps[0])
-    particle_targets = teacher_targets(teacher_particle, state.particle_center[:, None, None, None], temps[0])
+    temp, teacher_temp = config.loss.student_temp, config.loss.teacher_temp
+    student_cls = student_out[:, : 2 * jets].unflatten(1, (2, jets))
+    teacher_cls = take_rows(teacher_out, cls).unflatten(1, (2, jets))
+    cls_targets = teacher_targets(teacher_cls, state.cls_center[:, None, None], teacher_temp)
+    particle_targets = teacher_targets(take_rows(teacher_out, particle), state.particle_center[:, None], teacher_temp)
     terms = {
-        "cls_loss": cls_loss(cls_targets, student_cls, temps[1]),
-        "particle_loss": particle_loss(particle_targets, student_particle, masked, temps[1]),
-        "koleo_loss": koleo_loss(encoded.cls[:, : jets_of(views)]),
+        "cls_loss": cls_loss(cls_targets, student_cls, temp),
+        "particle_loss": particle_loss(particle_targets, student_out[:, 2 * jets :], weight, temp),
+        "koleo_loss": koleo_loss(raw[:, :jets]),
     }
     total = (
-        loss.cls_weight * terms["cls_loss"]
-        + loss.particle_weight * terms["particle_loss"]
-        + loss.koleo_weight * terms["koleo_loss"]
+        config.loss.cls_weight * terms["cls_loss"]
+        + config.loss.particle_weight * terms["particle_loss"]
+        + config.loss.koleo_weight * terms["koleo_loss"]
     )
-    (gradient,) = torch.autograd.grad(total.sum(), student)
+    (gradient,) = torch.autograd.grad(total.sum(), flat)
 
     with torch.no_grad():
         adamw(state, gradient, lr, config.optim)
         state.teacher.lerp_(state.student, 1.0 - momentum)
-        update_centers(state, teacher_cls, teacher_particle, views, config)
-        probabilities = torch.softmax(student_cls / temps[1], dim=-1)
+        update_centers(state, teacher_out.unflatten(1, (2, jets, slots + 1)), views[..., 3], config)
         terms = {"loss": total} | terms
         terms["teacher_entropy"] = entropy(cls_targets).mean(dim=(1, 2))
-        terms["student_entropy"] = entropy(probabilities).mean(dim=(1, 2))
-        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / (views[..., 3] > 0.5).sum(dim=(1, 2, 3))
+        terms["student_entropy"] = entropy(torch.softmax(student_cls / temp, dim=-1)).mean(dim=(1, 2))
+        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
     state.step += 1
     return {name: value.detach() for name, value in terms.items()}
 
 
-def jets_of(views: Tensor) -> int:
-    """Jets a view, of (trial, view, jet, particle, feature)."""
-    return views.shape[2]
+def masked_rows(masked: Masked) -> tuple[Int64[Tensor, "trial row"], Float[Tensor, "trial row"]]:
+    """Token numbers of the masked particles, and weights that make a sum over them the mean over views of means.
 
-
-def project_views(
-    flat: Flat, views: Float[Tensor, "trial 2 jet particle 4"], masked: Masked | None, config: Config
-) -> tuple[Float[Tensor, "trial 2 jet projection"], Float[Tensor, "trial 2 jet particle projection"], Encoded]:
-    """Both views in one batch through encoder and projection head: [CLS], particles, and the raw outputs."""
-    trials, _, jets, slots, _ = views.shape
-    weights = unpack(flat, config.model)
-    hidden = None if masked is None else masked.flatten(1, 2)
-    encoded = encode(weights, views.flatten(1, 2), config.model, hidden)
-    assert encoded.particle is not None
-    tokens = torch.cat((encoded.cls[:, :, None], encoded.particle), dim=2)
-    projected = project(weights, tokens.flatten(1, 2)).view(trials, 2, jets, slots + 1, -1)
-    return projected[..., 0, :], projected[..., 1:, :], encoded
+    Trials of a pack mask different counts; the shorter ones are filled up with rows of weight 0.
+    """
+    slots = masked.shape[-1]
+    per_view = masked.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    weight = (masked / (2.0 * per_view)).flatten(1)
+    rows = int(masked.sum(dim=(1, 2, 3)).max())
+    index = masked.flatten(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :rows]
+    return index + index // slots + 1, weight.gather(1, index)
 
 
 def adamw(state: TrainState, gradient: Flat, lr: float, config: OptimConfig) -> None:
@@ -226,20 +235,37 @@ def adamw(state: TrainState, gradient: Flat, lr: float, config: OptimConfig) -> 
 
 
 def update_centers(
-    state: TrainState, teacher_cls: Tensor, teacher_particle: Tensor, views: Tensor, config: Config
+    state: TrainState,
+    teacher_out: Float[Tensor, "trial 2 jet token projection"],
+    valid: Float[Tensor, "trial 2 jet particle"],
+    config: Config,
 ) -> None:
     """Running means of the teacher's outputs over both views; of particles, over the valid ones."""
     if not config.teacher.centering:
         return
-    weight = torch.ones_like(views[..., 3]) if config.model.padding == "reference" else views[..., 3]
-    total = weight.sum(dim=(1, 2, 3))[:, None]
-    particle_mean = (teacher_particle * weight[..., None]).sum(dim=(1, 2, 3)) / total
-    state.cls_center.lerp_(teacher_cls.mean(dim=(1, 2)), 1.0 - config.teacher.center_momentum)
+    weight = torch.ones_like(valid) if config.model.padding == "reference" else valid
+    cls, particle = teacher_out[..., 0, :], teacher_out[..., 1:, :]
+    particle_mean = (particle * weight[..., None]).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))[:, None]
+    state.cls_center.lerp_(cls.mean(dim=(1, 2)), 1.0 - config.teacher.center_momentum)
     state.particle_center.lerp_(particle_mean, 1.0 - config.teacher.center_momentum)
 
 
-def _add_point(state: TrainState, probed: Metrics, means: Metrics) -> None:
-    """One row of the learning curves."""
-    state.curves.append(
-        {"epoch": state.epoch, "step": state.step, "device_seconds": round(state.seconds, 3)} | probed | means
-    )
+def collapse(point: dict[str, float]) -> str | None:
+    """Why the encoder of a curve point says nothing about its jets any more, or None when it does."""
+    if point["val/spread"] < MIN_SPREAD:
+        return f"the spread of the embedding is {point['val/spread']:.2g}"
+    if point["train/teacher_entropy"] < MIN_ENTROPY:
+        return f"the entropy of the teacher is {point['train/teacher_entropy']:.2g} nats"
+    if point["val/attention_entropy"] > MAX_ATTENTION_ENTROPY:
+        return "the [CLS] attention is uniform in every head"
+    return None
+
+
+def _add_point(state: TrainState, means: Metrics, probe: Callable[[TrainState], Metrics]) -> dict[str, Any]:
+    """Probe the student and add one row to the learning curves."""
+    started = time.perf_counter()
+    probed = probe(state)
+    state.probe_seconds += time.perf_counter() - started
+    at = {"epoch": state.epoch, "step": state.step, "device_seconds": round(state.train_seconds, 3)}
+    state.curves.append(at | probed | means)
+    return state.curves[-1]

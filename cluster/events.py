@@ -1,0 +1,27 @@
+"""What happens to the trials of a study while it runs, and who listens."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from jbot.record import Record
+from jbot.trial import TrialSpec
+
+
+class Listener(Protocol):
+    """Called in the driver process. Must not raise: a broken view never stops a study."""
+
+    def started(self, spec: TrialSpec) -> None:
+        """A trial has been given to a worker, for the first time or again."""
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """A new row of a trial's learning curves. May come twice after a crash."""
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """A trial has left its record."""
+
+    def lost(self, spec: TrialSpec, error: str) -> None:
+        """A trial was given up without a record; the same command tries it again."""
+
+    def close(self) -> None:
+        """The study stops, finished or not."""

@@ -1,0 +1,233 @@
+"""The MLflow view of a study: written live by the driver, never read by the program, rebuilt from records at any time.
+
+One experiment per study; in it a parent run per plan, a child run per trial, and a summary run per arm. Runs are found
+by our own ids in their tags, so continuing a study or rebuilding the view makes no duplicates.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jbot.config import Config, flatten, from_dict
+from jbot.record import Record, Storage, load_curves, load_record
+from jbot.trial import TrialSpec
+
+# A server that is down must cost seconds, not MLflow's default of several minutes a call.
+for _name, _value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
+    os.environ.setdefault(_name, _value)
+
+STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyInfo:
+    """What the parent run says of a study."""
+
+    name: str
+    question: str
+    preset: str
+    plan_hash: str
+    metric: str
+    source: str
+    """One line on the jets."""
+
+
+class View:
+    """Runs of one study in one tracking server. Every method may raise what MLflow raises."""
+
+    def __init__(self, uri: str, info: StudyInfo):
+        import mlflow
+
+        self.info = info
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
+        self._runs: dict[tuple[str, str], str] = {}
+        self._points: dict[str, set[int]] = {}
+        self.experiment = self._experiment()
+        self.parent = self._run("study", info.plan_hash, f"{info.name} ({info.preset})", {"question": info.question})
+        self.client.set_tag(self.parent, "mlflow.note.content", f"{info.question}\n\nJets: {info.source}")
+
+    def started(self, spec: TrialSpec) -> None:
+        """The run of a trial exists and is running."""
+        self._status(self._trial(spec.trial_id, spec.arm, spec.config), "RUNNING", "running")
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """One row of the learning curves, once."""
+        self._log_rows(self._trial(spec.trial_id, spec.arm, spec.config), [row])
+
+    def ended(self, trial_id: str, arm: str, record: Record, rows: list[dict[str, Any]]) -> None:
+        """All a record holds: missing points, final metrics, state, where it ran."""
+        run = self._trial(trial_id, arm, from_dict(record.config))
+        self._log_rows(run, rows)
+        final = {name: value for name, value in record.metrics.items() if value is not None}
+        final |= {"wall_seconds": record.wall_seconds, "device_seconds": record.device_seconds}
+        self._log(run, [self._metric(name, value, 0, record.started) for name, value in final.items()], {})
+        tags = {"reason": record.reason or "", "attempts": str(record.attempts), "git_commit": record.git_commit or ""}
+        self._log(run, [], tags | {"data_fingerprint": record.data["fingerprint"]})
+        self._status(run, STATUS[record.state], record.state)
+
+    def summarise(self, arm: str, records: list[Record]) -> None:
+        """The summary run of an arm: mean and spread of each final metric over its complete trials."""
+        complete = [record for record in records if record.state == "complete"]
+        latest = max(record.started for record in records)
+        run = self._run("arm", f"{self.info.plan_hash}/{arm}", f"{arm} (arm)", {"arm": arm}, self.parent)
+        metrics: dict[str, float] = {"n": len(complete), "failed": len(records) - len(complete)}
+        for name in sorted({name for record in complete for name in record.metrics}):
+            values = [record.metrics[name] for record in complete if record.metrics.get(name) is not None]
+            metrics[name] = statistics.fmean(values)
+            if len(values) > 1:
+                metrics[f"{name}_sd"] = statistics.stdev(values)
+        self._log(run, [self._metric(name, value, 0, latest) for name, value in metrics.items()], {})
+        self._status(run, "FINISHED", "complete")
+
+    def finish(self, complete: bool) -> None:
+        """The parent's state."""
+        self._status(self.parent, *(("FINISHED", "complete") if complete else ("KILLED", "unfinished")))
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(self.info.name)
+        return found.experiment_id if found else self.client.create_experiment(self.info.name)
+
+    def _trial(self, trial_id: str, arm: str, config: Config) -> str:
+        if ("trial", trial_id) in self._runs:
+            return self._runs["trial", trial_id]
+        tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial_id}
+        run = self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, self.parent)
+        if not self.client.get_run(run).data.params:
+            from mlflow.entities import Param
+
+            params = [Param(name, str(value)) for name, value in flatten(config).items()]
+            self.client.log_batch(run, params=params)
+        return run
+
+    def _run(self, role: str, key: str, name: str, tags: dict[str, str], parent: str | None = None) -> str:
+        """The run with this role and key, made when there is none."""
+        if (role, key) in self._runs:
+            return self._runs[role, key]
+        query = f"tags.role = '{role}' and tags.key = '{key}'"
+        found = self.client.search_runs([self.experiment], query, max_results=1)
+        if found:
+            run = found[0].info.run_id
+        else:
+            tags = tags | {"role": role, "key": key, "study": self.info.name, "preset": self.info.preset}
+            tags |= {"plan_hash": self.info.plan_hash} | ({"mlflow.parentRunId": parent} if parent else {})
+            run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
+        self._runs[role, key] = run
+        return run
+
+    def _log_rows(self, run: str, rows: list[dict[str, Any]]) -> None:
+        if run not in self._points:
+            self._points[run] = {int(m.step) for m in self.client.get_metric_history(run, "epoch")}
+        new = [row for row in rows if row["epoch"] not in self._points[run]]
+        metrics = [
+            self._metric(name, value, row["epoch"], None)
+            for row in new
+            for name, value in row.items()
+            if isinstance(value, int | float)
+        ]
+        self._log(run, metrics, {})
+        self._points[run] |= {row["epoch"] for row in new}
+
+    def _metric(self, name: str, value: float, step: int, at: str | None) -> Any:
+        """A value with a time of its own, so that writing it twice is writing it once."""
+        from mlflow.entities import Metric
+
+        seconds = datetime.fromisoformat(at).timestamp() if at else time.time()
+        return Metric(name, float(value), int(seconds * 1000), step)
+
+    def _log(self, run: str, metrics: list[Any], tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for begin in range(0, max(len(metrics), 1), 900):  # a batch holds at most 1000 metrics
+            self.client.log_batch(
+                run, metrics[begin : begin + 900], tags=[RunTag(key, value) for key, value in tags.items()]
+            )
+
+    def _status(self, run: str, status: str, state: str) -> None:
+        self.client.set_tag(run, "state", state)
+        if status == "RUNNING":
+            self.client.update_run(run, status=status)
+        else:
+            self.client.set_terminated(run, status)
+
+
+class LiveView:
+    """A listener that writes the view from one background thread. A server that fails loses nothing: see `rebuild`."""
+
+    def __init__(self, uri: str, info: StudyInfo, storage: Storage):
+        self.uri, self.info, self.storage = uri, info, storage
+        self.error: str | None = None
+        self._tasks: queue.Queue[Callable[[View], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow-view", daemon=True)
+        self._thread.start()
+
+    def started(self, spec: TrialSpec) -> None:
+        """See View.started."""
+        self._tasks.put(lambda view: view.started(spec))
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """See View.point."""
+        self._tasks.put(lambda view: view.point(spec, row))
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """See View.ended."""
+        rows = load_curves(self.storage, spec.trial_id)
+        self._tasks.put(lambda view: view.ended(spec.trial_id, spec.arm, record, rows))
+
+    def lost(self, spec: TrialSpec, error: str) -> None:
+        """Its run stays as it is until the trial is tried again."""
+
+    def close(self) -> None:
+        """Write what is left, or give up when the server has failed."""
+        self._tasks.put(None)
+        self._thread.join(timeout=120)
+
+    def _work(self) -> None:
+        view = None
+        while (task := self._tasks.get()) is not None:
+            if self.error:
+                continue
+            try:
+                view = view or View(self.uri, self.info)
+                task(view)
+            except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
+                self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def rebuild(storage: Storage, study: str, uri: str) -> int:
+    """Make the view of a study from its records; returns the number of trials written.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study's folder in the storage.
+    """
+    content = storage.read_json(f"{study}/study.json")
+    plan = content["plan"]
+    info = StudyInfo(
+        name=plan["study"],
+        question=plan["question"],
+        preset=plan["preset"],
+        plan_hash=content["plan_hash"],
+        metric=plan["metric"],
+        source=content["data"]["source"],
+    )
+    view = View(uri, info)
+    by_arm: dict[str, list[Record]] = {}
+    for trial in content["trials"]:
+        record = load_record(storage, trial["trial_id"])
+        if record:
+            view.ended(trial["trial_id"], trial["arm"], record, load_curves(storage, trial["trial_id"]))
+            by_arm.setdefault(trial["arm"], []).append(record)
+    for arm, records in by_arm.items():
+        view.summarise(arm, records)
+    done = sum(len(records) for records in by_arm.values())
+    view.finish(done == len(content["trials"]))
+    return done

@@ -1,0 +1,115 @@
+"""Live progress of a study: blocks and trials done, running, failed, time left."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from jbot.record import Record
+from jbot.trial import TrialSpec
+
+LOG_SECONDS = 15.0
+"""Between lines where there is no terminal to draw a bar in."""
+
+
+class TimeLeft(ProgressColumn):
+    """Time left, from the epochs done in this run."""
+
+    def render(self, task: Task) -> Text:
+        """``4:10 left``, once there is something to judge by."""
+        return Text(task.fields["left"], style="cyan")
+
+
+class StudyProgress:
+    """A bar over all trials, moved by every reported epoch."""
+
+    def __init__(self, specs: list[TrialSpec], done: list[Record], console: Console | None = None):
+        self.console = console or Console(stderr=True)
+        self.specs = specs
+        self.epochs = {spec.trial_id: 0 for spec in specs}
+        self.states: dict[str, str] = {record.trial_id: record.state for record in done}
+        self.running: set[str] = set()
+        self.begun, self.logged = time.monotonic(), 0.0
+        self.before = self._work_done()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TimeLeft(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("trials", total=len(specs), completed=len(self.states), detail="", left="")
+        self.bar.start()
+
+    def started(self, spec: TrialSpec) -> None:
+        """Count it as running."""
+        self.running.add(spec.trial_id)
+        self._show()
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """Move the bar."""
+        self.epochs[spec.trial_id] = max(self.epochs[spec.trial_id], row["epoch"])
+        self._show()
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """Count it as done or failed."""
+        self.running.discard(spec.trial_id)
+        self.states[spec.trial_id] = record.state
+        if record.state == "failed":
+            self.console.print(f"[yellow]{spec.arm}, seed {spec.config.seed} failed:[/] {record.reason}")
+        self._show()
+
+    def lost(self, spec: TrialSpec, error: str) -> None:
+        """Say why."""
+        self.running.discard(spec.trial_id)
+        last = error.strip().splitlines()[-1] if error.strip() else "worker died"
+        self.console.print(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {last}")
+        self._show()
+
+    def close(self) -> None:
+        """Draw the last state."""
+        self.logged = 0.0
+        self._show()
+        self.bar.stop()
+
+    def summary(self) -> str:
+        """``block 3 of 6, 14 of 24 trials done, 2 running, 0 failed``."""
+        counts = Counter(self.states.values())
+        blocks = {spec.config.seed for spec in self.specs}
+        open_blocks = {spec.config.seed for spec in self.specs if spec.trial_id not in self.states}
+        return (
+            f"blocks {len(blocks - open_blocks)}/{len(blocks)} · trials {len(self.states)}/{len(self.specs)} done · "
+            f"{len(self.running)} running · {counts['failed']} failed"
+        )
+
+    def time_left(self) -> str:
+        """From the share of all epochs done since this run began."""
+        total = sum(spec.config.train.epochs for spec in self.specs)
+        done = self._work_done()
+        gained, seconds = done - self.before, time.monotonic() - self.begun
+        if not gained or done == total:
+            return ""
+        left = int(seconds * (total - done) / gained)
+        return f"{timedelta(seconds=left)} left"
+
+    def _work_done(self) -> int:
+        return sum(
+            spec.config.train.epochs if spec.trial_id in self.states else self.epochs[spec.trial_id]
+            for spec in self.specs
+        )
+
+    def _show(self) -> None:
+        summary, left = self.summary(), self.time_left()
+        self.bar.update(self.task, completed=len(self.states), detail=summary, left=left)
+        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
+            self.logged = time.monotonic()
+            self.console.print(f"{summary} {left}".rstrip(), highlight=False)

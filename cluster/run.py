@@ -1,0 +1,88 @@
+"""Run the trials of a study that have no record yet, under Ray Tune or inline, in block order.
+
+Records are the truth: a study continues by running what has no record, and a trial continues from its checkpoint in
+the storage. Ray's own experiment state is not needed for that and is thrown away.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cluster.events import Listener
+from jbot.data import JetData
+from jbot.record import Storage, load_record
+from jbot.trial import TrialSpec, run_trial
+
+
+class ClusterError(RuntimeError):
+    """The machines cannot run this study: no cluster at the address, storage not shared, resources never free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one trial holds while it runs; fractions share a device."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    max_retries: int = 3
+    """Starts after a crash of worker or node, each from the last checkpoint."""
+
+    @property
+    def device(self) -> str:
+        """The torch device of a worker."""
+        return "cuda" if self.gpus > 0 else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """torch threads of a worker."""
+        return max(1, int(self.cpus))
+
+
+def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:
+    """Trials without a record, once each, in the order given."""
+    unique = {spec.trial_id: spec for spec in specs}
+    return [spec for spec in unique.values() if load_record(storage, spec.trial_id) is None]
+
+
+def run_inline(
+    specs: Sequence[TrialSpec],
+    data: JetData,
+    storage: Storage,
+    listeners: Sequence[Listener],
+    resources: Resources,
+) -> None:
+    """One trial after another in this process: for a debugger, or a machine without Ray."""
+    torch.set_num_threads(resources.threads)
+    for spec in open_trials(specs, storage):
+        for listener in listeners:
+            listener.started(spec)
+
+        def report(row: dict[str, float], spec: TrialSpec = spec) -> None:
+            for listener in listeners:
+                listener.point(spec, row)
+
+        record = run_trial(spec, data, storage, resources.device, report)
+        for listener in listeners:
+            listener.ended(spec, record)
+
+
+def check_storage(storage: Storage) -> str:
+    """Write and read back a token, so that a wrong path fails before any training. Returns the token's name.
+
+    Raises
+    ------
+    ClusterError
+        When it cannot be written.
+    """
+    name = f".token-{uuid.uuid4().hex}"
+    try:
+        storage.write(name, b"seen")
+        if storage.read(name) != b"seen":
+            raise OSError("read back something else")
+    except OSError as error:
+        raise ClusterError(f"storage {storage.uri} must be writable: {str(error).splitlines()[0]}") from None
+    return name

@@ -1,0 +1,1 @@
+"""What a study may vary: named axes over Config fields."""

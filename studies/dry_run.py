@@ -1,0 +1,109 @@
+"""What a study would run, what it would cost, and what it could answer, before anything is spent."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from analysis.plan import FILE, Plan, load_study
+from analysis.statistics import minimum_detectable_effect, p_floor
+from jbot.config import Config, override
+from jbot.record import Record, Storage
+from jbot.streams import Draws
+from jbot.train import init_state, train_step
+
+PROBE_STEPS = 3
+
+
+def describe(plan: Plan, base: Config, storage: Storage) -> None:
+    """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
+    trials = len(plan.arms) * len(plan.seeds)
+    pilot = pilot_records(plan, storage)
+    seconds, basis = seconds_a_trial(base, [record for _, record in pilot])
+    table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
+    table.add_row("question", plan.question)
+    table.add_row("arms", ", ".join(plan.arms))
+    table.add_row("trials", f"{trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
+    jets, passes = base.data.train_jets, base.data.train_jets * base.train.epochs
+    table.add_row("each trial", f"{jets:,} jets x {base.train.epochs} epochs = {passes:,} jet passes")
+    table.add_row("device hours", f"{trials * seconds / 3600:.2g} ({seconds:.0f} s a trial, {basis})")
+    table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
+    table.add_row("what it can answer", "\n".join(power_lines(plan, pilot)))
+    table.add_row("plan hash", plan.hash)
+    Console().print(table)
+
+
+def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:
+    """The p floor and minimum detectable effect of the primary family, in plain words."""
+    primary = [contrast for contrast in plan.contrasts if contrast.primary]
+    n, family = len(plan.seeds), max(1, len(primary))
+    floor = p_floor(n, family)
+    lines = [f"smallest p-value after Holm over {family} primary contrast(s) at n = {n}: {floor:.3g}"]
+    if floor > plan.alpha:
+        enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
+        lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
+    effect = minimum_detectable_effect(n, alpha=plan.alpha / family)
+    lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
+    for contrast in primary:
+        differences = paired(contrast.treatment, contrast.control, pilot, plan.metric)
+        if len(differences) > 1:
+            sd = float(np.std(differences, ddof=1))
+            lines.append(f"  {contrast.name}: {effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs")
+    return lines
+
+
+def pilot_records(plan: Plan, storage: Storage) -> list[tuple[str, Record]]:
+    """(arm, record) of complete trials of an earlier run of this study and preset."""
+    if not storage.exists(f"{plan.study}/{FILE}"):
+        return []
+    found = load_study(f"{storage.uri}/{plan.study}")
+    records = [(trial.arm, found.records[trial.trial_id]) for trial in found.trials]
+    return [(arm, record) for arm, record in records if record and record.state == "complete"]
+
+
+def paired(treatment: str, control: str, pilot: list[tuple[str, Record]], metric: str) -> list[float]:
+    """Differences of the metric at seeds where both arms have a record."""
+    values = {(arm, record.seed): record.metrics[metric] for arm, record in pilot if metric in record.metrics}
+    seeds = {seed for arm, seed in values if arm == treatment} & {seed for arm, seed in values if arm == control}
+    return [values[treatment, seed] - values[control, seed] for seed in sorted(seeds)]
+
+
+def seconds_a_trial(base: Config, pilot: list[Record]) -> tuple[float, str]:
+    """Device seconds of one trial: from earlier records, else from a few training steps timed here."""
+    same = [
+        record
+        for record in pilot
+        if all(record.config[part] == part_of(base, part) for part in ("data", "train", "model"))
+    ]
+    if same:
+        return float(np.median([record.device_seconds for record in same])), f"median of {len(same)} records"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = override(base, {"train.batch": min(base.train.batch, 1024)})
+    steps = base.train.epochs * -(-base.data.train_jets // config.train.batch)
+    torch.set_num_threads(1)  # as a trial on a CPU
+    where = "one CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return steps * seconds_a_step(config, device), f"{PROBE_STEPS} steps timed here on {where}, probes not counted"
+
+
+def part_of(config: Config, part: str) -> dict[str, object]:
+    """One part of a Config as a record holds it."""
+    return dict(vars(getattr(config, part)))
+
+
+def seconds_a_step(config: Config, device: torch.device) -> float:
+    """Wall seconds of one training step, on jets of random numbers."""
+    state = init_state(config, [0], device)
+    generator = torch.Generator().manual_seed(0)
+    jets = torch.rand(1, config.train.batch, config.data.particles, 4, generator=generator).to(device)
+    jets[..., 3] = 1.0
+    seeds = torch.zeros(1, dtype=torch.int64, device=device)
+    for step in range(PROBE_STEPS + 1):
+        if step == 1:  # the first one warms up
+            started = time.perf_counter()
+        terms = train_step(state, jets, Draws(seeds, state.step), config, 1e-3, 0.99)
+        float(terms["loss"][0])  # waits for the device
+    return (time.perf_counter() - started) / PROBE_STEPS

@@ -1,0 +1,194 @@
+"""The command line of every study: plan, jets, trials, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from analysis.plan import FILE, Plan, PlanError, load_study, save_study
+from cluster.events import Listener
+from cluster.mirror import default_tracking_uri
+from cluster.progress import StudyProgress
+from cluster.run import ClusterError, check_storage, open_trials, run_inline
+from jbot.config import Config, ConfigError, from_dict, parse_value
+from jbot.data import DataError, JetData, jets_needed, load
+from jbot.record import RecordError, Storage, load_record
+from jbot.trial import TrialSpec
+from studies.dry_run import describe
+from studies.presets import PRESETS
+from studies.study import Study, get_preset, planned_trials, resources, trial_specs
+
+UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+console = Console(stderr=True)
+
+
+def main(study: Study, arguments: list[str] | None = None) -> None:
+    """Run a study from the command line; exits with 0, 1 (trials left), 2 (bad input) or 130 (Ctrl-C)."""
+    try:
+        sys.exit(run(study, parser(study).parse_args(arguments)))
+    except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted: no finished trial is lost, the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parser(study: Study) -> argparse.ArgumentParser:
+    """The options; one help text for all studies."""
+    presets = "\n".join(f"  {name:8}{preset.about}" for name, preset in PRESETS.items())
+    made = argparse.ArgumentParser(
+        description=study.question,
+        epilog=f"presets:\n{presets}\n\nThe same command continues a study that was stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--preset", choices=list(PRESETS), default="quick", help="size of the study (default: quick)")
+    made.add_argument("--seeds", type=int, metavar="N", help="blocks: every arm runs once at each of N seeds")
+    made.add_argument("--data", default="pythia", help="pythia (made here, cached), jetnet, or a file or folder")
+    made.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records and report")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base, e.g. train.epochs=8"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
+    )
+    where = made.add_argument_group("where")
+    where.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
+    where.add_argument(
+        "--inline", action="store_true", help="one trial after another in this process, without Ray and MLflow"
+    )
+    where.add_argument("--cpus", type=float, help="CPUs a trial holds (default: the preset's)")
+    where.add_argument("--gpus", type=float, help="GPUs a trial holds, fractions share one (default: the preset's)")
+    where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
+    return made
+
+
+def run(study: Study, options: argparse.Namespace) -> int:
+    """Plan, jets, trials, report; returns the exit code."""
+    plan = study.plan(options.preset, options.seeds, _changes(options.set))
+    base = from_dict(plan.base)
+    storage = Storage(options.storage)
+    if options.dry_run:
+        describe(plan, base, storage)
+        return 0
+    storage.remove_file(check_storage(storage))
+    data = load_jets(base, options)
+    specs = trial_specs(plan, base, data.fingerprint)
+    keep_other_plan(storage, plan)
+    save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
+    try:
+        run_trials(plan, specs, data, storage, options)
+    finally:
+        left = len(open_trials(specs, storage))
+        if left < len(specs):
+            write_report(storage, plan)
+    if left:
+        print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
+    return UNFINISHED if left else 0
+
+
+def load_jets(base: Config, options: argparse.Namespace) -> JetData:
+    """The jets the plan needs, from the source the user named."""
+    wanted = base.data
+    needed = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    return load(options.data, jets_per_class=needed, jet_pt=get_preset(options.preset).jet_pt)
+
+
+def keep_other_plan(storage: Storage, plan: Plan) -> None:
+    """Another plan of the same name is moved aside, not overwritten; its records stay where they are."""
+    name = f"{plan.study}/{FILE}"
+    if not storage.exists(name):
+        return
+    content = storage.read_json(name)
+    old = content.get("plan_hash", "damaged")
+    if old != plan.hash:
+        storage.write_json(f"{plan.study}/study-{old}.json", content)
+        console.print(f"[yellow]the plan has changed[/]: the earlier one is kept as {plan.study}/study-{old}.json")
+
+
+def run_trials(
+    plan: Plan, specs: list[TrialSpec], data: JetData, storage: Storage, options: argparse.Namespace
+) -> None:
+    """Run what has no record yet, watched by the progress bar and MLflow."""
+    done = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
+    console.print(
+        f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}"
+    )
+    if done:
+        console.print(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
+    progress = StudyProgress(specs, done, console)
+    view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
+    listeners: list[Listener] = [progress, *([view] if view else [])]
+    held = resources(options.preset, options.cpus, options.gpus)
+    try:
+        if options.inline:
+            run_inline(specs, data, storage, listeners, held)
+        else:
+            from cluster.tune import run_ray
+
+            run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+    finally:
+        for listener in listeners:
+            listener.close()
+        if view:
+            finish_view(view, plan, specs, storage)
+
+
+def finish_view(view: Any, plan: Plan, specs: list[TrialSpec], storage: Storage) -> None:
+    """Arm summaries, and how to mend the view when the server was down."""
+    from cluster.mlflow_view import rebuild
+
+    try:
+        if view.error is None:
+            rebuild(storage, plan.study, view.uri)
+    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
+        view.error = f"{type(error).__name__}: {error}".splitlines()[0]
+    command = f"python -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}"
+    if view.error:
+        console.print(
+            f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with\n  {command}"
+        )
+    else:
+        console.print(f"compare the trials: mlflow ui --backend-store-uri {view.uri}", highlight=False, soft_wrap=True)
+
+
+def write_report(storage: Storage, plan: Plan) -> None:
+    """The report of what has ended so far."""
+    try:
+        from analysis.report import build_report
+    except ModuleNotFoundError as missing:
+        console.print(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
+        console.print(f"  python -m analysis.report {storage.uri}/{plan.study}", highlight=False, soft_wrap=True)
+        return
+    out = Path(storage.uri if storage.local else "results") / plan.study
+    page = build_report(load_study(f"{storage.uri}/{plan.study}"), out)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _changes(settings: list[str]) -> dict[str, Any]:
+    changes = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants field=value, got {setting!r}")
+        changes[name] = parse_value(name, text)
+    return changes
+
+
+def _live_view(plan: Plan, data: JetData, storage: Storage, options: argparse.Namespace) -> Any:
+    from cluster.mlflow_view import LiveView, StudyInfo
+
+    info = StudyInfo(
+        name=plan.study,
+        question=plan.question,
+        preset=plan.preset,
+        plan_hash=plan.hash,
+        metric=plan.metric,
+        source=data.source,
+    )
+    return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)

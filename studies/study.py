@@ -1,0 +1,121 @@
+"""What a study is: a question, a base, arms, seeds, a metric and contrasts, at one of several sizes.
+
+A study file names the question and the arms; a preset says how large. Together they give the Plan, which is frozen
+and hashed before anything runs, and the trials, block by block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.plan import Contrast, Plan, PlannedTrial
+from cluster.run import Resources
+from jbot.config import Config, ConfigError, override
+from jbot.trial import TrialSpec
+from studies.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about jBOT, and what is compared to answer it."""
+
+    name: str
+    """Names the results folder and the MLflow experiment."""
+    question: str
+    arms: Mapping[str, Mapping[str, Any]]
+    """Arm name -> overrides of the base. An arm without overrides is the base itself."""
+    contrasts: tuple[Contrast, ...]
+    metric: str = "test/knn_accuracy"
+    """Primary metric, fixed before anything runs."""
+    higher_is_better: bool = True
+    margin: float
+    """Differences of the metric below it do not matter."""
+    arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Presets that run only some arms (and the contrasts among them)."""
+
+    def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
+        """The frozen design at one preset.
+
+        Parameters
+        ----------
+        preset : str
+            A key of PRESETS.
+        seeds : int, optional
+            Blocks; the preset's own number when None.
+        changes : mapping, optional
+            Dotted Config fields that are other than the preset's, in every arm.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown preset or field, a value out of range, or two arms with the same Config.
+        """
+        size = get_preset(preset)
+        count = size.seeds if seeds is None else seeds
+        if count < 1:
+            raise ConfigError(f"seeds must be at least 1, got {count}")
+        base = override(Config(), {**size.base, **(changes or {})})
+        names = self.arms_by_preset.get(preset, tuple(self.arms))
+        arms = {name: dict(self.arms[name]) for name in names}
+        _check_arms_differ(base, arms)
+        contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
+        return Plan(
+            study=self.name if preset == "quick" else f"{self.name}_{preset}",
+            question=self.question,
+            preset=preset,
+            arms=arms,
+            base=dataclasses.asdict(base),
+            seeds=tuple(range(count)),
+            metric=self.metric,
+            higher_is_better=self.higher_is_better,
+            margin=self.margin,
+            contrasts=contrasts,
+        )
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+def trial_specs(plan: Plan, base: Config, data_fingerprint: str) -> list[TrialSpec]:
+    """Every trial of a plan, block by block: all arms at the first seed, then all at the second, ..."""
+    return [
+        TrialSpec(
+            study=plan.study,
+            arm=arm,
+            plan_hash=plan.hash,
+            config=override(base, {**changes, "seed": seed}),
+            data_fingerprint=data_fingerprint,
+        )
+        for seed in plan.seeds
+        for arm, changes in plan.arms.items()
+    ]
+
+
+def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
+    """The plan's trials and their ids, for study.json."""
+    return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
+
+
+def resources(preset: str, cpus: float | None, gpus: float | None) -> Resources:
+    """What one trial holds: the preset's, unless told otherwise."""
+    size = get_preset(preset)
+    chosen = Resources(cpus=size.cpus if cpus is None else cpus, gpus=size.gpus if gpus is None else gpus)
+    if chosen.cpus <= 0 or chosen.gpus < 0:
+        raise ConfigError(f"a trial needs CPUs > 0 and GPUs >= 0, got {chosen.cpus:g} and {chosen.gpus:g}")
+    return chosen
+
+
+def _check_arms_differ(base: Config, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    seen: dict[Config, str] = {}
+    for name, changes in arms.items():
+        config = override(base, changes)
+        if config in seen:
+            raise ConfigError(f"arms {seen[config]!r} and {name!r} have the same Config")
+        seen[config] = name
