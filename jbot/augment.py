@@ -85,7 +85,7 @@ def split(
     empty_rank = (~valid).cumsum(-1) - 1
     fills = (empty_rank[..., :, None] == order[..., None, :]) & ~valid[..., :, None] & chosen[..., None, :]
     second = torch.stack((particles[..., ETA], particles[..., PHI], pt - kept, particles[..., VALID]), dim=-1)
-    return first * particles[..., VALID:] + fills.to(second.dtype) @ second
+    return torch.where(fills.any(-1)[..., None], fills.to(second.dtype) @ second, first)
 
 
 def rank(key: Float[Tensor, "*shape particle"]) -> Float[Tensor, "*shape particle"]:

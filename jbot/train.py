@@ -250,7 +250,7 @@ def update_centers(
     state.particle_center.lerp_(particle_mean, 1.0 - config.teacher.center_momentum)
 
 
-def collapse(point: dict[str, float]) -> str | None:
+def collapse(point: dict[str, Any]) -> str | None:
     """Why the encoder of a curve point says nothing about its jets any more, or None when it does."""
     if point["val/spread"] < MIN_SPREAD:
         return f"the spread of the embedding is {point['val/spread']:.2g}"

@@ -1,0 +1,272 @@
+"""Jets by Pythia, in parallel and cached: the same settings give the same file, whatever the number of workers.
+
+Each class is made in chunks of fixed size, each seeded by (seed, class, chunk). A finished chunk is a file of its own,
+so a killed run continues where it was, a larger number of jets begins with the smaller one, and several processes may
+generate at once. Chunks are then put together into one file in JetNet's layout.
+
+    <cache>/pythia/<settings>/chunks/<class>_<chunk>_n<jets>.h5
+    <cache>/pythia/<settings>/jets_q3000_g3000_w3000_z3000_t3000.h5
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import h5py
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from jbot.data import hdf5
+from jbot.data.files import cache_folder, remove_leftovers, written_whole
+from jbot.data.jetdata import CLASSES, DataError, content_fingerprint
+from jbot.data.pythia import CITATIONS, Settings, generate
+
+CHUNK = 1000
+"""Jets of a full chunk. Another chunk size gives other jets of the same physics."""
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""particles (jet, 30, 4) float32, jets (jet, 4) float32."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One piece of work: some jets of one class."""
+
+    name: str
+    """Class."""
+    number: int
+    """Position in the class; the jets before it are number * CHUNK."""
+    n_jets: int
+    """At most CHUNK."""
+    settings: Settings
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Its file."""
+        return self.folder / f"{self.name}_{self.number:05d}_n{self.n_jets}.h5"
+
+
+def generate_file(
+    jets_per_class: Mapping[str, int] | int,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    cache: Path | None = None,
+    out: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make a file of generated jets, or find it in the cache.
+
+    Parameters
+    ----------
+    jets_per_class : mapping or int
+        Jets of each class.
+    settings : Settings
+        What decides the jets.
+    workers : int, optional
+        Processes; default one a core. Has no influence on the jets.
+    cache : Path, optional
+        Cache folder; default $JBOT_CACHE or ~/.cache/jbot.
+    out : Path, optional
+        Copy the file here too.
+    progress : bool
+        Show a bar with jets/s and time left on stderr.
+
+    Returns
+    -------
+    Path
+        `out` where given, else the file in the cache.
+
+    Raises
+    ------
+    DataError
+        For a bad request, or when the extra [pythia] is missing.
+    """
+    counts = hdf5.requested_counts(jets_per_class)
+    if workers is not None and workers < 1:
+        raise DataError(f"workers must be >= 1, got {workers}")
+    folder = settings_folder(settings, cache)
+    path = folder / f"jets_{'_'.join(f'{name}{count}' for name, count in counts.items())}.h5"
+    if not _is_whole(path):
+        chunks = _plan(counts, settings, folder / "chunks")
+        _make_chunks(chunks, workers or _cores(), progress)
+        _assemble(path, chunks, counts, settings)
+    if out is None:
+        return path
+    with written_whole(out) as partial:
+        shutil.copyfile(path, partial)
+    return out
+
+
+def settings_folder(settings: Settings, cache: Path | None) -> Path:
+    """Folder of everything made with these settings; its name ends on their fingerprint."""
+    key = json.dumps(settings.describe() | {"chunk": str(CHUNK)}, sort_keys=True)
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:12]
+    return cache_folder(cache) / "pythia" / f"{settings.jet_pt:g}GeV_seed{settings.seed}_{fingerprint}"
+
+
+def _plan(counts: Mapping[str, int], settings: Settings, folder: Path) -> list[Chunk]:
+    """All chunks of a request, class by class."""
+    return [
+        Chunk(name, start // CHUNK, min(CHUNK, count - start), settings, folder)
+        for name, count in counts.items()
+        for start in range(0, count, CHUNK)
+    ]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer than cpu_count inside a container or a batch job
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- making chunks ------------------------------------------------------------------------------------------------
+
+
+def _make_chunks(chunks: list[Chunk], workers: int, progress: bool) -> None:
+    """Make every chunk that is missing or damaged."""
+    if not chunks:
+        return
+    remove_leftovers(chunks[0].folder)
+    missing = [chunk for chunk in chunks if _read_chunk(chunk) is None]
+    with _progress_bar(sum(chunk.n_jets for chunk in missing), progress) as advance:
+        for n_jets in _run(missing, min(workers, len(missing))):
+            advance(n_jets)
+
+
+def _run(chunks: list[Chunk], workers: int) -> Iterator[int]:
+    """Make chunks in this process or in several; yields the jets of each as it is finished."""
+    if workers <= 1:
+        yield from map(make_chunk, chunks)
+        return
+    context = multiprocessing.get_context("spawn")  # fork is unsafe after torch or pyarrow started threads
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        try:
+            for done in as_completed([pool.submit(make_chunk, chunk) for chunk in chunks]):
+                yield done.result()
+        except BrokenProcessPool:
+            raise DataError("a generating process was killed (out of memory?); the same command continues") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """End silently on Ctrl-C, and with the parent when that is killed; unfinished chunks are made again."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def make_chunk(chunk: Chunk) -> int:
+    """Generate one chunk and write its file; returns its number of jets."""
+    seeds = np.random.SeedSequence([chunk.settings.seed, CLASSES.index(chunk.name), chunk.number])
+    particles, jets, events = generate(chunk.name, chunk.n_jets, chunk.settings, seeds)
+    with written_whole(chunk.path) as partial, h5py.File(partial, "w") as file:
+        file[hdf5.PARTICLES], file[hdf5.JETS] = particles, jets
+        file.attrs.update({"events": events, "fingerprint": content_fingerprint(particles, jets)})
+    return chunk.n_jets
+
+
+def _read_chunk(chunk: Chunk) -> Arrays | None:
+    """Arrays of a finished chunk, or None when it is missing or its content is not what was written."""
+    try:
+        with h5py.File(chunk.path, "r") as file:
+            arrays = file[hdf5.PARTICLES][:], file[hdf5.JETS][:]
+            intact = file.attrs["fingerprint"] == content_fingerprint(*arrays)
+    except (OSError, KeyError, ValueError):
+        return None
+    return arrays if intact and len(arrays[1]) == chunk.n_jets else None
+
+
+# --- one file -----------------------------------------------------------------------------------------------------
+
+
+def _assemble(path: Path, chunks: list[Chunk], counts: Mapping[str, int], settings: Settings) -> None:
+    """Put chunks together into one file in JetNet's layout."""
+    per_class = {name: _join([chunk for chunk in chunks if chunk.name == name]) for name in counts}
+    fingerprint = content_fingerprint(*(array for arrays in per_class.values() for array in arrays))
+    hdf5.write(path, per_class, attributes(counts, settings) | {"fingerprint": fingerprint})
+
+
+def _join(chunks: list[Chunk]) -> Arrays:
+    found = []
+    for chunk in chunks:
+        arrays = _read_chunk(chunk)
+        if arrays is None:
+            raise DataError(f"{chunk.path}: was damaged or removed while jets were generated; run the command again")
+        found.append(arrays)
+    return np.concatenate([particles for particles, _ in found]), np.concatenate([jets for _, jets in found])
+
+
+def attributes(counts: Mapping[str, int], settings: Settings) -> dict[str, str]:
+    """What the file says of itself: source, settings, versions, citations."""
+    used = settings.describe() | {"chunk": str(CHUNK)}
+    same = len(set(counts.values())) == 1
+    number = f"{next(iter(counts.values()))} jets a class" if same else f"{sum(counts.values())} jets"
+    source = f"Pythia {used['pythia8mc']} + FastJet, {settings.jet_pt:g} GeV, seed {settings.seed}, {number}"
+    return {"source": source, **used, **{f"cite {name}": text for name, text in CITATIONS.items()}}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an assembled file is there with the content that was written."""
+    try:
+        with h5py.File(path, "r") as file:
+            names = [name for name in CLASSES if name in file]
+            arrays = (file[name][key][:] for name in names for key in (hdf5.PARTICLES, hdf5.JETS))
+            return bool(file.attrs["fingerprint"] == content_fingerprint(*arrays))
+    except (OSError, KeyError, ValueError):
+        return False
+
+
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+class _Rate(ProgressColumn):
+    """Jets per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} jets/s" if task.speed else "- jets/s")
+
+
+@contextmanager
+def _progress_bar(n_jets: int, shown: bool) -> Iterator:
+    """A bar on stderr; yields the function that advances it by a number of jets."""
+    if not shown or not n_jets:
+        yield lambda _: None
+        return
+    columns = (TextColumn("generating jets"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=300) as bar:
+        task = bar.add_task("jets", total=n_jets)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,74 @@
+"""One door to all jets: generated, the real JetNet, or any file in its layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jbot.data import hdf5
+from jbot.data.jetdata import DataError, JetData
+
+
+def load(
+    source: str,
+    *,
+    jets_per_class: Mapping[str, int] | int | None,
+    jet_pt: float = 1000.0,
+    seed: int = 1,
+    workers: int | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> JetData:
+    """Load jets.
+
+    Parameters
+    ----------
+    source : str
+        "pythia" (generated, or taken from the cache), "jetnet" (the real files, downloaded when there are none), or
+        a path: an .h5/.hdf5 file, or a folder holding {q,g,w,z,t}.hdf5.
+    jets_per_class : mapping, int or None
+        Jets of each class; a class left out is not loaded. None takes all there are, which "pythia" does not know.
+    jet_pt : float
+        GeV; for "pythia".
+    seed : int
+        For "pythia".
+    workers : int, optional
+        Processes that generate; default one a core. Has no influence on the jets.
+    cache : Path, optional
+        Cache folder; default $JBOT_CACHE or ~/.cache/jbot.
+    progress : bool
+        Show a bar while generating.
+
+    Returns
+    -------
+    JetData
+
+    Raises
+    ------
+    DataError
+        One line naming the rule, or file, dataset and row, and the value received.
+    """
+    if source == "pythia":
+        return _generated(jets_per_class, jet_pt=jet_pt, seed=seed, workers=workers, cache=cache, progress=progress)
+    if source == "jetnet":
+        from jbot.data.jetnet import load_jetnet
+
+        return load_jetnet(jets_per_class, cache)
+    return hdf5.read(Path(source).expanduser(), jets_per_class)
+
+
+def _generated(
+    jets_per_class: hdf5.Request,
+    *,
+    jet_pt: float,
+    seed: int,
+    workers: int | None,
+    cache: Path | None,
+    progress: bool,
+) -> JetData:
+    # Imported here: `python -m jbot.data.pythia` must not find itself imported by the package already.
+    from jbot.data.chunks import generate_file
+    from jbot.data.pythia import Settings
+
+    if jets_per_class is None:
+        raise DataError("source 'pythia' needs a number of jets of each class, got None")
+    settings = Settings(jet_pt=jet_pt, seed=seed)
+    return hdf5.read(generate_file(jets_per_class, settings, workers=workers, cache=cache, progress=progress))

@@ -1,0 +1,293 @@
+"""Hold a sample of jets against the published figures of JetNet, and say where it departs.
+
+    python -m jbot.data.validate FILE [--against FILE] [--fpnd-jets 3000]
+
+Each figure has a tolerance: four standard errors of this sample, plus 1.5 times what the recipe is known to miss, plus
+the rounding of the published figure. FPND compares whole jets in a classifier's eyes (see `fpnd`); W1 distances to a
+second sample are compared with those between random halves of both. Exit code 0: passes, 1: departs, 2: bad input.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jbot.data import hdf5
+from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData
+from jbot.data.published import BELOW_30, KNOWN_GAP, REAL, REAL_MAX_PT_REL, REAL_MIN_N, ROUNDING, Figures
+
+SIGMAS = 4.0
+"""Standard errors allowed: among 40 independent figures one departs by chance once in 400 samples."""
+GAP_SCALE = 1.5
+"""Allowance on the recipe's known gaps, which are themselves measured on a finite sample (assumed)."""
+BELOW_30_GAP = 0.01
+"""The share of jets below 30 particles is known to two digits."""
+MAX_BEYOND = 1e-3
+"""Share of jets allowed beyond the extremes of the real jets (assumed)."""
+FPND_LIMIT = 0.1
+"""For an infinite sample: the recipe gives 0.01 to 0.03, no multiparton interactions 0.23, other classes 1 to 60."""
+FPND_NOISE = 300.0
+"""The extrapolated FPND of n jets scatters by about 300 / n (measured on g jets in samples of 300 and 1,000)."""
+W1_SPLITS = 20
+W1_MAX_JETS = 10_000
+W1_SIGMAS = 5.0
+LABELS = {
+    "pt_mean": "pT mean [GeV]",
+    "pt_sd": "pT sd [GeV]",
+    "mass_mean": "mass mean [GeV]",
+    "mass_sd": "mass sd [GeV]",
+    "n_mean": "particles mean",
+    "eta_spread": "eta_rel sd",
+    "phi_spread": "phi_rel sd [rad]",
+}
+W1_FEATURES = ("eta_rel", "phi_rel", "pt_rel", "mass / pT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure of one class beside what it should be."""
+
+    name: str
+    """Class."""
+    figure: str
+    ours: float
+    expected: float
+    tolerance: float
+    one_sided: bool = False
+    """Only values above `expected` count against the sample."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether ours lies within the tolerance; never for a value that is not a number."""
+        deviation = self.ours - self.expected
+        return deviation <= self.tolerance and (self.one_sided or deviation >= -self.tolerance)
+
+
+# --- figures of one class -----------------------------------------------------------------------------------------
+
+
+def moments(values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Mean and standard deviation of values (n,), each with its standard error.
+
+    The standard deviation's error is sqrt((m4 - s^4) / (4 n s^2)), m4 the fourth central moment.
+    """
+    values = values.astype(np.float64)
+    n, mean, sd = len(values), values.mean(), values.std()
+    m4 = np.mean((values - mean) ** 4)
+    sd_error = np.sqrt((m4 - sd**4) / (4 * n)) / sd if sd > 0 else 0.0
+    return (float(mean), float(sd / np.sqrt(n))), (float(sd), float(sd_error))
+
+
+def spread(coordinate: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """Standard deviation over valid particles and its standard error; particles of a jet are not independent.
+
+    Parameters
+    ----------
+    coordinate, valid : (jet, 30) arrays
+
+    Returns
+    -------
+    float, float
+        With d the sums of (x - mean)^2 - sd^2 in each jet, the error is sqrt(sum d^2) / (2 sd particles).
+    """
+    coordinate, valid = coordinate.astype(np.float64), valid > 0
+    mean, sd = coordinate[valid].mean(), coordinate[valid].std()
+    excess = np.where(valid, (coordinate - mean) ** 2 - sd**2, 0.0).sum(axis=1)
+    return float(sd), float(np.sqrt(np.sum(excess**2)) / (2 * sd * valid.sum())) if sd > 0 else 0.0
+
+
+def figures(particles: np.ndarray, jets: np.ndarray) -> tuple[Figures, Figures]:
+    """Figures of one class's jets (jet, 30, 4), (jet, 4), and their standard errors."""
+    valid = particles[..., 3]
+    (pt, pt_error), (pt_sd, pt_sd_error) = moments(jets[:, 0])
+    (mass, mass_error), (mass_sd, mass_sd_error) = moments(jets[:, 2])
+    (n, n_error), _ = moments(valid.sum(axis=1))
+    eta, eta_error = spread(particles[..., 0], valid)
+    phi, phi_error = spread(particles[..., 1], valid)
+    names = [field.name for field in fields(Figures)]
+    values = (pt, pt_sd, mass, mass_sd, n, eta, phi)
+    errors = (pt_error, pt_sd_error, mass_error, mass_sd_error, n_error, eta_error, phi_error)
+    return Figures(**dict(zip(names, values, strict=True))), Figures(**dict(zip(names, errors, strict=True)))
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def check_figures(name: str, particles: np.ndarray, jets: np.ndarray) -> Iterator[Check]:
+    """Moments, multiplicities and extremes of one class beside the published ones."""
+    ours, error = figures(particles, jets)
+    for field in fields(Figures):
+        value, gap, rounding = (getattr(known, field.name) for known in (REAL[name], KNOWN_GAP[name], ROUNDING))
+        tolerance = SIGMAS * getattr(error, field.name) + GAP_SCALE * gap + rounding
+        ours_value = getattr(ours, field.name)
+        yield Check(name=name, figure=LABELS[field.name], ours=ours_value, expected=value, tolerance=tolerance)
+    n_valid = particles[..., 3].sum(axis=1)
+    share = BELOW_30[name]
+    yield Check(
+        name=name,
+        figure="jets below 30 particles (recipe)",
+        ours=float(np.mean(n_valid < N_PARTICLES)),
+        expected=share,
+        tolerance=SIGMAS * float(np.sqrt(share * (1 - share) / len(jets))) + BELOW_30_GAP,
+    )
+    beyond = {
+        f"jets with n < {REAL_MIN_N[name]}, the real minimum": np.mean(n_valid < REAL_MIN_N[name]),
+        f"jets with pt_rel > {REAL_MAX_PT_REL}, the real maximum": np.mean(
+            particles[..., 2].max(axis=1) > REAL_MAX_PT_REL
+        ),
+    }
+    for figure, value in beyond.items():
+        tolerance = MAX_BEYOND + SIGMAS * float(np.sqrt(MAX_BEYOND / len(jets)))
+        yield Check(name=name, figure=figure, ours=float(value), expected=0.0, tolerance=tolerance, one_sided=True)
+
+
+def check_fpnd(name: str, particles: np.ndarray) -> Check:
+    """FPND of one class against the real jets."""
+    from jbot.data.fpnd import fpnd  # torch is slow to import and the table does without
+
+    found = fpnd(particles, name)
+    return Check(
+        name=name,
+        figure=f"FPND, {found.n_jets} jets (as measured {found.value:.3f}), extrapolated",
+        ours=found.extrapolated,
+        expected=0.0,
+        tolerance=FPND_LIMIT + SIGMAS * FPND_NOISE / found.n_jets,
+        one_sided=True,
+    )
+
+
+def check_w1(name: str, ours: np.ndarray, others: np.ndarray) -> Iterator[Check]:
+    """W1 distances between two samples (jet, 30, 4) of a class, beside those between random halves of both.
+
+    At most 10,000 jets of each are used, as many of one as of the other. A distance departs when it lies more than
+    five standard deviations above the mean of 20 random splits of the pooled jets.
+    """
+    w1 = _w1_function()
+    n = min(len(ours), len(others), W1_MAX_JETS)
+    pooled = np.concatenate([ours[:n], others[:n]])
+    distance = w1(pooled[:n], pooled[n:])
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(2 * n) for _ in range(W1_SPLITS)]
+    split = np.array([w1(pooled[order[:n]], pooled[order[n:]]) for order in orders])
+    for i, feature in enumerate(W1_FEATURES):
+        yield Check(
+            name=name,
+            figure=f"W1 {feature}, {n} jets (expected: random split)",
+            ours=float(distance[i]),
+            expected=float(split[:, i].mean()),
+            tolerance=W1_SIGMAS * float(split[:, i].std(ddof=1)),
+            one_sided=True,
+        )
+
+
+def _w1_function() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """W1 of the features `W1_FEATURES` between two samples, by the jetnet package."""
+    try:
+        from jetnet.evaluation import gen_metrics
+    except ImportError:
+        raise DataError("W1 distances need the jetnet package: pip install 'jbot-studies[jetnet]'") from None
+    gen_metrics.rng = np.random.default_rng(0)  # jetnet draws jets from an unseeded generator of its own
+
+    def w1(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        draws = {"num_eval_samples": len(first), "num_batches": 1}
+        masks = {"mask1": first[..., 3], "mask2": second[..., 3]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it recommends 50,000 jets each time
+            features, _ = gen_metrics.w1p(first[..., :3], second[..., :3], **masks, **draws)
+            mass, _ = gen_metrics.w1m(first[..., :3], second[..., :3], **draws)
+        return np.append(features, mass)
+
+    return w1
+
+
+def by_class(data: JetData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Class name -> particles, jets, for the classes there are."""
+    rows = {name: data.labels == CLASSES.index(name) for name in CLASSES}
+    return {name: (data.particles[chosen], data.jets[chosen]) for name, chosen in rows.items() if chosen.any()}
+
+
+def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 3000) -> list[Check]:
+    """All checks of a sample.
+
+    Parameters
+    ----------
+    data : JetData
+        Jets of 1 TeV, any classes.
+    against : JetData, optional
+        A second sample, for W1 distances; classes it lacks are an error.
+    fpnd_jets : int
+        Jets a class for FPND, 12 ms each on one core; 0 leaves it out.
+
+    Raises
+    ------
+    DataError
+        For jets of another pT, for which nothing is published, and for options that cannot be met.
+    """
+    jet_pt = data.metadata.get("jet_pt_gev", "1000")
+    if jet_pt != "1000":
+        raise DataError(f"JetNet's figures are published for jets of 1000 GeV, these are of {jet_pt} GeV")
+    ours, others = by_class(data), by_class(against) if against else {}
+    missing = [name for name in ours if against and name not in others]
+    if missing:
+        raise DataError(f"the second sample lacks class {', '.join(missing)}")
+    checks: list[Check] = []
+    for name, (particles, jets) in ours.items():
+        checks += check_figures(name, particles, jets)
+        if name in "gqt" and fpnd_jets:
+            checks.append(check_fpnd(name, particles[:fpnd_jets]))
+        if against:
+            checks += check_w1(name, particles, others[name][0])
+    return checks
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+
+def report(data: JetData, checks: list[Check], console: Console) -> None:
+    """Print every check, and one line that sums up."""
+    table = Table(title=f"{data.source}: {len(data.labels)} jets beside JetNet, arXiv:2106.11535")
+    for column in ("class", "figure"):
+        table.add_column(column)
+    for column in ("ours", "published", "deviation", "tolerance"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for check in checks:
+        numbers = (check.ours, check.expected, check.ours - check.expected, check.tolerance)
+        verdict = "ok" if check.passes else "[bold red]departs"
+        table.add_row(check.name, check.figure, *(f"{number:.4g}" for number in numbers), verdict)
+    console.print(table)
+    departs = [f"{check.name} {check.figure}" for check in checks if not check.passes]
+    if departs:
+        console.print(f"departs in {len(departs)} of {len(checks)} figures: {'; '.join(departs)}")
+    else:
+        console.print(f"passes: all {len(checks)} figures lie within their tolerance")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 passes, 1 departs, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, help="a file in JetNet's layout, or a folder holding {q,g,w,z,t}.hdf5")
+    parser.add_argument("--against", type=Path, help="second sample, for W1 distances")
+    parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets a class for FPND, at most 50000; 0: none")
+    options = parser.parse_args(arguments)
+    try:
+        if options.fpnd_jets < 0:
+            raise DataError(f"--fpnd-jets must be >= 0, got {options.fpnd_jets}")
+        data = hdf5.read(options.file)
+        against = hdf5.read(options.against) if options.against else None
+        checks = validate(data, against, options.fpnd_jets)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report(data, checks, Console())
+    return 0 if all(check.passes for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+
+from jbot.config import JBOT_B, Config, ConfigError, flatten, from_dict, override, parse_value
+from jbot.record import trial_id
+
+
+def test_defaults_are_the_papers_recipe():
+    flat = flatten(Config())
+    assert flat["train.batch"] == 1024 and flat["train.epochs"] == 80
+    assert flat["optim.lr"] == 5e-4 * 1024 / 256
+    assert (flat["loss.teacher_temp"], flat["loss.student_temp"], flat["loss.koleo_weight"]) == (0.04, 0.1, 0.01)
+    assert override(Config(), JBOT_B).model.head_dim == 10  # 64 // 6, as released
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask.sceme": "random"}, "unknown Config field 'mask.sceme'; did you mean 'mask.scheme'?"),
+        ({"mask.scheme": "spiral"}, "mask.scheme must be one of momentum, random"),
+        ({"optim.lr": 0}, "optim.lr must be finite and in (0, inf], got 0"),
+        ({"optim.lr": float("nan")}, "optim.lr must be finite"),
+        ({"train.epochs": 2.5}, "train.epochs must be int, got 2.5 (float)"),
+        ({"teacher.centering": 1}, "teacher.centering must be bool, got 1 (int)"),
+        ({"mask.ratio_high": 1.5}, "mask.ratio_high must be finite and in [0, 1], got 1.5"),
+        ({"mask.ratio_low": 0.9}, "mask.ratio_low must not exceed mask.ratio_high, got 0.9 > 0.5"),
+        ({"model.dim": 2}, "model.dim must be at least model.heads, got 2 < 4"),
+    ],
+)
+def test_bad_values_name_rule_and_value(changes, words):
+    with pytest.raises(ConfigError) as error:
+        override(Config(), changes)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_round_trip_through_json_types():
+    config = override(Config(), {"mask.scheme": "none", "seed": 7})
+    assert from_dict(dataclasses.asdict(config)) == config
+
+
+def test_whole_number_for_a_float_is_the_same_trial():
+    one, also_one = override(Config(), {"optim.lr": 1}), override(Config(), {"optim.lr": 1.0})
+    assert trial_id(one, "data", "1") == trial_id(also_one, "data", "1")
+
+
+def test_trial_id_feels_config_data_and_trainer():
+    config = Config()
+    ids = {
+        trial_id(config, "data", "1"),
+        trial_id(override(config, {"seed": 1}), "data", "1"),
+        trial_id(config, "other data", "1"),
+        trial_id(config, "data", "2"),
+    }
+    assert len(ids) == 4
+
+
+def test_command_line_values():
+    assert parse_value("train.epochs", "8") == 8
+    assert parse_value("teacher.centering", "false") is False
+    assert parse_value("mask.scheme", "random") == "random"
+    with pytest.raises(ConfigError, match=r"train\.epochs must be int, got 'eight'"):
+        override(Config(), {"train.epochs": parse_value("train.epochs", "eight")})
