@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jbot.config import digest
 from jbot.record import Record, RecordError, Storage, load_curves, load_record, trial_folder
