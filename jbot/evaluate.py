@@ -31,6 +31,8 @@ MONITOR_JETS = 1_024
 
 Embedding = Float[np.ndarray, "jet dim"]
 Labels = Int[np.ndarray, "jet"]
+Bank = Float[np.ndarray, "bank dim"]
+BankLabels = Int[np.ndarray, "bank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +63,13 @@ def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], conf
     return min(float(relative_entropy(attention, hidden).min()) for attention in attentions)
 
 
-def knn_probe(bank: Embedding, bank_labels: Labels, jets: Embedding, labels: Labels, k: int) -> Metrics:
+def knn_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels, k: int) -> Metrics:
     """k nearest training jets vote: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
     classifier = KNeighborsClassifier(n_neighbors=min(k, len(bank)), algorithm="brute").fit(bank, bank_labels)
     return _classification("knn", classifier.predict_proba(jets), classifier.classes_, labels)
 
 
-def linear_probe(bank: Embedding, bank_labels: Labels, jets: Embedding, labels: Labels) -> Metrics:
+def linear_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels) -> Metrics:
     """Logistic regression on the standardised embedding."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")).fit(bank, bank_labels)
     return _classification("linear", classifier.predict_proba(jets), classifier.classes_, labels)

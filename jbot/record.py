@@ -48,7 +48,10 @@ class Storage:
     def __init__(self, uri: str | os.PathLike[str]):
         self.uri = os.fspath(uri)
         if "://" in self.uri:
-            self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+            try:
+                self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                raise RecordError(f"storage {self.uri} cannot be opened: {str(error).splitlines()[0]}") from None
         else:
             self.uri = str(Path(self.uri).expanduser().absolute())
             self._fs, self._root = pafs.LocalFileSystem(), self.uri

@@ -77,6 +77,7 @@ def run_trial(
     state, history = checkpoint.load(spec.config, torch.device(device))
     history["attempts"] += 1
     checkpoint.history, checkpoint.started = history, time.perf_counter()
+    checkpoint.save(state)  # so that even an attempt that dies at once is counted
     sent = 0
 
     def after_epoch(state: TrainState) -> None:

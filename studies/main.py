@@ -13,7 +13,7 @@ from analysis.plan import FILE, Plan, PlanError, load_study, save_study
 from cluster.events import Listener
 from cluster.mirror import default_tracking_uri
 from cluster.progress import StudyProgress
-from cluster.run import ClusterError, check_storage, open_trials, run_inline
+from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
 from jbot.config import Config, ConfigError, from_dict, parse_value
 from jbot.data import DataError, JetData, jets_needed, load
 from jbot.record import RecordError, Storage, load_record
@@ -72,6 +72,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     """Plan, jets, trials, report; returns the exit code."""
     plan = study.plan(options.preset, options.seeds, _changes(options.set))
     base = from_dict(plan.base)
+    held = resources(options.preset, options.cpus, options.gpus)
     storage = Storage(options.storage)
     if options.dry_run:
         describe(plan, base, storage)
@@ -82,7 +83,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     keep_other_plan(storage, plan)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
     try:
-        run_trials(plan, specs, data, storage, options)
+        run_trials(plan, specs, data, storage, held, options)
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
@@ -112,7 +113,12 @@ def keep_other_plan(storage: Storage, plan: Plan) -> None:
 
 
 def run_trials(
-    plan: Plan, specs: list[TrialSpec], data: JetData, storage: Storage, options: argparse.Namespace
+    plan: Plan,
+    specs: list[TrialSpec],
+    data: JetData,
+    storage: Storage,
+    held: Resources,
+    options: argparse.Namespace,
 ) -> None:
     """Run what has no record yet, watched by the progress bar and MLflow."""
     done = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
@@ -124,7 +130,6 @@ def run_trials(
     progress = StudyProgress(specs, done, console)
     view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
     listeners: list[Listener] = [progress, *([view] if view else [])]
-    held = resources(options.preset, options.cpus, options.gpus)
     try:
         if options.inline:
             run_inline(specs, data, storage, listeners, held)

@@ -59,6 +59,8 @@ class Study:
             raise ConfigError(f"seeds must be at least 1, got {count}")
         base = override(Config(), {**size.base, **(changes or {})})
         names = self.arms_by_preset.get(preset, tuple(self.arms))
+        if missing := set(names) - set(self.arms):
+            raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
         arms = {name: dict(self.arms[name]) for name in names}
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)

@@ -20,7 +20,6 @@ from jbot.config import Config, override
 from jbot.data import JetData
 from jbot.data.jetdata import content_fingerprint
 
-
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)  # shared machines are slow
 settings.load_profile("tests")
 
@@ -66,7 +65,7 @@ TINY = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny() -> Config:
     """A Config that trains in a second."""
     return override(Config(), TINY)
@@ -75,10 +74,10 @@ def tiny() -> Config:
 @pytest.fixture(scope="session")
 def tiny_data() -> JetData:
     """Enough labeled jets for the tiny Config."""
-    return make_data(30)
+    return make_data(60)
 
 
-@pytest.fixture()
+@pytest.fixture
 def jets() -> torch.Tensor:
     """(trial, jet, particle, 4) with one trial and 12 jets, some of them full, some with two particles."""
     return torch.from_numpy(make_jets(12, seed=3))[None]

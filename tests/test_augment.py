@@ -33,7 +33,9 @@ def test_rotation_keeps_distances_and_pt(seed):
     views = views_of(seed)
     turned = rotate(views, (2 * uniforms(seed, 1, 2, 6) - 1) * math.pi)
     assert torch.equal(turned[..., 2:], views[..., 2:])
-    torch.testing.assert_close(torch.cdist(turned[..., :2], turned[..., :2]), torch.cdist(views[..., :2], views[..., :2]))
+    torch.testing.assert_close(
+        torch.cdist(turned[..., :2], turned[..., :2]), torch.cdist(views[..., :2], views[..., :2])
+    )
     torch.testing.assert_close(turned[..., :2].norm(dim=-1), views[..., :2].norm(dim=-1))
 
 

@@ -8,7 +8,8 @@ from jbot.record import trial_id
 
 def test_defaults_are_the_papers_recipe():
     flat = flatten(Config())
-    assert flat["train.batch"] == 1024 and flat["train.epochs"] == 80
+    assert flat["train.batch"] == 1024
+    assert flat["train.epochs"] == 80
     assert flat["optim.lr"] == 5e-4 * 1024 / 256
     assert (flat["loss.teacher_temp"], flat["loss.student_temp"], flat["loss.koleo_weight"]) == (0.04, 0.1, 0.01)
     assert override(Config(), JBOT_B).model.head_dim == 10  # 64 // 6, as released

@@ -20,7 +20,7 @@ def tokens(encoded: torch.Tensor, slots: int = 30) -> torch.Tensor:
     return encoded.unflatten(1, (-1, slots + 1))
 
 
-@pytest.fixture()
+@pytest.fixture
 def particles() -> torch.Tensor:
     return torch.from_numpy(make_jets(6, 5))[None].double()
 

@@ -1,0 +1,305 @@
+"""The figures of a report, one function each. They draw what they are given and compute nothing but means and bands.
+
+Widths are for a phone held upright: text stays readable when a figure is scaled to 330 px.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import matplotlib as mpl
+import mplhep
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import AutoMinorLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from analysis import statistics, wording
+from analysis.embedding import CLASSES
+from analysis.verdict import Verdict
+
+INK, MUTED, FAINT, BAND = "#1d2329", "#68727d", "#d3d9df", "#e9edf0"
+# Petroff, arXiv:2107.02270: ten colours told apart in colour-vision deficiency, the sequence HEP experiments use.
+PALETTE = (
+    "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#94a4a2", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+)  # fmt: skip
+MASKED = PALETTE[2]
+CLASS_COLOURS = (*PALETTE[:4], INK)
+"""Of q, g, W, Z, t: the palette's fifth is too pale for letters."""
+OUTCOMES = {"better": PALETTE[0], "worse": PALETTE[6], "equivalent": PALETTE[3], "undecided": PALETTE[8]}
+MARKERS = "osD^vP<X>p"
+
+STYLE: Any = dict(mplhep.style.ATLAS) | {
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],
+    "mathtext.fontset": "dejavusans",
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelpad": 5,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.03,
+    "axes.autolimit_mode": "data",
+    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 4.5,
+    "ytick.major.size": 4.5,
+    "xtick.minor.size": 2.5,
+    "ytick.minor.size": 2.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.fontsize": 8.5,
+    "legend.borderpad": 0.2,
+    "legend.handlelength": 1.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
+WIDTH = 4.6
+"""Inches."""
+
+Draw = TypeVar("Draw", bound=Callable[..., Figure])
+
+
+def styled(draw: Draw) -> Draw:
+    """Draw in the style of the reports, and leave the caller's matplotlib settings alone."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: Any, **kwargs: Any) -> Figure:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def colours(arms: Sequence[str]) -> dict[str, str]:
+    """One colour per arm, the same in all figures of a study; repeated after ten."""
+    return {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(arms)}
+
+
+@styled
+def paired_differences(
+    verdicts: Sequence[Verdict], gaps: Mapping[str, Sequence[float]], margin: float, metric: str
+) -> Figure:
+    """Forest plot: one row per contrast with mean, t interval and one dot per seed, over the band that does not matter.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+    gaps : mapping
+        Contrast name -> differences (seed,), in units of the metric.
+    margin : float
+        Half-width of the band.
+    metric : str
+        Key of the metric.
+    """
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.56 * max(1, len(verdicts))), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(-margin, margin, color=BAND, lw=0, zorder=0)
+    axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
+    for row, verdict in enumerate(verdicts):
+        _forest_row(axes, row, verdict, gaps.get(verdict.contrast.name, ()))
+    axes.set(ylim=(len(verdicts) - 0.45, -0.75), xlabel=f"difference in {wording.quantity_on(metric)}")
+    axes.set_yticks([])
+    _widen_to(axes, 1.3 * margin)
+    axes.tick_params(axis="y", which="both", left=False, right=False)
+    return figure
+
+
+def _forest_row(axes: Axes, row: int, verdict: Verdict, gaps: Sequence[float]) -> None:
+    difference, colour = verdict.difference, OUTCOMES[verdict.outcome]
+    axes.plot(gaps, np.full(len(gaps), row + 0.16), "o", ms=3.4, mfc="none", mec=MUTED, mew=0.8, zorder=2)
+    if difference.n:
+        axes.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot([difference.mean], [row], "D", color=colour, ms=5.5, zorder=4)
+    name = f"{verdict.contrast.treatment} − {verdict.contrast.control}"
+    place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+    axes.text(0.015, row - 0.36, _literal(name), ha="left", **place)
+    kind = "" if verdict.contrast.primary else " (exploratory)"
+    axes.text(0.985, row - 0.36, f"{verdict.outcome}{kind}", ha="right", color=MUTED, fontsize=8.5, **place)
+
+
+def _widen_to(axes: Axes, reach: float) -> None:
+    """Show zero and the whole margin, whatever the data."""
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -reach), max(high, reach))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+@styled
+def learning_curves(curves: pd.DataFrame, metric: str, arms: Sequence[str], all_arms: Sequence[str]) -> Figure:
+    """Mean over complete trials with the 95% t interval as a band, against epoch.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        `arm`, `seed`, `state`, `epoch` and the metric, a row per trial and epoch.
+    arms : sequence of str
+        To draw.
+    all_arms : sequence of str
+        All arms of the study: they fix the colours.
+    """
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    axes = figure.subplots()
+    complete = curves[curves["state"] == "complete"].dropna(subset=[metric])
+    for arm in arms:
+        _curve(axes, complete[complete["arm"] == arm], metric, arm, list(all_arms), arm)
+    _finish_curves(figure, axes, wording.quantity_on(metric))
+    return figure
+
+
+@styled
+def paired_curves(
+    gaps: pd.DataFrame, metric: str, control: str, arms: Sequence[str], all_arms: Sequence[str]
+) -> Figure:
+    """Mean paired difference to a control arm with its 95% t interval, against epoch.
+
+    Parameters
+    ----------
+    gaps : DataFrame
+        `arm`, `seed`, `state`, `epoch` and the metric, there as arm minus control at one seed and epoch.
+    """
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color=MUTED, lw=0.8)
+    for arm in arms:
+        _curve(axes, gaps[gaps["arm"] == arm], metric, f"{arm} − {control}", list(all_arms), arm)
+    _finish_curves(figure, axes, f"difference in {wording.quantity(metric)}")
+    return figure
+
+
+def _finish_curves(figure: Figure, axes: Axes, label: str) -> None:
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_minor_locator(AutoMinorLocator())
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+
+
+def _curve(axes: Axes, curves: pd.DataFrame, metric: str, label: str, all_arms: Sequence[str], arm: str) -> None:
+    if curves.empty:
+        return
+    points = [(epoch, statistics.mean_interval(group[metric])) for epoch, group in curves.groupby("epoch")]
+    epochs = np.array([epoch for epoch, _ in points], dtype=float)
+    mean, low, high = (np.array([getattr(point, name) for _, point in points]) for name in ("mean", "low", "high"))
+    colour, marker = colours(all_arms)[arm], MARKERS[list(all_arms).index(arm) % len(MARKERS)]
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.14, lw=0)
+    axes.plot(epochs, mean, marker=marker, color=colour, label=_literal(label), mew=0)
+
+
+@styled
+def scores_by_seed(scores: pd.DataFrame, metric: str, arms: Sequence[str], floor: pd.Series | None = None) -> Figure:
+    """Every trial: one row per arm, one grey line per seed that joins its block.
+
+    Parameters
+    ----------
+    scores : DataFrame (seed, arm)
+        NaN where a trial has no score.
+    arms : sequence of str
+        To draw.
+    floor : Series (arm,), optional
+        Mean of the untrained encoder, drawn as a tick.
+    """
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.36 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(arms))
+    for _, block in scores[list(arms)].iterrows():
+        axes.plot(block.to_numpy(dtype=float), rows, color=FAINT, lw=0.8, zorder=1)
+    palette = colours(list(scores.columns))
+    for row, arm in enumerate(arms):
+        values = scores[arm].dropna().to_numpy(dtype=float)
+        axes.plot(values, np.full(len(values), row), "o", color=palette[arm], ms=4.5, alpha=0.85, mew=0, zorder=2)
+        axes.plot(values.mean() if len(values) else np.nan, row, "|", color=INK, ms=15, mew=1.8, zorder=3)
+        if floor is not None and math.isfinite(floor[arm]):
+            axes.plot(floor[arm], row, "|", color=MUTED, ms=11, mew=1.2, zorder=2)
+    axes.set_yticks(rows, [_literal(arm) for arm in arms])
+    axes.tick_params(axis="y", which="minor", left=False, right=False)
+    axes.set(ylim=(len(arms) - 0.4, -0.6), xlabel=wording.quantity_on(metric))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+@styled
+def embedding_map(points: NDArray[np.float64], labels: NDArray[np.int64]) -> Figure:
+    """t-SNE map of one encoder: every jet is the letter of its class.
+
+    Parameters
+    ----------
+    points : float array (jet, 2)
+    labels : int array (jet,)
+        0 to 4: q, g, W, Z, t.
+    """
+    figure = Figure(figsize=(3.0, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for label in np.unique(labels):
+        name = CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
+        chosen = points[labels == label]
+        marker, colour = rf"$\mathrm{{{name}}}$", CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=28, marker=marker, color=colour, lw=0, alpha=0.9)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.minorticks_off()
+    axes.margins(0.04)
+    return figure
+
+
+@styled
+def example_jets(
+    particles: NDArray[np.float32], masked: NDArray[Any], labels: NDArray[np.int64], most: int = 3
+) -> Figure:
+    """Jets in the (eta, phi) plane, masked particles in red, area by transverse momentum.
+
+    Parameters
+    ----------
+    particles : float array (jet, particle, feature)
+        eta_rel, phi_rel, pt_rel (share of the jet's), valid.
+    masked : array (jet, particle)
+        1 where hidden from the student.
+    labels : int array (jet,)
+    most : int
+        Jets drawn.
+    """
+    drawn = min(most, len(particles))
+    figure = Figure(figsize=(WIDTH, 1.85), layout="constrained")
+    panels = figure.subplots(1, drawn, squeeze=False)[0]
+    for axes, jet, hidden, label in zip(panels, particles, masked.astype(bool), labels, strict=False):
+        _jet(axes, jet[jet[:, 3] > 0.5], hidden[jet[:, 3] > 0.5])
+        name = CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
+        axes.set_title(f"{name} jet", loc="left", pad=4)
+    panels[0].set_ylabel(r"$\phi_\mathrm{rel}$")
+    return figure
+
+
+def _jet(axes: Axes, jet: NDArray[np.float32], masked: NDArray[np.bool_]) -> None:
+    size = 4 + 900 * np.clip(jet[:, 2], 0, 1)
+    for chosen, colour, alpha in ((~masked, PALETTE[8], 0.5), (masked, MASKED, 0.75)):
+        axes.scatter(jet[chosen, 0], jet[chosen, 1], s=size[chosen], color=colour, alpha=alpha, lw=0)
+    reach = max(0.05, 1.25 * float(np.abs(jet[:, :2]).max(initial=0.0)))
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=r"$\eta_\mathrm{rel}$")
+    axes.xaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3, symmetric=True))
+    axes.tick_params(labelsize=7.5)
+
+
+def _literal(text: str, most: int = 34) -> str:
+    """A name from a record, shown as it is: one line, no mathtext, not so long that it pushes the plot aside."""
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    short = line if len(line) <= most else line[: most - 1] + "…"
+    # A label that starts with an underscore is hidden from legends.
+    return short.replace("$", r"\$").lstrip("_") or "?"

@@ -1,0 +1,186 @@
+"""A study's report, from its records alone: ``python -m analysis.report <study folder>``.
+
+Writes, beside the study or into ``--out``: report.html (one file that asks for nothing else), report.md, trials.csv,
+trials.parquet, arms.csv, contrasts.csv, and figures/ as SVG and PDF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from analysis import provenance, sections, svg, tables
+from analysis.plan import StudyRecords, load_study
+from analysis.sections import Evidence, Picture
+from jbot.record import RecordError, Storage
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def build_report(study: StudyRecords, out: Path) -> Path:
+    """Write the report of a study, finished or not.
+
+    Parameters
+    ----------
+    study : StudyRecords
+        From :func:`analysis.plan.load_study`.
+    out : Path
+        Folder, made if missing; earlier reports in it are replaced.
+
+    Returns
+    -------
+    Path
+        Of report.html.
+
+    Raises
+    ------
+    RecordError
+        When a file of a trial is damaged.
+    """
+    evidence = sections.gather(study)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_tables(evidence, out)
+    content = _content(evidence, out / "figures")
+    for name in ("report.md", "report.html"):
+        _write(out / name, _environment().get_template(f"{name}.j2").render(content))
+    return out / "report.html"
+
+
+def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
+    """Everything the templates lay out."""
+    plan = evidence.study.plan
+    metrics = tables.other_metrics(evidence.trials, plan)
+    headlines = ([v for v in evidence.verdicts if v.contrast.primary] or evidence.verdicts)[: sections.MOST_HEADLINES]
+    return {
+        "study": evidence.study,
+        "plan": plan,
+        "status": sections.status(evidence),
+        "below_floor": sections.below_floor(evidence),
+        "headlines": headlines,
+        "more_verdicts": [v for v in evidence.verdicts if v not in headlines][: sections.MOST_CONTRASTS],
+        "plan_lines": sections.plan_lines(evidence),
+        "arms": sections.arms_section(evidence),
+        "inner_error": sections.inner_error(evidence),
+        "contrasts": sections.contrasts_section(evidence),
+        "convergence": [(found, *sections.convergence_section(found)) for found in evidence.convergence],
+        "metrics": sections.metrics_section(evidence, metrics) if metrics else None,
+        "metric_differences": sections.metric_differences_section(evidence, metrics),
+        "equal_width": sections.equal_width(evidence),
+        "failures": sections.failures_section(evidence),
+        "facts": provenance.facts(evidence.study),
+        "deviations": provenance.deviations(evidence.study),
+        "trials": sections.trials_section(evidence),
+        "n_trials": len(evidence.trials),
+        "pictures": _pictures(evidence, folder),
+    }
+
+
+def _pictures(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The figures by section, saved as files on the way."""
+    groups: dict[str, Iterable[Picture | None]] = {
+        "headline": [sections.differences_picture(evidence, sections.MOST_HEADLINE_ROWS, "paired-differences")],
+        "differences": _all_differences(evidence),
+        "scores": [sections.scores_picture(evidence)],
+        "curves": sections.curve_pictures(evidence),
+        "embeddings": sections.embedding_pictures(evidence),
+        "jets": sections.example_pictures(evidence),
+    }
+    return {group: [_saved(p, folder) for p in pictures if p is not None] for group, pictures in groups.items()}
+
+
+def _all_differences(evidence: Evidence) -> list[Picture | None]:
+    """A second, longer figure when the first screen does not hold all contrasts."""
+    if len(evidence.verdicts) <= sections.MOST_HEADLINE_ROWS:
+        return []
+    return [sections.differences_picture(evidence, sections.MOST_CONTRASTS, "paired-differences-all")]
+
+
+def _saved(picture: Picture, folder: Path) -> dict[str, Any]:
+    drawn = svg.save(picture.figure, folder, picture.name)
+    # The only markup that is not escaped: drawn by matplotlib, which escapes the text in it.
+    element = Markup(svg.inline(drawn, picture.name, picture.alt))
+    return {"name": picture.name, "svg": element, "alt": picture.alt, "caption": picture.caption}
+
+
+def _write_tables(evidence: Evidence, out: Path) -> None:
+    frames = {
+        "trials": evidence.trials,
+        "arms": evidence.arms,
+        "contrasts": tables.contrasts_table(evidence.verdicts),
+    }
+    for name, frame in frames.items():
+        _write(out / f"{name}.csv", frame.to_csv(index=False))
+    _write_parquet(out / "trials.parquet", evidence.trials)
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    temporary = path.with_suffix(".tmp")
+    frame.to_parquet(temporary, index=False)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a browser may be reading the last report."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"markdown": markdown, "unbroken": unbroken}
+    return environment
+
+
+def markdown(text: object) -> str:
+    """Text that stays text in Markdown and inside a Markdown table."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", line)
+
+
+def unbroken(text: str) -> str:
+    """No line break inside ``0.021 ± 0.006`` and ``p = 0.031``."""
+    return re.sub(r" ([±=]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+
+
+def default_out(folder: str, study: StudyRecords) -> Path:
+    """The study folder itself, or ``results/<study>`` when that is in an object store."""
+    if Storage(folder).local:
+        return Path(folder).expanduser()
+    return Path("results") / (re.sub(r"[^\w.-]+", "_", study.plan.study).strip(".") or "study")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 when the report was written, 2 when the input is no study."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report", description="Make a study's report from records."
+    )
+    parser.add_argument("folder", help="<storage>/<study>, a folder or an s3:// or gs:// address")
+    parser.add_argument("--out", type=Path, help="where to write (default: the study folder, if it is on this machine)")
+    options = parser.parse_args(arguments)
+    try:
+        study = load_study(options.folder)
+        path = build_report(study, options.out or default_out(options.folder, study))
+    except (RecordError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

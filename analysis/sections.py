@@ -1,0 +1,472 @@
+"""The evidence of a study and what each section of its report shows of it: tables of text, and pictures.
+
+The templates only lay out what stands here, so HTML and Markdown say the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import convergence, embedding, figures, statistics, tables, verdict, wording
+from analysis.convergence import Convergence
+from analysis.plan import PlannedTrial, StudyRecords
+from analysis.statistics import MeanInterval
+from analysis.verdict import Verdict
+from analysis.wording import NOTHING
+from jbot.record import RecordError
+
+MOST_ARMS = 8
+"""Arms drawn in one figure; more lines than this nobody tells apart (assumed)."""
+MOST_CONTRASTS = 30
+"""Contrasts drawn and told in words; the table has all."""
+MOST_HEADLINES, MOST_HEADLINE_ROWS = 4, 8
+"""Verdicts told, and contrasts drawn, on the first screen."""
+MOST_TRIALS = 400
+"""Rows of the table of trials in the page; all of them are in trials.csv."""
+MOST_JETS = 500
+"""Jets of an embedding map: t-SNE of them takes about a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells of text. The first column names the row."""
+
+    label: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    wordy: frozenset[int] = frozenset({0})
+    """Columns of words, set flush left; the others are numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with its words."""
+
+    name: str
+    """File name without ending."""
+    figure: Figure
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything a report is made of, computed once."""
+
+    study: StudyRecords
+    trials: pd.DataFrame
+    scores: pd.DataFrame
+    states: pd.DataFrame
+    arms: pd.DataFrame
+    verdicts: list[Verdict]
+    curves: pd.DataFrame
+    compared_curves: pd.DataFrame
+    """Those of blocks in which every arm has ended."""
+    convergence: list[Convergence]
+    shown: list[str] = field(default_factory=list)
+    """Arms that are drawn."""
+
+
+def gather(study: StudyRecords) -> Evidence:
+    """Tables, verdicts and convergence of a study, finished or not.
+
+    Raises
+    ------
+    RecordError
+        When a file of a trial is damaged.
+    """
+    plan, trials = study.plan, tables.trial_table(study)
+    scores, states = tables.scores_and_states(trials, plan)
+    curves = convergence.curve_table(study)
+    ended = states.index[~(states == tables.PENDING).any(axis=1)]
+    compared = curves[curves["seed"].isin(ended)]
+    clocks = (convergence.converge(plan, compared, clock) for clock in convergence.CLOCKS)
+    return Evidence(
+        study=study,
+        trials=trials,
+        scores=scores,
+        states=states,
+        arms=tables.arms_table(trials, plan),
+        verdicts=verdict.judge(plan, scores, states),
+        curves=curves,
+        compared_curves=compared,
+        convergence=[found for found in clocks if found is not None],
+        shown=_shown_arms(study),
+    )
+
+
+def _shown_arms(study: StudyRecords) -> list[str]:
+    """Arms of primary contrasts first, then the plan's order, at most MOST_ARMS; returned in the plan's order."""
+    primary = [arm for c in study.plan.contrasts if c.primary for arm in (c.treatment, c.control)]
+    chosen = list(dict.fromkeys([*primary, *study.plan.arms]))[:MOST_ARMS]
+    return [arm for arm in study.plan.arms if arm in chosen]
+
+
+def status(evidence: Evidence) -> str:
+    """Whether the study is finished, in one line; empty when it is."""
+    n, pending = len(evidence.trials), int((evidence.trials["state"] == tables.PENDING).sum())
+    if not pending:
+        return ""
+    blocks = int((~(evidence.states == tables.PENDING).any(axis=1)).sum())
+    return (
+        f"Unfinished: {n - pending} of {n} trials have ended. "
+        f"Compared are the {wording.count(blocks, 'block')} of {len(evidence.states)} in which every arm has ended."
+    )
+
+
+def plan_lines(evidence: Evidence) -> dict[str, str]:
+    """The design, as it was stated before the study ran: name -> one line."""
+    plan = evidence.study.plan
+    families = {kind: [wording.contrast(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
+    return {
+        "Primary metric": f"{wording.quantity_on(plan.metric)} ({plan.metric}), "
+        f"{'higher' if plan.higher_is_better else 'lower'} is better",
+        "Margin": f"{plan.margin:g}: smaller differences do not matter",
+        "Primary contrasts": ", ".join(families[True]) or "none",
+        "Exploratory contrasts": ", ".join(families[False]) or "none",
+        "Arms and seeds": f"{len(plan.arms)} arms × {len(plan.seeds)} seeds = {len(evidence.study.trials)} trials",
+        "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
+        "What it can find": _power_line(evidence),
+        "Preset": plan.preset,
+    }
+
+
+def _power_line(evidence: Evidence) -> str:
+    """Floor and power of the full design, before any data."""
+    plan = evidence.study.plan
+    n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
+    floor = statistics.p_floor(n, family)
+    effect = statistics.minimum_detectable_effect(n, alpha=plan.alpha / family)
+    if floor > plan.alpha:
+        return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. Equivalence at best."
+    return (
+        f"smallest p {wording.p_value(floor)}; 80% power for {effect:.2f} standard deviations of the paired difference"
+    )
+
+
+def arms_section(evidence: Evidence) -> Table:
+    """Mean, spread and losses per arm, beside the floor."""
+    references = [name for name in tables.REFERENCES if name in evidence.arms]
+    names = [tables.REFERENCES[name] for name in references]
+    head = ["arm", "changes", "n", "mean", "sd over seeds", "95% interval", *names, "failed", "pruned", "device time"]
+    rows = [_arm_row(row, references) for _, row in evidence.arms.iterrows()]
+    return Table(label="Arms", head=head, rows=rows, wordy=frozenset({0, 1}))
+
+
+def _arm_row(row: pd.Series, references: Sequence[str]) -> list[str]:
+    error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
+    decimals = wording.decimals_of(error)
+    rate = f"{row['failed']} of {row['failed'] + row['n']}"
+    if row["failed"]:
+        rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
+    return [
+        row["arm"],
+        row["changes"],
+        str(row["n"]),
+        wording.number(row["mean"], decimals),
+        wording.number(row["sd"], decimals),
+        wording.interval(row["low"], row["high"], error),
+        *(wording.number(row[name], decimals) for name in references),
+        rate,
+        str(row["pruned"]),
+        wording.duration(row["device_seconds"]),
+    ]
+
+
+def contrasts_section(evidence: Evidence) -> Table:
+    """Paired differences and the tests behind each verdict."""
+    head = ["contrast", "verdict", "difference", "95% interval", "bootstrap-t", "n", "p, corrected", "smallest p"]
+    head += ["equivalence p", "detectable", "correlation", "gain of pairing", "seeds left out"]
+    rows = [_contrast_row(item) for item in evidence.verdicts]
+    return Table(label="Paired differences", head=head, rows=rows, wordy=frozenset({0, 1}))
+
+
+def _contrast_row(item: Verdict) -> list[str]:
+    d, error = item.difference, item.difference.standard_error
+    kind = "" if item.contrast.primary else " (exploratory)"
+    return [
+        wording.contrast(item.contrast.name),
+        f"{item.outcome}{kind}",
+        wording.with_error(d.mean, error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True),
+        wording.interval(d.low, d.high, error),
+        wording.interval(d.check_low, d.check_high, error),
+        str(d.n),
+        wording.p_value(item.p_adjusted, item.floor) if d.n > 1 else NOTHING,
+        wording.p_value(item.floor),
+        wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
+        wording.compact(item.detectable, 2),
+        wording.number(d.correlation, 3),
+        f"{wording.compact(d.variance_ratio, 2)}×" if math.isfinite(d.variance_ratio) else NOTHING,
+        str(item.dropped + item.pruned),
+    ]
+
+
+def convergence_section(found: Convergence) -> tuple[Table, Table]:
+    """Per arm and per contrast, on one clock."""
+    arms = [
+        [arm.arm, f"{arm.reached} of {arm.n}", wording.compact(arm.restricted_mean), _mean_and_error(arm.area)]
+        for arm in found.arms
+    ]
+    pairs = [
+        [wording.contrast(pair.contrast), *_mean_columns(pair.time), *_mean_columns(pair.area), str(pair.time.n)]
+        for pair in found.contrasts
+    ]
+    unit = found.unit
+    return (
+        Table(label=f"Convergence in {unit}", head=["arm", "reached", f"mean {unit}", "mean of the curve"], rows=arms),
+        Table(
+            label=f"Paired convergence in {unit}",
+            head=["contrast", f"{unit}, difference", "95% interval", "curve, difference", "95% interval", "n"],
+            rows=pairs,
+        ),
+    )
+
+
+def _mean_columns(values: MeanInterval) -> list[str]:
+    return [_mean_and_error(values, sign=True), wording.interval(values.low, values.high, values.standard_error)]
+
+
+def _mean_and_error(values: MeanInterval, sign: bool = False) -> str:
+    if values.n < 2:
+        return wording.number(values.mean, sign=sign)
+    return wording.with_error(values.mean, values.standard_error, sign)
+
+
+def metrics_section(evidence: Evidence, metrics: Sequence[str]) -> Table:
+    """Mean ± standard error of the other final metrics per arm; the untrained encoder as the last row."""
+    plan = evidence.study.plan
+    columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
+    rows = [[arm, *(_cell(column[arm]) for column in columns)] for arm in plan.arms]
+    for name, words in tables.REFERENCES.items():
+        floors = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
+        if any(floor.notna().any(axis=None) for floor in floors):
+            rows.append([words, *(_cell(floor.mean(axis=1)) for floor in floors)])
+    heads = ["arm", *(wording.quantity_on(metric) for metric in metrics)]
+    return Table(label="Other metrics", head=heads, rows=rows)
+
+
+def _cell(values: pd.Series) -> str:
+    return _mean_and_error(statistics.mean_interval(values.dropna()))
+
+
+def metric_differences_section(evidence: Evidence, metrics: Sequence[str]) -> Table:
+    """Exploratory paired differences of the other metrics."""
+    frame = tables.metric_differences(evidence.trials, evidence.study.plan, metrics)
+    rows = []
+    for _, row in frame.iterrows():
+        error = row["sd"] / math.sqrt(row["n"])
+        floor = statistics.p_floor(int(row["n"]))
+        estimate = [wording.with_error(row["mean"], error, True), wording.interval(row["low"], row["high"], error)]
+        names = [wording.quantity_on(row["metric"]), wording.contrast(row["contrast"])]
+        rows.append([*names, *estimate, str(row["n"]), wording.p_value(row["p_adjusted"], floor)])
+    head = ["metric", "contrast", "difference", "95% interval", "n", "p, corrected"]
+    return Table(label="Differences of other metrics", head=head, rows=rows, wordy=frozenset({0, 1}))
+
+
+def equal_width(evidence: Evidence) -> bool:
+    """Whether all arms embed in the same dimension: cluster metrics are comparable only then."""
+    ended = [record for record in evidence.study.records.values() if record is not None]
+    return len({tables.lookup(record.config, "model.dim") for record in ended}) <= 1
+
+
+def failures_section(evidence: Evidence) -> Table:
+    """Every trial that did not complete, with its reason."""
+    lost = evidence.trials[evidence.trials["state"].isin(["failed", "pruned"])]
+    rows = [
+        [row["arm"], str(row["seed"]), row["state"], row["reason"] or "no reason given"] for _, row in lost.iterrows()
+    ]
+    complete = evidence.states == "complete"
+    for seed, arm in (complete & evidence.scores.isna()).stack().loc[lambda cell: cell].index:
+        rows.append([arm, str(seed), "complete", f"left no {evidence.study.plan.metric}: counted as failed"])
+    return Table(label="Failures", head=["arm", "seed", "state", "reason"], rows=rows, wordy=frozenset({0, 2, 3}))
+
+
+def trials_section(evidence: Evidence) -> Table:
+    """Every trial, up to MOST_TRIALS."""
+    metric = evidence.study.plan.metric
+    head = ["trial", "arm", "seed", "state", wording.quantity_on(metric), "device time", "attempts", "plan hash"]
+    rows = [
+        [
+            row["trial_id"],
+            row["arm"],
+            str(row["seed"]),
+            row["state"],
+            wording.number(_number(row, metric)),
+            wording.duration(_number(row, "device_seconds")),
+            wording.number(_number(row, "attempts"), 0),
+            NOTHING if row["state"] == tables.PENDING else str(row["plan_hash"]),
+        ]
+        for row in evidence.trials.head(MOST_TRIALS).to_dict("records")
+    ]
+    return Table(label="All trials", head=head, rows=rows, wordy=frozenset({0, 1, 3, 7}))
+
+
+def _number(row: dict[str, Any], key: str) -> float:
+    value = row.get(key)
+    return math.nan if value is None else float(value)
+
+
+def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | None:
+    """The paired differences, primary contrasts first; None when nothing can be compared."""
+    plan = evidence.study.plan
+    drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
+    if not any(item.difference.n for item in drawn):
+        return None
+    gaps = {
+        item.contrast.name: tables.seed_differences(evidence.scores, evidence.states, item.contrast) for item in drawn
+    }
+    figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
+    said = "; ".join(f"{item.contrast.name}: {_contrast_row(item)[2]}, {item.outcome}" for item in drawn)
+    more = (
+        f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
+    )
+    direction = (
+        "right of zero the treatment is better" if plan.higher_is_better else "left of zero the treatment is better"
+    )
+    caption = (
+        f"Paired differences: {direction}. Diamond and bar: mean and {1 - plan.alpha:.0%} interval; circles: seeds; "
+        f"shaded: differences below the margin of {plan.margin:g}.{more}"
+    )
+    return Picture(name=name, figure=figure, alt=f"Paired differences. {said}.", caption=caption)
+
+
+def scores_picture(evidence: Evidence) -> Picture | None:
+    """Every trial's score."""
+    if not evidence.scores.notna().any(axis=None):
+        return None
+    floors = evidence.arms.set_index("arm")["untrained"] if "untrained" in evidence.arms else None
+    metric = evidence.study.plan.metric
+    figure = figures.scores_by_seed(evidence.scores, metric, evidence.shown, floors)
+    means = ", ".join(f"{row.arm} {wording.number(row.mean)}" for row in evidence.arms.itertuples())
+    caption = "Dots: trials; dark ticks: means; grey lines join the trials of a seed."
+    caption += " Grey ticks: the untrained encoder." if floors is not None else ""
+    return Picture(
+        name="scores-by-seed",
+        figure=figure,
+        alt=f"{wording.quantity_on(metric)} of every trial. Means: {means}.",
+        caption=caption + _not_all(evidence),
+    )
+
+
+def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
+    """Learning curves of what may be compared between masking schemes: probes and entropies, no losses."""
+    first = convergence.validation_metric(evidence.study.plan, evidence.curves)
+    if first and evidence.study.plan.contrasts:
+        yield from _paired_curve_picture(evidence, first)
+    for metric in [*filter(None, [first]), *(name for name in comparable_curves(evidence.curves) if name != first)]:
+        figure = figures.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
+        words = wording.quantity_on(metric)
+        caption = f"{words}: mean over complete trials, band: 95% interval.{_not_all(evidence)}"
+        alt = f"Learning curves of {words} for {', '.join(evidence.shown)}."
+        yield Picture(name=f"curves-{_slug(metric)}", figure=figure, alt=alt, caption=caption)
+
+
+def _paired_curve_picture(evidence: Evidence, metric: str) -> Iterator[Picture]:
+    """What the bands of single arms hide: they hold the spread over seeds, which pairs share."""
+    control, all_arms = convergence.control_arm(evidence.study.plan), list(evidence.study.plan.arms)
+    gaps = convergence.paired_curve_table(evidence.compared_curves, metric, control)
+    if gaps.empty:
+        return
+    figure = figures.paired_curves(gaps, metric, control, [a for a in evidence.shown if a != control], all_arms)
+    words = wording.quantity_on(metric)
+    caption = f"Paired difference to {control} in {words}: mean over seeds, band: 95% interval.{_not_all(evidence)}"
+    yield Picture(name="curves-paired", figure=figure, alt=f"Learning curves. {caption}", caption=caption)
+
+
+def comparable_curves(curves: pd.DataFrame) -> list[str]:
+    """Columns that mean the same in all arms: probes on validation jets, entropies of student and teacher."""
+    names = [name for name in curves.columns if name.startswith("val/") or name.endswith("_entropy")]
+    complete = curves[curves["state"] == "complete"]
+    return [name for name in names if complete[name].notna().any()]
+
+
+def _not_all(evidence: Evidence) -> str:
+    drawn, n = len(evidence.shown), len(evidence.study.plan.arms)
+    return f" {drawn} of {n} arms are drawn; the tables have all." if drawn < n else ""
+
+
+def embedding_pictures(evidence: Evidence) -> Iterator[Picture]:
+    """One t-SNE map per arm, all at one seed where possible."""
+    for trial in _pictured_trials(evidence, "embedding"):
+        arrays = _arrays(evidence, trial, "embedding", ("cls", "label"))
+        labels = np.asarray(arrays["label"], dtype=np.int64)
+        chosen = embedding.thin(labels, MOST_JETS)
+        if not embedding.can_be_mapped(arrays["cls"][chosen]):
+            continue
+        points = embedding.tsne(arrays["cls"][chosen])
+        figure = figures.embedding_map(points, labels[chosen])
+        alt = f"t-SNE map of {len(chosen)} test jets for arm {trial.arm}, each jet drawn as the letter of its class."
+        yield Picture(
+            name=f"embedding-{_slug(trial.arm)}", figure=figure, alt=alt, caption=f"{trial.arm}, seed {trial.seed}"
+        )
+
+
+def example_pictures(evidence: Evidence) -> Iterator[Picture]:
+    """A few test jets per arm, with what the student does not see in red."""
+    for trial in _pictured_trials(evidence, "examples"):
+        arrays = _arrays(evidence, trial, "examples", ("particles", "masked", "label"))
+        figure = figures.example_jets(arrays["particles"], arrays["masked"], arrays["label"])
+        share = float(arrays["masked"].sum() / max(1.0, (arrays["particles"][..., 3] > 0.5).sum()))
+        alt = f"Example jets of arm {trial.arm}; {share:.0%} of the particles are masked, in red."
+        caption = f"{trial.arm}, seed {trial.seed}: {share:.0%} of the particles masked"
+        yield Picture(name=f"jets-{_slug(trial.arm)}", figure=figure, alt=alt, caption=caption)
+
+
+def _pictured_trials(evidence: Evidence, name: str) -> list[PlannedTrial]:
+    """One complete trial of each drawn arm that left these arrays, from the seed that most arms have."""
+    complete = set(evidence.trials.loc[evidence.trials["state"] == "complete", "trial_id"])
+    have = [t for t in evidence.study.trials if t.trial_id in complete and t.arm in evidence.shown]
+    by_seed = sorted(have, key=lambda trial: -sum(other.seed == trial.seed for other in have))
+    found: dict[str, PlannedTrial] = {}
+    for trial in by_seed:
+        if trial.arm not in found and evidence.study.arrays(trial.trial_id, name) is not None:
+            found[trial.arm] = trial
+    return [found[arm] for arm in evidence.shown if arm in found]
+
+
+def _arrays(evidence: Evidence, trial: PlannedTrial, name: str, keys: Sequence[str]) -> dict[str, Any]:
+    arrays = evidence.study.arrays(trial.trial_id, name) or {}
+    if not set(keys) <= set(arrays):
+        raise RecordError(f"{name} of trial {trial.trial_id} must hold {', '.join(keys)}, got {sorted(arrays)}")
+    return arrays
+
+
+def below_floor(evidence: Evidence) -> str:
+    """Names the arms that training did not help, in one line; empty when there is none."""
+    arms = evidence.arms
+    if "untrained" not in arms:
+        return ""
+    gain = (arms["mean"] - arms["untrained"]) * (1 if evidence.study.plan.higher_is_better else -1)
+    lost = [str(arm) for arm in arms.loc[gain <= 0, "arm"]]
+    if not lost:
+        return ""
+    return f"No better than the untrained encoder on average: {', '.join(lost)}. Comparisons with them say little."
+
+
+def inner_error(evidence: Evidence) -> str:
+    """The inner error of an accuracy, from the number of test jets, beside the spread over seeds; empty for others."""
+    sizes = {tables.lookup(r.config, "data.test_jets") for r in evidence.study.records.values() if r is not None}
+    mean, spread = float(evidence.arms["mean"].mean()), float(evidence.arms["sd"].mean())
+    if len(sizes) != 1 or not evidence.study.plan.metric.endswith("accuracy") or not 0 <= mean <= 1:
+        return ""
+    jets = sizes.pop()
+    if not isinstance(jets, int) or jets < 1:
+        return ""
+    error = math.sqrt(mean * (1 - mean) / jets)
+    return (
+        f"One trial carries a test-jet error of {wording.compact(error, 2)} (binomial, at most {jets} test jets); "
+        + (f"over seeds an arm varies by {wording.compact(spread, 2)} (standard deviation).")
+    )
+
+
+def _slug(name: str) -> str:
+    """A file name from any name of a record."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "unnamed"

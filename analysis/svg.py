@@ -1,0 +1,58 @@
+"""Figures as files, and as SVG inside a page that follows the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from analysis import figures
+
+THEMED = {figures.INK: "ink", figures.MUTED: "muted", figures.FAINT: "faint", figures.BAND: "band"} | {
+    colour: f"c{i}" for i, colour in enumerate(figures.PALETTE)
+}
+"""Colours of the figures and the CSS variables of the page that stand for them."""
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write ``<name>.svg`` and ``<name>.pdf``, the same bytes for the same figure; returns the SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    svg = to_svg(figure)
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    return svg
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure as an SVG document. Its layout is found once and kept."""
+    text = io.StringIO()
+    # Ids are hashes of what they name: with a fixed salt the same figure gives the same file.
+    with mpl.rc_context({"svg.hashsalt": "jbot", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")
+    return text.getvalue()
+
+
+def inline(svg: str, name: str, alt: str) -> str:
+    """The ``<svg>`` element of a page, in the page's colours and font.
+
+    Parameters
+    ----------
+    svg : str
+        From :func:`to_svg`.
+    name : str
+        Letters, digits and dashes; unique in the page. It keeps the ids of several figures apart.
+    alt : str
+        What a reader who does not see the figure must know.
+    """
+    element = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)
+    for colour, variable in THEMED.items():
+        element = element.replace(colour, f"var(--{variable})")
+    element = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: var(--sans)", element)
+    head = f'<svg role="img" aria-label="{escape(alt, quote=True)}"'
+    return re.sub(r'\s(width|height)="[\d.]+pt"', "", element.replace("<svg", head, 1), count=2)

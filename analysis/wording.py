@@ -1,0 +1,107 @@
+"""Numbers as a physicist writes them: rounded by their error, p-values never below what the design can reach."""
+
+from __future__ import annotations
+
+import math
+
+NOTHING = "–"
+"""What stands for a number that does not exist."""
+
+
+def decimals_of(error: float) -> int:
+    """Decimals that show an error to one digit, or to two when it starts with 1 or 2.
+
+    References
+    ----------
+    After the Particle Data Group, Review of Particle Physics (2024), introduction, section 5.3.
+    """
+    if not math.isfinite(error) or error <= 0:
+        return 4
+    exponent = math.floor(math.log10(error))
+    leading = error / 10.0**exponent
+    return min(8, max(0, -exponent + (1 if leading < 3 else 0)))
+
+
+def number(value: float | None, decimals: int = 4, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash when there is none."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def compact(value: float | None, digits: int = 3) -> str:
+    """A number to so many significant digits, for quantities of any size."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    # Rounded first, so that 640 does not become 6.4e+02.
+    return f"{float(f'{value:.{digits}g}'):g}".replace("-", "−")
+
+
+def with_error(value: float, error: float, sign: bool = False) -> str:
+    """``0.021 ± 0.006``, both rounded by the error."""
+    decimals = decimals_of(error)
+    return f"{number(value, decimals, sign)} ± {number(error, decimals)}"
+
+
+def interval(low: float, high: float, error: float) -> str:
+    """``0.008 to 0.034``, rounded by the error of the value it belongs to."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return NOTHING
+    return f"{number(low, decimals_of(error))} to {number(high, decimals_of(error))}"
+
+
+def p_value(p: float, floor: float = 0.0) -> str:
+    """Two significant digits, one above 0.1; never below the floor of the design."""
+    p = max(p, floor)
+    if not math.isfinite(p):
+        return NOTHING
+    return f"{p:.2f}" if p >= 0.0995 else f"{p:.2g}"
+
+
+def contrast(name: str) -> str:
+    """The name of a contrast with a true minus sign."""
+    return name.replace(" - ", " − ")
+
+
+def count(n: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.4 h``."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+QUANTITIES = {
+    "knn_accuracy": "k-NN accuracy",
+    "knn_auc": "k-NN AUC",
+    "linear_accuracy": "linear-probe accuracy",
+    "linear_auc": "linear-probe AUC",
+    "kmeans_ami": "k-means AMI",
+    "silhouette": "silhouette",
+    "effective_rank": "effective rank",
+    "nc1": "neural collapse NC1",
+    "teacher_entropy": "teacher entropy",
+    "student_entropy": "student entropy",
+}
+SPLITS = {"test": "test jets", "val": "validation jets", "train": "training jets"}
+
+
+def quantity(metric: str) -> str:
+    """``k-NN accuracy`` for ``test/knn_accuracy``; an unknown key in its own words."""
+    name = metric.rpartition("/")[2]
+    return QUANTITIES.get(name, name.replace("_", " "))
+
+
+def quantity_on(metric: str) -> str:
+    """``k-NN accuracy on test jets`` for ``test/knn_accuracy``."""
+    split = metric.split("/")[0]
+    return f"{quantity(metric)} on {SPLITS[split]}" if split in SPLITS else quantity(metric)

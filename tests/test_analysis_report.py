@@ -1,0 +1,411 @@
+"""The report from a folder of synthetic records: what it says, and what it must never say."""
+
+import dataclasses
+import html.parser
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import convergence, provenance, report, sections, tables
+from analysis.plan import Contrast, Plan, PlannedTrial, load_study, save_study
+from jbot.config import Config, from_dict, override
+from jbot.record import Record, Storage, save_record, trial_folder, trial_id
+
+ARMS = {"momentum": {}, "random": {"mask.scheme": "random"}, "none": {"mask.scheme": "none"}}
+EFFECT = {"momentum": 0.02, "random": 0.0, "none": 0.0}
+EPOCHS = (0, 2, 4, 6, 8, 10)
+
+
+def make_plan(**changes):
+    contrasts = (
+        Contrast(treatment="momentum", control="random", primary=True),
+        Contrast(treatment="momentum", control="none"),
+        Contrast(treatment="none", control="random"),
+    )
+    plan = {
+        "study": "masking",
+        "question": "Does momentum-aware masking help?",
+        "preset": "quick",
+        "arms": ARMS,
+        "base": dataclasses.asdict(Config()),
+        "seeds": tuple(range(6)),
+        "metric": "test/knn_accuracy",
+        "higher_is_better": True,
+        "margin": 0.01,
+        "contrasts": contrasts,
+    }
+    return Plan(**plan | changes)
+
+
+def planned_trials(plan):
+    base = from_dict(plan.base)
+    return [
+        PlannedTrial(arm=arm, seed=seed, trial_id=trial_id(override(base, changes | {"seed": seed}), "jets", "1"))
+        for seed in plan.seeds
+        for arm, changes in plan.arms.items()
+    ]
+
+
+def make_record(plan, trial, rng, **changes):
+    score = 0.45 + 0.05 * np.random.default_rng(trial.seed).normal() + EFFECT.get(trial.arm, 0) + 0.004 * rng.normal()
+    metrics = {"test/knn_accuracy": score, "test/knn_auc": 0.5 + score / 2, "test/kmeans_ami": score / 3}
+    metrics |= {"test/effective_rank": 9.0 + 20 * score, "untrained/test/knn_accuracy": 0.35}
+    config = override(from_dict(plan.base), plan.arms[trial.arm] | {"seed": trial.seed})
+    fields = {
+        "trial_id": trial.trial_id,
+        "state": "complete",
+        "study": plan.study,
+        "arm": trial.arm,
+        "plan_hash": plan.hash,
+        "config": dataclasses.asdict(config),
+        "data": {"source": "pythia", "fingerprint": "jets"},
+        "metrics": metrics,
+        "trainer_version": "1",
+        "git_commit": "0123abc",
+        "libraries": {"torch": "2.13.0", "numpy": "1.26.4"},
+        "hardware": {"device": "cpu", "cpu": "2 cores"},
+        "started": "2026-01-01T00:00:00+00:00",
+        "wall_seconds": 30.0,
+        "device_seconds": 25.0,
+    }
+    return Record(**fields | changes)
+
+
+def write_files(storage, record, rng):
+    """Curves, embedding and examples as the trainer leaves them."""
+    folder = trial_folder(record.trial_id)
+    last = record.metrics.get("test/knn_accuracy", 0.4)
+    rows = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "device_seconds": 2.5 * epoch,
+            "val/knn_accuracy": 0.35 + (last - 0.35) * (1 - np.exp(-epoch / 3)),
+            "val/effective_rank": 5.0 + epoch,
+            "train/loss": None if epoch == 0 else 9.0 - epoch / 3,
+            "train/teacher_entropy": None if epoch == 0 else 2.0,
+        }
+        for epoch in EPOCHS
+    ]
+    storage.write_rows(f"{folder}/curves.parquet", rows)
+    labels = np.arange(40, dtype=np.int64) % 5
+    cls = (rng.normal(size=(40, 8)) + 2 * labels[:, None]).astype(np.float32)
+    storage.write_arrays(f"{folder}/embedding.safetensors", {"cls": cls, "label": labels})
+    particles = rng.normal(scale=0.1, size=(4, 30, 4)).astype(np.float32)
+    particles[..., 2] = rng.dirichlet(np.ones(30), size=4)
+    particles[..., 3] = np.arange(30) < 20
+    masked = (rng.random((4, 30)) < 0.3).astype(np.uint8)
+    storage.write_arrays(
+        f"{folder}/examples.safetensors", {"particles": particles, "masked": masked, "label": labels[:4]}
+    )
+
+
+def write_study(root, plan, trials=None, changes=None, files=False):
+    """A study folder. `changes` maps (arm, seed) to fields of that record, or to None while it runs."""
+    storage, rng = Storage(root), np.random.default_rng(7)
+    trials = planned_trials(plan) if trials is None else trials
+    save_study(storage, plan, {"source": "pythia", "fingerprint": "jets"}, trials)
+    for trial in trials:
+        changed = (changes or {}).get((trial.arm, trial.seed), {})
+        if changed is not None:
+            record = make_record(plan, trial, rng, **changed)
+            if files:
+                write_files(storage, record, rng)
+            save_record(storage, record)
+    return root / plan.study
+
+
+FAILED = {"state": "failed", "reason": "loss is not finite at step 12", "metrics": {}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished study with one failed trial."""
+    return write_study(tmp_path_factory.mktemp("results"), make_plan(), changes={("none", 5): FAILED}, files=True)
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return report.build_report(load_study(str(folder)), folder).read_text(encoding="utf-8")
+
+
+class Links(html.parser.HTMLParser):
+    """Collects what a browser would load, and whether every figure has a text."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.figures, self.ids = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids += [given["id"]] if "id" in given else []
+        if tag in ("script", "img", "iframe", "link") or "src" in given:
+            self.loads.append(given.get("src") or given.get("href") or tag)
+        if tag == "svg":
+            self.figures.append(given.get("aria-label", ""))
+
+
+def parsed(page):
+    links = Links()
+    links.feed(page)
+    return links
+
+
+def test_page_answers_the_question_first(page):
+    assert page.index("Does momentum-aware masking help?") < page.index("momentum is better than random by 0.0")
+    assert page.index("momentum is better than random") < page.index('id="plan"')
+
+
+def test_page_is_self_contained_and_every_figure_has_words(page):
+    links = parsed(page)
+    assert links.loads == ["data:,"]
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+    assert "https://" not in page
+    assert "@import" not in page
+    assert len(links.figures) >= 11
+    assert all(len(words) > 20 for words in links.figures)
+    assert len(links.ids) == len(set(links.ids))
+
+
+def test_failed_seed_is_counted_in_arm_and_verdict(folder, page):
+    study = load_study(str(folder))
+    arms = sections.gather(study).arms.set_index("arm")
+    assert (arms.loc["none", "n"], arms.loc["none", "failed"]) == (5, 1)
+    assert arms.loc["none", "failure_low"] == pytest.approx(0.0301, abs=1e-4)
+    assert arms.loc["none", "failure_high"] == pytest.approx(0.5635, abs=1e-4)
+    assert "1 seed is left out because a trial failed: momentum failed in 0 of 6" in page
+    assert "loss is not finite at step 12" in page
+
+
+def test_files_hold_every_trial_and_metric(folder, page):
+    csv = pd.read_csv(folder / "trials.csv")
+    parquet = pd.read_parquet(folder / "trials.parquet")
+    assert len(csv) == len(parquet) == 18
+    assert {"study", "arm", "seed", "trial_id", "state", "reason", "test/knn_auc", "config.mask.scheme"} <= {
+        *csv.columns
+    }
+    contrasts = pd.read_csv(folder / "contrasts.csv").set_index("contrast")
+    assert contrasts.loc["momentum - random", "verdict"] == "better"
+    scores = csv.pivot(index="seed", columns="arm", values="test/knn_accuracy")
+    gaps = scores["momentum"] - scores["random"]
+    assert contrasts.loc["momentum - random", "mean"] == pytest.approx(gaps.mean())
+    assert contrasts.loc["momentum - random", "p"] == pytest.approx(2 / 64)
+    assert {"figures/paired-differences.pdf", "figures/paired-differences.svg", "arms.csv", "report.md"} <= {
+        str(path.relative_to(folder)) for path in folder.rglob("*")
+    }
+
+
+def test_losses_are_never_drawn(page):
+    assert "teacher entropy" in page
+    assert "train/loss" not in page
+    assert "train loss" not in page.lower()
+
+
+def test_same_records_same_page(tmp_path):
+    plan = make_plan(arms={"momentum": {}}, contrasts=(), seeds=(0, 1))
+    study = load_study(str(write_study(tmp_path, plan, files=True)))
+    pages = [report.build_report(study, tmp_path / name).read_text(encoding="utf-8") for name in "ab"]
+    assert pages[0] == pages[1]
+    assert "states no contrast" in pages[0]
+
+
+def test_unfinished_study_says_so_and_compares_whole_blocks_only(tmp_path):
+    pending = dict.fromkeys([("none", 4), ("random", 5), ("none", 5)])
+    study = load_study(str(write_study(tmp_path, make_plan(), changes=pending)))
+    evidence = sections.gather(study)
+    status = "Unfinished: 15 of 18 trials have ended. Compared are the 4 blocks of 6 in which every arm has ended."
+    assert sections.status(evidence) == status
+    assert [item.difference.n for item in evidence.verdicts] == [4, 4, 4]
+    assert all(item.interim for item in evidence.verdicts)
+    assert status in report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_study_without_any_record(tmp_path):
+    trials = planned_trials(make_plan())
+    nothing = dict.fromkeys((trial.arm, trial.seed) for trial in trials)
+    study = load_study(str(write_study(tmp_path, make_plan(), changes=nothing)))
+    text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert "0 of 18 trials have ended" in text
+    assert "no seed has a score of both arms" in text
+
+
+def test_study_of_failures_only(tmp_path):
+    changes = {(trial.arm, trial.seed): FAILED for trial in planned_trials(make_plan())}
+    study = load_study(str(write_study(tmp_path, make_plan(), changes=changes)))
+    text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert "6 seeds are left out because a trial failed: momentum failed in 6 of 6 (95% interval 61% to 100%)" in text
+    assert all(item.outcome == "undecided" for item in sections.gather(study).verdicts)
+
+
+def test_deviations_are_listed(tmp_path):
+    other = {
+        ("random", 0): {"plan_hash": "feed", "study": "older"},
+        ("none", 1): {"libraries": {"torch": "2.12.0"}},
+        ("none", 2): {"hardware": {"device": "NVIDIA H200"}},
+        ("none", 3): {"git_commit": "beef"},
+        ("none", 4): {"data": {"source": "jetnet", "fingerprint": "real"}},
+    }
+    study = load_study(str(write_study(tmp_path, make_plan(), changes=other)))
+    found = "\n".join(provenance.deviations(study))
+    assert "1 trial ran under another plan: study older, plan hash feed." in found
+    assert "1 trial saw other data than the study's jets." in found
+    for name in ("library versions", "hardware", "git commit", "data"):
+        assert f"Trials differ in {name}" in found
+
+
+def test_no_deviations_in_a_clean_study(folder):
+    assert provenance.deviations(load_study(str(folder))) == []
+
+
+def test_changed_study_file_is_a_deviation(tmp_path):
+    folder = write_study(tmp_path, make_plan())
+    content = json.loads((folder / "study.json").read_text())
+    content["plan"]["margin"] = 0.5
+    (folder / "study.json").write_text(json.dumps(content))
+    assert "was changed after it was written" in provenance.deviations(load_study(str(folder)))[0]
+
+
+HOSTILE = "<script>alert('x')</script> | `a` $x_1$ \"q\" & <!-- --> ]]>"
+
+
+def test_hostile_strings_stay_text(tmp_path):
+    plan = make_plan(
+        question=HOSTILE,
+        seeds=(0, 1),
+        arms={HOSTILE: {}, "_under $\\frac$": {"mask.scheme": "none"}},
+        contrasts=(Contrast(treatment=HOSTILE, control="_under $\\frac$", primary=True),),
+    )
+    changes = {(HOSTILE, 0): FAILED | {"reason": HOSTILE}, (HOSTILE, 1): {"git_commit": HOSTILE}}
+    study = load_study(str(write_study(tmp_path, plan, changes=changes, files=True)))
+    text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert parsed(text).loads == ["data:,"]
+    assert "&lt;script&gt;alert" in text
+    assert "<script" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8").replace(r"\<script", "")
+
+
+def test_metric_that_is_not_finite_counts_as_failed(tmp_path):
+    plan = make_plan()
+    study = load_study(str(write_study(tmp_path, plan, changes={("random", 0): {"metrics": {"test/knn_auc": 0.5}}})))
+    evidence = sections.gather(study)
+    first = evidence.verdicts[0]
+    assert (first.difference.n, first.dropped, first.failures[1].failed) == (5, 1, 1)
+    assert ["random", "0", "complete", "left no test/knn_accuracy: counted as failed"] in [
+        list(row) for row in sections.failures_section(evidence).rows
+    ]
+
+
+def test_command_line_writes_and_names_the_page(tmp_path, capsys):
+    folder = write_study(tmp_path, make_plan(arms={"momentum": {}}, contrasts=(), seeds=(0,)))
+    assert report.main([str(folder), "--out", str(tmp_path / "there")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "there" / "report.html")
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense", "[]", "{}", '{"plan": {}, "trials": []}', '{"plan": 3}'])
+def test_nonsense_gives_one_line_and_exit_code_2(content, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    assert report.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+
+
+def test_module_runs_from_the_shell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.report", str(tmp_path / "missing")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["record.json", "curves.parquet", "embedding.safetensors"])
+def test_damaged_file_gives_one_line(file, tmp_path, capsys):
+    folder = write_study(tmp_path, make_plan(seeds=(0, 1)), files=True)
+    damaged = planned_trials(make_plan(seeds=(0, 1)))[0].trial_id
+    (tmp_path / "trials" / damaged / file).write_bytes(b"{")
+    assert report.main([str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert damaged in error
+
+
+def curves_of(values, arm="a", seed=0, state="complete"):
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "state": state,
+            "epoch": epoch,
+            "device_seconds": 2.0 * epoch,
+            "val/knn_accuracy": value,
+        }
+        for epoch, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_threshold_is_half_way_of_the_control_arm_only():
+    curves = pd.concat([curves_of([0.2, 0.3, 0.4]), curves_of([0.2, 0.9, 0.9], arm="b")])
+    assert convergence.control_threshold(curves, "val/knn_accuracy", "a") == pytest.approx(0.3)
+
+
+def test_time_to_threshold_by_hand():
+    times, values = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.1, np.nan, 0.3, 0.5])
+    assert convergence.time_to(times, values, 0.3, horizon=3.0) == (2.0, True)
+    assert convergence.time_to(times, values, 0.6, horizon=3.0) == (3.0, False)
+    assert convergence.time_to(times, values, 0.4, horizon=2.0) == (2.0, False)
+    assert convergence.time_to(times, values, 0.1, horizon=3.0, higher_is_better=False) == (0.0, True)
+
+
+def test_restricted_mean_is_the_mean_of_times_cut_at_the_horizon():
+    times, reached = np.array([1.0, 2.0, 4.0, 4.0]), np.array([True, True, False, False])
+    assert convergence.restricted_mean(times, reached, 4.0) == pytest.approx((1 + 2 + 4 + 4) / 4)
+    assert convergence.restricted_mean(np.array([0.0, 0.0]), np.array([True, True]), 4.0) == 0
+    assert convergence.restricted_mean(np.array([4.0]), np.array([False]), 4.0) == 4
+
+
+def test_normalised_area_by_hand():
+    times, values = np.array([0.0, 2.0, 4.0]), np.array([0.0, 1.0, 1.0])
+    assert convergence.normalised_area(times, values, 4.0) == pytest.approx((1.0 + 2.0) / 4)
+    assert convergence.normalised_area(times, values, 1.0) == pytest.approx(0.25)
+    assert np.isnan(convergence.normalised_area(times, values, 5.0))
+
+
+def test_failed_trials_count_as_never_reaching():
+    plan = make_plan(arms={"a": {}, "b": {"mask.scheme": "none"}}, contrasts=(Contrast(treatment="b", control="a"),))
+    curves = pd.concat(
+        [
+            curves_of([0.25, 0.4, 0.5]),
+            curves_of([0.25, 0.5, 0.5], arm="b"),
+            curves_of([0.25, 0.4, 0.5], seed=1),
+            curves_of([0.25, 0.25], arm="b", seed=1, state="failed"),
+        ]
+    )
+    found = convergence.converge(plan, curves)
+    assert found.threshold == 0.375
+    b = found.arms[1]
+    assert (b.reached, b.n, b.restricted_mean) == (1, 2, 1.5)
+    assert found.contrasts[0].time.mean == pytest.approx(((1 - 1) + (2 - 1)) / 2)
+
+
+def test_arms_below_the_untrained_encoder_are_named(tmp_path, folder):
+    metrics = {"test/knn_accuracy": 0.2, "untrained/test/knn_accuracy": 0.35}
+    plan = make_plan(seeds=(0, 1))
+    study = load_study(str(write_study(tmp_path, plan, changes={("none", s): {"metrics": metrics} for s in (0, 1)})))
+    assert "untrained encoder on average: none." in sections.below_floor(sections.gather(study))
+    assert sections.below_floor(sections.gather(load_study(str(folder)))) == ""
+
+
+def test_tidy_table_keeps_trials_that_have_not_ended(tmp_path):
+    study = load_study(str(write_study(tmp_path, make_plan(), changes={("none", 5): None})))
+    table = tables.trial_table(study)
+    assert len(table) == 18
+    assert table["state"].value_counts().to_dict() == {"complete": 17, "pending": 1}

@@ -1,0 +1,152 @@
+"""Trials under Ray Tune: the same records as inline, block order, crashes, two nodes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TINY
+
+from cluster.run import ClusterError, Resources, open_trials, run_inline
+from jbot.config import Config, override
+from jbot.record import Storage, load_record
+from jbot.trial import TrialSpec
+
+ray = pytest.importorskip("ray")
+from cluster.tune import connected, run_ray  # noqa: E402 - needs ray
+
+ROOT = Path(__file__).parent.parent
+
+
+class Log:
+    """A listener that remembers."""
+
+    def __init__(self):
+        self.starts, self.points, self.ends, self.losses = [], [], [], []
+        self.running, self.most_running = set(), 0
+
+    def started(self, spec):
+        self.starts.append((spec.config.seed, spec.arm))
+        self.running.add(spec.trial_id)
+        self.most_running = max(self.most_running, len(self.running))
+
+    def point(self, spec, row):
+        self.points.append((spec.trial_id, row["epoch"]))
+
+    def ended(self, spec, record):
+        self.running.discard(spec.trial_id)
+        self.ends.append(record)
+
+    def lost(self, spec, error):
+        self.losses.append(error)
+
+    def close(self):
+        pass
+
+
+def specs_of(data, seeds=2, **changes) -> list[TrialSpec]:
+    arms = {"momentum": {}, "none": {"mask.scheme": "none"}}
+    return [
+        TrialSpec(
+            study="cluster_test",
+            arm=arm,
+            plan_hash="p",
+            config=override(Config(), TINY | over | changes | {"seed": seed}),
+            data_fingerprint=data.fingerprint,
+        )
+        for seed in range(seeds)
+        for arm, over in arms.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    """A Ray cluster of two nodes with one CPU each, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
+    specs, log, inline = specs_of(tiny_data), Log(), Log()
+    here, there = Storage(tmp_path / "inline"), Storage(tmp_path / "ray")
+    run_inline(specs, tiny_data, here, [inline], Resources())
+    run_ray(specs, tiny_data, there, [log], address=two_nodes)
+    for spec in specs:
+        one, other = load_record(here, spec.trial_id), load_record(there, spec.trial_id)
+        assert one.metrics == other.metrics
+        assert one.attempts == other.attempts == 1
+    assert inline.starts == [(0, "momentum"), (0, "none"), (1, "momentum"), (1, "none")]
+    assert [seed for seed, _ in log.starts] == [0, 0, 1, 1]
+    assert sorted(log.points) == sorted(inline.points)
+    assert len(log.ends) == 4
+    assert log.most_running == 2  # one on each node
+    assert there.names() == ["trials"]  # nothing of Ray's own is left behind
+    again = Log()
+    run_ray(specs, tiny_data, there, [again], address=two_nodes)
+    assert again.starts == []
+
+
+def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tiny_data, tmp_path):
+    specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 40})
+    undisturbed = Storage(tmp_path / "undisturbed")
+    run_inline(specs[:1], tiny_data, undisturbed, [], Resources())
+
+    class Killer(Log):
+        def point(self, spec, row):
+            if not self.points and spec.trial_id == specs[0].trial_id:
+                for process in psutil.process_iter(["cmdline"]):
+                    if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::ImplicitFunc"):
+                        process.kill()
+            super().point(spec, row)
+
+    log, storage = Killer(), Storage(tmp_path / "broken")
+    run_ray(specs, tiny_data, storage, [log], address=two_nodes)
+    assert log.losses == []
+    record = load_record(storage, specs[0].trial_id)
+    assert record.attempts == 2
+    assert record.metrics == load_record(undisturbed, specs[0].trial_id).metrics
+
+
+def test_what_no_node_can_hold_is_said_at_once(two_nodes, tiny_data, tmp_path):
+    with pytest.raises(ClusterError, match="no node offers what one trial needs: 1 CPUs and 5 GPUs"):
+        run_ray(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], address=two_nodes, resources=Resources(gpus=5))
+
+
+def test_no_cluster_at_the_address(tiny_data, tmp_path):
+    with pytest.raises(ClusterError, match=r"no Ray cluster at address '127\.0\.0\.1:1'"), connected("127.0.0.1:1"):
+        pass
+
+
+def test_equal_trials_of_a_study_are_run_once(tiny_data, tmp_path):
+    specs = specs_of(tiny_data, seeds=1)
+    assert len(open_trials(specs + specs, Storage(tmp_path))) == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path):
+    data = Path(__file__).parent / "data/jets_sample.h5"
+    command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--storage", tmp_path]
+    command += ["--data", data, "--set", "train.epochs=60", "--set", "probe.every=60"]
+    environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    while running.poll() is None and len(list(tmp_path.glob("trials/*/record.json"))) < 2:
+        time.sleep(0.2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/record.json")}
+    assert running.returncode == 130, said
+    assert "the same command continues" in said
+    assert 2 <= len(kept) < 8
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(kept)} of 8 trials have a record already" in again.stderr
+    assert len(list(tmp_path.glob("trials/*/record.json"))) == 8
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())

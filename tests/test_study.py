@@ -1,0 +1,168 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+from analysis.plan import Contrast, PlanError
+from jbot.config import ConfigError, from_dict
+from search_spaces.axis import Axis
+from search_spaces.masking import SCHEME
+from studies.main import main
+from studies.masking_ablation import study
+from studies.presets import PRESETS
+from studies.study import Study, trial_specs
+
+ROOT = Path(__file__).parent.parent
+
+
+def specs_of(preset: str, **options):
+    plan = study.plan(preset, **options)
+    return plan, trial_specs(plan, from_dict(plan.base), "data")
+
+
+def test_quick_can_reach_a_verdict():
+    plan, specs = specs_of("quick")
+    assert len(plan.arms) >= 4
+    assert len(plan.seeds) >= 6
+    assert sum(contrast.primary for contrast in plan.contrasts) == 1
+    assert len(specs) == len(plan.arms) * len(plan.seeds)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_trials_come_block_by_block(preset):
+    plan, specs = specs_of(preset, seeds=3)
+    assert [spec.config.seed for spec in specs] == [seed for seed in range(3) for _ in plan.arms]
+    assert [spec.arm for spec in specs[: len(plan.arms)]] == list(plan.arms)
+    assert len({spec.trial_id for spec in specs}) == len(specs)
+
+
+def test_arms_differ_by_their_overrides_alone():
+    _, specs = specs_of("quick")
+    for spec in specs[:4]:
+        differing = {
+            field.name for field in dataclasses.fields(spec.config)
+            if getattr(spec.config, field.name) != getattr(specs[0].config, field.name)
+        }  # fmt: skip
+        assert differing <= {"mask"}
+
+
+def test_the_plan_hash_feels_everything_declared():
+    hashes = {
+        specs_of("quick")[0].hash,
+        specs_of("quick", seeds=7)[0].hash,
+        specs_of("quick", changes={"train.epochs": 9})[0].hash,
+        specs_of("smoke")[0].hash,
+        dataclasses.replace(specs_of("quick")[0], margin=0.5).hash,
+    }
+    assert len(hashes) == 5
+
+
+def make_study(arms, contrasts=()):
+    return Study(name="x", question="?", arms=arms, contrasts=contrasts, margin=0.1)
+
+
+def test_two_arms_with_one_config_are_an_error():
+    same = make_study({"a": {"optim.lr": 1}, "b": {"optim.lr": 1.0}})
+    with pytest.raises(ConfigError, match="arms 'a' and 'b' have the same Config"):
+        same.plan("smoke")
+
+
+def test_presets_name_arms_that_exist():
+    lost = Study(name="x", question="?", arms={"a": {}}, contrasts=(), margin=0.1, arms_by_preset={"smoke": ("b",)})
+    with pytest.raises(ConfigError, match="preset smoke names arms that study x lacks: b"):
+        lost.plan("smoke")
+
+
+def test_contrasts_need_their_arms():
+    lone = make_study({"a": {}}, (Contrast(treatment="a", control="a"),))
+    with pytest.raises(PlanError, match="compares an arm with itself"):
+        lone.plan("smoke")
+
+
+def test_axes_check_their_values():
+    assert SCHEME.arm("random") == {"mask.scheme": "random"}
+    with pytest.raises(ConfigError, match=r"axis mask\.scheme: 'spiral' is not in momentum"):
+        SCHEME.arm("spiral")
+    with pytest.raises(ConfigError, match=r"optim\.lr must be finite"):
+        Axis(field="optim.lr", low=-1.0, high=1.0, reason="too low")
+    rate = Axis(field="optim.lr", low=1e-4, high=1e-2, log=True, reason="two decades around the paper's")
+    assert rate.distribution().log
+
+
+def call(*arguments) -> int:
+    """The command line, in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(study, [str(argument) for argument in arguments])
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "mask.sceme=random"], "unknown Config field 'mask.sceme'; did you mean 'mask.scheme'?"),
+        (["--set", "optim.lr"], "--set wants field=value, got 'optim.lr'"),
+        (["--set", "optim.lr=-1"], "optim.lr must be finite and in (0, inf], got -1"),
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--cpus", "0"], "a trial needs CPUs > 0 and GPUs >= 0, got 0 and 0"),
+        (["--preset", "huge"], "invalid choice: 'huge'"),
+        (["--data", "no/such/file.h5"], "no/such/file.h5"),
+        (["--storage", "/proc/nowhere"], "storage /proc/nowhere must be writable"),
+        (["--storage", "what://ever"], "what://ever"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, capsys):
+    storage = [] if "--storage" in arguments else ["--storage", tmp_path]
+    assert call(*arguments, *storage) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len([line for line in said.splitlines() if not line.startswith(("usage:", " "))]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
+    assert call("--dry-run", "--storage", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "24 = 4 arms x 6 seeds" in said
+    assert "0.0312" in said
+    assert call("--dry-run", "--seeds", "5", "--storage", tmp_path) == 0
+    assert "CANNOT say" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+OWN_STUDY = """study = Study(
+    name="koleo_check",
+    question="Does KoLeo matter?",
+    arms={"on": {}, "off": {"loss.koleo_weight": 0.0}},
+    contrasts=(Contrast(treatment="on", control="off", primary=True),),
+    margin=0.02,
+)
+"""
+
+
+def test_a_persons_own_study_anywhere_on_disk(tmp_path, tiny_data):
+    """Copy a study, change its arms, run it inline, and find a report; the second run trains nothing."""
+    from jbot.data.hdf5 import write
+
+    groups = {
+        name: (tiny_data.particles[tiny_data.labels == c], tiny_data.jets[tiny_data.labels == c])
+        for c, name in enumerate("qgwzt")
+    }
+    write(tmp_path / "jets.h5", groups, {})
+    source = (ROOT / "studies/masking_ablation.py").read_text()
+    head, rest = source.split("study = Study(")
+    own = tmp_path / "koleo_check.py"
+    own.write_text(head + OWN_STUDY + rest[rest.index("\nif __name__") :])
+    settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
+    run = [sys.executable, own, "--preset", "smoke", "--inline", "--data", "jets.h5", "--storage", "out", *settings]
+    first = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "out/koleo_check_smoke"
+    assert "on - off" in (folder / "report.md").read_text()
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").rglob("record.json")}
+    assert len(stamps) == 4
+    second = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "4 of 4 trials have a record already" in second.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").rglob("record.json")}
