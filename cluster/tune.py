@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,6 +72,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address is None:
         options |= {"include_dashboard": False, "address": "local"}
     else:
+        check_address(address)
         import cluster
         import jbot
 
@@ -79,11 +81,22 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         ray.init(**options)
     except ConnectionError:
-        raise ClusterError(f"no Ray cluster at address {address!r}; start one with `ray start --head`") from None
+        raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Something must listen there: Ray itself waits for minutes."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not colon:
+        return  # `auto`: Ray looks for a cluster on this machine and answers at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at address {address!r}: {error}") from None
 
 
 def check_nodes(storage: Storage, resources: Resources) -> None:

@@ -45,10 +45,10 @@ class LabeledJets:
 
 def embed(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Embedding:
     """Raw [CLS] embedding of each jet by the first trial of a pack, float32."""
-    weights = unpack(student[:1], config.model)
+    weights, slots = unpack(student[:1], config.model), jets.shape[1]
     with torch.no_grad():
         parts = [
-            encode(weights, part[None], config.model, rows=cls_rows(1, *part.shape[:2], part.device))[0]
+            encode(weights, part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0]
             for part in jets.split(CHUNK)
         ]
     return torch.cat(parts).float().cpu().numpy()

@@ -145,7 +145,7 @@ class Checkpoint:
             tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in fresh.tensors()}
             if any(tensors[name].shape != value.shape for name, value in fresh.tensors().items()):
                 raise RecordError(f"{self.folder} is of another model")
-            return TrainState(**tensors, **saved["state"]), saved["history"]
+            return TrainState(**(tensors | saved["state"])), saved["history"]
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,14 @@ class Axis:
 
     field: str
     values: tuple[Any, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    low: float = math.nan
+    high: float = math.nan
     log: bool = False
     reason: str
     """Why these bounds."""
 
     def __post_init__(self) -> None:
-        if bool(self.values) == (self.low is not None):
+        if bool(self.values) != math.isnan(self.low):
             raise ConfigError(f"axis {self.field}: give either values, or low and high")
         for value in self.values or (self.low, self.high):
             override(Config(), {self.field: value})
@@ -34,7 +35,7 @@ class Axis:
         ConfigError
             When the value is not on the axis.
         """
-        on_axis = value in self.values if self.values else self.low <= value <= self.high  # type: ignore[operator]
+        on_axis = value in self.values if self.values else self.low <= value <= self.high
         if not on_axis:
             allowed = ", ".join(map(str, self.values)) if self.values else f"[{self.low:g}, {self.high:g}]"
             raise ConfigError(f"axis {self.field}: {value!r} is not in {allowed}")
