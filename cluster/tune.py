@@ -108,13 +108,9 @@ def check_nodes(storage: Storage, resources: Resources) -> None:
     token = check_storage(storage)
     see = ray.remote(num_cpus=0)(_sees)
     try:
-        found = {
-            node["NodeManagerAddress"]: see.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(storage, token)
-            for node in nodes
-        }
-        blind = [host for host, answer in found.items() if not ray.get(answer)]
+        on_node = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        answers = ray.get([see.options(scheduling_strategy=where).remote(storage, token) for where in on_node])
+        blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, answers, strict=True) if not seen]
     finally:
         storage.remove_file(token)
     if blind:
@@ -134,7 +130,7 @@ def _fit(
         tune.with_parameters(train_one, specs=todo, data=data, storage=storage, resources=resources),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-    scratch = f"ray/{todo[0].study}"
+    scratch = f".ray-{todo[0].study}"
     storage.remove(scratch)
     tuner = tune.Tuner(
         trainable,
@@ -154,7 +150,7 @@ def _fit(
         ),
     )
     tuner.fit()
-    storage.remove("ray")
+    storage.remove(scratch)
 
 
 def _name(spec: TrialSpec) -> str:

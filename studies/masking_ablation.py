@@ -2,12 +2,13 @@
 
 Source   arXiv:2601.11719 proposes momentum-aware masking and compares it with nothing.
 Design   Arms differ in mask.scheme alone and share weights, data order and masked share at each seed. The scheme draws
-         particles uniformly and stops on momentum, so its control is `random`, which stops on the count; the other
-         arms ask whether the place in the jet, or the hardness of what is hidden, matters.
+         particles uniformly and stops on momentum, so its control is `random_count`, which masks as many particles of
+         each jet, drawn blindly; `random` masks a share of the count, the others ask whether the place in the jet, or
+         the hardness of what is hidden, matters.
 Command  python studies/masking_ablation.py                        ten minutes on two cores
          python studies/masking_ablation.py --preset gpu           an hour on one GPU
          python studies/masking_ablation.py --address auto --preset paper --data jetnet
-Read     The verdict on momentum - random decides the question; the other contrasts are exploratory.
+Read     The verdict on momentum - random_count decides the question; the other contrasts are exploratory.
 """
 
 from analysis.plan import Contrast
@@ -20,8 +21,8 @@ study = Study(
     question="Does momentum-aware masking learn better jet embeddings than random or geometric masking?",
     arms={scheme: SCHEME.arm(scheme) for scheme in SCHEME.values},
     contrasts=(
-        Contrast(treatment="momentum", control="random", primary=True),
-        Contrast(treatment="momentum", control="random_count"),
+        Contrast(treatment="momentum", control="random_count", primary=True),
+        Contrast(treatment="momentum", control="random"),
         Contrast(treatment="momentum", control="geometric"),
         Contrast(treatment="momentum", control="none"),
         Contrast(treatment="geometric", control="geometric_count"),
@@ -29,7 +30,7 @@ study = Study(
     ),
     metric="test/knn_accuracy",
     margin=0.02,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("momentum", "random", "geometric", "none")),
+    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("momentum", "random_count", "random", "geometric")),
 )
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+# make study   environment, jets, masking study, report     PRESET=smoke|quick|gpu|paper DATA= SEEDS= ARGS=
+# make test    environment, tests
+# make lint    format, lint and types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STUDY ?= masking_ablation
+PRESET ?= quick
+
+OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+.PHONY: study test lint format clean
+
+study: $(VENV)/installed
+	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch by itself and first: an unpinned one may bring gigabytes of CUDA libraries.
+$(VENV)/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
