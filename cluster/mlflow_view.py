@@ -1,6 +1,6 @@
 """The MLflow view of a study: written live by the driver, never read by the program, rebuilt from records at any time.
 
-One experiment per study; in it a parent run per plan, a child run per trial, and a summary run per arm. Runs are found
+One experiment per study; in it a parent run, a child run per trial, and a summary run per arm. Runs are found
 by our own ids in their tags, so continuing a study or rebuilding the view makes no duplicates.
 """
 
@@ -51,7 +51,9 @@ class View:
         self._runs: dict[tuple[str, str], str] = {}
         self._points: dict[str, set[int]] = {}
         self.experiment = self._experiment()
-        self.parent = self._run("study", info.plan_hash, f"{info.name} ({info.preset})", {"question": info.question})
+        self.parent = self._run("study", info.name, f"{info.name} ({info.preset})", {"question": info.question})
+        for tag, value in {"plan_hash": info.plan_hash, "metric": info.metric}.items():  # of the plan that ran last
+            self.client.set_tag(self.parent, tag, value)
         self.client.set_tag(self.parent, "mlflow.note.content", f"{info.question}\n\nJets: {info.source}")
 
     def started(self, spec: TrialSpec) -> None:
@@ -70,14 +72,15 @@ class View:
         final |= {"wall_seconds": record.wall_seconds, "device_seconds": record.device_seconds}
         self._log(run, [self._metric(name, value, 0, record.started) for name, value in final.items()], {})
         tags = {"reason": record.reason or "", "attempts": str(record.attempts), "git_commit": record.git_commit or ""}
-        self._log(run, [], tags | {"data_fingerprint": record.data["fingerprint"]})
+        tags |= {"data_fingerprint": record.data["fingerprint"], "plan_hash": record.plan_hash}
+        self._log(run, [], tags)
         self._status(run, STATUS[record.state], record.state)
 
     def summarise(self, arm: str, records: list[Record]) -> None:
         """The summary run of an arm: mean and spread of each final metric over its complete trials."""
         complete = [record for record in records if record.state == "complete"]
         latest = max(record.started for record in records)
-        run = self._run("arm", f"{self.info.plan_hash}/{arm}", f"{arm} (arm)", {"arm": arm}, self.parent)
+        run = self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent)
         metrics: dict[str, float] = {"n": len(complete), "failed": len(records) - len(complete)}
         for name in sorted({name for record in complete for name in record.metrics}):
             values = [record.metrics[name] for record in complete if record.metrics.get(name) is not None]
@@ -117,7 +120,7 @@ class View:
             run = found[0].info.run_id
         else:
             tags = tags | {"role": role, "key": key, "study": self.info.name, "preset": self.info.preset}
-            tags |= {"plan_hash": self.info.plan_hash} | ({"mlflow.parentRunId": parent} if parent else {})
+            tags |= {"mlflow.parentRunId": parent} if parent else {}
             run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         self._runs[role, key] = run
         return run

@@ -53,6 +53,8 @@ def run_ray(
     ------
     ClusterError
         When there is no cluster at the address, a node does not see the storage, or a trial can never be placed.
+    KeyboardInterrupt
+        After Ctrl-C, when Tune has stopped its trials.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -132,6 +134,7 @@ def _fit(
     )
     scratch = f".ray-{todo[0].study}"
     storage.remove(scratch)
+    relay = Relay(todo, storage, listeners)
     tuner = tune.Tuner(
         trainable,
         # Grid search keeps its order: blocks are filled one after another.
@@ -146,11 +149,13 @@ def _fit(
             storage_path=storage.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
-            callbacks=[Relay(todo, storage, listeners)],
+            callbacks=[relay],
         ),
     )
     tuner.fit()
     storage.remove(scratch)
+    if relay.settled < len(todo):
+        raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
 
 
 def _name(spec: TrialSpec) -> str:
@@ -171,6 +176,8 @@ class Relay(tune.Callback):
 
     def __init__(self, todo: list[TrialSpec], storage: Storage, listeners: Sequence[Listener]):
         self.todo, self.storage, self.listeners = todo, storage, listeners
+        self.settled = 0
+        """Trials that have ended or were given up."""
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
@@ -192,6 +199,7 @@ class Relay(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The trial has ended: its record says how."""
+        self.settled += 1
         spec = self.todo[trial.config["trial"]]
         record = load_record(self.storage, spec.trial_id)
         for listener in self.listeners:
@@ -202,6 +210,7 @@ class Relay(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up after the last retry."""
+        self.settled += 1
         error = trial.get_error()
         for listener in self.listeners:
             listener.lost(self.todo[trial.config["trial"]], str(error or ""))

@@ -75,7 +75,7 @@ def two_nodes():
 
 
 def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
-    specs, log, inline = specs_of(tiny_data), Log(), Log()
+    specs, log, inline = specs_of(tiny_data, **{"train.epochs": 40}), Log(), Log()  # long enough to overlap
     here, there = Storage(tmp_path / "inline"), Storage(tmp_path / "ray")
     run_inline(specs, tiny_data, here, [inline], Resources())
     run_ray(specs, tiny_data, there, [log], address=two_nodes)
@@ -134,7 +134,7 @@ def test_equal_trials_of_a_study_are_run_once(tiny_data, tmp_path):
 def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path):
     data = Path(__file__).parent / "data/jets_sample.h5"
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--storage", tmp_path]
-    command += ["--data", data, "--set", "train.epochs=60", "--set", "probe.every=60"]
+    command += ["--data", data, "--set", "train.epochs=20", "--set", "probe.every=20"]
     environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     while running.poll() is None and len(list(tmp_path.glob("trials/*/record.json"))) < 2:
