@@ -141,10 +141,10 @@ def run_trials(
         for listener in listeners:
             listener.close()
         if view:
-            finish_view(view, plan, specs, storage)
+            finish_view(view, plan, storage)
 
 
-def finish_view(view: Any, plan: Plan, specs: list[TrialSpec], storage: Storage) -> None:
+def finish_view(view: Any, plan: Plan, storage: Storage) -> None:
     """Arm summaries, and how to mend the view when the server was down."""
     from cluster.mlflow_view import rebuild
 

@@ -95,7 +95,8 @@ def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
 
 
 def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tiny_data, tmp_path):
-    specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 40})
+    # Long enough to be alive when the driver hears of its first point.
+    specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 400, "probe.every": 100})
     undisturbed = Storage(tmp_path / "undisturbed")
     run_inline(specs[:1], tiny_data, undisturbed, [], Resources())
 
