@@ -96,13 +96,16 @@ def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
 
 def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tiny_data, tmp_path):
     # Long enough to be alive when the driver hears of its first point.
-    specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 400, "probe.every": 100})
+    specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 200, "probe.every": 100})
     undisturbed = Storage(tmp_path / "undisturbed")
     run_inline(specs[:1], tiny_data, undisturbed, [], Resources())
 
     class Killer(Log):
+        killed = False
+
         def point(self, spec, row):
-            if not self.points and spec.trial_id == specs[0].trial_id:
+            if spec.trial_id == specs[0].trial_id and row["epoch"] == 0 and not self.killed:
+                self.killed = True
                 for process in psutil.process_iter(["cmdline"]):
                     if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::ImplicitFunc"):
                         process.kill()
