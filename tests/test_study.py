@@ -3,17 +3,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY
 
-from analysis.plan import Contrast, PlanError
+from analysis.plan import Contrast, PlanError, load_study, save_study
+from analysis.tables import scores_and_states, trial_table
+from analysis.verdict import Verdict, judge
+from cluster.run import Resources, run_inline
 from jbot.config import ConfigError, from_dict
+from jbot.data import JetData
+from jbot.record import Storage
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
 from studies.main import main
 from studies.masking_ablation import study
 from studies.presets import PRESETS
-from studies.study import Study, trial_specs
+from studies.study import Study, planned_trials, trial_specs
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,6 +136,35 @@ def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
     assert call("--dry-run", "--seeds", "5", "--storage", tmp_path) == 0
     assert "CANNOT say" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def verdicts_of(tiny_study: Study, data: JetData, folder: Path) -> list[Verdict]:
+    """Run every trial of a study at six seeds inline, and judge."""
+    plan = tiny_study.plan("smoke", seeds=6, changes=TINY | {"train.epochs": 1})
+    storage, specs = Storage(folder), trial_specs(plan, from_dict(plan.base), data.fingerprint)
+    save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
+    run_inline(specs, data, storage, [], Resources())
+    table = trial_table(load_study(f"{folder}/{plan.study}"))
+    return judge(plan, *scores_and_states(table, plan))
+
+
+def test_identical_arms_are_never_better(tiny_data, tmp_path):
+    """Two arms that differ in a field the scheme does not read train to the same weights."""
+    unmasked = {"mask.scheme": "none"}
+    arms = {"one": unmasked, "other": unmasked | {"mask.ratio_high": 0.4}}
+    contrast = Contrast(treatment="one", control="other", primary=True)
+    (verdict,) = verdicts_of(make_study(arms, (contrast,)), tiny_data, tmp_path)
+    assert verdict.outcome == "equivalent"
+    assert verdict.difference.mean == 0
+
+
+def test_noise_labels_decide_nothing(tiny_data, tmp_path):
+    noise = np.random.default_rng(5).permutation(tiny_data.labels)
+    data = dataclasses.replace(tiny_data, labels=noise, fingerprint="noise")
+    arms = {"momentum": {}, "geometric": {"mask.scheme": "geometric"}, "none": {"mask.scheme": "none"}}
+    contrasts = tuple(Contrast(treatment="momentum", control=arm, primary=True) for arm in ("geometric", "none"))
+    for verdict in verdicts_of(make_study(arms, contrasts), data, tmp_path):
+        assert verdict.outcome not in ("better", "worse")
 
 
 OWN_STUDY = """study = Study(
