@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jbot.config import digest
-from jbot.record import Record, RecordError, Storage, load_curves, load_record, trial_folder
+from jbot.record import Record, RecordError, Storage, load_curves, load_record, open_folder, trial_folder
 
 FILE = "study.json"
 
@@ -119,8 +119,7 @@ def load_study(folder: str) -> StudyRecords:
     RecordError
         When the folder holds no readable plan.
     """
-    root, _, study = folder.rstrip("/").rpartition("/")
-    storage = Storage(root or ".")
+    storage, study = open_folder(folder)
     content = storage.read_json(f"{study}/{FILE}")
     try:
         plan = content["plan"]

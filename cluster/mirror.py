@@ -6,14 +6,22 @@ python -m cluster.mirror results/masking_ablation [--tracking-uri URI]
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
-from jbot.record import RecordError, Storage
+from jbot.record import RecordError, Storage, first_line, open_folder
 
 
 def default_tracking_uri(storage: Storage) -> str:
     """SQLite beside the records, or in ./results when those are in an object store."""
     return f"sqlite:///{storage.uri if storage.local else 'results'}/mlflow.db"
+
+
+def see(uri: str) -> str:
+    """How to look at a tracking server's runs, in this environment."""
+    if uri.startswith("http"):
+        return f"compare the trials: {uri}"
+    return f"compare the trials: {shlex.join([sys.executable, '-m', 'mlflow', 'ui', '--backend-store-uri', uri])}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,10 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="study folder, <storage>/<study>")
     parser.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     options = parser.parse_args(arguments)
-    root, _, study = options.folder.rstrip("/").rpartition("/")
-    storage = Storage(root or ".")
-    uri = options.tracking_uri or default_tracking_uri(storage)
+    uri = options.tracking_uri
     try:
+        storage, study = open_folder(options.folder)
+        storage.read_json(f"{study}/study.json")  # before MLflow makes a database for nothing
+        uri = uri or default_tracking_uri(storage)
         from cluster.mlflow_view import rebuild
 
         done = rebuild(storage, study, uri)
@@ -33,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.folder} is not a study folder: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # whatever the server answers
-        print(f"MLflow at {uri} failed: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"MLflow at {uri} failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return 1
-    print(f"{done} trials in {uri}; see them with: mlflow ui --backend-store-uri {uri}")
+    print(f"{done} trials in {uri}; {see(uri)}")
     return 0
 
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from jbot.config import Config, flatten, from_dict
-from jbot.record import Record, Storage, load_curves, load_record
+from jbot.record import Record, Storage, first_line, load_curves, load_record
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -183,8 +183,8 @@ class LiveView:
 
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """See View.ended."""
-        rows = load_curves(self.storage, spec.trial_id)
-        self._tasks.put(lambda view: view.ended(spec.trial_id, spec.arm, record, rows))
+        trial = spec.trial_id
+        self._tasks.put(lambda view: view.ended(trial, spec.arm, record, load_curves(self.storage, trial)))
 
     def lost(self, spec: TrialSpec, error: str) -> None:
         """Its run stays as it is until the trial is tried again."""
@@ -193,6 +193,8 @@ class LiveView:
         """Write what is left, or give up when the server has failed."""
         self._tasks.put(None)
         self._thread.join(timeout=120)
+        if self._thread.is_alive():
+            self.error = self.error or "it did not answer in two minutes"
 
     def _work(self) -> None:
         view = None
@@ -203,7 +205,7 @@ class LiveView:
                 view = view or View(self.uri, self.info)
                 task(view)
             except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
-                self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self.error = f"{type(error).__name__}: {first_line(error)}"
 
 
 def rebuild(storage: Storage, study: str, uri: str) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from cluster.events import Listener
 from jbot.data import JetData
-from jbot.record import Storage, load_record
+from jbot.record import Storage, first_line, load_record
 from jbot.trial import TrialSpec, run_trial
 
 
@@ -56,6 +56,8 @@ def run_inline(
     resources: Resources,
 ) -> None:
     """One trial after another in this process: for a debugger, or a machine without Ray."""
+    if resources.gpus > 0 and not torch.cuda.is_available():
+        raise ClusterError(f"trials ask for {resources.gpus:g} GPUs and there is none here; use --gpus 0")
     torch.set_num_threads(resources.threads)
     for spec in open_trials(specs, storage):
         for listener in listeners:
@@ -84,5 +86,5 @@ def check_storage(storage: Storage) -> str:
         if storage.read(name) != b"seen":
             raise OSError("read back something else")
     except OSError as error:
-        raise ClusterError(f"storage {storage.uri} must be writable: {str(error).splitlines()[0]}") from None
+        raise ClusterError(f"storage {storage.uri} must be writable: {first_line(error)}") from None
     return name

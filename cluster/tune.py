@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.events import Listener
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.data import JetData
-from jbot.record import Storage, load_record
+from jbot.record import RecordError, Storage, load_record
 from jbot.trial import TrialSpec, run_trial
 
 CURVE_COLUMNS = ("epoch", "step", "device_seconds")
@@ -94,7 +94,9 @@ def check_address(address: str) -> None:
     """Something must listen there: Ray itself waits for minutes."""
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if not colon:
-        return  # `auto`: Ray looks for a cluster on this machine and answers at once
+        if address != "auto":
+            raise ClusterError(f"address must be auto or host:port, got {address!r}")
+        return  # Ray looks for a cluster on this machine and answers at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
@@ -132,7 +134,7 @@ def _fit(
         tune.with_parameters(train_one, specs=todo, data=data, storage=storage, resources=resources),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-    scratch = f".ray-{todo[0].study}"
+    scratch = f".ray-{todo[0].study}"  # one driver a study and storage: a second would take it away
     storage.remove(scratch)
     relay = Relay(todo, storage, listeners)
     tuner = tune.Tuner(
@@ -201,10 +203,13 @@ class Relay(tune.Callback):
         """The trial has ended: its record says how."""
         self.settled += 1
         spec = self.todo[trial.config["trial"]]
-        record = load_record(self.storage, spec.trial_id)
+        try:
+            record, problem = load_record(self.storage, spec.trial_id), "it ended without a record"
+        except (RecordError, OSError) as error:
+            record, problem = None, str(error)
         for listener in self.listeners:
             if record is None:
-                listener.lost(spec, "it ended without a record")
+                listener.lost(spec, problem)
             else:
                 listener.ended(spec, record)
 

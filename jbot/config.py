@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,15 +37,15 @@ def bounded(default: Any, low: float = -math.inf, high: float = math.inf, *, abo
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which jets the encoder sees, and which judge it."""
+    """Which jets the encoder sees, and which judge it. Ten jets are two of each class, the least a probe can use."""
 
     task: Task = "all"
     """Classes and their shares: `all` five classes, `tqg` top tagging, `qg` anomaly detection (SPLITS in jbot.data)."""
-    train_jets: int = bounded(700_000, 1)
+    train_jets: int = bounded(700_000, 10)
     """Unlabeled jets the encoder is pre-trained on."""
-    val_jets: int = bounded(50_000, 1)
+    val_jets: int = bounded(50_000, 10)
     """Jets of the learning curves and of every choice."""
-    test_jets: int = bounded(95_000, 1)
+    test_jets: int = bounded(95_000, 10)
     """Jets of the final metrics, looked at once."""
     particles: int = bounded(30, 2, 30)
     """Leading particles kept of each jet."""
@@ -130,8 +131,8 @@ class OptimConfig:
     warmup_epochs: int = bounded(10, 0)
     """Linear, set per epoch: lr * (epoch + 1) / warmup_epochs."""
     weight_decay: float = bounded(1e-4, 0)
-    beta1: float = bounded(0.9, 0, 1)
-    beta2: float = bounded(0.999, 0, 1)
+    beta1: float = bounded(0.9, 0, 0.9999999)
+    beta2: float = bounded(0.999, 0, 0.9999999)
     eps: float = bounded(1e-7, above=0)
 
 
@@ -150,7 +151,7 @@ class ProbeConfig:
 
     every: int = bounded(10, 1)
     """Epochs between points of the learning curves; 0 and the last epoch are always there."""
-    bank_jets: int = bounded(50_000, 1)
+    bank_jets: int = bounded(50_000, 10)
     """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer)."""
     knn_k: int = bounded(30, 1)
 
@@ -172,7 +173,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, value in flatten(self).items():
-            _check(name, value, _fields()[name])
+            _check(name, value, _FIELDS[name])
         if self.mask.ratio_low > self.mask.ratio_high:
             raise ConfigError(
                 f"mask.ratio_low must not exceed mask.ratio_high, got {self.mask.ratio_low} > {self.mask.ratio_high}"
@@ -207,24 +208,24 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        if name not in _fields():
+        if name not in _FIELDS:
             raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
-        _check(name, value, _fields()[name])
+        _check(name, value, _FIELDS[name])
         group, _, leaf = name.rpartition(".")
         # A whole number for a float field is a float: 1 and 1.0 must give one trial, not two.
-        groups.setdefault(group, {})[leaf] = float(value) if _fields()[name][0] is float else value
+        groups.setdefault(group, {})[leaf] = float(value) if _FIELDS[name][0] is float else value
     parts = {group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group}
     return dataclasses.replace(config, **parts, **groups.get("", {}))
 
 
 def parse_value(name: str, text: str) -> Any:
     """The value of one ``field=value`` of the command line, in the type the field wants."""
-    if name not in _fields():
+    if name not in _FIELDS:
         raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
-    kind = _fields()[name][0]
+    kind = _FIELDS[name][0]
     try:
         return json.loads(text) if kind in (int, float, bool) else text
-    except json.JSONDecodeError:
+    except ValueError:
         return text  # of the wrong type: override() says so
 
 
@@ -242,11 +243,6 @@ def digest(content: Any, length: int = 16) -> str:
     """Short hash of anything JSON can hold, independent of the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def _fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    """Dotted name -> (type, metadata) of every field."""
-    return _FIELDS
 
 
 def _collect_fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
@@ -274,7 +270,7 @@ def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
         return
     above = limits["above"]
     inside = (value > above if above is not None else value >= limits["low"]) and value <= limits["high"]
-    if not inside or not math.isfinite(value):
+    if not inside or not -sys.float_info.max <= value <= sys.float_info.max:
         left = f"({above:g}" if above is not None else f"[{limits['low']:g}"
         raise ConfigError(f"{name} must be finite and in {left}, {limits['high']:g}], got {value!r}")
 
@@ -282,8 +278,8 @@ def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
 def _did_you_mean(name: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, _fields(), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_fields())}"
+    close = difflib.get_close_matches(name, _FIELDS, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_FIELDS)}"
 
 
 _FIELDS = _collect_fields()

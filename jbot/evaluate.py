@@ -29,6 +29,19 @@ CHUNK = 512
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
+FINAL_METRICS = (
+    "knn_accuracy",
+    "knn_auc",
+    "linear_accuracy",
+    "linear_auc",
+    "kmeans_ami",
+    "silhouette",
+    "effective_rank",
+    "spread",
+    "attention_entropy",
+)
+"""What a complete trial's record has, each as ``test/<name>`` and, before training, ``untrained/test/<name>``."""
+
 Embedding = Float[np.ndarray, "jet dim"]
 Labels = Int[np.ndarray, "jet"]
 Bank = Float[np.ndarray, "bank dim"]

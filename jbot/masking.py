@@ -2,7 +2,8 @@
 
 A scheme takes a `Scene` and returns the masked particles, bool (trial, view, jet, particle). All schemes share the
 same draws, so at one seed and step the arms of a masking study hide the same share of every jet.
-Whenever the ratio is above zero at least one valid particle is masked and at least one is left.
+Whenever the ratio is above zero at least one valid particle is masked and at least one is left; a jet of a single
+particle stays unmasked.
 """
 
 from __future__ import annotations

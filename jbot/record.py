@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import shutil
+import typing
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +41,18 @@ class RecordError(ValueError):
     """A record, plan or table that is missing, damaged or of another schema."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind when it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def open_folder(folder: str) -> tuple[Storage, str]:
+    """The storage and the name of a study's folder, ``<storage>/<study>``."""
+    uri = Storage(folder).uri if "://" in folder else str(Path(folder).expanduser().resolve())
+    root, _, study = uri.rstrip("/").rpartition("/")
+    return Storage(root or "/"), study
+
+
 class Storage:
     """Files under one root: a folder, or any URI that pyarrow.fs knows (s3://, gs://, hdfs://).
 
@@ -51,14 +65,13 @@ class Storage:
             try:
                 self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                raise RecordError(f"storage {self.uri} cannot be opened: {str(error).splitlines()[0]}") from None
+                raise RecordError(f"storage {self.uri} cannot be opened: {first_line(error)}") from None
         else:
             self.uri = str(Path(self.uri).expanduser().absolute())
             self._fs, self._root = pafs.LocalFileSystem(), self.uri
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
-
-    def __truediv__(self, folder: str) -> Storage:
-        return Storage(f"{self.uri.rstrip('/')}/{folder}")
+        if self.local:
+            self.uri = self._root
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Storage, (self.uri,))
@@ -80,6 +93,8 @@ class Storage:
                 return bytes(stream.read())
         except FileNotFoundError:
             raise RecordError(f"no {name} in {self.uri}") from None
+        except OSError as error:
+            raise RecordError(f"{self.uri}/{name} cannot be read: {first_line(error)}") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a file, atomically."""
@@ -106,8 +121,9 @@ class Storage:
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
     def remove_file(self, name: str) -> None:
-        """Delete one file."""
-        self._fs.delete_file(self._path(name))
+        """Delete one file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
 
     def remove(self, folder: str) -> None:
         """Delete a folder and all in it, if it is there."""
@@ -192,6 +208,15 @@ class Record:
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.state not in typing.get_args(State):
+            raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
+        for name in ("config", "data", "metrics", "libraries", "hardware"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
+        if not isinstance(self.config.get("seed"), int):
+            raise TypeError(f"config.seed must be a whole number, got {self.config.get('seed')!r}")
 
     @property
     def seed(self) -> int:

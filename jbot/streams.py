@@ -16,8 +16,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-STREAMS = ("init", "order", "rotate", "smear", "split", "ratio", "mask", "probe")
-
 
 def _signed(bits: int) -> int:
     return bits - 2**64 if bits >= 2**63 else bits

@@ -30,9 +30,13 @@ from jbot.streams import Draws
 from jbot.train import Metrics, TrainState, TrialFailed, init_state, train
 
 CHECKPOINT_SECONDS = 20.0
-"""Work that a crash may cost. A checkpoint of jBOT-S is half a megabyte."""
+"""Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
 PICTURE_JETS = 1_000
 EXAMPLE_JETS_PER_CLASS = 1
+
+# What a checkpoint holds beside arrays, and of what type.
+SCALARS = {"step": int, "epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
+HISTORY = {"attempts": int, "wall_seconds": float, "started": str}
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -46,6 +50,8 @@ class TrialSpec:
     plan_hash: str
     config: Config
     data_fingerprint: str
+    git_commit: str | None = None
+    """Of the driver: a worker may run a copy of the code without its history."""
 
     @property
     def trial_id(self) -> str:
@@ -109,9 +115,9 @@ def run_trial(
         plan_hash=spec.plan_hash,
         config=dataclasses.asdict(spec.config),
         data={"fingerprint": data.fingerprint, "source": data.source},
-        metrics=metrics,
+        metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
         trainer_version=TRAINER_VERSION,
-        git_commit=git_commit(),
+        git_commit=spec.git_commit,
         libraries=library_versions(),
         hardware=hardware(device),
         started=history["started"],
@@ -145,7 +151,7 @@ class Checkpoint:
             tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in fresh.tensors()}
             if any(tensors[name].shape != value.shape for name, value in fresh.tensors().items()):
                 raise RecordError(f"{self.folder} is of another model")
-            return TrainState(**(tensors | saved["state"])), saved["history"]
+            return TrainState(**(tensors | _typed(saved["state"], SCALARS))), _typed(saved["history"], HISTORY)
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history
@@ -162,6 +168,7 @@ class Checkpoint:
         self.storage.write_arrays(f"{self.folder}/{arrays}", tensors)
         wall = self.history["wall_seconds"] + time.perf_counter() - self.started
         scalars = {name: value for name, value in vars(state).items() if name not in tensors}
+        scalars["curves"] = _finite(state.curves)
         content = {"arrays": arrays, "state": scalars, "history": self.history | {"wall_seconds": wall}}
         self.storage.write_json(f"{self.folder}/state.json", content)
         for name in self.storage.names(self.folder):
@@ -172,6 +179,14 @@ class Checkpoint:
     def remove(self) -> None:
         """The record has replaced it."""
         self.storage.remove(self.folder)
+
+
+def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
+    """The values, each checked to be there and of its type."""
+    for name, kind in types.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
+    return {name: values[name] for name in types}
 
 
 def prepare(config: Config, data: JetData, device: torch.device) -> dict[str, LabeledJets]:
@@ -221,7 +236,11 @@ def save_pictures(storage: Storage, spec: TrialSpec, state: TrainState, test: La
 
 def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """NaN as missing: Parquet readers and JSON agree on that."""
-    return [{name: value if np.isfinite(value) else None for name, value in row.items()} for row in rows]
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or not np.isfinite(value) else value
+
+    return [{name: known(value) for name, value in row.items()} for row in rows]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from rich.console import Console
 
 from analysis.plan import FILE, Plan, PlanError, load_study, save_study
 from cluster.events import Listener
-from cluster.mirror import default_tracking_uri
+from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
-from jbot.config import Config, ConfigError, from_dict, parse_value
+from jbot.config import Config, ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, JetData, jets_needed, load
-from jbot.record import RecordError, Storage, load_record
+from jbot.record import RecordError, Storage, first_line, load_record
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
 from studies.presets import PRESETS
@@ -25,6 +26,11 @@ from studies.study import Study, get_preset, planned_trials, resources, trial_sp
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 console = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr that is never broken: paths and commands can be copied."""
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def main(study: Study, arguments: list[str] | None = None) -> None:
@@ -43,6 +49,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
     """The options; one help text for all studies."""
     presets = "\n".join(f"  {name:8}{preset.about}" for name, preset in PRESETS.items())
     made = argparse.ArgumentParser(
+        allow_abbrev=False,
         description=study.question,
         epilog=f"presets:\n{presets}\n\nThe same command continues a study that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,8 +65,9 @@ def parser(study: Study) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
     where = made.add_argument_group("where")
-    where.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
-    where.add_argument(
+    ray = where.add_mutually_exclusive_group()
+    ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
+    ray.add_argument(
         "--inline", action="store_true", help="one trial after another in this process, without Ray and MLflow"
     )
     where.add_argument("--cpus", type=float, help="CPUs a trial holds (default: the preset's)")
@@ -80,7 +88,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     storage.remove_file(check_storage(storage))
     data = load_jets(base, options)
     specs = trial_specs(plan, base, data.fingerprint)
-    keep_other_plan(storage, plan)
+    keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
     try:
         run_trials(plan, specs, data, storage, held, options)
@@ -88,6 +96,9 @@ def run(study: Study, options: argparse.Namespace) -> int:
         left = len(open_trials(specs, storage))
         if left < len(specs):
             write_report(storage, plan)
+    failed = sum(record.state == "failed" for spec in specs if (record := load_record(storage, spec.trial_id)))
+    if failed == len(specs):
+        print("every trial has failed: the report says why", file=sys.stderr)
     if left:
         print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
     return UNFINISHED if left else 0
@@ -100,16 +111,19 @@ def load_jets(base: Config, options: argparse.Namespace) -> JetData:
     return load(options.data, jets_per_class=needed, jet_pt=get_preset(options.preset).jet_pt)
 
 
-def keep_other_plan(storage: Storage, plan: Plan) -> None:
-    """Another plan of the same name is moved aside, not overwritten; its records stay where they are."""
+def keep_other_plan(storage: Storage, plan: Plan, data: JetData) -> None:
+    """Another plan of this name, or the same with other jets, moves to a folder of its own; its records stay."""
     name = f"{plan.study}/{FILE}"
     if not storage.exists(name):
         return
     content = storage.read_json(name)
-    old = content.get("plan_hash", "damaged")
-    if old != plan.hash:
-        storage.write_json(f"{plan.study}/study-{old}.json", content)
-        console.print(f"[yellow]the plan has changed[/]: the earlier one is kept as {plan.study}/study-{old}.json")
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise RecordError(f"{storage.uri}/{name} is not a study; move it away")
+    identity = [content.get("plan_hash"), content["data"].get("fingerprint")]
+    if identity != [plan.hash, data.fingerprint]:
+        folder = f"{plan.study}-{digest(identity, 8)}"
+        storage.write_json(f"{folder}/{FILE}", content)
+        say(f"[yellow]plan or jets have changed[/]: the earlier study is now {storage.uri}/{folder}")
 
 
 def run_trials(
@@ -122,11 +136,9 @@ def run_trials(
 ) -> None:
     """Run what has no record yet, watched by the progress bar and MLflow."""
     done = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
-    console.print(
-        f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}"
-    )
+    say(f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}")
     if done:
-        console.print(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
+        say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
     progress = StudyProgress(specs, done, console)
     view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
     listeners: list[Listener] = [progress, *([view] if view else [])]
@@ -152,14 +164,12 @@ def finish_view(view: Any, plan: Plan, storage: Storage) -> None:
         if view.error is None:
             rebuild(storage, plan.study, view.uri)
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
-        view.error = f"{type(error).__name__}: {error}".splitlines()[0]
-    command = f"python -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}"
+        view.error = f"{type(error).__name__}: {first_line(error)}"
     if view.error:
-        console.print(
-            f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with\n  {command}"
-        )
+        say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
+        say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
     else:
-        console.print(f"compare the trials: mlflow ui --backend-store-uri {view.uri}", highlight=False, soft_wrap=True)
+        say(see(view.uri))
 
 
 def write_report(storage: Storage, plan: Plan) -> None:
@@ -167,12 +177,12 @@ def write_report(storage: Storage, plan: Plan) -> None:
     try:
         from analysis.report import build_report
     except ModuleNotFoundError as missing:
-        console.print(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
-        console.print(f"  python -m analysis.report {storage.uri}/{plan.study}", highlight=False, soft_wrap=True)
+        say(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
+        say(f"  python -m analysis.report {storage.uri}/{plan.study}")
         return
     out = Path(storage.uri if storage.local else "results") / plan.study
     page = build_report(load_study(f"{storage.uri}/{plan.study}"), out)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    say(f"report: {page}")
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:

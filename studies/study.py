@@ -7,6 +7,8 @@ and hashed before anything runs, and the trials, block by block.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,8 @@ from typing import Any
 from analysis.plan import Contrast, Plan, PlannedTrial
 from cluster.run import Resources
 from jbot.config import Config, ConfigError, override
-from jbot.trial import TrialSpec
+from jbot.evaluate import FINAL_METRICS
+from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
 
 
@@ -36,6 +39,19 @@ class Study:
     arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Presets that run only some arms (and the contrasts among them)."""
 
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.arms):
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise ConfigError(f"names of studies and arms are letters, digits and _ . -, got {name!r}")
+        for contrast in self.contrasts:
+            for arm in (contrast.treatment, contrast.control):
+                if arm not in self.arms:
+                    raise ConfigError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
+        if len({(contrast.treatment, contrast.control) for contrast in self.contrasts}) < len(self.contrasts):
+            raise ConfigError(f"study {self.name} has the same contrast twice")
+        if self.metric not in METRICS:
+            raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+
     def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
         """The frozen design at one preset.
 
@@ -55,13 +71,14 @@ class Study:
         """
         size = get_preset(preset)
         count = size.seeds if seeds is None else seeds
-        if count < 1:
-            raise ConfigError(f"seeds must be at least 1, got {count}")
+        if not 1 <= count <= MAX_SEEDS:
+            raise ConfigError(f"seeds must be at least 1 and at most {MAX_SEEDS}, got {count}")
         base = override(Config(), {**size.base, **(changes or {})})
         names = self.arms_by_preset.get(preset, tuple(self.arms))
         if missing := set(names) - set(self.arms):
             raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
         arms = {name: dict(self.arms[name]) for name in names}
+        _check_changes(changes or {}, arms)
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
         return Plan(
@@ -76,6 +93,10 @@ class Study:
             margin=self.margin,
             contrasts=contrasts,
         )
+
+
+METRICS = tuple(f"test/{name}" for name in FINAL_METRICS)
+MAX_SEEDS = 10_000
 
 
 def get_preset(name: str) -> Preset:
@@ -94,6 +115,7 @@ def trial_specs(plan: Plan, base: Config, data_fingerprint: str) -> list[TrialSp
             plan_hash=plan.hash,
             config=override(base, {**changes, "seed": seed}),
             data_fingerprint=data_fingerprint,
+            git_commit=git_commit(),
         )
         for seed in plan.seeds
         for arm, changes in plan.arms.items()
@@ -109,9 +131,20 @@ def resources(preset: str, cpus: float | None, gpus: float | None) -> Resources:
     """What one trial holds: the preset's, unless told otherwise."""
     size = get_preset(preset)
     chosen = Resources(cpus=size.cpus if cpus is None else cpus, gpus=size.gpus if gpus is None else gpus)
-    if chosen.cpus <= 0 or chosen.gpus < 0:
+    if not (0 < chosen.cpus < math.inf and 0 <= chosen.gpus < math.inf):
         raise ConfigError(f"a trial needs CPUs > 0 and GPUs >= 0, got {chosen.cpus:g} and {chosen.gpus:g}")
     return chosen
+
+
+def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:
+    for field in changes:
+        if field == "seed":
+            raise ConfigError("seed is set by the block; choose how many with --seeds")
+        if all(field in arm for arm in arms.values()):
+            raise ConfigError(f"{field} is what the arms set: changing the base does nothing")
+    for name, arm in arms.items():
+        if "seed" in arm:
+            raise ConfigError(f"arm {name!r} must not set the seed: arms of a block share it")
 
 
 def _check_arms_differ(base: Config, arms: Mapping[str, Mapping[str, Any]]) -> None:

@@ -124,6 +124,17 @@ def test_what_no_node_can_hold_is_said_at_once(two_nodes, tiny_data, tmp_path):
         run_ray(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], address=two_nodes, resources=Resources(gpus=5))
 
 
+def test_inline_without_the_gpu_it_was_asked_for(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ClusterError, match="trials ask for 1 GPUs and there is none here"):
+        run_inline(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], Resources(gpus=1))
+
+
+def test_an_address_is_auto_or_a_port():
+    with pytest.raises(ClusterError, match="address must be auto or host:port, got 'foo'"), connected("foo"):
+        pass
+
+
 def test_no_cluster_at_the_address(tiny_data, tmp_path):
     with pytest.raises(ClusterError, match=r"no Ray cluster at address '127\.0\.0\.1:1'"), connected("127.0.0.1:1"):
         pass

@@ -4,6 +4,7 @@ import torch
 from conftest import make_jets
 
 from jbot.evaluate import (
+    FINAL_METRICS,
     Evaluator,
     LabeledJets,
     attention_entropy,
@@ -90,8 +91,8 @@ def test_evaluator_keys_and_failure(tiny):
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
     assert {"val/knn_accuracy", "val/spread", "val/attention_entropy"} <= set(evaluator.curve_point(state))
     final = evaluator.final(state)
-    for name in ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc", "kmeans_ami", "silhouette"):
-        assert np.isfinite(final[f"test/{name}"])
+    assert set(final) == {f"test/{name}" for name in FINAL_METRICS}
+    assert all(np.isfinite(value) for value in final.values())
     assert final == evaluator.final(state)
     state.student.fill_(float("nan"))
     with pytest.raises(TrialFailed, match="embedding is not finite after epoch 0"):

@@ -1,10 +1,11 @@
 import dataclasses
+import json
 import pickle
 
 import numpy as np
 import pytest
 
-from jbot.record import Record, RecordError, Storage, load_curves, load_record, save_record
+from jbot.record import Record, RecordError, Storage, load_curves, load_record, open_folder, save_record
 
 RECORD = Record(
     trial_id="abc",
@@ -30,7 +31,17 @@ def test_round_trip(tmp_path):
     assert RECORD.seed == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": 99}', b'{"schema": 1, "odd": 2}', b"\xff\xfe"])
+def spoiled(**changes) -> bytes:
+    return json.dumps(dataclasses.asdict(RECORD) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b'{"schema": 99}', b'{"schema": 1, "odd": 2}', b"\xff\xfe",
+        spoiled(state="fine"), spoiled(metrics=None), spoiled(config="x"), spoiled(config={"seed": "3"}),
+    ],
+)  # fmt: skip
 def test_a_damaged_record_is_named(tmp_path, content):
     storage = Storage(tmp_path)
     storage.write("trials/abc/record.json", content)
@@ -55,7 +66,7 @@ def test_no_nan_gets_into_json(tmp_path):
 
 
 def test_tables_and_arrays(tmp_path):
-    storage = Storage(tmp_path) / "deeper"
+    storage = Storage(tmp_path / "deeper")
     storage.write_rows("trials/t/curves.parquet", [{"epoch": 0}, {"epoch": 1, "train/loss": 2.0}])
     assert load_curves(storage, "t") == [{"epoch": 0, "train/loss": None}, {"epoch": 1, "train/loss": 2.0}]
     assert load_curves(storage, "none") == []
@@ -65,6 +76,19 @@ def test_tables_and_arrays(tmp_path):
     storage.write("a.safetensors", b"truncated")
     with pytest.raises(RecordError, match="not a valid safetensors file"):
         storage.read_arrays("a.safetensors")
+
+
+def test_a_study_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "study").mkdir()
+    for place, folder in (
+        (tmp_path, "study/"),
+        (tmp_path / "study", "."),
+        (tmp_path, "./study"),
+        ("/", f"file://{tmp_path}/study"),
+    ):
+        monkeypatch.chdir(place)
+        storage, name = open_folder(folder)
+        assert (storage.uri, name) == (str(tmp_path), "study")
 
 
 def test_any_filesystem_of_pyarrow(tmp_path):

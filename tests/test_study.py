@@ -16,7 +16,7 @@ from jbot.data import JetData
 from jbot.record import Storage
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
-from studies.main import main
+from studies.main import keep_other_plan, main
 from studies.masking_ablation import study
 from studies.presets import PRESETS
 from studies.study import Study, planned_trials, trial_specs
@@ -88,6 +88,29 @@ def test_contrasts_need_their_arms():
         lone.plan("smoke")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "a/b"}, "names of studies and arms are letters, digits"),
+        ({"arms": {"it's": {}}}, "names of studies and arms are letters, digits"),
+        ({"metric": "test/knn_acuracy"}, "metric must be one of test/knn_accuracy"),
+        ({"contrasts": (Contrast(treatment="a", control="bb"),)}, "contrast 'a - bb': no arm 'bb'; arms are a, b"),
+        ({"contrasts": (Contrast(treatment="a", control="b"),) * 2}, "study x has the same contrast twice"),
+    ],
+)
+def test_a_study_checks_itself_before_anything_runs(changes, words):
+    arms = {"a": {}, "b": {"mask.scheme": "none"}}
+    fine = {"name": "x", "question": "?", "arms": arms, "contrasts": (), "margin": 0.1}
+    with pytest.raises(ConfigError) as error:
+        Study(**fine | changes)
+    assert words in str(error.value)
+
+
+def test_arms_cannot_set_the_seed():
+    with pytest.raises(ConfigError, match="arm 'b' must not set the seed"):
+        make_study({"a": {}, "b": {"seed": 5}}).plan("smoke")
+
+
 def test_axes_check_their_values():
     assert SCHEME.arm("random") == {"mask.scheme": "random"}
     with pytest.raises(ConfigError, match=r"axis mask\.scheme: 'spiral' is not in momentum"):
@@ -110,8 +133,15 @@ def call(*arguments) -> int:
     [
         (["--set", "mask.sceme=random"], "unknown Config field 'mask.sceme'; did you mean 'mask.scheme'?"),
         (["--set", "optim.lr"], "--set wants field=value, got 'optim.lr'"),
+        (["--set", "seed=3"], "seed is set by the block"),
+        (["--set", "mask.scheme=none"], "mask.scheme is what the arms set: changing the base does nothing"),
+        (["--set", "optim.lr=1" + 400 * "0"], "optim.lr must be finite"),
+        (["--set", "train.epochs=1" + 5000 * "0"], "train.epochs must be int"),
+        (["--set", "data.test_jets=4"], "data.test_jets must be finite and in [10, inf], got 4"),
+        (["--seeds", "3000000000"], "seeds must be at least 1 and at most 10000"),
+        (["--cpus", "nan"], "a trial needs CPUs > 0 and GPUs >= 0, got nan and 0"),
         (["--set", "optim.lr=-1"], "optim.lr must be finite and in (0, inf], got -1"),
-        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--seeds", "0"], "seeds must be at least 1 and at most 10000, got 0"),
         (["--cpus", "0"], "a trial needs CPUs > 0 and GPUs >= 0, got 0 and 0"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--data", "no/such/file.h5"], "no/such/file.h5"),
@@ -156,6 +186,31 @@ def test_identical_arms_are_never_better(tiny_data, tmp_path):
     (verdict,) = verdicts_of(make_study(arms, (contrast,)), tiny_data, tmp_path)
     assert verdict.outcome == "equivalent"
     assert verdict.difference.mean == 0
+
+
+def test_other_jets_under_the_same_plan_lose_nothing(tiny_data, tmp_path):
+    plan = make_study({"a": {}}).plan("smoke", changes=TINY)
+    storage = Storage(tmp_path)
+    first = {"source": "first jets", "fingerprint": "f1"}
+    save_study(storage, plan, first, [])
+    keep_other_plan(storage, plan, dataclasses.replace(tiny_data, fingerprint="f1"))
+    assert storage.names() == [plan.study]
+    keep_other_plan(storage, plan, tiny_data)
+    (kept,) = set(storage.names()) - {plan.study}
+    assert load_study(f"{tmp_path}/{kept}").data == first
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"plan": 1}', b"{"])
+def test_a_damaged_study_file_is_one_line(content, tiny_data, tmp_path, capsys):
+    storage = Storage(tmp_path)
+    storage.write("masking_ablation_smoke/study.json", content)
+    sample = Path(__file__).parent / "data/jets_sample.h5"
+    assert (
+        call("--preset", "smoke", "--inline", "--data", sample, "--storage", tmp_path, *["--set", "data.train_jets=20"])
+        == 2
+    )
+    assert "study.json" in capsys.readouterr().err
+    assert storage.read("masking_ablation_smoke/study.json") == content
 
 
 def test_noise_labels_decide_nothing(tiny_data, tmp_path):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -76,12 +78,17 @@ def test_a_killed_trial_resumes_to_the_same_weights(spec, tiny_data, tmp_path, a
         np.testing.assert_array_equal(student(broken, spec)[name], value)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"not JSON"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"not JSON", ("epoch", "3"), ("curves", None), ("attempts", "one")])
 def test_a_damaged_checkpoint_starts_over(spec, tiny_data, tmp_path, always_save, damage):
     storage = Storage(tmp_path)
     with pytest.raises(Killed):
         run_trial(spec, tiny_data, storage, report=kill_after(1))
     folder = f"{trial_folder(spec.trial_id)}/checkpoint"
+    if isinstance(damage, tuple):
+        name, value = damage
+        saved = storage.read_json(f"{folder}/state.json")
+        saved["history" if name == "attempts" else "state"][name] = value
+        damage = json.dumps(saved).encode()
     storage.write(f"{folder}/state.json", damage)
     with pytest.warns(UserWarning, match="is damaged, starting over"):
         record = run_trial(spec, tiny_data, storage)
