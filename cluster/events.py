@@ -17,6 +17,9 @@ class Listener(Protocol):
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """A new row of a trial's learning curves. May come twice after a crash."""
 
+    def interrupted(self, spec: TrialSpec) -> None:
+        """Its worker or node has died; it will be started again from its last checkpoint."""
+
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """A trial has left its record."""
 

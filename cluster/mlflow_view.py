@@ -186,6 +186,9 @@ class LiveView:
         trial = spec.trial_id
         self._tasks.put(lambda view: view.ended(trial, spec.arm, record, load_curves(self.storage, trial)))
 
+    def interrupted(self, spec: TrialSpec) -> None:
+        """Its run goes on when the trial does."""
+
     def lost(self, spec: TrialSpec, error: str) -> None:
         """Its run stays as it is until the trial is tried again."""
 

@@ -60,6 +60,12 @@ class StudyProgress:
         self.epochs[spec.trial_id] = max(self.epochs[spec.trial_id], row["epoch"])
         self._show()
 
+    def interrupted(self, spec: TrialSpec) -> None:
+        """Count it as waiting."""
+        self.running.discard(spec.trial_id)
+        self.console.print(f"[yellow]{spec.arm}, seed {spec.config.seed} lost its worker[/] and will be started again")
+        self._show()
+
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """Count it as done or failed."""
         self.running.discard(spec.trial_id)

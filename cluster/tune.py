@@ -213,6 +213,11 @@ class Relay(tune.Callback):
             else:
                 listener.ended(spec, record)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker died, and it has a retry left."""
+        for listener in self.listeners:
+            listener.interrupted(self.todo[trial.config["trial"]])
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up after the last retry."""
         self.settled += 1

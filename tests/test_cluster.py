@@ -26,7 +26,7 @@ class Log:
     """A listener that remembers."""
 
     def __init__(self):
-        self.starts, self.points, self.ends, self.losses = [], [], [], []
+        self.starts, self.points, self.ends, self.losses, self.interruptions = [], [], [], [], []
         self.running, self.most_running = set(), 0
 
     def started(self, spec):
@@ -36,6 +36,9 @@ class Log:
 
     def point(self, spec, row):
         self.points.append((spec.trial_id, row["epoch"]))
+
+    def interrupted(self, spec):
+        self.interruptions.append(spec.trial_id)
 
     def ended(self, spec, record):
         self.running.discard(spec.trial_id)
@@ -106,14 +109,15 @@ def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tin
         def point(self, spec, row):
             if spec.trial_id == specs[0].trial_id and row["epoch"] == 0 and not self.killed:
                 self.killed = True
-                for process in psutil.process_iter(["cmdline"]):
-                    if process.info["cmdline"] and process.info["cmdline"][0].startswith("ray::ImplicitFunc"):
+                for process in psutil.Process().children(recursive=True):  # of this test's own cluster
+                    if process.cmdline() and process.cmdline()[0].startswith("ray::ImplicitFunc"):
                         process.kill()
             super().point(spec, row)
 
     log, storage = Killer(), Storage(tmp_path / "broken")
     run_ray(specs, tiny_data, storage, [log], address=two_nodes)
     assert log.losses == []
+    assert specs[0].trial_id in log.interruptions
     record = load_record(storage, specs[0].trial_id)
     assert record.attempts == 2
     assert record.metrics == load_record(undisturbed, specs[0].trial_id).metrics
