@@ -96,9 +96,7 @@ class View:
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.info.name)
-        # The kind makes MLflow's page open on training runs instead of traces.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        return found.experiment_id if found else self.client.create_experiment(self.info.name, tags=kind)
+        return found.experiment_id if found else self.client.create_experiment(self.info.name)
 
     def _trial(self, trial_id: str, arm: str, config: Config) -> str:
         if ("trial", trial_id) in self._runs:
