@@ -30,7 +30,7 @@ def describe(plan: Plan, base: Config, storage: Storage) -> None:
     table.add_row("trials", f"{trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
     jets, passes = base.data.train_jets, base.data.train_jets * base.train.epochs
     table.add_row("each trial", f"{jets:,} jets x {base.train.epochs} epochs = {passes:,} jet passes")
-    table.add_row("device hours", f"{trials * seconds / 3600:.2g} ({seconds:.0f} s a trial, {basis})")
+    table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({seconds:,.0f} s a trial, {basis})")
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
     table.add_row("what it can answer", "\n".join(power_lines(plan, pilot)))
     table.add_row("plan hash", plan.hash)
