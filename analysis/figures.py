@@ -180,13 +180,14 @@ def paired_curves(
     axes = figure.subplots()
     axes.axhline(0, color=MUTED, lw=0.8)
     for arm in arms:
-        _curve(axes, gaps[gaps["arm"] == arm], metric, f"{arm} − {control}", list(all_arms), arm)
-    _finish_curves(figure, axes, f"difference in {wording.quantity(metric)}")
+        _curve(axes, gaps[gaps["arm"] == arm], metric, arm, list(all_arms), arm)
+    _finish_curves(figure, axes, f"{wording.quantity(metric)}, minus {control}")
     return figure
 
 
 def _finish_curves(figure: Figure, axes: Axes, label: str) -> None:
-    axes.set(xlabel="epoch", ylabel=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_minor_locator(AutoMinorLocator())
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
