@@ -60,6 +60,11 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
+def weight_count(config: ModelConfig) -> int:
+    """Weights of one trial."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
 def unpack(flat: Flat, config: ModelConfig) -> Weights:
     """Views of the flat buffer, by name, each (trial, *shape)."""
     shapes = weight_shapes(config)
@@ -190,6 +195,22 @@ def project(weights: Weights, x: Float[Tensor, "trial token dim"]) -> Float[Tens
     """The projection head, shared by [CLS] and particles: points on the unit sphere."""
     hidden = F.gelu(linear(x, weights["head1.weight"], weights["head1.bias"]))
     return F.normalize(linear(hidden, weights["head2.weight"], weights["head2.bias"]), dim=-1, eps=1e-6)
+
+
+def forward(
+    flat: Flat,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+    rows: Int64[Tensor, "trial row"] | None = None,
+) -> tuple[Float[Tensor, "trial row dim"], Float[Tensor, "trial row projection"]]:
+    """Raw and projected outputs, for all tokens or for those of `rows`: see :func:`encode`.
+
+    What a training step needs of the model; jbot.fused has the same function for CPUs in C++.
+    """
+    weights = unpack(flat, config)
+    raw = encode(weights, particles, config, masked, rows)
+    return raw, project(weights, raw)
 
 
 def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:
