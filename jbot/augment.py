@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from jbot.config import AugmentConfig
@@ -74,27 +74,24 @@ def split(
     valid = particles[..., VALID] > 0.5
     count = valid.sum(-1)
     splits = torch.floor(fraction * torch.minimum(count, particles.shape[-2] - count) + 1e-6)
-    order = rank(key.masked_fill(~valid, 2.0))
-    chosen = valid & (order < splits[..., None])
+    slots = torch.arange(particles.shape[-2], device=particles.device)
+    order = in_order(key, valid)
+    chosen = torch.zeros_like(valid).scatter(-1, order, slots < splits[..., None])
     pt = particles[..., PT]
     kept = torch.where(chosen, share * pt, pt)
     first = torch.stack((particles[..., ETA], particles[..., PHI], kept, particles[..., VALID]), dim=-1)
     if reference:
         return first
-    # (slot, particle): the m-th split particle fills the m-th empty slot.
-    empty_rank = (~valid).cumsum(-1) - 1
-    fills = (empty_rank[..., :, None] == order[..., None, :]) & ~valid[..., :, None] & chosen[..., None, :]
+    # The n-th particle to be split fills the n-th empty slot.
+    nth = (~valid).cumsum(-1) - 1
+    source = order.gather(-1, nth.clamp(min=0))
     second = torch.stack((particles[..., ETA], particles[..., PHI], pt - kept, particles[..., VALID]), dim=-1)
-    return torch.where(fills.any(-1)[..., None], fills.to(second.dtype) @ second, first)
+    second = second.gather(-2, source[..., None].expand(second.shape))
+    return torch.where((~valid & (nth < splits[..., None]))[..., None], second, first)
 
 
-def rank(key: Float[Tensor, "*shape particle"]) -> Float[Tensor, "*shape particle"]:
-    """Place of each particle in ascending order of its key; equal keys keep their order. By comparison: no sort."""
-    return precedes(key).sum(-1).to(key.dtype)
-
-
-def precedes(key: Float[Tensor, "*shape particle"]) -> torch.Tensor:
-    """bool (..., i, j): whether particle j comes before particle i in ascending order of the key."""
-    mine, other = key[..., :, None], key[..., None, :]
-    slots = torch.arange(key.shape[-1], device=key.device)
-    return (other < mine) | ((other == mine) & (slots[None, :] < slots[:, None]))
+def in_order(
+    key: Float[Tensor, "*shape particle"], valid: Bool[Tensor, "*shape particle"]
+) -> Int64[Tensor, "*shape particle"]:
+    """Slots of the valid particles in ascending order of their key, then those of padding; equal keys keep theirs."""
+    return torch.sort(key.masked_fill(~valid, math.inf), dim=-1, stable=True).indices

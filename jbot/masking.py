@@ -13,14 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from jbot.augment import ETA, PHI, PT, VALID, Particles, PerJet, PerParticle, precedes
+from jbot.augment import ETA, PHI, PT, VALID, Particles, PerJet, PerParticle, in_order
 from jbot.config import MaskConfig
 from jbot.streams import Draws
 
 Masked = Bool[Tensor, "trial view jet particle"]
+Order = Int64[Tensor, "trial view jet particle"]
+"""Slots in the order in which a scheme takes particles."""
 
 
 @dataclass(frozen=True)
@@ -47,38 +49,43 @@ class Scene:
 
 def momentum(scene: Scene) -> Masked:
     """Particles in random order, up to a share of the jet's momentum."""
-    return _take(scene, scene.first, _count_to_target(scene, scene.first))
+    order = _order(scene, scene.first)
+    return _take(scene, order, _count_to_target(scene, order))
 
 
 def random(scene: Scene) -> Masked:
     """Particles in random order, up to a share of the jet's particle count."""
-    return _take(scene, scene.first, torch.round(scene.ratio * scene.valid.sum(-1)))
+    return _take(scene, _order(scene, scene.first), torch.round(scene.ratio * scene.valid.sum(-1)))
 
 
 def random_count(scene: Scene) -> Masked:
     """As many particles as `momentum` masks on this jet, but drawn anew, blind to momentum."""
-    return _take(scene, scene.second, _count_to_target(scene, scene.first))
+    count = _count_to_target(scene, _order(scene, scene.first))
+    return _take(scene, _order(scene, scene.second), count)
 
 
 def geometric(scene: Scene) -> Masked:
     """The neighbourhood of a random particle in (eta, phi), up to a share of the jet's momentum."""
-    distance = _distance_to_random_particle(scene)
-    return _take(scene, distance, _count_to_target(scene, distance))
+    order = _order(scene, _distance_to_random_particle(scene))
+    return _take(scene, order, _count_to_target(scene, order))
 
 
 def geometric_count(scene: Scene) -> Masked:
     """The neighbourhood of a random particle, as many particles as `momentum` masks on this jet."""
-    return _take(scene, _distance_to_random_particle(scene), _count_to_target(scene, scene.first))
+    count = _count_to_target(scene, _order(scene, scene.first))
+    return _take(scene, _order(scene, _distance_to_random_particle(scene)), count)
 
 
 def hardest(scene: Scene) -> Masked:
     """The highest-momentum particles first, up to a share of the jet's momentum."""
-    return _take(scene, -scene.pt, _count_to_target(scene, -scene.pt))
+    order = _order(scene, -scene.pt)
+    return _take(scene, order, _count_to_target(scene, order))
 
 
 def softest(scene: Scene) -> Masked:
     """The lowest-momentum particles first, up to a share of the jet's momentum."""
-    return _take(scene, scene.pt, _count_to_target(scene, scene.pt))
+    order = _order(scene, scene.pt)
+    return _take(scene, order, _count_to_target(scene, order))
 
 
 def none(scene: Scene) -> Masked:
@@ -102,21 +109,26 @@ def mask_views(views: Particles, draws: Draws, config: MaskConfig) -> Masked:
     return SCHEMES[config.scheme](Scene(views, ratio, first, second))
 
 
-def _take(scene: Scene, key: PerParticle, count: PerJet) -> Masked:
-    """Mask the `count` particles with the smallest key, but at least one and not the last one."""
+def _order(scene: Scene, key: PerParticle) -> Order:
+    return in_order(key, scene.valid)
+
+
+def _take(scene: Scene, order: Order, count: PerJet) -> Masked:
+    """Mask the first `count` particles of the order, but at least one and not the last one."""
     valid = scene.valid
-    order = precedes(key.masked_fill(~valid, math.inf)).sum(-1)
     count = torch.minimum(count.clamp(min=1), valid.sum(-1) - 1) * (scene.ratio > 0)
-    return valid & (order < count[..., None])
+    slots = torch.arange(order.shape[-1], device=order.device)
+    return valid & torch.zeros_like(valid).scatter(-1, order, slots < count[..., None])
 
 
-def _count_to_target(scene: Scene, key: PerParticle) -> PerJet:
-    """How many particles, in ascending order of the key, come closest to the momentum target ratio * sum pT."""
-    pt = scene.pt
-    before = (precedes(key.masked_fill(~scene.valid, math.inf)).to(pt.dtype) @ pt[..., None]).squeeze(-1)
-    target = (scene.ratio * pt.sum(-1))[..., None]
+def _count_to_target(scene: Scene, order: Order) -> PerJet:
+    """How many particles of the order come closest to the momentum target ratio * sum pT."""
+    pt, valid = scene.pt.gather(-1, order), scene.valid.gather(-1, order)
+    sums = pt.cumsum(-1)
+    target = (scene.ratio * sums[..., -1])[..., None]
+    before = sums - pt
     # A particle is taken when the sum with it lies closer to the target than the sum without it.
-    taken = scene.valid & ((before + pt - target).abs() <= (before - target).abs()) & (before < target)
+    taken = valid & ((sums - target).abs() <= (before - target).abs()) & (before < target)
     return taken.sum(-1).to(pt.dtype)
 
 

@@ -5,7 +5,7 @@ from conftest import make_jets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jbot.augment import augment, rank, rotate, smear, split
+from jbot.augment import augment, in_order, rotate, smear, split
 from jbot.config import AugmentConfig
 from jbot.streams import Draws
 
@@ -107,5 +107,6 @@ def test_switching_splitting_off_does_not_move_the_other_draws(jets):
     assert torch.equal(with_split[..., :2], without[..., :2])
 
 
-def test_rank_breaks_ties_by_place():
-    assert rank(torch.tensor([0.5, 0.1, 0.5, 0.5])).tolist() == [1, 0, 2, 3]
+def test_order_keeps_ties_and_puts_padding_last():
+    key, valid = torch.tensor([0.5, 0.0, 0.1, 0.5, 0.5]), torch.tensor([True, False, True, True, True])
+    assert in_order(key, valid).tolist() == [2, 0, 3, 4, 1]
