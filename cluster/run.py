@@ -15,7 +15,7 @@ import torch
 from cluster.events import Listener
 from jbot.data import JetData
 from jbot.record import Storage, first_line, load_record
-from jbot.trial import TrialSpec, run_trial
+from jbot.trial import TrialSpec, run_pack
 
 
 class ClusterError(RuntimeError):
@@ -63,11 +63,11 @@ def run_inline(
         for listener in listeners:
             listener.started(spec)
 
-        def report(row: dict[str, float], spec: TrialSpec = spec) -> None:
+        def report(spec: TrialSpec, row: dict[str, float]) -> None:
             for listener in listeners:
                 listener.point(spec, row)
 
-        record = run_trial(spec, data, storage, resources.device, report)
+        (record,) = run_pack([spec], data, storage, resources.device, report)
         for listener in listeners:
             listener.ended(spec, record)
 

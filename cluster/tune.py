@@ -17,7 +17,7 @@ from cluster.events import Listener
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.data import JetData
 from jbot.record import RecordError, Storage, load_record
-from jbot.trial import TrialSpec, run_trial
+from jbot.trial import TrialSpec, run_pack
 
 CURVE_COLUMNS = ("epoch", "step", "device_seconds")
 
@@ -169,7 +169,8 @@ def train_one(
 ) -> None:
     """What a Ray worker does with one Tune trial."""
     torch.set_num_threads(resources.threads)
-    record = run_trial(specs[config["trial"]], data, storage, resources.device, report=tune.report)
+    spec = specs[config["trial"]]
+    (record,) = run_pack([spec], data, storage, resources.device, report=lambda spec, row: tune.report(row))
     tune.report({"record_state": record.state})
 
 

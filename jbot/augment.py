@@ -1,7 +1,8 @@
 """Two augmented views of each jet (arXiv:2601.11719, section 3).
 
 Axes: (trial, view, jet, particle, feature); features: eta_rel, phi_rel, pt_rel, valid.
-Each augmentation is a pure function of the particles and of uniform draws in (0, 1).
+Each augmentation is a pure function of the particles and of uniform draws in (0, 1). Its strength is a number, or a
+(trial,) tensor; at strength 0 it is the identity.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from jbot.config import AugmentConfig
+from jbot.pack import column, is_off
 from jbot.streams import Draws, normals
 
 ETA, PHI, PT, VALID = range(4)
@@ -20,6 +22,7 @@ ETA, PHI, PT, VALID = range(4)
 Particles = Float[Tensor, "trial view jet particle 4"]
 PerJet = Float[Tensor, "trial view jet"]
 PerParticle = Float[Tensor, "trial view jet particle"]
+Strength = float | int | Float[Tensor, "trial"]
 
 
 def augment(particles: Float[Tensor, "trial jet particle 4"], draws: Draws, config: AugmentConfig) -> Particles:
@@ -28,12 +31,13 @@ def augment(particles: Float[Tensor, "trial jet particle 4"], draws: Draws, conf
     views = particles[:, None].expand(-1, 2, -1, -1, -1)
     (turn,), _ = draws.uniforms(["rotate"], (2, jets))
     (smear_high, split_high), (smear_low, split_low) = draws.uniforms(["smear", "split"], (2, jets, slots))
-    if config.rotation > 0:
-        views = rotate(views, (2.0 * turn - 1.0) * config.rotation)
-    if config.smear_sigma > 0:
+    if not is_off(config.rotation):
+        views = rotate(views, (2.0 * turn - 1.0) * column(config.rotation, 2))
+    if not is_off(config.smear_sigma):
         views = smear(views, normals(smear_high, smear_low), config.smear_sigma, config.smear_variant == "reference")
-    if config.split_fraction > 0:
-        share = config.split_low + (1.0 - 2.0 * config.split_low) * split_low
+    if not is_off(config.split_fraction):
+        low = column(config.split_low, 3)
+        share = low + (1.0 - 2.0 * low) * split_low
         views = split(views, split_high, share, config.split_fraction, config.split_variant == "reference")
     return views
 
@@ -46,24 +50,26 @@ def rotate(particles: Particles, angle: PerJet) -> Particles:
 
 
 def smear(
-    particles: Particles, noise: Float[Tensor, "trial view jet particle 2"], sigma: float, reference: bool = False
+    particles: Particles, noise: Float[Tensor, "trial view jet particle 2"], sigma: Strength, reference: bool = False
 ) -> Particles:
     """Add Normal(0, sigma / pt_rel) to eta and phi: soft radiation blurs directions.
 
     The released code also smears padding, at pt_rel = 1e-6; `reference` repeats it.
     """
     eta, phi, pt, valid = particles.unbind(-1)
-    width = sigma / pt.clamp(min=1e-6)
+    width = column(sigma, 3) / pt.clamp(min=1e-6)
     if not reference:
         width = width * valid
     eta = eta + noise[..., 0] * width
-    phi = phi + noise[..., 1] * width
-    phi = torch.where(phi > math.pi, phi - 2 * math.pi, torch.where(phi <= -math.pi, phi + 2 * math.pi, phi))
-    return torch.stack((eta, phi, pt, valid), dim=-1)
+    moved = phi + noise[..., 1] * width
+    wrapped = torch.where(moved > math.pi, moved - 2 * math.pi, moved)
+    wrapped = torch.where(moved <= -math.pi, moved + 2 * math.pi, wrapped)
+    # What is not smeared keeps its bits, even outside (-pi, pi].
+    return torch.stack((eta, torch.where(width > 0, wrapped, phi), pt, valid), dim=-1)
 
 
 def split(
-    particles: Particles, key: PerParticle, share: PerParticle, fraction: float = 1.0, reference: bool = False
+    particles: Particles, key: PerParticle, share: PerParticle, fraction: Strength = 1.0, reference: bool = False
 ) -> Particles:
     """Split random particles in two of the same direction, as many as there are empty slots for.
 
@@ -73,7 +79,7 @@ def split(
     """
     valid = particles[..., VALID] > 0.5
     count = valid.sum(-1)
-    splits = torch.floor(fraction * torch.minimum(count, particles.shape[-2] - count) + 1e-6)
+    splits = torch.floor(column(fraction, 2) * torch.minimum(count, particles.shape[-2] - count) + 1e-6)
     slots = torch.arange(particles.shape[-2], device=particles.device)
     order = in_order(key, valid)
     chosen = torch.zeros_like(valid).scatter(-1, order, slots < splits[..., None])

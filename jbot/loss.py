@@ -4,6 +4,8 @@ L = 1/2 (L_uv + L_vu) + koleo_weight * KoLeo([CLS] of u)
 L_uv = cls_weight * CE(teacher [CLS] of v, student [CLS] of u)
      + particle_weight * CE(teacher particle of u, student particle of u)   at masked particles
 CE(t, s) = - mean over rows of  softmax((t - center) / teacher_temp) . log_softmax(s / student_temp)
+
+Temperatures are numbers, or tensors that broadcast over the rows: a pack's trials have each their own.
 """
 
 from __future__ import annotations
@@ -14,33 +16,38 @@ from torch import Tensor
 
 PerTrial = Float[Tensor, "trial"]
 Rows = Float[Tensor, "*rows projection"]
+Temperature = float | Float[Tensor, "*#rows 1"]
 
 
-def teacher_targets(projected: Rows, center: Float[Tensor, "*#rows projection"], temp: float) -> Rows:
+def teacher_targets(projected: Rows, center: Float[Tensor, "*#rows projection"], temp: Temperature) -> Rows:
     """Centered and sharpened: softmax((t - center) / temp). Centering spreads the targets, sharpening focuses them."""
     return torch.softmax((projected - center) / temp, dim=-1)
 
 
-def cross_entropy(targets: Rows, student: Rows, temp: float) -> Float[Tensor, "*rows"]:
-    """- targets . log_softmax(student / temp), a row each, in nats."""
-    return -(targets * torch.log_softmax(student / temp, dim=-1)).sum(-1)
+def log_predictions(projected: Rows, temp: Temperature) -> Rows:
+    """Logarithms of the student's probabilities: log_softmax(s / temp), made once for both terms and the entropy."""
+    return torch.log_softmax(projected / temp, dim=-1)
+
+
+def cross_entropy(targets: Rows, student: Rows) -> Float[Tensor, "*rows"]:
+    """- targets . student, a row each, in nats; `student` from :func:`log_predictions`."""
+    return -(targets * student).sum(-1)
 
 
 def cls_loss(
-    targets: Float[Tensor, "trial 2 jet projection"], student: Float[Tensor, "trial 2 jet projection"], temp: float
+    targets: Float[Tensor, "trial 2 jet projection"], student: Float[Tensor, "trial 2 jet projection"]
 ) -> PerTrial:
     """[CLS] across views: the student's u learns the teacher's v and the other way round."""
-    return cross_entropy(targets.flip(1), student, temp).mean(dim=(1, 2))
+    return cross_entropy(targets.flip(1), student).mean(dim=(1, 2))
 
 
 def particle_loss(
     targets: Float[Tensor, "trial row projection"],
     student: Float[Tensor, "trial row projection"],
     weight: Float[Tensor, "trial row"],
-    temp: float,
 ) -> PerTrial:
     """Masked particles within a view; `weight` makes it the mean over each view's masked particles, then over views."""
-    return (cross_entropy(targets, student, temp) * weight).sum(dim=1)
+    return (cross_entropy(targets, student) * weight).sum(dim=1)
 
 
 def koleo_loss(cls_embedding: Float[Tensor, "trial jet dim"], eps: float = 1e-8) -> PerTrial:

@@ -9,7 +9,7 @@ particle stays unmasked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jbot.augment import ETA, PHI, PT, VALID, Particles, PerJet, PerParticle, in_order
 from jbot.config import MaskConfig
+from jbot.pack import column
 from jbot.streams import Draws
 
 Masked = Bool[Tensor, "trial view jet particle"]
@@ -45,6 +46,10 @@ class Scene:
     def pt(self) -> PerParticle:
         """pt_rel, 0 in padding."""
         return self.particles[..., PT] * self.particles[..., VALID]
+
+    def rows(self, trials: Int64[Tensor, "some"]) -> Scene:
+        """The scene of some trials of a pack."""
+        return Scene(self.particles[trials], self.ratio[trials], self.first[trials], self.second[trials])
 
 
 def momentum(scene: Scene) -> Masked:
@@ -104,9 +109,19 @@ def mask_views(views: Particles, draws: Draws, config: MaskConfig) -> Masked:
     _, _, jets, slots, _ = views.shape
     (share,), (coin,) = draws.uniforms(["ratio"], (2, jets))
     (first,), (second,) = draws.uniforms(["mask"], (2, jets, slots))
-    ratio = config.ratio_low + (config.ratio_high - config.ratio_low) * share
-    ratio = ratio * (coin < config.probability)
-    return SCHEMES[config.scheme](Scene(views, ratio, first, second))
+    low, high = column(config.ratio_low, 2), column(config.ratio_high, 2)
+    ratio = (low + (high - low) * share) * (coin < column(config.probability, 2))
+    return _apply(config.scheme, Scene(views, ratio, first, second))
+
+
+def _apply(scheme: str | Mapping[str, Tensor], scene: Scene) -> Masked:
+    """One scheme, or each on its own rows of a pack."""
+    if isinstance(scheme, str):
+        return SCHEMES[scheme](scene)
+    masked = torch.empty_like(scene.valid)
+    for name, rows in scheme.items():
+        masked.index_copy_(0, rows, SCHEMES[name](scene.rows(rows)))
+    return masked
 
 
 def _order(scene: Scene, key: PerParticle) -> Order:

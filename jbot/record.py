@@ -197,12 +197,16 @@ class Record:
     git_commit: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
+    """Where the last attempt ran."""
+    resources: dict[str, Any] = field(default_factory=dict)
+    """What its pack used in the last attempt: `pack` (trials in it), `peak_memory_bytes`, `utilisation` (a share, or
+    None where nobody knows) and `engine`; empty in records from before there were packs."""
     started: str
     """First start, UTC, ISO 8601."""
     wall_seconds: float
     """Of all attempts together."""
     device_seconds: float
-    """Seconds of training steps and probes, of all attempts together."""
+    """Seconds of training steps and probes, of all attempts together; in a pack its share of the steps."""
     probe_seconds: float = 0.0
     """The share of device_seconds that went into probes."""
     attempts: int = 1
@@ -212,7 +216,7 @@ class Record:
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(State):
             raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
-        for name in ("config", "data", "metrics", "libraries", "hardware"):
+        for name in ("config", "data", "metrics", "libraries", "hardware", "resources"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
         if not isinstance(self.config.get("seed"), int):

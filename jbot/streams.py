@@ -7,6 +7,7 @@ SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) in torch integers: int64 products 
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Sequence
@@ -44,6 +45,12 @@ def stream_number(stream: str) -> int:
     return zlib.crc32(stream.encode())
 
 
+@functools.cache
+def _stream_numbers(streams: tuple[str, ...], device: torch.device) -> Int64[Tensor, "stream"]:
+    """On the device once: a copy from the host in every step would stop a GPU."""
+    return torch.tensor([stream_number(stream) for stream in streams], device=device)
+
+
 def numpy_generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
     """For draws made once an epoch or less: initial weights, data order, probes."""
     return np.random.default_rng([seed, stream_number(stream), step])
@@ -55,11 +62,11 @@ class Draws:
     Parameters
     ----------
     seeds : int64 tensor (trial,)
-    step : int
-        Step counter of the whole run.
+    step : int, or int64 tensor (trial,)
+        Step counter of the whole run; of each trial's own.
     """
 
-    def __init__(self, seeds: Int64[Tensor, "trial"], step: int):
+    def __init__(self, seeds: Int64[Tensor, "trial"], step: int | Int64[Tensor, "trial"]):
         self._state = splitmix(splitmix(seeds) + step)
 
     def uniforms(
@@ -70,8 +77,7 @@ class Draws:
         Drawn for several streams in one go: at small batches the number of kernels is what a step costs.
         """
         state = self._state
-        numbers = torch.tensor([stream_number(s) for s in streams], device=state.device)
-        keys = splitmix(state + numbers[:, None])
+        keys = splitmix(state + _stream_numbers(tuple(streams), state.device)[:, None])
         position = torch.arange(1, math.prod(shape) + 1, device=state.device) * GOLDEN
         bits = splitmix(keys[..., None] + position).view(*keys.shape, *shape)
         # 23 bits and a half: exact in float32, and never 0 or 1.

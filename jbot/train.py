@@ -1,45 +1,79 @@
-"""Pre-training: one flat loop over epochs and steps.
+"""Pre-training: one flat loop over epochs and steps, for one trial or a pack of them.
 
-    state = init_state(config, seeds, device)
-    for epoch in ...: for each batch: train_step(state, jets, Draws(seeds, step), ...)
+    while some trial is unfinished: one epoch of those furthest behind
+        each step: two views, masks, train_step(state, views, masked, ...)
 
 Every tensor has a leading trial axis. Nothing here knows of files, Ray or studies: `train` calls back after each epoch.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from jbot.augment import augment
+from jbot.augment import Particles, augment
 from jbot.config import Config, OptimConfig, TeacherConfig
-from jbot.loss import cls_loss, entropy, koleo_loss, particle_loss, teacher_targets
+from jbot.loss import cls_loss, entropy, koleo_loss, log_predictions, particle_loss, teacher_targets
 from jbot.masking import Masked, mask_views
-from jbot.model import Flat, cls_rows, encode, init_weights, project, take_rows, unpack
+from jbot.model import Flat, cls_rows, forward, init_weights, take_rows
+from jbot.pack import Pack, column
 from jbot.streams import Draws, numpy_generator
 
 Metrics = dict[str, float]
+Forward = Callable[..., tuple[Tensor, Tensor]]
+"""`jbot.model.forward`, or something faster that computes the same."""
+Rates = Float[Tensor, "trial"]
+TERMS = (
+    "loss",
+    "cls_loss",
+    "particle_loss",
+    "koleo_loss",
+    "teacher_entropy",
+    "student_entropy",
+    "masked_fraction",
+)
+"""What a step tells of itself, in this order."""
 
 # Beyond these an embedding says nothing about its jets (assumed; an untrained encoder is far from all three).
 MIN_SPREAD = 1e-3
 MIN_ENTROPY = 1e-3
 MAX_ATTENTION_ENTROPY = 0.9999
 
+VIEW_JETS = {"cpu": 256, "cuda": 16_384}
+"""Jets whose views are made in one call, several steps ahead when batches are small: at batch 16, a call for each step
+costs three times as much. The arrays of 256 jets stay in a CPU's cache; the number for a GPU is assumed."""
+
 
 class TrialFailed(Exception):  # noqa: N818 - an outcome of the trial, not an error of the program
-    """A trial that diverged or collapsed: its reason, and the curves it has."""
+    """A trial that diverged or collapsed: its reason."""
+
+
+@dataclass
+class Progress:
+    """How far one trial is."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    train_seconds: float = 0.0
+    """Its share of its packs' seconds of training steps, in all attempts: by jets seen, where trials share a step."""
+    probe_seconds: float = 0.0
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    reason: str | None = None
+    """Why it failed; it takes no further step."""
 
 
 @dataclass
 class TrainState:
-    """All that a run is, between two steps. Changed in place by :func:`train_step`."""
+    """All that the runs of a pack are, between two steps. Changed in place by :func:`train_step`."""
 
     student: Flat
     teacher: Flat
@@ -47,21 +81,46 @@ class TrainState:
     moment2: Flat
     cls_center: Float[Tensor, "trial projection"]
     particle_center: Float[Tensor, "trial projection"]
-    step: int = 0
-    epoch: int = 0
-    """Finished epochs."""
-    train_seconds: float = 0.0
-    probe_seconds: float = 0.0
-    """Device seconds so far, in all attempts."""
-    curves: list[dict[str, Any]] = field(default_factory=list)
+    step: Int64[Tensor, "trial"]
+    """Finished steps, on the device: a step reads no number on the host."""
+    progress: list[Progress]
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds as arrays."""
+        """What a checkpoint holds as arrays, each with a leading trial axis."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs of the first trial."""
+        return self.progress[0].epoch
+
+    def row(self, trial: int) -> TrainState:
+        """One trial as a pack of one: views of its rows."""
+        tensors = {name: value[trial : trial + 1] for name, value in self.tensors().items()}
+        return TrainState(**tensors, progress=self.progress[trial : trial + 1])
+
+    @contextmanager
+    def only(self, trials: Sequence[int]) -> Iterator[TrainState]:
+        """Some trials, in ascending order, as a state of their own; what is done to it is done to them."""
+        if len(trials) == len(self.progress):
+            yield self
+            return
+        index = torch.tensor(trials, device=self.step.device)
+        tensors = {name: value.index_select(0, index) for name, value in self.tensors().items()}
+        part = TrainState(**tensors, progress=[self.progress[trial] for trial in trials])
+        yield part
+        for name, value in self.tensors().items():
+            value.index_copy_(0, index, getattr(part, name))
+
+
+def join_states(states: Sequence[TrainState]) -> TrainState:
+    """The states of several packs as one."""
+    tensors = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
+    return TrainState(**tensors, progress=[progress for state in states for progress in state.progress])
 
 
 def init_state(
-    config: Config, seeds: list[int], device: torch.device, dtype: torch.dtype = torch.float32
+    config: Config, seeds: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> TrainState:
     """The state before the first step, a row for each seed: teacher equal to student, moments and centres zero."""
     student = torch.stack([init_weights(config.model, seed) for seed in seeds]).to(device, dtype)
@@ -73,6 +132,8 @@ def init_state(
         moment2=torch.zeros_like(student),
         cls_center=centers.clone(),
         particle_center=centers.clone(),
+        step=torch.zeros(len(seeds), dtype=torch.int64, device=device),
+        progress=[Progress() for _ in seeds],
     )
 
 
@@ -87,109 +148,217 @@ def ema_momentum(epoch: int, epochs: int, config: TeacherConfig) -> float:
 
 
 def train(
-    config: Config,
-    jets: Float[Tensor, "jet particle 4"],
+    configs: Sequence[Config],
+    particles: Float[Tensor, "jet particle 4"],
+    rows: Sequence[Int64[Tensor, "_"]],
     state: TrainState,
-    probe: Callable[[TrainState], Metrics],
-    after_epoch: Callable[[TrainState], None],
+    probe: Callable[[int, TrainState], Metrics],
+    after_epoch: Callable[[list[int]], None],
+    forward: Forward = forward,
 ) -> TrainState:
-    """Train one trial from `state` to the last epoch.
+    """Train the trials of a pack from `state` to their last epoch; a trial that fails ends alone, with its reason.
 
     Parameters
     ----------
-    jets : float tensor (jet, particle, 4)
-        Unlabeled training jets, on the device of the state.
+    configs : sequence of Config
+        One a trial, equal in the fields a pack shares.
+    particles : float tensor (jet, particle, 4)
+        All jets, on the device of the state.
+    rows : sequence of int64 tensor (jet,)
+        For each trial, its training jets among them.
     probe : callable
-        Judges the frozen student; called at epoch 0, every `probe.every` epochs and at the end.
+        Judges the frozen student of a trial, given its number and its state alone; called at epoch 0, every
+        `probe.every` epochs and at the end. A TrialFailed that it raises ends that trial.
     after_epoch : callable
-        Called when an epoch and its probe are done: the place to save a checkpoint and report progress.
-
-    Raises
-    ------
-    TrialFailed
-        When the loss is not finite or `probe` finds a collapse. The state keeps what there is.
+        Called with the numbers of the trials that have just done an epoch and its probe, or have failed: the place to
+        save checkpoints and report progress.
+    forward : callable
+        Encoder and head.
     """
-    seeds = torch.tensor([config.seed], device=jets.device)
-    if not state.curves:
-        _add_point(state, {}, probe)
-        after_epoch(state)
-    while state.epoch < config.train.epochs:
-        started = time.perf_counter()
-        lr = learning_rate(state.epoch, config.optim)
-        momentum = ema_momentum(state.epoch, config.train.epochs, config.teacher)
-        sums: dict[str, Tensor] = {}
-        steps = 0
-        for batch in batches(len(jets), config.train.batch, config.seed, state.epoch):
-            batch_jets = jets.index_select(0, batch.to(jets.device))[None]
-            terms = train_step(state, batch_jets, Draws(seeds, state.step), config, lr, momentum)
-            sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
-            steps += 1
-        means = {f"train/{name}": float(value[0]) / steps for name, value in sums.items()}
-        state.epoch += 1
-        state.train_seconds += time.perf_counter() - started
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise TrialFailed(f"diverged: {broken[0]} is not finite in epoch {state.epoch}")
-        if state.epoch % config.probe.every == 0 or state.epoch == config.train.epochs:
-            point = _add_point(state, means | {"train/lr": lr, "train/ema_momentum": momentum}, probe)
-            if reason := collapse(point):
-                raise TrialFailed(f"collapsed: {reason} after epoch {state.epoch}")
-        after_epoch(state)
+    pack = Pack(configs, particles.device, state.student.dtype)
+    epochs, every = configs[0].train.epochs, configs[0].probe.every
+    fresh = [trial for trial, progress in enumerate(state.progress) if not progress.curves]
+    for trial in fresh:
+        add_point(state, trial, {}, probe)
+    if fresh:
+        after_epoch(fresh)
+    while trials := furthest_behind(state.progress, epochs):
+        means = run_epoch(pack, particles, rows, state, trials, forward)
+        for trial in trials:
+            progress = state.progress[trial]
+            progress.epoch += 1
+            if broken := [name for name, value in means[trial].items() if not math.isfinite(value)]:
+                progress.reason = f"diverged: {broken[0]} is not finite in epoch {progress.epoch}"
+            elif progress.epoch % every == 0 or progress.epoch == epochs:
+                add_point(state, trial, means[trial], probe)
+        after_epoch(trials)
     return state
 
 
-def batches(jets: int, batch: int, seed: int, epoch: int) -> Iterator[Int64[Tensor, "jet"]]:
-    """Indices of each step of an epoch; the last batch may be smaller, but never a single jet (KoLeo needs two)."""
-    order = torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(jets))
-    return (part for part in order.split(batch) if len(part) > 1)
+def furthest_behind(progress: Sequence[Progress], epochs: int) -> list[int]:
+    """The unfinished trials with the fewest epochs: after a crash, the trials of a pack may stand at different ones."""
+    left = {trial: one.epoch for trial, one in enumerate(progress) if one.epoch < epochs and one.reason is None}
+    return [trial for trial, epoch in left.items() if epoch == min(left.values())]
+
+
+def run_epoch(
+    pack: Pack,
+    particles: Float[Tensor, "jet particle 4"],
+    rows: Sequence[Int64[Tensor, "_"]],
+    state: TrainState,
+    trials: list[int],
+    forward: Forward = forward,
+) -> dict[int, Metrics]:
+    """One epoch of trials that stand at the same one; the means of their training metrics, by trial."""
+    started = time.perf_counter()
+    device, batch, epoch = particles.device, pack.configs[0].train.batch, state.progress[trials[0]].epoch
+    order, rates = {}, {}
+    for trial in trials:
+        config = pack.configs[trial]
+        order[trial] = rows[trial][epoch_order(len(rows[trial]), config.seed, epoch).to(device)]
+        rates[trial] = (
+            learning_rate(epoch, config.optim),
+            ema_momentum(epoch, config.train.epochs, config.teacher),
+        )
+    sums = torch.zeros(len(TERMS), len(rows), device=device, dtype=state.student.dtype)
+    counts = {trial: len(order[trial]) for trial in trials}
+    for members, first, steps, jets in stretches(counts, batch, VIEW_JETS.get(device.type, 256)):
+        begin, end = first * batch, first * batch + steps * jets
+        index = torch.stack([order[trial][begin:end].view(steps, jets) for trial in members], dim=1)
+        batches = particles.index_select(0, index.flatten()).view(*index.shape, *particles.shape[1:])
+        lr, momentum = torch.tensor([rates[trial] for trial in members], dtype=torch.float64).to(device).unbind(1)
+        with state.only(members) as part:
+            sums[:, members] += run_steps(part, batches, pack, members, lr, momentum, forward)
+    totals = sums.T.tolist()  # waits for the device
+    seconds = time.perf_counter() - started
+    means = {}
+    for trial in trials:
+        state.progress[trial].train_seconds += seconds * counts[trial] / sum(counts.values())
+        steps = len(batch_sizes(counts[trial], batch))
+        means[trial] = {f"train/{name}": total / steps for name, total in zip(TERMS, totals[trial], strict=True)}
+        means[trial] |= dict(zip(("train/lr", "train/ema_momentum"), rates[trial], strict=True))
+    return means
+
+
+def epoch_order(jets: int, seed: int, epoch: int) -> Int64[Tensor, "jet"]:
+    """The order in which an epoch goes through the training jets."""
+    return torch.from_numpy(numpy_generator(seed, "order", epoch).permutation(jets))
+
+
+def batch_sizes(jets: int, batch: int) -> list[int]:
+    """Jets of each step of an epoch; the last batch may be smaller, but never a single jet (KoLeo needs two)."""
+    rest = jets % batch
+    return [batch] * (jets // batch) + ([rest] if rest > 1 else [])
+
+
+def stretches(jets: dict[int, int], batch: int, most: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
+    """An epoch as (trials, first step, steps, jets a step): trials whose batches are of one size step together.
+
+    Parameters
+    ----------
+    jets : dict
+        Training jets by trial.
+    most : int
+        Jets of one stretch, all its trials and steps together; a single step may have more.
+    """
+    sizes = {trial: batch_sizes(count, batch) for trial, count in jets.items()}
+
+    def by_size(step: int) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = {}
+        for trial, of_trial in sizes.items():
+            if step < len(of_trial):
+                groups.setdefault(of_trial[step], []).append(trial)
+        return groups
+
+    first = 0
+    for groups, run in itertools.groupby(range(max(map(len, sizes.values()))), by_size):
+        end = first + len(list(run))
+        for size, trials in groups.items():
+            ahead = max(1, most // (size * len(trials)))
+            for begin in range(first, end, ahead):
+                yield tuple(trials), begin, min(ahead, end - begin), size
+        first = end
+
+
+def run_steps(
+    state: TrainState,
+    jets: Float[Tensor, "step trial jet particle 4"],
+    pack: Pack,
+    members: tuple[int, ...],
+    lr: Rates,
+    momentum: Rates,
+    forward: Forward = forward,
+) -> Float[Tensor, "term trial"]:
+    """Consecutive steps of the pack's `members`, whose state is `state`; sums of TERMS over the steps."""
+    knobs = pack.knobs(members)
+    views, masked = views_of_steps(jets, state.step, pack.knobs(members, len(jets)))
+    sums = torch.zeros(len(TERMS), len(members), device=jets.device, dtype=state.student.dtype)
+    for step in range(len(jets)):
+        terms = train_step(state, views[step], masked[step], knobs, lr, momentum, forward)
+        sums += torch.stack([terms[name] for name in TERMS])
+    return sums
+
+
+def views_of_steps(
+    jets: Float[Tensor, "step trial jet particle 4"], first: Int64[Tensor, "trial"], config: Config
+) -> tuple[Float[Tensor, "step trial 2 jet particle 4"], Bool[Tensor, "step trial 2 jet particle"]]:
+    """Views and masks of consecutive steps from step `first`, in one call: neither feels the weights.
+
+    Draws depend on (seed, stream, step) alone, so the views are those of one call a step, bit for bit.
+    `config` is stacked with (step, trial) as one axis.
+    """
+    steps = first + torch.arange(len(jets), device=jets.device)[:, None]
+    seeds: Any = config.seed  # stacked
+    draws = Draws(seeds, steps.flatten())
+    views = augment(jets.flatten(0, 1), draws, config.augment)
+    masked = mask_views(views, draws, config.mask)
+    return views.unflatten(0, steps.shape), masked.unflatten(0, steps.shape)
 
 
 def train_step(
     state: TrainState,
-    jets: Float[Tensor, "trial jet particle 4"],
-    draws: Draws,
-    config: Config,
-    lr: float,
-    momentum: float,
-) -> dict[str, Float[Tensor, "trial"]]:
-    """Two views, one gradient step of the student, then the teacher's average and the centres.
-
-    Returns the terms of the loss and the entropies, per trial; `state` is changed in place.
-    """
-    views = augment(jets, draws, config.augment)
-    masked = mask_views(views, draws, config.mask)
-    return step_on_views(state, views, masked, config, lr, momentum)
-
-
-def step_on_views(
-    state: TrainState,
-    views: Float[Tensor, "trial 2 jet particle 4"],
+    views: Particles,
     masked: Masked,
     config: Config,
-    lr: float,
-    momentum: float,
+    lr: Rates,
+    momentum: Rates,
+    forward: Forward = forward,
+    capacity: int | None = None,
 ) -> dict[str, Float[Tensor, "trial"]]:
-    """The step behind augmentation and masking."""
-    trials, _, jets, slots, _ = views.shape
-    cls = cls_rows(trials, 2 * jets, slots, views.device)
-    particle, weight = masked_rows(masked)
-    with torch.no_grad():
-        teacher = unpack(state.teacher, config.model)
-        teacher_out = project(teacher, encode(teacher, views.flatten(1, 2), config.model))
-    flat = state.student.detach().requires_grad_()
-    student = unpack(flat, config.model)
-    wanted = torch.cat((cls, particle), dim=1)
-    raw = encode(student, views.flatten(1, 2), config.model, masked.flatten(1, 2), wanted)
-    student_out = project(student, raw)
+    """One gradient step of the student, then the teacher's average and the centres.
 
-    temp, teacher_temp = config.loss.student_temp, config.loss.teacher_temp
-    student_cls = student_out[:, : 2 * jets].unflatten(1, (2, jets))
-    teacher_cls = take_rows(teacher_out, cls).unflatten(1, (2, jets))
-    cls_targets = teacher_targets(teacher_cls, state.cls_center[:, None, None], teacher_temp)
-    particle_targets = teacher_targets(take_rows(teacher_out, particle), state.particle_center[:, None], teacher_temp)
+    Parameters
+    ----------
+    config : Config
+        Stacked (:func:`jbot.pack.stack`).
+    lr, momentum : float64 tensor (trial,)
+        Learning rate, and how much of itself the teacher keeps.
+    capacity : int, optional
+        See :func:`masked_rows`. With it, nothing is read on the host and no shape depends on data.
+
+    Returns
+    -------
+    dict
+        TERMS by name, each (trial,); `state` is changed in place.
+    """
+    trials, _, jets, slots, _ = views.shape
+    particles, valid = views.flatten(1, 2), views[..., 3]
+    masked_tokens, weight = masked_rows(masked, capacity)
+    rows = torch.cat((cls_rows(trials, 2 * jets, slots, views.device), masked_tokens), dim=1)
+    with torch.no_grad():
+        _, teacher_out = forward(state.teacher, particles, config.model)
+    flat = state.student.detach().requires_grad_()
+    raw, student_out = forward(flat, particles, config.model, masked.flatten(1, 2), rows)
+
+    # [CLS] rows come first, u before v; masked particles behind them.
+    taught, temp = take_rows(teacher_out, rows), column(config.loss.teacher_temp, 2)
+    cls_targets = teacher_targets(taught[:, : 2 * jets], state.cls_center[:, None], temp).unflatten(1, (2, jets))
+    particle_targets = teacher_targets(taught[:, 2 * jets :], state.particle_center[:, None], temp)
+    predicted = log_predictions(student_out, column(config.loss.student_temp, 2))
+    cls_predicted = predicted[:, : 2 * jets].unflatten(1, (2, jets))
     terms = {
-        "cls_loss": cls_loss(cls_targets, student_cls, temp),
-        "particle_loss": particle_loss(particle_targets, student_out[:, 2 * jets :], weight, temp),
+        "cls_loss": cls_loss(cls_targets, cls_predicted),
+        "particle_loss": particle_loss(particle_targets, predicted[:, 2 * jets :], weight),
         "koleo_loss": koleo_loss(raw[:, :jets]),
     }
     total = (
@@ -201,37 +370,45 @@ def step_on_views(
 
     with torch.no_grad():
         adamw(state, gradient, lr, config.optim)
-        state.teacher.lerp_(state.student, 1.0 - momentum)
-        update_centers(state, teacher_out.unflatten(1, (2, jets, slots + 1)), views[..., 3], config)
+        state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
+        update_centers(state, teacher_out.unflatten(1, (2, jets, slots + 1)), valid, config)
         terms = {"loss": total} | terms
         terms["teacher_entropy"] = entropy(cls_targets).mean(dim=(1, 2))
-        terms["student_entropy"] = entropy(torch.softmax(student_cls / temp, dim=-1)).mean(dim=(1, 2))
-        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
-    state.step += 1
+        terms["student_entropy"] = entropy(cls_predicted.exp()).mean(dim=(1, 2))
+        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3))
+        state.step += 1
     return {name: value.detach() for name, value in terms.items()}
 
 
-def masked_rows(masked: Masked) -> tuple[Int64[Tensor, "trial row"], Float[Tensor, "trial row"]]:
-    """Token numbers of the masked particles, and weights that make a sum over them the mean over views of means.
+def masked_rows(
+    masked: Masked, capacity: int | None = None
+) -> tuple[Int64[Tensor, "trial row"], Float[Tensor, "trial row"]]:
+    """Token numbers of the masked particles, ascending, and weights that make a sum over them the mean over views of
+    means.
 
-    Trials of a pack mask different counts; the shorter ones are filled up with rows of weight 0.
+    As many rows as the trial with the most has, which is read on the host; or `capacity` of them, which must not be
+    fewer. A trial that masks fewer is filled up with other particles, of weight 0.
     """
-    slots = masked.shape[-1]
+    slots, flat = masked.shape[-1], masked.flatten(1)
     per_view = masked.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     weight = (masked / (2.0 * per_view)).flatten(1)
-    rows = int(masked.sum(dim=(1, 2, 3)).max())
-    index = masked.flatten(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :rows]
+    count = int(masked.sum(dim=(1, 2, 3)).max()) if capacity is None else capacity
+    index = flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
     return index + index // slots + 1, weight.gather(1, index)
 
 
-def adamw(state: TrainState, gradient: Flat, lr: float, config: OptimConfig) -> None:
-    """AdamW as Keras has it: decay on every weight, eps outside the bias correction (arXiv:1711.05101)."""
-    t = state.step + 1
-    state.moment1.lerp_(gradient, 1.0 - config.beta1)
-    state.moment2.mul_(config.beta2).addcmul_(gradient, gradient, value=1.0 - config.beta2)
-    step_size = lr * math.sqrt(1.0 - config.beta2**t) / (1.0 - config.beta1**t)
-    state.student.mul_(1.0 - lr * config.weight_decay)
-    state.student.addcdiv_(state.moment1, state.moment2.sqrt().add_(config.eps), value=-step_size)
+def adamw(state: TrainState, gradient: Flat, lr: Rates, config: OptimConfig) -> None:
+    """AdamW as Keras has it: decay on every weight, eps outside the bias correction (arXiv:1711.05101).
+
+    `config` is stacked: float64, so that 1 - beta2 and the bias corrections keep their digits.
+    """
+    beta1, beta2, t = config.beta1, config.beta2, state.step + 1
+    step_size = lr * torch.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
+    numbers: Any = (1.0 - beta1, 1.0 - beta2, 1.0 - lr * config.weight_decay, -step_size, config.eps)
+    new1, new2, kept, move, eps = torch.stack(numbers).to(gradient.dtype)[..., None].unbind()
+    state.moment1.lerp_(gradient, new1)
+    state.moment2.lerp_(gradient.square(), new2)
+    state.student.mul_(kept).addcdiv_(state.moment1 * move, state.moment2.sqrt().add_(eps))
 
 
 def update_centers(
@@ -246,8 +423,9 @@ def update_centers(
     weight = torch.ones_like(valid) if config.model.padding == "reference" else valid
     cls, particle = teacher_out[..., 0, :], teacher_out[..., 1:, :]
     particle_mean = (particle * weight[..., None]).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))[:, None]
-    state.cls_center.lerp_(cls.mean(dim=(1, 2)), 1.0 - config.teacher.center_momentum)
-    state.particle_center.lerp_(particle_mean, 1.0 - config.teacher.center_momentum)
+    new = column(1.0 - config.teacher.center_momentum, 1).to(cls.dtype)
+    state.cls_center.lerp_(cls.mean(dim=(1, 2)), new)
+    state.particle_center.lerp_(particle_mean, new)
 
 
 def collapse(point: dict[str, Any]) -> str | None:
@@ -261,11 +439,17 @@ def collapse(point: dict[str, Any]) -> str | None:
     return None
 
 
-def _add_point(state: TrainState, means: Metrics, probe: Callable[[TrainState], Metrics]) -> dict[str, Any]:
-    """Probe the student and add one row to the learning curves."""
-    started = time.perf_counter()
-    probed = probe(state)
-    state.probe_seconds += time.perf_counter() - started
-    at = {"epoch": state.epoch, "step": state.step, "device_seconds": round(state.train_seconds, 3)}
-    state.curves.append(at | probed | means)
-    return state.curves[-1]
+def add_point(state: TrainState, trial: int, means: Metrics, probe: Callable[[int, TrainState], Metrics]) -> None:
+    """Probe a trial's student and add a row to its learning curves; a collapse is the reason of its failure."""
+    progress, started = state.progress[trial], time.perf_counter()
+    try:
+        probed = probe(trial, state.row(trial))
+    except TrialFailed as failure:
+        progress.reason = str(failure)
+        return
+    finally:
+        progress.probe_seconds += time.perf_counter() - started
+    at = {"epoch": progress.epoch, "step": int(state.step[trial]), "device_seconds": round(progress.train_seconds, 3)}
+    progress.curves.append(at | probed | means)
+    if means and (why := collapse(progress.curves[-1])):
+        progress.reason = f"collapsed: {why} after epoch {progress.epoch}"

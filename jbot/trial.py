@@ -1,4 +1,4 @@
-"""Run one trial on this machine and leave its record: the same function under Ray and inline."""
+"""Run trials on this machine, as a pack, and leave their records: the same function under Ray and inline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, MaskConfig
+from jbot.config import Config, DataConfig, MaskConfig
 from jbot.data import JetData, split
 from jbot.evaluate import Evaluator, LabeledJets, embed
 from jbot.masking import mask_views
-from jbot.model import unpack
-from jbot.record import Record, RecordError, State, Storage, load_record, save_record, trial_folder, trial_id
+from jbot.meter import Meter
+from jbot.model import forward, unpack
+from jbot.pack import check_shared
+from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
 from jbot.streams import Draws
-from jbot.train import Metrics, TrainState, TrialFailed, init_state, train
+from jbot.train import Forward, Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
@@ -35,10 +39,11 @@ PICTURE_JETS = 1_000
 EXAMPLE_JETS_PER_CLASS = 1
 
 # What a checkpoint holds beside arrays, and of what type.
-SCALARS = {"step": int, "epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
+PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
 HISTORY = {"attempts": int, "wall_seconds": float, "started": str}
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[["TrialSpec", dict[str, Any]], None]
+Ended = Callable[["TrialSpec", Record], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,89 +64,176 @@ class TrialSpec:
         return trial_id(self.config, self.data_fingerprint, TRAINER_VERSION)
 
 
-def run_trial(
-    spec: TrialSpec, data: JetData, storage: Storage, device: str = "cpu", report: Report | None = None
-) -> Record:
-    """Train, judge, and write the record of one trial; continues from its checkpoint when there is one.
+def run_pack(
+    specs: Sequence[TrialSpec],
+    data: JetData,
+    storage: Storage,
+    device: str = "cpu",
+    report: Report | None = None,
+    ended: Ended | None = None,
+    *,
+    forward: Forward = forward,
+    engine: str = "plain",
+    dtype: torch.dtype = torch.float32,
+) -> list[Record]:
+    """Train, judge, and write the records of trials together; each continues from its checkpoint when there is one.
+
+    Records and checkpoints are each trial's own: after a crash it may go on alone or in another pack.
 
     Parameters
     ----------
+    specs : sequence of TrialSpec
+        Trials that agree in what a pack shares (:func:`jbot.pack.pack_key`); one is the ordinary case.
     device : str
         A torch device.
     report : callable, optional
-        Called with each new row of the learning curves.
+        Called with a trial and each new row of its learning curves.
+    ended : callable, optional
+        Called with a trial and its record as soon as that is written: a trial that fails ends before the others.
+    forward, engine : callable, str
+        What computes encoder and head, and its name for the records.
+    dtype : torch dtype
+        Of weights and jets. Results are made in float32; float64 is for tests of equality.
 
     Returns
     -------
-    Record
-        The one that is there already when the trial has ended before: nothing is run twice.
+    list of Record
+        One a spec, in order; those that were there already are not run again.
+
+    Raises
+    ------
+    PackError
+        When the trials cannot share a pack.
     """
-    done = load_record(storage, spec.trial_id)
-    if done is not None:
-        return done
-    checkpoint = Checkpoint(storage, spec.trial_id)
-    state, history = checkpoint.load(spec.config, torch.device(device))
-    history["attempts"] += 1
-    checkpoint.history, checkpoint.started = history, time.perf_counter()
-    checkpoint.save(state)  # so that even an attempt that dies at once is counted
-    sent = 0
+    check_shared([spec.config for spec in specs])
+    records = {spec.trial_id: record for spec in specs if (record := load_record(storage, spec.trial_id))}
+    todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
+    if todo:
+        ride = Ride(todo, data, storage, torch.device(device), dtype, report, ended, engine)
+        train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, forward)
+        for trial in range(len(todo)):
+            ride.conclude(trial)
+        records |= ride.records
+    return [records[spec.trial_id] for spec in specs]
 
-    def after_epoch(state: TrainState) -> None:
-        nonlocal sent
-        checkpoint.save_if_due(state)
-        if report:
-            for row in state.curves[sent:]:
-                report(row)
-            sent = len(state.curves)
 
-    jets = prepare(spec.config, data, torch.device(device))
-    evaluator = Evaluator(spec.config, jets["bank"], jets["val"], jets["test"])
-    outcome: State = "complete"
-    reason, metrics = None, {}
-    try:
-        train(spec.config, jets["train"].particles, state, evaluator.curve_point, after_epoch)
-        metrics = final_metrics(spec.config, state, evaluator)
-        save_pictures(storage, spec, state, jets["test"])
-    except TrialFailed as failure:
-        outcome, reason = "failed", str(failure)
-    save_weights(storage, spec, state)
-    storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(state.curves))
-    record = Record(
-        trial_id=spec.trial_id,
-        state=outcome,
-        reason=reason,
-        study=spec.study,
-        arm=spec.arm,
-        plan_hash=spec.plan_hash,
-        config=dataclasses.asdict(spec.config),
-        data={"fingerprint": data.fingerprint, "source": data.source},
-        metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
-        trainer_version=TRAINER_VERSION,
-        git_commit=spec.git_commit,
-        libraries=library_versions(),
-        hardware=hardware(device),
-        started=history["started"],
-        wall_seconds=round(history["wall_seconds"] + time.perf_counter() - checkpoint.started, 3),
-        device_seconds=round(state.train_seconds + state.probe_seconds, 3),
-        probe_seconds=round(state.probe_seconds, 3),
-        attempts=history["attempts"],
-    )
-    save_record(storage, record)
-    checkpoint.remove()
-    return record
+class Ride:
+    """The trials of a pack on their way from checkpoints to records."""
+
+    def __init__(
+        self,
+        specs: list[TrialSpec],
+        data: JetData,
+        storage: Storage,
+        device: torch.device,
+        dtype: torch.dtype,
+        report: Report | None,
+        ended: Ended | None,
+        engine: str,
+    ):
+        self.meter = Meter(device)
+        self.specs, self.data, self.storage, self.device, self.engine = specs, data, storage, device, engine
+        self.report, self.ended = report, ended
+        self.configs = [spec.config for spec in specs]
+        self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
+        started = [c.start(config, device, dtype) for c, config in zip(self.checkpoints, self.configs, strict=True)]
+        self.state = join_states(started)
+        self.particles = resident(data, self.configs[0].data.particles, device, dtype)
+        parts = functools.cache(functools.partial(prepare, data=data, particles=self.particles))
+        jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
+        self.rows = [rows for rows, _ in jets]
+        self.evaluators = [
+            Evaluator(config, judged["bank"], judged["val"], judged["test"])
+            for config, (_, judged) in zip(self.configs, jets, strict=True)
+        ]
+        self.sent = [0] * len(specs)
+        self.records: dict[str, Record] = {}
+
+    def probe(self, trial: int, state: TrainState) -> Metrics:
+        """A point of a trial's learning curves."""
+        return self.evaluators[trial].curve_point(state)
+
+    def after_epoch(self, trials: list[int]) -> None:
+        """Save, tell, and end what has failed."""
+        self.meter.sample()
+        for trial in trials:
+            if self.state.progress[trial].reason is None:
+                self.checkpoints[trial].save_if_due(self.state.row(trial))
+        for trial in trials:
+            curves = self.state.progress[trial].curves
+            if self.report:
+                for row in curves[self.sent[trial] :]:
+                    self.report(self.specs[trial], row)
+            self.sent[trial] = len(curves)
+        for trial in trials:
+            if self.state.progress[trial].reason is not None:
+                self.conclude(trial)
+
+    def conclude(self, trial: int) -> None:
+        """Write the record of a trial that has trained to the end or failed, once."""
+        spec = self.specs[trial]
+        if spec.trial_id in self.records:
+            return
+        state, evaluator, metrics = self.state.row(trial), self.evaluators[trial], {}
+        (progress,) = state.progress
+        try:
+            if progress.reason is None:
+                metrics = final_metrics(spec.config, state, evaluator)
+                save_pictures(self.storage, spec, state, evaluator.test)
+        except TrialFailed as failure:
+            progress.reason = str(failure)
+        save_weights(self.storage, spec, state)
+        self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
+        self.records[spec.trial_id] = self._record(trial, progress, metrics)
+        save_record(self.storage, self.records[spec.trial_id])
+        self.checkpoints[trial].remove()
+        if self.ended:
+            self.ended(spec, self.records[spec.trial_id])
+
+    def _record(self, trial: int, progress: Progress, metrics: Metrics) -> Record:
+        spec, checkpoint = self.specs[trial], self.checkpoints[trial]
+        return Record(
+            trial_id=spec.trial_id,
+            state="complete" if progress.reason is None else "failed",
+            reason=progress.reason,
+            study=spec.study,
+            arm=spec.arm,
+            plan_hash=spec.plan_hash,
+            config=dataclasses.asdict(spec.config),
+            data={"fingerprint": self.data.fingerprint, "source": self.data.source},
+            metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
+            trainer_version=TRAINER_VERSION,
+            git_commit=spec.git_commit,
+            libraries=library_versions(),
+            hardware=hardware(self.device),
+            resources={"pack": len(self.specs), "engine": self.engine} | self.meter.read(),
+            started=checkpoint.history["started"],
+            wall_seconds=round(checkpoint.wall_seconds(), 3),
+            device_seconds=round(progress.train_seconds + progress.probe_seconds, 3),
+            probe_seconds=round(progress.probe_seconds, 3),
+            attempts=checkpoint.history["attempts"],
+        )
 
 
 class Checkpoint:
-    """The state of an unfinished trial: arrays first, then the small JSON file that names them."""
+    """The state of one unfinished trial: arrays first, then the small JSON file that names them."""
 
     def __init__(self, storage: Storage, trial: str):
         self.storage, self.folder = storage, f"{trial_folder(trial)}/checkpoint"
         self.history: dict[str, Any] = {}
         self.started = self.saved = time.perf_counter()
 
-    def load(self, config: Config, device: torch.device) -> tuple[TrainState, dict[str, Any]]:
+    def start(self, config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
+        """The state to begin with, a pack of one; counts the attempt, even one that dies at once."""
+        state, self.history = self.load(config, device, dtype)
+        self.history["attempts"] += 1
+        self.started = time.perf_counter()
+        self.save(state)
+        return state
+
+    def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, dict[str, Any]]:
         """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start."""
-        fresh = init_state(config, [config.seed], device)
+        fresh = init_state(config, [config.seed], device, dtype)
         history = {"attempts": 0, "wall_seconds": 0.0, "started": datetime.now(UTC).isoformat(timespec="seconds")}
         if not self.storage.exists(f"{self.folder}/state.json"):
             return fresh, history
@@ -149,12 +241,18 @@ class Checkpoint:
             saved = self.storage.read_json(f"{self.folder}/state.json")
             arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
             tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in fresh.tensors()}
-            if any(tensors[name].shape != value.shape for name, value in fresh.tensors().items()):
-                raise RecordError(f"{self.folder} is of another model")
-            return TrainState(**(tensors | _typed(saved["state"], SCALARS))), _typed(saved["history"], HISTORY)
+            for name, value in fresh.tensors().items():
+                if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+                    raise RecordError(f"{self.folder} is of another model")
+            progress = Progress(**_typed(saved["state"], PROGRESS))
+            return TrainState(**tensors, progress=[progress]), _typed(saved["history"], HISTORY)
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history
+
+    def wall_seconds(self) -> float:
+        """Of all attempts so far."""
+        return float(self.history["wall_seconds"] + time.perf_counter() - self.started)
 
     def save_if_due(self, state: TrainState) -> None:
         """Save when the last one is old enough."""
@@ -166,10 +264,10 @@ class Checkpoint:
         arrays = f"state-{state.epoch:06d}.safetensors"
         tensors = {name: value.detach().cpu().numpy() for name, value in state.tensors().items()}
         self.storage.write_arrays(f"{self.folder}/{arrays}", tensors)
-        wall = self.history["wall_seconds"] + time.perf_counter() - self.started
-        scalars = {name: value for name, value in vars(state).items() if name not in tensors}
-        scalars["curves"] = _finite(state.curves)
-        content = {"arrays": arrays, "state": scalars, "history": self.history | {"wall_seconds": wall}}
+        (progress,) = state.progress
+        scalars = {name: getattr(progress, name) for name in PROGRESS} | {"curves": _finite(progress.curves)}
+        history = self.history | {"wall_seconds": self.wall_seconds()}
+        content = {"arrays": arrays, "state": scalars, "history": history}
         self.storage.write_json(f"{self.folder}/state.json", content)
         for name in self.storage.names(self.folder):
             if name.endswith(".safetensors") and name != arrays:
@@ -189,23 +287,31 @@ def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
     return {name: values[name] for name in types}
 
 
-def prepare(config: Config, data: JetData, device: torch.device) -> dict[str, LabeledJets]:
-    """The jets of each split on the device: train, bank (the labeled head of train), val, test."""
-    wanted = config.data
+def resident(
+    data: JetData, particles: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "jet particle 4"]:
+    """All jets, with their leading particles, once on the device for every trial; on a CPU without a copy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # arrays shared by the trials of a node are read-only: so are we
+        jets = torch.from_numpy(data.particles)
+    return jets[:, :particles].to(device, dtype)
+
+
+def prepare(
+    wanted: DataConfig, bank_jets: int, *, data: JetData, particles: Float[Tensor, "jet particle 4"]
+) -> tuple[Int64[Tensor, "train"], dict[str, LabeledJets]]:
+    """Which jets to train on, as rows of `particles`; and those that judge: bank (the head of train), val, test."""
     parts = split(data.labels, task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
-    rows = {"train": parts.train, "bank": parts.train[: config.probe.bank_jets], "val": parts.val, "test": parts.test}
-    return {
-        name: LabeledJets(
-            particles=torch.from_numpy(data.particles[index, : wanted.particles]).to(device),
-            labels=data.labels[index],
-        )
-        for name, index in rows.items()
-    }
+    judged = {}
+    for name, rows in {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test}.items():
+        index = torch.from_numpy(rows).to(particles.device)
+        judged[name] = LabeledJets(particles=particles.index_select(0, index), labels=data.labels[rows])
+    return torch.from_numpy(parts.train).to(particles.device), judged
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> Metrics:
     """Metrics on the test jets, and the same for the encoder before training: the floor."""
-    untrained = init_state(config, [config.seed], state.student.device)
+    untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
     floor = evaluator.final(untrained)
     return evaluator.final(state) | {f"untrained/{name}": value for name, value in floor.items()}
 
@@ -266,11 +372,11 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def hardware(device: str) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
     """Where it ran."""
     found: dict[str, Any] = {"host": platform.node(), "machine": platform.machine(), "cores": os.cpu_count()}
-    found |= {"device": device, "threads": torch.get_num_threads(), "cpu": _cpu_name()}
-    if device.startswith("cuda"):
+    found |= {"device": str(device), "threads": torch.get_num_threads(), "cpu": _cpu_name()}
+    if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
 

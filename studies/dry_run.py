@@ -12,9 +12,9 @@ from rich.table import Table
 from analysis.plan import FILE, Plan, load_study
 from analysis.statistics import minimum_detectable_effect, p_floor
 from jbot.config import Config, override
+from jbot.pack import Pack
 from jbot.record import Record, Storage
-from jbot.streams import Draws
-from jbot.train import init_state, train_step
+from jbot.train import init_state, run_steps
 
 PROBE_STEPS = 3
 
@@ -98,12 +98,12 @@ def seconds_a_step(config: Config, device: torch.device) -> float:
     """Wall seconds of one training step, on jets of random numbers."""
     state = init_state(config, [0], device)
     generator = torch.Generator().manual_seed(0)
-    jets = torch.rand(1, config.train.batch, config.data.particles, 4, generator=generator).to(device)
+    jets = torch.rand(1, 1, config.train.batch, config.data.particles, 4, generator=generator).to(device)
     jets[..., 3] = 1.0
-    seeds = torch.zeros(1, dtype=torch.int64, device=device)
+    rates = torch.tensor([[1e-3], [0.99]], dtype=torch.float64, device=device)
+    pack = Pack([config], device)
     for step in range(PROBE_STEPS + 1):
         if step == 1:  # the first one warms up
             started = time.perf_counter()
-        terms = train_step(state, jets, Draws(seeds, state.step), config, 1e-3, 0.99)
-        float(terms["loss"][0])  # waits for the device
+        run_steps(state, jets, pack, (0,), *rates)[0].item()  # waits for the device
     return (time.perf_counter() - started) / PROBE_STEPS

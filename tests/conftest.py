@@ -7,7 +7,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["jbot.streams", "jbot.augment", "jbot.masking", "jbot.model", "jbot.loss", "jbot.train", "jbot.evaluate"],
+    [
+        "jbot.streams",
+        "jbot.augment",
+        "jbot.masking",
+        "jbot.model",
+        "jbot.loss",
+        "jbot.train",
+        "jbot.evaluate",
+        "jbot.pack",
+    ],
     "beartype.beartype",
 )
 

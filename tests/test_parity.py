@@ -31,7 +31,8 @@ from jbot.classifier import classifier_logits, classifier_shapes
 from jbot.config import Config, LossConfig, OptimConfig, TeacherConfig, TrainConfig
 from jbot.masking import SCHEMES, Scene
 from jbot.model import encode, init_weights, pack, unpack, weight_shapes
-from jbot.train import TrainState, ema_momentum, init_state, learning_rate, step_on_views
+from jbot.pack import stack
+from jbot.train import TrainState, ema_momentum, init_state, learning_rate, train_step
 
 FORWARD = 1e-5
 LOSS = 1e-4
@@ -59,15 +60,17 @@ def trained(reference: dict[str, Tensor]) -> Trained:
 
 def train_on(views: Tensor, masked: Tensor) -> Trained:
     """Loss terms of each step, and the state after step 1 and after the last."""
-    state = init_state(CONFIG, [0], torch.device("cpu"))
+    cpu = torch.device("cpu")
+    state, stacked = init_state(CONFIG, [0], cpu), stack([CONFIG], cpu)
     row = pack(formula_weights(weight_shapes(CONFIG.model)), CONFIG.model)
     state.student.copy_(row)
     state.teacher.copy_(row)
     history: dict[str, list[float]] = {}
     states = {}
     for epoch in range(EPOCHS):
-        lr, momentum = learning_rate(epoch, CONFIG.optim), ema_momentum(epoch, EPOCHS, CONFIG.teacher)
-        for name, value in step_on_views(state, views[None], masked[None], CONFIG, lr, momentum).items():
+        rates = [learning_rate(epoch, CONFIG.optim)], [ema_momentum(epoch, EPOCHS, CONFIG.teacher)]
+        lr, momentum = torch.tensor(rates, dtype=torch.float64)
+        for name, value in train_step(state, views[None], masked[None], stacked, lr, momentum).items():
             history.setdefault(name, []).append(float(value[0]))
         if epoch + 1 in (1, EPOCHS):
             states[epoch + 1] = copy.deepcopy(state)

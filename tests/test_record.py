@@ -31,6 +31,12 @@ def test_round_trip(tmp_path):
     assert RECORD.seed == 3
 
 
+def test_a_record_from_before_packs_is_read(tmp_path):
+    older = {name: value for name, value in dataclasses.asdict(RECORD).items() if name != "resources"}
+    Storage(tmp_path).write_json("trials/abc/record.json", older)
+    assert load_record(Storage(tmp_path), "abc") == RECORD
+
+
 def spoiled(**changes) -> bytes:
     return json.dumps(dataclasses.asdict(RECORD) | changes).encode()
 

@@ -5,36 +5,56 @@ import torch
 from conftest import TINY, make_jets
 
 from jbot.config import Config, OptimConfig, TeacherConfig, flatten, override
-from jbot.streams import Draws
+from jbot.model import forward
+from jbot.pack import Pack, stack
 from jbot.train import (
+    TERMS,
+    Progress,
     TrainState,
     TrialFailed,
     adamw,
-    batches,
+    batch_sizes,
     collapse,
     ema_momentum,
+    epoch_order,
+    furthest_behind,
     init_state,
+    join_states,
     learning_rate,
     masked_rows,
+    run_steps,
+    stretches,
     train,
     train_step,
+    views_of_steps,
 )
 
 CPU = torch.device("cpu")
 
 
-def healthy(state: TrainState) -> dict[str, float]:
+def healthy(trial: int, state: TrainState) -> dict[str, float]:
     return {"val/spread": 0.5, "val/attention_entropy": 0.5}
 
 
-def two_steps(config: Config, seeds: list[int], jets: torch.Tensor, dtype=torch.float64) -> TrainState:
-    state = init_state(config, seeds, CPU, dtype)
-    for _ in range(2):  # centres, teacher and moments act from the second step on
-        draws = Draws(torch.tensor(seeds), state.step)
-        train_step(
-            state, jets.to(dtype), draws, config, learning_rate(0, config.optim), ema_momentum(0, 3, config.teacher)
-        )
+def nothing(trials: list[int]) -> None:
+    pass
+
+
+def steps_of(configs: list[Config], jets: torch.Tensor, count: int = 2, dtype=torch.float64) -> TrainState:
+    """The state after some steps on the same jets; centres, teacher and moments act from the second step on."""
+    state = init_state(configs[0], [config.seed for config in configs], CPU, dtype)
+    lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64)
+    momentum = torch.tensor([ema_momentum(0, 3, config.teacher) for config in configs], dtype=torch.float64)
+    batches = jets.to(dtype).expand(count, len(configs), -1, -1, -1)
+    run_steps(state, batches, Pack(configs, CPU, dtype), tuple(range(len(configs))), lr, momentum)
     return state
+
+
+def run(configs: list[Config], jets: torch.Tensor, counts=None, state=None, probe=healthy, after=nothing):
+    """Train a pack on the first jets of `jets`; `counts` says how many each trial has."""
+    state = state or init_state(configs[0], [config.seed for config in configs], CPU, jets.dtype)
+    rows = [torch.arange(count) for count in (counts or [len(jets)] * len(configs))]
+    return train(configs, jets, rows, state, probe, after)
 
 
 def test_schedules():
@@ -49,18 +69,35 @@ def test_schedules():
 def test_adamw_by_hand(tiny):
     state = init_state(tiny, [0], CPU, torch.float64)
     before, gradient = state.student.clone(), torch.full_like(state.student, 0.5)
-    adamw(state, gradient, 0.1, OptimConfig(weight_decay=0.01))
+    stacked = stack([override(tiny, {"optim.weight_decay": 0.01})], CPU)
+    adamw(state, gradient, torch.tensor([0.1], dtype=torch.float64), stacked.optim)
     # First step: m = 0.1 g, v = 0.001 g^2, step size lr sqrt(0.001) / 0.1.
     update = 0.1 * math.sqrt(0.001) / 0.1 * 0.05 / (math.sqrt(0.001) * 0.5 + 1e-7)
     torch.testing.assert_close(state.student, before * (1 - 0.1 * 0.01) - update)
 
 
 def test_batches_cover_each_jet_once_and_drop_no_more_than_one():
-    order = torch.cat(list(batches(50, 16, 0, 0)))
+    order = epoch_order(50, 0, 0)
     assert sorted(order.tolist()) == list(range(50))
-    assert [len(b) for b in batches(50, 16, 0, 0)] == [16, 16, 16, 2]
-    assert [len(b) for b in batches(33, 16, 0, 0)] == [16, 16]  # KoLeo needs two jets
-    assert not torch.equal(order, torch.cat(list(batches(50, 16, 0, 1))))
+    assert batch_sizes(50, 16) == [16, 16, 16, 2]
+    assert batch_sizes(33, 16) == [16, 16]  # KoLeo needs two jets
+    assert batch_sizes(10, 16) == [10]
+    assert not torch.equal(order, epoch_order(50, 0, 1))
+
+
+def test_stretches_step_together_what_has_batches_of_one_size():
+    # Batches: 16 16 16 2, 16 16 8, 16 16 16 2.
+    assert list(stretches({0: 50, 1: 40, 2: 50}, 16, 96)) == [
+        ((0, 1, 2), 0, 2, 16), ((0, 2), 2, 1, 16), ((1,), 2, 1, 8), ((0, 2), 3, 1, 2),
+    ]  # fmt: skip
+    assert list(stretches({4: 64}, 16, 32)) == [((4,), 0, 2, 16), ((4,), 2, 2, 16)]
+    assert list(stretches({4: 64}, 64, 32)) == [((4,), 0, 1, 64)]
+
+
+def test_trials_furthest_behind_go_first():
+    progress = [Progress(epoch=2), Progress(epoch=1), Progress(epoch=0, reason="diverged"), Progress(epoch=1)]
+    assert furthest_behind(progress, 3) == [1, 3]
+    assert furthest_behind(progress, 1) == []
 
 
 def test_masked_rows_are_means_over_each_view():
@@ -74,12 +111,131 @@ def test_masked_rows_are_means_over_each_view():
     assert weight[1].tolist() == [0.5, 0.0, 0.0]
 
 
+def test_more_rows_than_masked_particles_have_no_weight():
+    masked = torch.rand(2, 2, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.4
+    rows, weight = masked_rows(masked)
+    more, more_weight = masked_rows(masked, capacity=28)
+    for trial in range(2):
+        assert more[trial].unique().tolist() == more[trial].tolist()  # ascending, each once
+        assert rows[trial][weight[trial] > 0].tolist() == more[trial][more_weight[trial] > 0].tolist()
+        assert more_weight[trial].sum() == pytest.approx(1.0)
+
+
+# Trials that differ in every field a pack does not share; the second has no augmentation, the third no masks.
+DIFFERENT = [
+    {},
+    {
+        "seed": 4, "augment.rotation": 0.0, "augment.smear_sigma": 0.0, "augment.split_fraction": 0.0,
+        "mask.scheme": "random", "mask.ratio_low": 0.1, "optim.lr": 5e-4, "loss.teacher_temp": 0.06,
+        "loss.cls_weight": 0.7, "data.train_jets": 45, "optim.eps": 1e-6,
+    },
+    {
+        "seed": 6, "mask.scheme": "none", "loss.koleo_weight": 0.0, "optim.weight_decay": 0.01,
+        "teacher.ema_momentum": 0.9, "augment.split_low": 0.1, "data.train_jets": 40, "optim.beta1": 0.8,
+    },
+    {
+        "seed": 7, "mask.scheme": "geometric", "mask.ratio_high": 0.9, "mask.probability": 0.5,
+        "augment.rotation": 1.0, "augment.smear_sigma": 1e-3, "augment.split_fraction": 0.5,
+        "loss.student_temp": 0.2, "loss.particle_weight": 0.5, "teacher.center_momentum": 0.5,
+        "optim.beta2": 0.99, "optim.warmup_epochs": 3, "data.task": "qg",
+    },
+]  # fmt: skip
+
+
+def different(tiny: Config) -> list[Config]:
+    return [override(tiny, changes) for changes in DIFFERENT]
+
+
+def assert_same_rows(pack: TrainState, row: int, alone: TrainState, rtol: float = 1e-12) -> None:
+    for name, value in alone.tensors().items():
+        together = pack.tensors()[name][row]
+        torch.testing.assert_close(together, value[0], rtol=0, atol=rtol * float(value.abs().max()) + 1e-300)
+
+
 def test_a_trials_steps_do_not_feel_its_pack(tiny, jets):
-    together = two_steps(tiny, [3, 8], jets.expand(2, -1, -1, -1))
-    for row, seed in enumerate([3, 8]):
-        alone = two_steps(tiny, [seed], jets)
-        for name, value in alone.tensors().items():
-            torch.testing.assert_close(value[0], together.tensors()[name][row], atol=1e-12, rtol=0)
+    configs = different(tiny)
+    together = steps_of(configs, jets, count=4)
+    for row, config in enumerate(configs):
+        assert_same_rows(together, row, steps_of([config], jets, count=4))
+
+
+def test_a_trials_epochs_do_not_feel_its_pack(tiny):
+    """Three epochs; train sets of different sizes, so that trials fall out of step within an epoch."""
+    jets, configs = torch.from_numpy(make_jets(60, 2)).double(), different(tiny)
+    counts = [config.data.train_jets for config in configs]
+    together = run(configs, jets, counts)
+    assert [progress.epoch for progress in together.progress] == [3, 3, 3, 3]  # none has collapsed
+    for row, (config, count) in enumerate(zip(configs, counts, strict=True)):
+        alone = run([config], jets, [count])
+        assert_same_rows(together, row, alone, rtol=1e-10)  # Adam divides rounding by its size: chaos sets in
+        for ours, theirs in zip(together.progress[row].curves[1:], alone.progress[0].curves[1:], strict=True):
+            assert ours["step"] == theirs["step"]
+            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-10)
+
+
+def test_trials_join_a_pack_from_different_epochs(tiny):
+    """After a crash two trials go on together, one an epoch ahead of the other."""
+    jets = torch.from_numpy(make_jets(40, 2)).double()
+    configs = [override(tiny, {"seed": seed, "train.epochs": 4}) for seed in (1, 4)]
+    halfway = []
+    for config, epochs in zip(configs, (2, 1), strict=True):
+        state = init_state(config, [config.seed], CPU, torch.float64)
+
+        def stop(trials, state=state, epochs=epochs):
+            if state.epoch == epochs:
+                raise StopHereError
+
+        with pytest.raises(StopHereError):
+            run([config], jets, state=state, after=stop)
+        halfway.append(state)
+    rounds = []
+    together = run(configs, jets, state=join_states(halfway), after=rounds.append)
+    assert rounds == [[1], [0, 1], [0, 1]]
+    for row, config in enumerate(configs):
+        assert_same_rows(together, row, run([config], jets), rtol=1e-10)
+
+
+def test_views_of_many_steps_are_those_of_each(tiny):
+    """Bit for bit, for a pack and for one of its trials alone, also where another trial is augmented and it is not."""
+    configs, trials = different(tiny), tuple(range(4))
+    jets = torch.from_numpy(make_jets(6 * 4 * 8, 4)).view(6, 4, 8, 30, 4)
+    pack, first = Pack(configs, CPU), torch.tensor([10, 20, 30, 40])
+    views, masked = views_of_steps(jets, first, pack.knobs(trials, 6))
+    for step in range(6):
+        one, its_masked = views_of_steps(jets[step : step + 1], first + step, pack.knobs(trials))
+        assert torch.equal(one[0], views[step])
+        assert torch.equal(its_masked[0], masked[step])
+    for row, config in enumerate(configs):
+        alone, its_masked = views_of_steps(jets[:, row : row + 1], first[row : row + 1], stack([config] * 6, CPU))
+        assert torch.equal(alone[:, 0], views[:, row])
+        assert torch.equal(its_masked[:, 0], masked[:, row])
+    assert torch.equal(views[:, 1], jets[:, 1, None].expand(-1, 2, -1, -1, -1))
+
+
+def test_a_step_reads_nothing_on_the_host(tiny):
+    """On the meta device there is no value to read: so a CUDA graph can hold the step."""
+    meta, configs = torch.device("meta"), different(tiny)
+    state, knobs = init_state(tiny, range(4), meta), stack(configs, meta)
+    rates = torch.empty(4, dtype=torch.float64, device=meta)
+    jets = torch.empty(1, 4, 8, 30, 4, device=meta)
+    views, masked = views_of_steps(jets, state.step, knobs)
+    terms = train_step(state, views[0], masked[0], knobs, rates, rates, capacity=100)
+    assert {name: tuple(value.shape) for name, value in terms.items()} == dict.fromkeys(TERMS, (4,))
+
+
+def test_the_engine_is_what_was_passed(tiny):
+    """A faster forward takes the place of the plain one: for the teacher on all tokens, for the student on some."""
+    calls = []
+
+    def counted(flat, particles, config, masked=None, rows=None):
+        calls.append(None if rows is None else masked is not None)
+        return forward(flat, particles, config, masked, rows)
+
+    jets, config = torch.from_numpy(make_jets(40, 2)), override(tiny, {"train.epochs": 1})
+    state = init_state(config, [0], CPU)
+    train([config], jets, [torch.arange(40)], state, healthy, nothing, forward=counted)
+    assert calls == 3 * [None, True]
+    assert torch.equal(state.student, run([config], jets).student)
 
 
 def test_arms_of_a_block_start_from_the_same_weights_and_data(tiny):
@@ -90,7 +246,7 @@ def test_arms_of_a_block_start_from_the_same_weights_and_data(tiny):
 
 @pytest.mark.parametrize("term", ["cls_weight", "particle_weight", "koleo_weight"])
 def test_each_loss_term_can_be_switched_off_alone(tiny, jets, term):
-    state = two_steps(override(tiny, {f"loss.{term}": 0.0}), [0], jets)
+    state = steps_of([override(tiny, {f"loss.{term}": 0.0})], jets)
     assert torch.isfinite(state.student).all()
 
 
@@ -143,7 +299,7 @@ def test_every_field_is_covered_by_the_live_knob_test():
 def test_every_knob_is_live(tiny, jets, knob):
     tiny = override(tiny, COMPANIONS.get(knob, {}))
     changed = override(tiny, {knob: KNOBS[knob]})
-    before, after = two_steps(tiny, [tiny.seed], jets), two_steps(changed, [changed.seed], jets)
+    before, after = steps_of([tiny], jets), steps_of([changed], jets)
     same_shape = before.student.shape == after.student.shape
     assert not same_shape or not torch.equal(before.student, after.student)
 
@@ -154,50 +310,73 @@ def test_epochs_and_batch_are_live(tiny, knob):
     runs = []
     for value in (2, 3):
         config = override(tiny, {knob: value})
-        runs.append(train(config, jets, init_state(config, [0], CPU), healthy, lambda state: None))
+        runs.append(run([config], jets))
     assert not torch.equal(runs[0].student, runs[1].student)
+
+
+class StopHereError(Exception):
+    pass
 
 
 def test_resuming_is_the_same_run_bit_for_bit(tiny):
     jets = torch.from_numpy(make_jets(50, 2))
-    straight = train(tiny, jets, init_state(tiny, [0], CPU), healthy, lambda state: None)
+    straight = run([tiny], jets)
+    state = init_state(tiny, [0], CPU)
 
-    class StopHereError(Exception):
-        pass
-
-    def stop_after_two(state: TrainState) -> None:
+    def stop_after_two(trials: list[int]) -> None:
         if state.epoch == 2:
             raise StopHereError
 
-    state = init_state(tiny, [0], CPU)
     with pytest.raises(StopHereError):
-        train(tiny, jets, state, healthy, stop_after_two)
-    resumed = train(tiny, jets, state, healthy, lambda state: None)
+        run([tiny], jets, state=state, after=stop_after_two)
+    resumed = run([tiny], jets, state=state)
     assert torch.equal(resumed.student, straight.student)
     assert torch.equal(resumed.moment2, straight.moment2)
-    assert [row["epoch"] for row in resumed.curves] == [0, 1, 2, 3]
-    assert [row.get("train/loss") for row in resumed.curves] == [row.get("train/loss") for row in straight.curves]
+    ours, theirs = resumed.progress[0].curves, straight.progress[0].curves
+    assert [row["epoch"] for row in ours] == [0, 1, 2, 3]
+    assert [row.get("train/loss") for row in ours] == [row.get("train/loss") for row in theirs]
 
 
 def test_a_diverging_run_fails_with_its_reason(tiny):
     jets = torch.from_numpy(make_jets(40, 2))
     state = init_state(tiny, [0], CPU)
     state.student.fill_(float("nan"))
-    with pytest.raises(TrialFailed, match=r"diverged: train/loss is not finite in epoch 1"):
-        train(tiny, jets, state, healthy, lambda state: None)
-    assert len(state.curves) == 1
+    run([tiny], jets, state=state)
+    assert state.progress[0].reason == "diverged: train/loss is not finite in epoch 1"
+    assert len(state.progress[0].curves) == 1
+    assert state.epoch == 1
 
 
 def test_a_collapse_fails_with_its_reason_and_keeps_the_point(tiny):
     jets = torch.from_numpy(make_jets(40, 2))
-    state = init_state(tiny, [0], CPU)
 
-    def flat(state: TrainState) -> dict[str, float]:
-        return healthy(state) | ({"val/spread": 1e-5} if state.epoch else {})
+    def flat(trial: int, state: TrainState) -> dict[str, float]:
+        return healthy(trial, state) | ({"val/spread": 1e-5} if state.epoch else {})
 
-    with pytest.raises(TrialFailed, match="collapsed: the spread of the embedding is 1e-05 after epoch 1"):
-        train(tiny, jets, state, flat, lambda state: None)
-    assert [row["epoch"] for row in state.curves] == [0, 1]
+    (progress,) = run([tiny], jets, probe=flat).progress
+    assert progress.reason == "collapsed: the spread of the embedding is 1e-05 after epoch 1"
+    assert [row["epoch"] for row in progress.curves] == [0, 1]
+
+
+def test_a_failure_ends_its_trial_alone(tiny):
+    """One diverges in the first epoch, one fails at the probe of the second; the others are as without them."""
+    jets = torch.from_numpy(make_jets(40, 2)).double()
+    good = [override(tiny, {"seed": seed}) for seed in (0, 1)]
+    wild = override(tiny, {"seed": 4, "optim.lr": 1e30, "optim.warmup_epochs": 0})
+    seen = []
+
+    def probe(trial: int, state: TrainState) -> dict[str, float]:
+        if trial == 2 and state.epoch == 2:
+            raise TrialFailed("diverged: the embedding is not finite after epoch 2")
+        return healthy(trial, state)
+
+    pack = run([good[0], wild, override(tiny, {"seed": 6}), good[1]], jets, probe=probe, after=seen.append)
+    assert [progress.reason and progress.reason.split(" ")[0] for progress in pack.progress] == [
+        None, "diverged:", "diverged:", None,
+    ]  # fmt: skip
+    assert seen == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 2, 3], [0, 3]]
+    for row, config in ((0, good[0]), (3, good[1])):
+        assert_same_rows(pack, row, run([config], jets), rtol=1e-10)
 
 
 def test_collapse_signatures():
@@ -211,18 +390,18 @@ def test_the_student_learns_a_teacher_that_stands_still():
     still = {"teacher.ema_momentum": 1.0, "teacher.centering": False, "loss.koleo_weight": 0.0}
     config = override(Config(), TINY | still | {"train.epochs": 12, "optim.lr": 1e-2})
     jets = torch.from_numpy(make_jets(60, 2))
-    state = train(config, jets, init_state(config, [0], CPU), healthy, lambda state: None)
-    losses = [row["train/loss"] for row in state.curves[1:]]
+    losses = [row["train/loss"] for row in run([config], jets).progress[0].curves[1:]]
     assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_takes_the_same_step(tiny, jets):
-    on_cpu = two_steps(tiny, [0], jets)
-    state = init_state(tiny, [0], torch.device("cuda"), torch.float64)
-    for _ in range(2):
-        draws = Draws(torch.tensor([0], device="cuda"), state.step)
-        lr, momentum = learning_rate(0, tiny.optim), ema_momentum(0, 3, tiny.teacher)
-        train_step(state, jets.double().cuda(), draws, tiny, lr, momentum)
+    configs, cuda = different(tiny), torch.device("cuda")
+    on_cpu = steps_of(configs, jets)
+    state = init_state(tiny, [config.seed for config in configs], cuda, torch.float64)
+    lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64, device=cuda)
+    momentum = torch.tensor([ema_momentum(0, 3, c.teacher) for c in configs], dtype=torch.float64, device=cuda)
+    batches = jets.double().cuda().expand(2, 4, -1, -1, -1)
+    run_steps(state, batches, Pack(configs, cuda, torch.float64), (0, 1, 2, 3), lr, momentum)
     torch.testing.assert_close(state.student.cpu(), on_cpu.student, atol=1e-5, rtol=0)

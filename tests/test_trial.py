@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,13 +7,25 @@ import torch
 
 import jbot.trial
 from jbot.config import override
+from jbot.pack import PackError
 from jbot.record import Storage, load_curves, load_record, trial_folder
-from jbot.trial import TrialSpec, prepare, run_trial
+from jbot.trial import TrialSpec, prepare, resident, run_pack
 
 
 @pytest.fixture
 def spec(tiny, tiny_data) -> TrialSpec:
     return TrialSpec(study="s", arm="a", plan_hash="p", config=tiny, data_fingerprint=tiny_data.fingerprint)
+
+
+def run_trial(spec, data, storage, report=None, **options):
+    """A pack of one; `report` takes rows alone."""
+    (record,) = run_pack([spec], data, storage, report=report and (lambda spec, row: report(row)), **options)
+    return record
+
+
+def changed(spec: TrialSpec, **changes) -> TrialSpec:
+    over = {name.replace("__", "."): value for name, value in changes.items()}
+    return TrialSpec(**vars(spec) | {"config": override(spec.config, over)})
 
 
 def student(storage: Storage, spec: TrialSpec) -> dict[str, np.ndarray]:
@@ -28,6 +41,10 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
     assert record.attempts == 1
     assert 0 < record.probe_seconds < record.device_seconds < record.wall_seconds
     assert {"test/knn_accuracy", "untrained/test/knn_accuracy"} <= set(record.metrics)
+    assert set(record.resources) == {"pack", "engine", "peak_memory_bytes", "utilisation"}
+    assert (record.resources["pack"], record.resources["engine"]) == (1, "plain")
+    assert record.resources["peak_memory_bytes"] > 1e7  # torch alone is larger
+    assert 0 < record.resources["utilisation"] < 1.5
     assert (
         [row["epoch"] for row in rows] == [row["epoch"] for row in load_curves(storage, spec.trial_id)] == [0, 1, 2, 3]
     )
@@ -43,6 +60,7 @@ def test_nothing_is_run_twice(spec, tiny_data, tmp_path, monkeypatch):
     storage = Storage(tmp_path)
     first = run_trial(spec, tiny_data, storage)
     monkeypatch.setattr("jbot.trial.train", lambda *arguments: pytest.fail("trained again"))
+    assert run_pack([spec, spec], tiny_data, storage) == [first, first]
     assert run_trial(spec, tiny_data, storage) == first
 
 
@@ -113,13 +131,25 @@ def test_without_centering_and_spreading_nothing_is_hidden(spec, tiny_data, tmp_
 
 def test_splits_do_not_overlap_and_particles_are_cut(tiny, tiny_data):
     config = override(tiny, {"data.particles": 10, "probe.bank_jets": 25})
-    parts = prepare(config, tiny_data, torch.device("cpu"))
+    particles = resident(tiny_data, 10, torch.device("cpu"))
+    rows, parts = prepare(config.data, config.probe.bank_jets, data=tiny_data, particles=particles)
     assert {name: tuple(part.particles.shape) for name, part in parts.items()} == {
-        "train": (60, 10, 4), "bank": (25, 10, 4), "val": (20, 10, 4), "test": (40, 10, 4),
+        "bank": (25, 10, 4), "val": (20, 10, 4), "test": (40, 10, 4),
     }  # fmt: skip
-    seen = [{jet.tobytes() for jet in parts[name].particles.numpy()} for name in ("train", "val", "test")]
+    train = particles[rows]
+    assert train.shape == (60, 10, 4)
+    seen = [
+        {jet.tobytes() for jet in part.numpy()} for part in (train, parts["val"].particles, parts["test"].particles)
+    ]
     assert len(seen[0] | seen[1] | seen[2]) == 120
-    assert torch.equal(parts["bank"].particles, parts["train"].particles[:25])
+    assert torch.equal(parts["bank"].particles, train[:25])
+
+
+def test_jets_shared_by_trials_are_not_copied_nor_written(tiny_data):
+    shared = dataclasses.replace(tiny_data, particles=tiny_data.particles.copy())
+    shared.particles.flags.writeable = False  # as they come out of Ray's object store
+    particles = resident(shared, 30, torch.device("cpu"))
+    assert particles.data_ptr() == shared.particles.ctypes.data
 
 
 OUTSIDE_THE_STEP = {
@@ -143,3 +173,88 @@ def test_fields_outside_the_step_are_live(spec, tiny_data, tmp_path, knob):
     assert one.metrics != two.metrics or [r["val/knn_accuracy"] for r in curves[0]] != [
         r["val/knn_accuracy"] for r in curves[1]
     ]
+
+
+DIFFERENT = (
+    {},
+    {"seed": 4, "mask__scheme": "random", "augment__split_fraction": 0.0, "data__train_jets": 45},
+    {"seed": 6, "optim__lr": 5e-4, "loss__koleo_weight": 0.0, "mask__ratio_high": 0.8, "data__task": "qg"},
+    {"seed": 5, "mask__scheme": "none", "loss__student_temp": 0.2, "teacher__ema_momentum": 0.9},
+)
+
+
+@pytest.fixture
+def four(spec) -> list[TrialSpec]:
+    """Trials that may share a pack and differ."""
+    return [changed(spec, **changes) for changes in DIFFERENT]
+
+
+def assert_same_result(one, other):
+    """The same trial, whatever it rode in."""
+    assert (one.trial_id, one.state, one.reason) == (other.trial_id, other.state, other.reason)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-9)
+
+
+def test_a_packs_records_are_those_of_each_trial_alone(four, tiny_data, tmp_path):
+    together, alone = Storage(tmp_path / "together"), Storage(tmp_path / "alone")
+    told, ends = [], []
+    records = run_pack(
+        four, tiny_data, together, dtype=torch.float64,
+        report=lambda spec, row: told.append((spec.trial_id, row["epoch"])), ended=lambda spec, r: ends.append(r),
+    )  # fmt: skip
+    assert records == ends == [load_record(together, spec.trial_id) for spec in four]
+    assert sorted(told) == sorted((spec.trial_id, epoch) for spec in four for epoch in range(4))
+    assert {record.state for record in records} == {"complete"}
+    for spec, record in zip(four, records, strict=True):
+        assert_same_result(record, run_trial(spec, tiny_data, alone, dtype=torch.float64))
+        assert record.resources["pack"] == 4
+        for name, value in student(alone, spec).items():
+            np.testing.assert_allclose(student(together, spec)[name], value, rtol=0, atol=1e-10)
+        curves = [load_curves(storage, spec.trial_id) for storage in (together, alone)]
+        assert [row["step"] for row in curves[0]] == [row["step"] for row in curves[1]]
+    # Seconds of steps are shared out by jets seen: 45 for the second trial, 60 for the others.
+    train_seconds = [record.device_seconds - record.probe_seconds for record in records]
+    assert train_seconds[1] == pytest.approx(train_seconds[0] * 45 / 60, abs=0.003)
+    assert sum(record.device_seconds for record in records) < max(record.wall_seconds for record in records)
+
+
+def test_a_trial_goes_on_in_another_pack(four, tiny_data, tmp_path, always_save):
+    """Killed in a pack of four; one goes on alone, the others in a pack with a trial that begins."""
+    broken, alone = Storage(tmp_path / "broken"), Storage(tmp_path / "alone")
+    report = kill_after(2)
+    with pytest.raises(Killed):
+        run_pack(four, tiny_data, broken, report=lambda spec, row: report(row), dtype=torch.float64)
+    newcomer = changed(four[0], seed=10)
+    rounds = []
+    records = [
+        *run_pack(four[:1], tiny_data, broken, dtype=torch.float64),
+        *run_pack(
+            [newcomer, *four[1:]], tiny_data, broken, dtype=torch.float64,
+            report=lambda spec, row: rounds.append((spec.config.seed, row["epoch"])),
+        ),
+    ]  # fmt: skip
+    assert [record.attempts for record in records] == [2, 1, 2, 2, 2]
+    assert rounds[:3] == [(10, 0), (10, 1), (10, 2)]  # it catches up before the others go on
+    for spec, record in zip([four[0], newcomer, *four[1:]], records, strict=True):
+        assert_same_result(record, run_trial(spec, tiny_data, alone, dtype=torch.float64))
+        for name, value in student(alone, spec).items():
+            np.testing.assert_allclose(student(broken, spec)[name], value, rtol=0, atol=1e-10)
+
+
+def test_a_failure_in_a_pack_ends_one_trial(four, tiny_data, tmp_path):
+    wild = changed(four[1], optim__lr=1e30, optim__warmup_epochs=0)
+    ends, seen = [], []
+    records = run_pack(
+        [four[0], wild, four[3]], tiny_data, Storage(tmp_path / "pack"), dtype=torch.float64,
+        report=lambda spec, row: seen.append(row["epoch"]), ended=lambda spec, r: ends.append((r.state, max(seen))),
+    )  # fmt: skip
+    assert ends == [("failed", 1), ("complete", 3), ("complete", 3)]  # the others went on
+    assert records[1].reason.startswith("diverged: ")
+    for spec, record in ((four[0], records[0]), (four[3], records[2])):
+        assert_same_result(record, run_trial(spec, tiny_data, Storage(tmp_path / "alone"), dtype=torch.float64))
+
+
+def test_trials_of_other_shapes_do_not_ride_together(spec, tiny_data, tmp_path):
+    with pytest.raises(PackError, match=r"trials of a pack must share model\.dim, got 8 and 16"):
+        run_pack([spec, changed(spec, model__dim=16)], tiny_data, Storage(tmp_path))
+    assert Storage(tmp_path).names() == []
