@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Precision = Literal["fp32", "bf16"]
 Variant = Literal["corrected", "reference"]
 Task = Literal["all", "tqg", "qg"]
 Scheme = Literal[
@@ -143,6 +144,8 @@ class TrainConfig:
     epochs: int = bounded(80, 1)
     batch: int = bounded(1024, 2)
     """Jets a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
+    precision: Precision = "fp32"
+    """Of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jbot.config import Config, flatten
+from jbot.graphs import StepGraphs
 
 PER_TRIAL = frozenset({
     "data.task",
@@ -57,6 +58,7 @@ SHARED = frozenset({
     "teacher.centering",
     "train.epochs",
     "train.batch",
+    "train.precision",
     "probe.every",
     "probe.bank_jets",
     "probe.knn_k",
@@ -111,11 +113,12 @@ def is_off(strength: Tensor | float | int) -> bool:
 
 
 class Pack:
-    """The Configs of trials that are trained together, and their stacks, each made once."""
+    """The Configs of trials that are trained together, and what is made once for them: stacks, recorded steps."""
 
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype = torch.float32):
         check_shared(configs)
         self.configs, self.device, self.dtype = list(configs), device, dtype
+        self.graphs = StepGraphs() if device.type == "cuda" else None
         self._stacks: dict[tuple[tuple[int, ...], int], Config] = {}
 
     def knobs(self, trials: tuple[int, ...], steps: int = 1) -> Config:

@@ -200,7 +200,8 @@ class Record:
     """Where the last attempt ran."""
     resources: dict[str, Any] = field(default_factory=dict)
     """What its pack used in the last attempt: `pack` (trials in it), `peak_memory_bytes`, `utilisation` (a share, or
-    None where nobody knows) and `engine`; empty in records from before there were packs."""
+    None where nobody knows), `engine`, and `engine_why` when it is not the one wanted; empty in records from before
+    there were packs."""
     started: str
     """First start, UTC, ISO 8601."""
     wall_seconds: float

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from jbot.augment import Particles, augment
 from jbot.config import Config, OptimConfig, TeacherConfig
+from jbot.engine import Forward
+from jbot.graphs import row_capacity
 from jbot.loss import cls_loss, entropy, koleo_loss, log_predictions, particle_loss, teacher_targets
 from jbot.masking import Masked, mask_views
 from jbot.model import Flat, cls_rows, forward, init_weights, take_rows
@@ -29,8 +31,6 @@ from jbot.pack import Pack, column
 from jbot.streams import Draws, numpy_generator
 
 Metrics = dict[str, float]
-Forward = Callable[..., tuple[Tensor, Tensor]]
-"""`jbot.model.forward`, or something faster that computes the same."""
 Rates = Float[Tensor, "trial"]
 TERMS = (
     "loss",
@@ -293,8 +293,16 @@ def run_steps(
     knobs = pack.knobs(members)
     views, masked = views_of_steps(jets, state.step, pack.knobs(members, len(jets)))
     sums = torch.zeros(len(TERMS), len(members), device=jets.device, dtype=state.student.dtype)
-    for step in range(len(jets)):
-        terms = train_step(state, views[step], masked[step], knobs, lr, momentum, forward)
+    # Some of a pack's trials step on a copy of their state, which has another address each time: no graph.
+    graphs = pack.graphs if len(members) == len(pack.configs) else None
+    capacity = row_capacity(masked) if graphs else None
+
+    def step(state: TrainState, views: Particles, masked: Masked, lr: Rates, momentum: Rates) -> dict[str, Tensor]:
+        return train_step(state, views, masked, knobs, lr, momentum, forward, capacity)
+
+    for one in zip(views, masked, strict=True):
+        inputs = (*one, lr, momentum)
+        terms = graphs(step, state, inputs, capacity) if graphs else step(state, *inputs)
         sums += torch.stack([terms[name] for name in TERMS])
     return sums
 
@@ -383,17 +391,19 @@ def train_step(
 def masked_rows(
     masked: Masked, capacity: int | None = None
 ) -> tuple[Int64[Tensor, "trial row"], Float[Tensor, "trial row"]]:
-    """Token numbers of the masked particles, ascending, and weights that make a sum over them the mean over views of
-    means.
+    """Token numbers of the masked particles, and weights that make a sum over them the mean over views of means.
 
     As many rows as the trial with the most has, which is read on the host; or `capacity` of them, which must not be
-    fewer. A trial that masks fewer is filled up with other particles, of weight 0.
+    fewer. Behind the masked particles of a trial that has fewer stand others, with weight 0.
     """
     slots, flat = masked.shape[-1], masked.flatten(1)
     per_view = masked.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     weight = (masked / (2.0 * per_view)).flatten(1)
     count = int(masked.sum(dim=(1, 2, 3)).max()) if capacity is None else capacity
-    index = flat.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+    # A stable partition: the masked particles first, each at its rank among them, then the others.
+    rank = torch.where(flat, flat.cumsum(1), flat.sum(1, keepdim=True) + (~flat).cumsum(1)) - 1
+    numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(rank)
+    index = torch.empty_like(rank).scatter_(1, rank, numbers)[:, :count]
     return index + index // slots + 1, weight.gather(1, index)
 
 

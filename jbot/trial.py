@@ -24,14 +24,15 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import Config, DataConfig, MaskConfig
 from jbot.data import JetData, split
+from jbot.engine import Engine, find_engine
 from jbot.evaluate import Evaluator, LabeledJets, embed
 from jbot.masking import mask_views
 from jbot.meter import Meter
-from jbot.model import forward, unpack
+from jbot.model import unpack
 from jbot.pack import check_shared
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
 from jbot.streams import Draws
-from jbot.train import Forward, Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
+from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
@@ -72,8 +73,7 @@ def run_pack(
     report: Report | None = None,
     ended: Ended | None = None,
     *,
-    forward: Forward = forward,
-    engine: str = "plain",
+    engine: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> list[Record]:
     """Train, judge, and write the records of trials together; each continues from its checkpoint when there is one.
@@ -90,8 +90,8 @@ def run_pack(
         Called with a trial and each new row of its learning curves.
     ended : callable, optional
         Called with a trial and its record as soon as that is written: a trial that fails ends before the others.
-    forward, engine : callable, str
-        What computes encoder and head, and its name for the records.
+    engine : str
+        What computes encoder and head, see :mod:`jbot.engine`.
     dtype : torch dtype
         Of weights and jets. Results are made in float32; float64 is for tests of equality.
 
@@ -109,8 +109,9 @@ def run_pack(
     records = {spec.trial_id: record for spec in specs if (record := load_record(storage, spec.trial_id))}
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
-        ride = Ride(todo, data, storage, torch.device(device), dtype, report, ended, engine)
-        train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, forward)
+        found = find_engine(engine, todo[0].config, torch.device(device), dtype)
+        ride = Ride(todo, data, storage, torch.device(device), dtype, report, ended, found)
+        train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
         for trial in range(len(todo)):
             ride.conclude(trial)
         records |= ride.records
@@ -129,7 +130,7 @@ class Ride:
         dtype: torch.dtype,
         report: Report | None,
         ended: Ended | None,
-        engine: str,
+        engine: Engine,
     ):
         self.meter = Meter(device)
         self.specs, self.data, self.storage, self.device, self.engine = specs, data, storage, device, engine
@@ -190,6 +191,10 @@ class Ride:
         if self.ended:
             self.ended(spec, self.records[spec.trial_id])
 
+    def _engine(self) -> dict[str, Any]:
+        why = {"engine_why": self.engine.why} if self.engine.why else {}
+        return {"engine": self.engine.name} | why
+
     def _record(self, trial: int, progress: Progress, metrics: Metrics) -> Record:
         spec, checkpoint = self.specs[trial], self.checkpoints[trial]
         return Record(
@@ -206,7 +211,7 @@ class Ride:
             git_commit=spec.git_commit,
             libraries=library_versions(),
             hardware=hardware(self.device),
-            resources={"pack": len(self.specs), "engine": self.engine} | self.meter.read(),
+            resources={"pack": len(self.specs)} | self._engine() | self.meter.read(),
             started=checkpoint.history["started"],
             wall_seconds=round(checkpoint.wall_seconds(), 3),
             device_seconds=round(progress.train_seconds + progress.probe_seconds, 3),

@@ -147,9 +147,9 @@ def test_saying_why_not(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_compile_at_once(tmp_path):
-    """Four workers meet an empty cache: each ends with the same library."""
+    """Two workers meet an empty cache: each ends with the same library."""
     code = "from jbot.config import Config; from jbot.fused import Kernel; Kernel(Config().model, 29)"
     environment = {"JBOT_CACHE": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    workers = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(4)]
-    assert [worker.wait() for worker in workers] == [0] * 4
+    workers = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
     assert len(list(tmp_path.rglob("*"))) == 2  # the folder and one library

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, make_jets
 
 from jbot.config import Config, OptimConfig, TeacherConfig, flatten, override
+from jbot.engine import find_engine
 from jbot.model import forward
 from jbot.pack import Pack, stack
 from jbot.train import (
@@ -46,7 +47,8 @@ def steps_of(configs: list[Config], jets: torch.Tensor, count: int = 2, dtype=to
     lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64)
     momentum = torch.tensor([ema_momentum(0, 3, config.teacher) for config in configs], dtype=torch.float64)
     batches = jets.to(dtype).expand(count, len(configs), -1, -1, -1)
-    run_steps(state, batches, Pack(configs, CPU, dtype), tuple(range(len(configs))), lr, momentum)
+    plain = find_engine("plain", configs[0], CPU, dtype).forward
+    run_steps(state, batches, Pack(configs, CPU, dtype), tuple(range(len(configs))), lr, momentum, plain)
     return state
 
 
@@ -116,7 +118,7 @@ def test_more_rows_than_masked_particles_have_no_weight():
     rows, weight = masked_rows(masked)
     more, more_weight = masked_rows(masked, capacity=28)
     for trial in range(2):
-        assert more[trial].unique().tolist() == more[trial].tolist()  # ascending, each once
+        assert len(more[trial].unique()) == 28  # each once
         assert rows[trial][weight[trial] > 0].tolist() == more[trial][more_weight[trial] > 0].tolist()
         assert more_weight[trial].sum() == pytest.approx(1.0)
 
@@ -282,6 +284,7 @@ KNOBS = {
     "optim.beta1": 0.8,
     "optim.beta2": 0.99,
     "optim.eps": 1e-3,
+    "train.precision": "bf16",
     "seed": 1,
 }
 # Smeared padding is felt only where attention sees padding and no split particle takes its place.
@@ -299,7 +302,8 @@ def test_every_field_is_covered_by_the_live_knob_test():
 def test_every_knob_is_live(tiny, jets, knob):
     tiny = override(tiny, COMPANIONS.get(knob, {}))
     changed = override(tiny, {knob: KNOBS[knob]})
-    before, after = steps_of([tiny], jets), steps_of([changed], jets)
+    dtype = torch.float32 if knob == "train.precision" else torch.float64  # autocast leaves float64 as it is
+    before, after = (steps_of([config], jets, dtype=dtype) for config in (tiny, changed))
     same_shape = before.student.shape == after.student.shape
     assert not same_shape or not torch.equal(before.student, after.student)
 

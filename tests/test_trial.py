@@ -42,7 +42,7 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
     assert 0 < record.probe_seconds < record.device_seconds < record.wall_seconds
     assert {"test/knn_accuracy", "untrained/test/knn_accuracy"} <= set(record.metrics)
     assert set(record.resources) == {"pack", "engine", "peak_memory_bytes", "utilisation"}
-    assert (record.resources["pack"], record.resources["engine"]) == (1, "plain")
+    assert (record.resources["pack"], record.resources["engine"]) == (1, "fused")
     assert record.resources["peak_memory_bytes"] > 1e7  # torch alone is larger
     assert 0 < record.resources["utilisation"] < 1.5
     assert (
