@@ -263,49 +263,59 @@ def check_checkout(folder: Path) -> str | None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text: a row for each size, part and clock."""
-    any_size = next(iter(report["sizes"].values()))
-    settings, ours, reference = report["settings"], any_size["ours"], any_size["reference"]
-    machine = ours["hardware"]
-    versions = " and ".join(
-        ", ".join(f"{name} {version}" for name, version in side["libraries"].items() if name in shown)
-        for side, shown in ((reference, ("tensorflow", "keras", "python")), (ours, ("torch", "python")))
-    )
-    lines = [
-        f"released code (commit {(report['reference_commit'] or 'unknown')[:10]}) against ours "
-        f"(commit {(ours['git_commit'] or 'unknown')[:10]}, {settings['variant']} variants)",
-        f"{machine['cpu']}, {machine['cores']} cores; {versions}",
-        "threads: TensorFlow intra-op {intra_op}, inter-op {inter_op}; ".format(**reference["threads"])
-        + f"torch {ours['threads']}. Batch {settings['batch']}, n = {settings['steps']} steps of each, ABBA",
+    """The report as text: a row for each size, part and clock, and what the figures rest on."""
+    lines = heading(report)
+    lines += [
         "",
-        "size part   clock   released: median s (quartiles)   ours: median s (quartiles)   released / ours (of pairs)",
+        f"{'size part   clock':19} {'released, s (quartiles)':32} {'ours, s (quartiles)':28} released / ours (pairs)",
     ]
+    lines += [row for size, result in report["sizes"].items() for row in rows(size, result["parts"])]
     for size, result in report["sizes"].items():
-        for part, timed in result["parts"].items():
-            for clock in ("wall", "cpu"):
-                a, b, ratio = (timed[clock][name] for name in ("reference", "ours", "ratio"))
-                spreads = [f"{x['median']:.3f} ({x['q1']:.3f} to {x['q3']:.3f})" for x in (a, b)]
-                ratios = f"{ratio['of_medians']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
-                lines.append(f"{size:4} {part:6} {clock:7} {spreads[0]:32} {spreads[1]:28} {ratios}")
-    for size, result in report["sizes"].items():
-        parity = result["parity"]
-        loads = "; ".join(
-            f"{part} {timed['load']['before']:.1f} to {timed['load']['after']:.1f}"
-            for part, timed in result["parts"].items()
-        )
-        model, whole = (parts["cpu"] for parts in (result["parts"]["model"], result["parts"]["whole"]))
-        apart = (f"{whole[side]['median'] - model[side]['median']:.3f}" for side in ("reference", "ours"))
-        lines += [
-            "",
-            f"{size}: batch, augmentation and masking, whole less model: released {', ours '.join(apart)} CPU s",
-            f"{size}: parity: losses of {parity['steps']} steps within "
-            f"{max(parity['largest_difference'].values()):.1e}, views within {parity['augmentation']['views']:.1e}, "
-            f"masks the same ({parity['augmentation']['masked_particles']} masked particles)",
-            f"{size}: load of the machine (1 minute mean, these workers among it): {loads}",
-        ]
-    if settings["steps"] < PROTOCOL_STEPS:
+        lines += ["", *(f"{size}: {line}" for line in footing(result))]
+    if report["settings"]["steps"] < PROTOCOL_STEPS:
         lines += ["", f"n is below {PROTOCOL_STEPS}: not a figure to report"]
     return "\n".join(lines) + "\n"
+
+
+def heading(report: dict[str, Any]) -> list[str]:
+    """What was run, where."""
+    settings, result = report["settings"], next(iter(report["sizes"].values()))
+    reference, ours = result["reference"], result["ours"]
+    theirs, mine = (side["libraries"] for side in (reference, ours))
+    return [
+        f"released code (commit {(report['reference_commit'] or 'unknown')[:10]}) "
+        f"against ours (commit {(ours['git_commit'] or 'unknown')[:10]}, {settings['variant']} variants)",
+        "{cpu}, {cores} cores".format(**ours["hardware"]),
+        "released: tensorflow {tensorflow}, keras {keras}, python {python}; ".format(**theirs)
+        + "threads: intra-op {intra_op}, inter-op {inter_op}".format(**reference["threads"]),
+        "ours: torch {torch}, python {python}; threads: ".format(**mine) + str(ours["threads"]),
+        f"batch {settings['batch']}, n = {settings['steps']} steps of each after {WARMUP} of warm-up, alternated ABBA",
+    ]
+
+
+def rows(size: str, parts: dict[str, Any]) -> Iterator[str]:
+    """Rows of the table of one size."""
+    for part, timed in parts.items():
+        for clock in ("wall", "cpu"):
+            a, b, ratio = (timed[clock][name] for name in ("reference", "ours", "ratio"))
+            spreads = [f"{x['median']:.3f} ({x['q1']:.3f} to {x['q3']:.3f})" for x in (a, b)]
+            ratios = f"{ratio['of_medians']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
+            yield f"{size:4} {part:6} {clock:7} {spreads[0]:32} {spreads[1]:28} {ratios}"
+
+
+def footing(result: dict[str, Any]) -> list[str]:
+    """What the figures of one size rest on, and what is left of the whole step without the model."""
+    parity, parts = result["parity"], result["parts"]
+    theirs, mine = (
+        parts["whole"]["cpu"][side]["median"] - parts["model"]["cpu"][side]["median"] for side in ("reference", "ours")
+    )
+    loads = ("{part} {before:.1f} to {after:.1f}".format(part=part, **timed["load"]) for part, timed in parts.items())
+    return [
+        f"batch, augmentation and masking (whole less model, medians): released {theirs:.3f}, ours {mine:.3f} CPU s",
+        f"parity: losses of {parity['steps']} steps within {max(parity['largest_difference'].values()):.1e}, "
+        "views within {views:.1e}, masks the same ({masked_particles} particles)".format(**parity["augmentation"]),
+        f"load of the machine (1 minute mean, these workers among it): {'; '.join(loads)}",
+    ]
 
 
 def run(options: argparse.Namespace) -> str:
@@ -315,7 +325,10 @@ def run(options: argparse.Namespace) -> str:
             "--steps and --batch must be at least 2 and --threads at least 1, "
             f"got {options.steps}, {options.batch} and {options.threads}"
         )
+    if options.out.suffix != ".json":
+        raise BenchmarkError(f"--out must end in .json (a table goes beside it, as .txt), got {options.out}")
     commit = check_checkout(options.reference)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     jets = draw_jets(options.jets, options.batch, options.steps)
     sizes = {size: run_size(size, options, jets) for size in ("SB" if options.model == "both" else options.model)}
     settings = {name: getattr(options, name) for name in ("batch", "steps", "threads", "variant")}
@@ -327,7 +340,6 @@ def run(options: argparse.Namespace) -> str:
         "sizes": sizes,
     }
     text = table(report)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     options.out.with_suffix(".txt").write_text(text)
     return f"{text}\n{options.out} and {options.out.with_suffix('.txt').name} written"

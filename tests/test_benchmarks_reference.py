@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,10 @@ SCRIPT = BENCHMARKS / "against_reference.py"
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent), prepend=os.pathsep)
 
 
 @pytest.fixture
@@ -70,6 +73,7 @@ def test_folder_that_is_no_checkout(tmp_path: Path) -> None:
     [
         (["--python", "/nowhere/python"], "/nowhere/python cannot be run: No such file or directory"),
         (["--steps", "1"], "--steps and --batch must be at least 2"),
+        (["--out", "figures.txt"], "--out must end in .json"),
         (["--jets", "/nowhere/jets.h5"], "/nowhere/jets.h5: no such file or folder"),
     ],
 )
