@@ -304,14 +304,10 @@ def rows(size: str, parts: dict[str, Any]) -> Iterator[str]:
 
 
 def footing(result: dict[str, Any]) -> list[str]:
-    """What the figures of one size rest on, and what is left of the whole step without the model."""
+    """What the figures of one size rest on."""
     parity, parts = result["parity"], result["parts"]
-    theirs, mine = (
-        parts["whole"]["cpu"][side]["median"] - parts["model"]["cpu"][side]["median"] for side in ("reference", "ours")
-    )
     loads = ("{part} {before:.1f} to {after:.1f}".format(part=part, **timed["load"]) for part, timed in parts.items())
     return [
-        f"batch, augmentation and masking (whole less model, medians): released {theirs:.3f}, ours {mine:.3f} CPU s",
         f"parity: losses of {parity['steps']} steps within {max(parity['largest_difference'].values()):.1e}, "
         "views within {views:.1e}, masks the same ({masked_particles} particles)".format(**parity["augmentation"]),
         f"load of the machine (1 minute mean, these workers among it): {'; '.join(loads)}",
