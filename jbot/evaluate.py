@@ -1,6 +1,7 @@
 """How good a frozen embedding is: probes, clustering, and the monitors that tell a collapse.
 
-Metric keys are ``<split>/<probe>_<metric>``. Everything is scikit-learn on numpy arrays, but for the embedding itself.
+Metric keys are ``<split>/<probe>_<metric>``. All of it runs on the device of the jets (see jbot.probes), so that on a
+GPU judging an encoder is a small part of training it.
 """
 
 from __future__ import annotations
@@ -9,23 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, adjusted_mutual_info_score, roc_auc_score, silhouette_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from sklearn.metrics import adjusted_mutual_info_score
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from jbot.config import Config
 from jbot.model import Flat, cls_rows, encode, hidden_keys, relative_entropy, unpack
+from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_regression, nearest, silhouette
 from jbot.streams import numpy_generator
 from jbot.train import Metrics, TrainState, TrialFailed
 
-CHUNK = 512
-"""Jets embedded at once: keeps activations in cache on a CPU."""
+CHUNK = {"cpu": 256, "cuda": 8192}
+"""Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU."""
+KMEANS_STARTS = 4
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
@@ -42,10 +41,10 @@ FINAL_METRICS = (
 )
 """What a complete trial's record has, each as ``test/<name>`` and, before training, ``untrained/test/<name>``."""
 
-Embedding = Float[np.ndarray, "jet dim"]
-Labels = Int[np.ndarray, "jet"]
-Bank = Float[np.ndarray, "bank dim"]
-BankLabels = Int[np.ndarray, "bank"]
+Embedding = Float[Tensor, "jet dim"]
+Labels = Int64[Tensor, "jet"]
+Bank = Float[Tensor, "bank dim"]
+BankLabels = Int64[Tensor, "bank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,77 +52,97 @@ class LabeledJets:
     """Jets of one split, on the device, with their class labels."""
 
     particles: Float[Tensor, "jet particle 4"]
-    labels: Labels
+    labels: Int[np.ndarray, "jet"]
 
 
-def embed(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Embedding:
+def embed(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Float[np.ndarray, "jet dim"]:
     """Raw [CLS] embedding of each jet by the first trial of a pack, float32."""
+    return embed_on_device(student, jets, config).cpu().numpy()
+
+
+def embed_on_device(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Embedding:
+    """The same, left on the device."""
     weights, slots = unpack(student[:1], config.model), jets.shape[1]
     with torch.no_grad():
         parts = [
             encode(weights, part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0]
-            for part in jets.split(CHUNK)
+            for part in jets.split(CHUNK[jets.device.type])
         ]
-    return torch.cat(parts).float().cpu().numpy()
+    return torch.cat(parts).float()
 
 
 def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> float:
     """Entropy of the sharpest head's [CLS] attention, relative to uniform attention (1), averaged over jets."""
-    hidden = None if config.model.padding == "reference" else hidden_keys(jets[None, ..., 3] < 0.5)
-    attentions: list[Tensor] = []
-    with torch.no_grad():
-        encode(unpack(student[:1], config.model), jets[None], config.model, attentions=attentions)
-    return min(float(relative_entropy(attention, hidden).min()) for attention in attentions)
+    weights, slots, reference = unpack(student[:1], config.model), jets.shape[1], config.model.padding == "reference"
+    total = torch.zeros(config.model.layers, config.model.heads, device=jets.device)
+    for part in jets.split(CHUNK[jets.device.type]):
+        attentions: list[Tensor] = []
+        with torch.no_grad():
+            rows = cls_rows(1, len(part), slots, part.device)
+            encode(weights, part[None], config.model, rows=rows, attentions=attentions)
+        hidden = None if reference else hidden_keys(part[None, ..., 3] < 0.5)
+        total += len(part) * torch.cat([relative_entropy(attention, hidden) for attention in attentions])
+    return float(total.min()) / len(jets)
 
 
 def knn_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels, k: int) -> Metrics:
     """k nearest training jets vote: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
-    classifier = KNeighborsClassifier(n_neighbors=min(k, len(bank)), algorithm="brute").fit(bank, bank_labels)
-    return _classification("knn", classifier.predict_proba(jets), classifier.classes_, labels)
+    classes, coded = bank_labels.unique(return_inverse=True)
+    voters = coded[nearest(bank, jets, min(k, len(bank)))]
+    votes = torch.stack([(voters == c).sum(1).double() for c in range(len(classes))], dim=1)
+    return _classification("knn", votes, classes, labels)
 
 
 def linear_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels) -> Metrics:
     """Logistic regression on the standardised embedding."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky")).fit(bank, bank_labels)
-    return _classification("linear", classifier.predict_proba(jets), classifier.classes_, labels)
+    classes, coded = bank_labels.unique(return_inverse=True)
+    mean, scale = bank.double().mean(0), bank.double().std(0, correction=0)
+    scale = torch.where(scale > 1e-7 * mean.abs(), scale, 1.0)  # a constant feature, but for rounding, stays constant
+    weights = logistic_regression((bank - mean) / scale, coded)
+    return _classification("linear", class_probabilities(weights, (jets - mean) / scale), classes, labels)
 
 
-def _classification(probe: str, scores: np.ndarray, classes: np.ndarray, labels: Labels) -> Metrics:
-    known = np.isin(labels, classes)  # signal classes of the anomaly task are not in the bank
+def _classification(
+    probe: str, scores: Float[Tensor, "jet class"], classes: Int64[Tensor, "class"], labels: Labels
+) -> Metrics:
+    """Accuracy of the best scored class, the first of equal ones; and the AUC, of one class against the rest."""
+    known = torch.isin(labels, classes)  # signal classes of the anomaly task are not in the bank
     scores, labels = scores[known], labels[known]
-    if len(classes) == 2:
-        auc = roc_auc_score(labels == classes[1], scores[:, 1])
-    else:
-        auc = roc_auc_score(labels, scores, multi_class="ovr", labels=classes)
+    positive = labels[:, None] == classes
+    judged = [1] if len(classes) == 2 else range(len(classes))
     return {
-        f"{probe}_accuracy": float(accuracy_score(labels, classes[scores.argmax(1)])),
-        f"{probe}_auc": float(auc),
+        f"{probe}_accuracy": float((classes[scores.argmax(1)] == labels).double().mean()),
+        f"{probe}_auc": float(np.mean([area_under_curve(scores[:, c], positive[:, c]) for c in judged])),
     }
 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
     """Do classes form clusters: k-means against the labels (adjusted for chance), and the silhouette of the classes."""
-    classes = len(np.unique(labels))
-    seed = int(generator.integers(2**31))
-    found = KMeans(n_clusters=classes, n_init=4, random_state=seed).fit_predict(embedding)
-    sample = generator.permutation(len(labels))[:SILHOUETTE_JETS]
+    found = kmeans(embedding, len(labels.unique()), KMEANS_STARTS, int(generator.integers(2**31)))
+    sample = torch.from_numpy(generator.permutation(len(labels))[:SILHOUETTE_JETS]).to(labels.device)
     return {
-        "kmeans_ami": float(adjusted_mutual_info_score(labels, found)),
-        "silhouette": float(silhouette_score(embedding[sample], labels[sample])),
+        "kmeans_ami": float(adjusted_mutual_info_score(labels.cpu().numpy(), found.cpu().numpy())),
+        "silhouette": silhouette(embedding[sample], labels[sample]),
     }
 
 
 def effective_rank(embedding: Embedding) -> float:
-    """RankMe: exp of the entropy of the normalised singular values; 1 to dim (Garrido et al., arXiv:2210.02885)."""
-    singular = np.linalg.svd(embedding, compute_uv=False).astype(np.float64)
+    """RankMe: exp of the entropy of the normalised singular values; 1 to dim (Garrido et al., arXiv:2210.02885).
+
+    Singular values come from the eigenvalues of the dim x dim Gram matrix in double precision: exact to 1e-8 of the
+    largest, less than the rounding of the embedding itself.
+    """
+    embedding = embedding.double()
+    eigenvalues = torch.linalg.eigvalsh(embedding.T @ embedding)[-len(embedding) :]
+    singular = eigenvalues.clamp(min=0).sqrt()
     share = singular / singular.sum() + 1e-7
-    return float(np.exp(-(share * np.log(share)).sum()))
+    return float(torch.special.entr(share).sum().exp())
 
 
 def spread(embedding: Embedding) -> float:
     """Root mean square distance of the normalised embeddings to their mean: 0 when all jets look alike, at most 1."""
-    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
-    return float(np.sqrt(((unit - unit.mean(0)) ** 2).sum(1).mean()))
+    unit = F.normalize(embedding.double(), dim=1)
+    return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
 
 
 class Evaluator:
@@ -141,30 +160,35 @@ class Evaluator:
 
     def __init__(self, config: Config, bank: LabeledJets, val: LabeledJets, test: LabeledJets):
         self.config, self.bank, self.val, self.test = config, bank, val, test
+        # Trials share a machine. Found once: entering threadpool_limits looks for the libraries anew, for milliseconds.
+        self._pools = ThreadpoolController()
 
     def curve_point(self, state: TrainState) -> Metrics:
         """Cheap metrics on the validation jets, and what tells a collapse."""
-        bank, val = self._embed(state, self.bank), self._embed(state, self.val)
-        with threadpool_limits(torch.get_num_threads()):  # trials share a machine
-            point = knn_probe(bank, self.bank.labels, val, self.val.labels, self.config.probe.knn_k)
+        bank, bank_labels = self._embed(state, self.bank)
+        val, labels = self._embed(state, self.val)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            point = knn_probe(bank, bank_labels, val, labels, self.config.probe.knn_k)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
         point["attention_entropy"] = attention_entropy(state.student, self.val.particles[:MONITOR_JETS], self.config)
         return {f"val/{name}": value for name, value in point.items()}
 
     def final(self, state: TrainState) -> Metrics:
         """Every metric, on the test jets."""
-        config, labels = self.config, self.test.labels
-        bank, test = self._embed(state, self.bank), self._embed(state, self.test)
-        with threadpool_limits(torch.get_num_threads()):
-            metrics = knn_probe(bank, self.bank.labels, test, labels, config.probe.knn_k)
-            metrics |= linear_probe(bank, self.bank.labels, test, labels)
+        config = self.config
+        bank, bank_labels = self._embed(state, self.bank)
+        test, labels = self._embed(state, self.test)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            metrics = knn_probe(bank, bank_labels, test, labels, config.probe.knn_k)
+            metrics |= linear_probe(bank, bank_labels, test, labels)
             metrics |= clustering(test, labels, numpy_generator(config.seed, "probe"))
             metrics |= {"effective_rank": effective_rank(test), "spread": spread(test)}
         metrics["attention_entropy"] = attention_entropy(state.student, self.test.particles[:MONITOR_JETS], config)
         return {f"test/{name}": value for name, value in metrics.items()}
 
-    def _embed(self, state: TrainState, jets: LabeledJets) -> Embedding:
-        embedding = embed(state.student, jets.particles, self.config)
-        if not np.isfinite(embedding).all():
+    def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
+        """Embedding and labels, both on the device."""
+        embedding = embed_on_device(state.student, jets.particles, self.config)
+        if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
-        return embedding
+        return embedding, torch.tensor(jets.labels, dtype=torch.int64, device=embedding.device)

@@ -14,8 +14,9 @@ install_import_hook(
         "jbot.model",
         "jbot.loss",
         "jbot.train",
-        "jbot.evaluate",
         "jbot.pack",
+        "jbot.probes",
+        "jbot.evaluate",
     ],
     "beartype.beartype",
 )

@@ -1,8 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import make_jets
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, adjusted_mutual_info_score, roc_auc_score, silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
+from jbot.config import Config, override
+from jbot.data import hdf5
 from jbot.evaluate import (
     FINAL_METRICS,
     Evaluator,
@@ -15,17 +24,53 @@ from jbot.evaluate import (
     linear_probe,
     spread,
 )
-from jbot.model import encode, unpack
-from jbot.train import TrialFailed, init_state
+from jbot.model import encode, hidden_keys, relative_entropy, unpack
+from jbot.probes import (
+    GRADIENT,
+    area_under_curve,
+    class_probabilities,
+    kmeans,
+    logistic_regression,
+    nearest,
+    silhouette,
+)
+from jbot.streams import Draws
+from jbot.train import TrialFailed, init_state, train_step
 
 CPU = torch.device("cpu")
-LINE = np.array([[0.0], [0.1], [0.2], [1.0], [1.1], [1.2]], np.float32)
-SIDES = np.array([0, 0, 0, 1, 1, 1])
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[
+        pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    ]),
+]  # fmt: skip
+LINE = torch.tensor([[0.0], [0.1], [0.2], [1.0], [1.1], [1.2]])
+SIDES = torch.tensor([0, 0, 0, 1, 1, 1])
+SAMPLE = Path(__file__).parent / "data" / "jets_sample.h5"
+
+
+@pytest.fixture(scope="module", params=["untrained", "trained"])
+def real(request):
+    """Embeddings and labels of 1,500 real jets by jBOT-S: (bank, its labels, jets, their labels)."""
+    data, state = hdf5.read(SAMPLE), init_state(Config(), [0], CPU)
+    order = np.random.default_rng(0).permutation(len(data.labels))
+    particles, labels = torch.from_numpy(data.particles[order]), torch.from_numpy(data.labels[order]).long()
+    if request.param == "trained":
+        config = override(Config(), {"train.batch": 50})
+        for step, batch in enumerate(particles.split(50)):
+            train_step(state, batch[None], Draws(torch.tensor([0]), step), config, 3e-3, 0.996)
+    embedding = torch.from_numpy(embed(state.student, particles, Config()))
+    return embedding[:700], labels[:700], embedding[700:], labels[700:]
+
+
+def arrays(real, device="cpu"):
+    """The same as scikit-learn takes it, and as the device does."""
+    return [value.numpy() for value in real], [value.to(device) for value in real]
 
 
 def test_knn_by_hand():
     # Neighbours of 0.05: two of class 0 and 0.2; of 0.65: 0.2 | 1.0, 1.1 -> class 1 by two votes of three.
-    jets, labels = np.array([[0.05], [0.66], [1.05]], np.float32), np.array([0, 0, 1])
+    jets, labels = torch.tensor([[0.05], [0.66], [1.05]]), torch.tensor([0, 0, 1])
     metrics = knn_probe(LINE, SIDES, jets, labels, k=3)
     assert metrics["knn_accuracy"] == pytest.approx(2 / 3)
     assert metrics["knn_auc"] == pytest.approx(1.0)  # votes for class 1: 0, 2/3, 1
@@ -38,14 +83,15 @@ def test_knn_with_fewer_jets_than_k():
 def test_linear_probe_separates_a_line_and_not_noise():
     assert linear_probe(LINE, SIDES, LINE, SIDES)["linear_accuracy"] == 1.0
     rng = np.random.default_rng(0)
-    noise, labels = rng.normal(size=(2000, 4)).astype(np.float32), rng.integers(0, 5, 2000)
+    noise = torch.from_numpy(rng.normal(size=(2000, 4)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, 5, 2000))
     held_out = linear_probe(noise[:1000], labels[:1000], noise[1000:], labels[1000:])
     assert abs(held_out["linear_accuracy"] - 0.2) < 0.05
     assert abs(held_out["linear_auc"] - 0.5) < 0.05
 
 
 def test_classes_outside_the_bank_do_not_count():
-    jets, labels = np.array([[0.0], [1.1], [9.0]], np.float32), np.array([0, 1, 4])
+    jets, labels = torch.tensor([[0.0], [1.1], [9.0]]), torch.tensor([0, 1, 4])
     assert knn_probe(LINE, SIDES, jets, labels, k=1)["knn_accuracy"] == 1.0
 
 
@@ -53,21 +99,21 @@ def test_clustering_of_separate_clusters_is_perfect_and_of_noise_zero():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 40)
     tight = (10 * np.eye(5)[labels] + 0.01 * rng.normal(size=(200, 5))).astype(np.float32)
-    metrics = clustering(tight, labels, np.random.default_rng(1))
+    metrics = clustering(torch.from_numpy(tight), torch.from_numpy(labels), np.random.default_rng(1))
     assert metrics["kmeans_ami"] == pytest.approx(1.0)
     assert metrics["silhouette"] > 0.99
-    noise = clustering(rng.normal(size=(500, 5)).astype(np.float32), rng.integers(0, 5, 500), np.random.default_rng(1))
-    assert abs(noise["kmeans_ami"]) < 0.03
+    noise, labels = torch.from_numpy(rng.normal(size=(500, 5))).float(), torch.from_numpy(rng.integers(0, 5, 500))
+    assert abs(clustering(noise, labels, np.random.default_rng(1))["kmeans_ami"]) < 0.03
 
 
 def test_effective_rank_limits():
-    assert effective_rank(np.ones((10, 4), np.float32)) == pytest.approx(1.0, abs=1e-3)
-    assert effective_rank(np.tile(np.eye(4, dtype=np.float32), (5, 1))) == pytest.approx(4.0, abs=1e-3)
+    assert effective_rank(torch.ones(10, 4)) == pytest.approx(1.0, abs=1e-3)
+    assert effective_rank(torch.eye(4).repeat(5, 1)) == pytest.approx(4.0, abs=1e-3)
 
 
 def test_spread_limits():
-    assert spread(np.ones((10, 3), np.float32)) == pytest.approx(0.0, abs=1e-6)
-    assert spread(np.array([[1, 0], [-5, 0]], np.float32)) == pytest.approx(1.0)
+    assert spread(torch.ones(10, 3)) == pytest.approx(0.0, abs=1e-6)
+    assert spread(torch.tensor([[1.0, 0.0], [-5.0, 0.0]])) == pytest.approx(1.0)
 
 
 def test_embedding_is_the_raw_cls_token(tiny):
@@ -83,6 +129,133 @@ def test_attention_of_an_untrained_first_layer_is_uniform(tiny):
     assert attention_entropy(state.student, jets, tiny) > 0.99
     state.student.mul_(20)
     assert attention_entropy(state.student, jets, tiny) < 0.9
+
+
+@pytest.mark.parametrize("padding", ["corrected", "reference"])
+def test_attention_entropy_is_that_of_all_jets_at_once(tiny, padding):
+    config = override(tiny, {"model.padding": padding})
+    state = init_state(config, [0], CPU)
+    state.student.mul_(5)  # far from uniform
+    jets = torch.from_numpy(make_jets(600, 1))[None]  # three chunks, the last one smaller
+    attentions: list[torch.Tensor] = []
+    encode(unpack(state.student, config.model), jets, config.model, attentions=attentions)
+    hidden = None if padding == "reference" else hidden_keys(jets[..., 3] < 0.5)
+    whole = min(float(relative_entropy(attention, hidden).min()) for attention in attentions)
+    assert attention_entropy(state.student, jets[0], config) == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("k", [1, 30, 700])
+def test_neighbours_and_votes_are_those_of_sklearn(real, device, k):
+    (bank, bank_labels, jets, labels), tensors = arrays(real, device)
+    oracle = KNeighborsClassifier(n_neighbors=k, algorithm="brute").fit(bank, bank_labels)
+    found = nearest(tensors[0], tensors[2], k).cpu().numpy()
+    np.testing.assert_array_equal(np.sort(found), np.sort(oracle.kneighbors(jets, return_distance=False)))
+    metrics, chances = knn_probe(*tensors, k=k), oracle.predict_proba(jets)
+    # Of classes with equally many votes both take the first: with 30 voters that decides one jet in ten.
+    assert metrics["knn_accuracy"] == pytest.approx(accuracy_score(labels, oracle.predict(jets)), abs=1e-12)
+    assert metrics["knn_auc"] == pytest.approx(roc_auc_score(labels, chances, multi_class="ovr"), abs=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_equal_votes_go_to_the_first_class(device):
+    line, sides = LINE.to(device), SIDES.to(device)
+    between = torch.tensor([[0.6]], device=device)  # 0.2 and 1.0 are equally near
+    for answer, labels in ((1.0, [0]), (0.0, [1])):
+        probed = nearest(line, between, 2).sort().values
+        assert probed.tolist() == [[2, 3]]
+        labels = torch.tensor(labels, device=device)
+        assert knn_probe(line, sides, between, labels, k=2)["knn_accuracy"] == answer
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("classes", [2, 5])
+def test_linear_probe_is_that_of_sklearn(real, device, classes):
+    real = [part for x, y in (real[:2], real[2:]) for part in (x[y < classes], y[y < classes])]
+    (bank, bank_labels, jets, labels), tensors = arrays(real, device)
+    scaler = StandardScaler().fit(bank.astype(np.float64))
+    oracle = LogisticRegression(solver="newton-cholesky", tol=1e-10).fit(scaler.transform(bank), bank_labels)
+    chances = oracle.predict_proba(scaler.transform(jets))
+    weights = logistic_regression(torch.from_numpy(scaler.transform(bank)).to(device), tensors[1])
+    np.testing.assert_allclose(weights[:-1].T.cpu(), oracle.coef_, atol=1e-6)
+    np.testing.assert_allclose(weights[-1].cpu(), oracle.intercept_, atol=1e-6)
+    ours = class_probabilities(weights, torch.from_numpy(scaler.transform(jets)).to(device))
+    np.testing.assert_allclose(ours.cpu(), chances, atol=1e-7)
+    metrics = linear_probe(*tensors)
+    auc = roc_auc_score(labels, chances[:, 1]) if classes == 2 else roc_auc_score(labels, chances, multi_class="ovr")
+    assert metrics["linear_accuracy"] == pytest.approx(accuracy_score(labels, chances.argmax(1)), abs=1e-6)
+    assert metrics["linear_auc"] == pytest.approx(auc, abs=1e-6)
+
+
+def test_logistic_regression_stops_at_the_minimum(real):
+    # Scaled up, the classes nearly separate and the first full Newton steps overshoot.
+    points, labels = 100 * real[0].double(), real[1]
+    weights = logistic_regression(points, labels).requires_grad_()
+    loss = torch.nn.functional.cross_entropy(
+        torch.nn.functional.pad(points, (0, 1), value=1.0) @ weights, labels, reduction="sum"
+    )
+    (loss + weights[:-1].square().sum() / 2).backward()
+    assert float(weights.grad.abs().max()) < GRADIENT * len(points)
+
+
+def test_a_constant_feature_does_not_break_the_linear_probe(real):
+    bank, bank_labels, jets, labels = real
+    bank, jets = bank.clone(), jets.clone()
+    bank[:, 3] = jets[:, 3] = 0.7
+    without = [i for i in range(bank.shape[1]) if i != 3]
+    expected = linear_probe(bank[:, without], bank_labels, jets[:, without], labels)
+    assert linear_probe(bank, bank_labels, jets, labels) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_auc_is_that_of_sklearn(device):
+    rng = np.random.default_rng(0)
+    positive = rng.random(500) < 0.3
+    for scores in (rng.normal(size=500) + positive, rng.integers(0, 7, 500), np.zeros(500)):  # none, many, all tied
+        ours = area_under_curve(torch.from_numpy(scores).to(device), torch.from_numpy(positive).to(device))
+        assert ours == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+
+
+def test_auc_without_one_side_is_nan():
+    assert np.isnan(area_under_curve(torch.zeros(3), torch.ones(3, dtype=torch.bool)))
+    assert np.isnan(area_under_curve(torch.zeros(3), torch.zeros(3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_clusters_are_those_of_sklearn(real, device):
+    embedding, labels = real[2], real[3]
+    for seed in range(3):
+        oracle = KMeans(n_clusters=5, n_init=4, random_state=seed).fit(embedding.double().numpy())
+        found = kmeans(embedding.to(device), 5, 4, seed).cpu().numpy()
+        assert adjusted_mutual_info_score(oracle.labels_, found) == pytest.approx(1.0, abs=1e-12)
+    assert silhouette(embedding.to(device), labels.to(device)) == pytest.approx(
+        silhouette_score(embedding.double().numpy(), labels.numpy()), abs=1e-9
+    )
+
+
+def test_silhouette_of_a_lone_jet_counts_as_zero(real):
+    embedding, labels = real[2].double(), real[3].clone()
+    labels[0] = 9
+    expected = silhouette_score(embedding.numpy(), labels.numpy())
+    assert silhouette(embedding, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_kmeans_with_fewer_places_than_clusters():
+    points = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    found = kmeans(points, 3, 2, 0)
+    assert found[0] == found[1] != found[2] == found[3]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_effective_rank_and_spread_as_by_singular_values(real, device):
+    embedding = real[2]
+    singular = np.linalg.svd(embedding.double().numpy(), compute_uv=False)
+    share = singular / singular.sum() + 1e-7
+    assert effective_rank(embedding.to(device)) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+    few = embedding[:3]  # fewer jets than features
+    assert effective_rank(few.to(device)) < 3.001
+    unit = embedding.double().numpy() / np.linalg.norm(embedding.double().numpy(), axis=1, keepdims=True)
+    assert spread(embedding.to(device)) == pytest.approx(np.sqrt(unit.var(0).sum()), rel=1e-9)
 
 
 def test_evaluator_keys_and_failure(tiny):
