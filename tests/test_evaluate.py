@@ -173,8 +173,9 @@ def test_equal_votes_go_to_the_first_class(device):
 def test_linear_probe_is_that_of_sklearn(real, device, classes):
     real = [part for x, y in (real[:2], real[2:]) for part in (x[y < classes], y[y < classes])]
     (bank, bank_labels, jets, labels), tensors = arrays(real, device)
-    scaler = StandardScaler().fit(bank.astype(np.float64))
-    oracle = LogisticRegression(solver="newton-cholesky", tol=1e-10).fit(scaler.transform(bank), bank_labels)
+    bank, jets = bank.astype(np.float64), jets.astype(np.float64)  # it fits float32 in float32
+    scaler = StandardScaler().fit(bank)
+    oracle = LogisticRegression(solver="newton-cholesky", tol=1e-8).fit(scaler.transform(bank), bank_labels)
     chances = oracle.predict_proba(scaler.transform(jets))
     weights = logistic_regression(torch.from_numpy(scaler.transform(bank)).to(device), tensors[1])
     np.testing.assert_allclose(weights[:-1].T.cpu(), oracle.coef_, atol=1e-6)
@@ -211,7 +212,7 @@ def test_a_constant_feature_does_not_break_the_linear_probe(real):
 def test_auc_is_that_of_sklearn(device):
     rng = np.random.default_rng(0)
     positive = rng.random(500) < 0.3
-    for scores in (rng.normal(size=500) + positive, rng.integers(0, 7, 500), np.zeros(500)):  # none, many, all tied
+    for scores in (rng.normal(size=500) + positive, rng.integers(0, 7, 500) / 7, np.zeros(500)):  # none, many, all tied
         ours = area_under_curve(torch.from_numpy(scores).to(device), torch.from_numpy(positive).to(device))
         assert ours == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
 
@@ -237,7 +238,7 @@ def test_silhouette_of_a_lone_jet_counts_as_zero(real):
     embedding, labels = real[2].double(), real[3].clone()
     labels[0] = 9
     expected = silhouette_score(embedding.numpy(), labels.numpy())
-    assert silhouette(embedding, labels) == pytest.approx(expected, abs=1e-12)
+    assert silhouette(embedding, labels) == pytest.approx(expected, abs=1e-10)
 
 
 def test_kmeans_with_fewer_places_than_clusters():

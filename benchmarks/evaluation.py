@@ -1,0 +1,271 @@
+"""Where evaluation time goes, against scikit-learn, and its share of a trial.
+
+    python benchmarks/evaluation.py                                   # quick and paper sizes, CPU, one thread
+    python benchmarks/evaluation.py --device cuda --data jets.h5 --preset paper --output evaluation.json
+
+Each part is timed twice in this run, in turns (old new new old): as scikit-learn and numpy on the host, which is what
+jbot.evaluate was at first, and as jbot.evaluate does it now. Medians of wall seconds; another load on the machine moves
+them, so read the ratios. The encoder is jBOT-S after some training steps on the same jets; a file with fewer jets than
+a preset wants is sampled with replacement, each copy moved by JITTER so that no two jets are the same: times and
+ratios can be used, metrics not. The share of a trial is derived: it was not run, its training time is jet passes over
+the jets per second of the steps timed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, adjusted_mutual_info_score, roc_auc_score, silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from jbot import evaluate
+from jbot.config import Config, override
+from jbot.data import DataError, JetData, hdf5
+from jbot.evaluate import LabeledJets
+from jbot.model import cls_rows, encode, hidden_keys, relative_entropy, unpack
+from jbot.streams import Draws
+from jbot.train import Metrics, TrainState, init_state, train_step
+from studies.presets import PRESETS
+
+SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"
+JITTER = 1e-4
+"""Width of the Gaussian added to eta and phi of repeated jets."""
+STEP_BATCH = 1024
+OLD_CHUNK = 512
+
+Part = tuple[Callable[[], Any], Callable[[], Any]]
+"""The old and the new way, both returning metrics to compare, or nothing."""
+
+
+def draw(data: JetData, count: int, rng: np.random.Generator, device: torch.device) -> LabeledJets:
+    """Jets with replacement, each moved a little."""
+    rows = rng.integers(0, len(data.labels), count)
+    particles = data.particles[rows]
+    particles[..., :2] += rng.normal(0, JITTER, particles[..., :2].shape) * particles[..., 3:]
+    return LabeledJets(particles=torch.from_numpy(particles).to(device), labels=data.labels[rows])
+
+
+def train_some(config: Config, jets: LabeledJets, steps: int) -> tuple[TrainState, float]:
+    """An encoder after some steps of the preset's batch, and jets per second (median step, the first two left out)."""
+    device, batch = jets.particles.device, min(config.train.batch, STEP_BATCH)
+    state, seeds, seconds = init_state(config, [0], device), torch.tensor([0], device=device), []
+    order = torch.randint(len(jets.labels), (steps, batch), generator=torch.Generator().manual_seed(0)).to(device)
+    for rows in order:
+        started = time.perf_counter()
+        terms = train_step(state, jets.particles[rows][None], Draws(seeds, state.step), config, 1e-3, 0.996)
+        float(terms["loss"][0])  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return state, batch / median(seconds[2:])
+
+
+def scikit_scores(name: str, classifier: Any, jets: np.ndarray, labels: np.ndarray) -> Metrics:
+    """Accuracy and AUC of a fitted classifier."""
+    chances = classifier.predict_proba(jets)
+    auc = roc_auc_score(labels, chances, multi_class="ovr", labels=classifier.classes_)
+    found = classifier.classes_[chances.argmax(1)]
+    return {f"{name}_accuracy": float(accuracy_score(labels, found)), f"{name}_auc": float(auc)}
+
+
+def scikit_clustering(embedding: np.ndarray, labels: np.ndarray) -> Metrics:
+    """k-means and silhouette, with the draws of jbot.evaluate.clustering."""
+    generator = np.random.default_rng(0)
+    found = KMeans(5, n_init=4, random_state=int(generator.integers(2**31))).fit_predict(embedding)
+    sample = generator.permutation(len(labels))[: evaluate.SILHOUETTE_JETS]
+    silhouette = float(silhouette_score(embedding[sample], labels[sample]))
+    return {"kmeans_ami": float(adjusted_mutual_info_score(labels, found)), "silhouette": silhouette}
+
+
+def numpy_rank(embedding: np.ndarray) -> Metrics:
+    """RankMe from singular values in single precision."""
+    singular = np.linalg.svd(embedding, compute_uv=False).astype(np.float64)
+    share = singular / singular.sum() + 1e-7
+    return {"effective_rank": float(np.exp(-(share * np.log(share)).sum()))}
+
+
+def embed_in_old_chunks(state: TrainState, jets: LabeledJets, config: Config) -> None:
+    """The embedding as it was made at first, brought to the host."""
+    weights = unpack(state.student, config.model)
+    with torch.no_grad():
+        for part in jets.particles.split(OLD_CHUNK):
+            rows = cls_rows(1, len(part), part.shape[1], part.device)
+            encode(weights, part[None], config.model, rows=rows)[0].cpu()
+
+
+def entropy_at_once(state: TrainState, jets: LabeledJets, config: Config) -> Metrics:
+    """Attention entropy of all monitored jets in one piece."""
+    some, attentions = jets.particles[None, : evaluate.MONITOR_JETS], []
+    with torch.no_grad():
+        encode(unpack(state.student, config.model), some, config.model, attentions=attentions)
+    hidden = hidden_keys(some[..., 3] < 0.5)
+    return {"attention_entropy": min(float(relative_entropy(a, hidden).min()) for a in attentions)}
+
+
+def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) -> dict[str, Part]:
+    """Every part of an evaluation, the old way and the new one."""
+    new = {name: evaluate.embed_on_device(state.student, jets[name].particles, config) for name in jets}
+    new_labels = {name: torch.from_numpy(jets[name].labels).to(new[name].device) for name in jets}
+    old, labels = {name: value.cpu().numpy() for name, value in new.items()}, {n: j.labels for n, j in jets.items()}
+    bank, new_bank, k = (old["bank"], labels["bank"]), (new["bank"], new_labels["bank"]), config.probe.knn_k
+
+    def knn(name: str) -> Part:
+        neighbours = KNeighborsClassifier(n_neighbors=k, algorithm="brute")
+        return (
+            lambda: scikit_scores("knn", neighbours.fit(*bank), old[name], labels[name]),
+            lambda: evaluate.knn_probe(*new_bank, new[name], new_labels[name], k),
+        )
+
+    def embedding(name: str) -> Part:
+        return (
+            lambda: embed_in_old_chunks(state, jets[name], config),
+            lambda: evaluate.embed_on_device(state.student, jets[name].particles, config).isfinite().all().item(),
+        )
+
+    def rank(name: str) -> Part:
+        return lambda: numpy_rank(old[name]), lambda: {"effective_rank": evaluate.effective_rank(new[name])}
+
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
+    monitored = jets["val"].particles[: evaluate.MONITOR_JETS]
+    return {
+        **{f"embed {name}": embedding(name) for name in jets},
+        **{f"knn {name}": knn(name) for name in ("val", "test")},
+        "linear": (
+            lambda: scikit_scores("linear", logistic.fit(*bank), old["test"], labels["test"]),
+            lambda: evaluate.linear_probe(*new_bank, new["test"], new_labels["test"]),
+        ),
+        "clustering": (
+            lambda: scikit_clustering(old["test"], labels["test"]),
+            lambda: evaluate.clustering(new["test"], new_labels["test"], np.random.default_rng(0)),
+        ),
+        **{f"rank {name}": rank(name) for name in ("val", "test")},
+        "entropy": (
+            lambda: entropy_at_once(state, jets["val"], config),
+            lambda: {"attention_entropy": evaluate.attention_entropy(state.student, monitored, config)},
+        ),
+    }
+
+
+def compare(part: Part, rounds: int) -> dict[str, float]:
+    """Median seconds of both ways in turns, and the largest difference of their metrics."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    results: dict[int, Any] = {}
+    for which in (0, 1, 1, 0) * rounds:
+        started = time.perf_counter()
+        results[which] = part[which]()
+        seconds[which].append(time.perf_counter() - started)
+    row = {"old_seconds": median(seconds[0]), "new_seconds": median(seconds[1])}
+    if isinstance(results[0], dict):
+        row["metric_difference"] = max(abs(results[0][name] - results[1][name]) for name in results[0])
+    return row
+
+
+CURVE_PARTS = ("embed bank", "embed val", "knn val", "rank val", "entropy")
+FINAL_PARTS = ("embed bank", "embed test", "knn test", "linear", "clustering", "rank test", "entropy")
+
+
+def trial_share(rows: dict[str, dict[str, float]], config: Config, jets_per_second: float) -> dict[str, float]:
+    """Evaluation in a whole trial: its curve points, and the final metrics of the trained and the untrained encoder."""
+    points = len({0, config.train.epochs, *range(0, config.train.epochs, config.probe.every)})
+    training = config.data.train_jets * config.train.epochs / jets_per_second
+    share: dict[str, float] = {"curve_points": points, "jets_per_second": jets_per_second, "training_seconds": training}
+    for way in ("old", "new"):
+        curve = sum(rows[name][f"{way}_seconds"] for name in CURVE_PARTS)
+        final = sum(rows[name][f"{way}_seconds"] for name in FINAL_PARTS)
+        total = points * curve + 2 * final
+        share |= {f"{way}_curve_point": curve, f"{way}_final": final, f"{way}_evaluation": total}
+        share[f"{way}_share"] = total / (total + training)
+    return share
+
+
+def measure(preset: str, data: JetData, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
+    """All rows of one preset."""
+    config, rng = override(Config(), PRESETS[preset].base), np.random.default_rng(0)
+    sizes = {"bank": config.probe.bank_jets, "val": config.data.val_jets, "test": config.data.test_jets}
+    jets = {name: draw(data, count, rng, device) for name, count in sizes.items()}
+    state, jets_per_second = train_some(config, jets["bank"], steps)
+    rows = {name: compare(part, rounds) for name, part in parts_of(config, state, jets).items()}
+    return {"preset": preset, "sizes": sizes, "parts": rows, "trial": trial_share(rows, config, jets_per_second)}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """A table of one preset."""
+    sizes = ", ".join(f"{name} {count:,}" for name, count in result["sizes"].items())
+    table = Table("part", "old, s", "new, s", "old / new", "metrics differ by", title=f"{result['preset']}: {sizes}")
+    for name, row in result["parts"].items():
+        old, new = row["old_seconds"], row["new_seconds"]
+        differ = f"{row['metric_difference']:.1e}" if "metric_difference" in row else ""
+        table.add_row(name, f"{old:.4f}", f"{new:.4f}", f"{old / new:.2f}", differ)
+    trial = result["trial"]
+    for name in ("curve_point", "final", "evaluation"):
+        old, new = trial[f"old_{name}"], trial[f"new_{name}"]
+        table.add_row(f"{name.replace('_', ' ')} (sum)", f"{old:.3f}", f"{new:.3f}", f"{old / new:.2f}", "")
+    console.print(table)
+    console.print(
+        f"derived: {trial['curve_points']} curve points and 2 final evaluations are {trial['new_share']:.1%} of a trial "
+        f"(old: {trial['old_share']:.1%}) that trains {trial['training_seconds']:,.0f} s at the "
+        f"{trial['jets_per_second']:,.0f} jets/s measured here\n"
+    )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=SAMPLE, help="jets in JetNet's HDF5 layout, five classes")
+    parser.add_argument("--preset", action="append", choices=list(PRESETS), help="may be repeated; quick and paper")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2, help="of old, new, new, old")
+    parser.add_argument("--steps", type=int, default=20, help="training steps before, timed for the share")
+    parser.add_argument("--output", type=Path, help="JSON file of all figures")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and torch finds none")
+    for name, least in (("threads", 1), ("rounds", 1), ("steps", 3)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    options, console = parse(arguments), Console()
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    try:
+        data = hdf5.read(options.data)
+    except DataError as error:
+        raise SystemExit(f"evaluation.py: {error}") from None
+    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    header = {"device": options.device, "hardware": where, "cores": os.cpu_count(), "threads": options.threads}
+    header |= {"torch": torch.__version__, "rounds": options.rounds, "data": options.data.name}
+    results = []
+    with threadpool_limits(options.threads):
+        for preset in options.preset or ["quick", "paper"]:
+            results.append(measure(preset, data, device, options.rounds, options.steps))
+            show(results[-1], console)
+    load = os.getloadavg()[0]
+    console.print(
+        f"{where}, {options.threads} thread(s), n = {2 * options.rounds} each way, load {load:.1f} at the end"
+    )
+    if options.output:
+        options.output.write_text(json.dumps(header | {"load_at_end": load, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
