@@ -3,12 +3,13 @@
     python benchmarks/evaluation.py                                   # quick and paper sizes, CPU, one thread
     python benchmarks/evaluation.py --device cuda --data jets.h5 --preset paper --output evaluation.json
 
-Each part is timed twice in this run, in turns (old new new old): as scikit-learn and numpy on the host, which is what
-jbot.evaluate was at first, and as jbot.evaluate does it now. Medians of wall seconds; another load on the machine moves
-them, so read the ratios. The encoder is jBOT-S after some training steps on the same jets; a file with fewer jets than
-a preset wants is sampled with replacement, each copy moved by JITTER so that no two jets are the same: times and
-ratios can be used, metrics not. The share of a trial is derived: it was not run, its training time is jet passes over
-the jets per second of the steps timed here.
+Each part is timed in two ways in this run, in turns (old new new old): as scikit-learn and numpy on the host, which is
+what jbot.evaluate was at first, and as jbot.evaluate does it now. Medians of CPU seconds for one thread on a CPU, else
+of wall seconds; another load on the machine moves both, so read the ratios.
+
+The encoder is jBOT-S after some training steps on the same jets. A preset's jets are drawn from the file with
+replacement and moved by JITTER, so that no two are the same: times can be used, metrics not. The share of a trial is
+derived: its training was not run, but is jet passes over the jets per second of the steps timed here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from jbot import evaluate
 from jbot.config import Config, override
@@ -50,6 +52,7 @@ JITTER = 1e-4
 STEP_BATCH = 1024
 OLD_CHUNK = 512
 
+Clock = Callable[[], float]
 Part = tuple[Callable[[], Any], Callable[[], Any]]
 """The old and the new way, both returning metrics to compare, or nothing."""
 
@@ -62,16 +65,16 @@ def draw(data: JetData, count: int, rng: np.random.Generator, device: torch.devi
     return LabeledJets(particles=torch.from_numpy(particles).to(device), labels=data.labels[rows])
 
 
-def train_some(config: Config, jets: LabeledJets, steps: int) -> tuple[TrainState, float]:
+def train_some(config: Config, jets: LabeledJets, steps: int, clock: Clock) -> tuple[TrainState, float]:
     """An encoder after some steps of the preset's batch, and jets per second (median step, the first two left out)."""
     device, batch = jets.particles.device, min(config.train.batch, STEP_BATCH)
     state, seeds, seconds = init_state(config, [0], device), torch.tensor([0], device=device), []
     order = torch.randint(len(jets.labels), (steps, batch), generator=torch.Generator().manual_seed(0)).to(device)
     for rows in order:
-        started = time.perf_counter()
+        started = clock()
         terms = train_step(state, jets.particles[rows][None], Draws(seeds, state.step), config, 1e-3, 0.996)
         float(terms["loss"][0])  # waits for the device
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return state, batch / median(seconds[2:])
 
 
@@ -110,7 +113,8 @@ def embed_in_old_chunks(state: TrainState, jets: LabeledJets, config: Config) ->
 
 def entropy_at_once(state: TrainState, jets: LabeledJets, config: Config) -> Metrics:
     """Attention entropy of all monitored jets in one piece."""
-    some, attentions = jets.particles[None, : evaluate.MONITOR_JETS], []
+    some = jets.particles[None, : evaluate.MONITOR_JETS]
+    attentions: list[Tensor] = []
     with torch.no_grad():
         encode(unpack(state.student, config.model), some, config.model, attentions=attentions)
     hidden = hidden_keys(some[..., 3] < 0.5)
@@ -161,14 +165,14 @@ def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) ->
     }
 
 
-def compare(part: Part, rounds: int) -> dict[str, float]:
+def compare(part: Part, rounds: int, clock: Clock) -> dict[str, float]:
     """Median seconds of both ways in turns, and the largest difference of their metrics."""
     seconds: dict[int, list[float]] = {0: [], 1: []}
     results: dict[int, Any] = {}
     for which in (0, 1, 1, 0) * rounds:
-        started = time.perf_counter()
+        started = clock()
         results[which] = part[which]()
-        seconds[which].append(time.perf_counter() - started)
+        seconds[which].append(clock() - started)
     row = {"old_seconds": median(seconds[0]), "new_seconds": median(seconds[1])}
     if isinstance(results[0], dict):
         row["metric_difference"] = max(abs(results[0][name] - results[1][name]) for name in results[0])
@@ -193,13 +197,19 @@ def trial_share(rows: dict[str, dict[str, float]], config: Config, jets_per_seco
     return share
 
 
-def measure(preset: str, data: JetData, device: torch.device, rounds: int, steps: int) -> dict[str, Any]:
+def clock_of(options: argparse.Namespace) -> Clock:
+    """CPU seconds where they are what a quiet machine would take, else wall seconds."""
+    return time.process_time if options.device == "cpu" and options.threads == 1 else time.perf_counter
+
+
+def measure(preset: str, data: JetData, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one preset."""
+    clock = clock_of(options)
     config, rng = override(Config(), PRESETS[preset].base), np.random.default_rng(0)
     sizes = {"bank": config.probe.bank_jets, "val": config.data.val_jets, "test": config.data.test_jets}
     jets = {name: draw(data, count, rng, device) for name, count in sizes.items()}
-    state, jets_per_second = train_some(config, jets["bank"], steps)
-    rows = {name: compare(part, rounds) for name, part in parts_of(config, state, jets).items()}
+    state, jets_per_second = train_some(config, jets["bank"], options.steps, clock)
+    rows = {name: compare(part, options.rounds, clock) for name, part in parts_of(config, state, jets).items()}
     return {"preset": preset, "sizes": sizes, "parts": rows, "trial": trial_share(rows, config, jets_per_second)}
 
 
@@ -217,8 +227,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_row(f"{name.replace('_', ' ')} (sum)", f"{old:.3f}", f"{new:.3f}", f"{old / new:.2f}", "")
     console.print(table)
     console.print(
-        f"derived: {trial['curve_points']} curve points and 2 final evaluations are {trial['new_share']:.1%} of a trial "
-        f"(old: {trial['old_share']:.1%}) that trains {trial['training_seconds']:,.0f} s at the "
+        f"derived: {trial['curve_points']} curve points and 2 final evaluations are {trial['new_share']:.1%} "
+        f"(old: {trial['old_share']:.1%}) of a trial that trains {trial['training_seconds']:,.0f} s at the "
         f"{trial['jets_per_second']:,.0f} jets/s measured here\n"
     )
 
@@ -253,11 +263,16 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"evaluation.py: {error}") from None
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     header = {"device": options.device, "hardware": where, "cores": os.cpu_count(), "threads": options.threads}
-    header |= {"torch": torch.__version__, "rounds": options.rounds, "data": options.data.name}
+    header |= {
+        "clock": clock_of(options).__name__,
+        "torch": torch.__version__,
+        "rounds": options.rounds,
+        "data": options.data.name,
+    }
     results = []
     with threadpool_limits(options.threads):
         for preset in options.preset or ["quick", "paper"]:
-            results.append(measure(preset, data, device, options.rounds, options.steps))
+            results.append(measure(preset, data, device, options))
             show(results[-1], console)
     load = os.getloadavg()[0]
     console.print(

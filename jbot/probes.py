@@ -7,6 +7,8 @@ reference: the tests compare every function here with it on embeddings of real j
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -16,8 +18,6 @@ from torch import Tensor
 
 DISTANCES = {"cpu": 2**20, "cuda": 2**27}
 """Distances held at once: 8 MB stay near a CPU's cache, 1 GB keeps a GPU busy (assumed)."""
-GROUP = 64
-"""Bank points a group, of which only the nearest is looked at first."""
 
 RIDGE = 1.0
 """1 / C of scikit-learn's LogisticRegression, at its default."""
@@ -38,18 +38,20 @@ def nearest(bank: Float[Tensor, "bank dim"], jets: Points, k: int) -> Int64[Tens
 
     The k nearest are among the k groups of bank points that come nearest, so only these are sorted, not the bank.
     """
-    bank, missing = bank.double(), -len(bank) % GROUP
+    # Near sqrt(bank / k), where bank / size groups and k * size members are fewest.
+    size = 2 ** round(math.log2(len(bank) / k) / 2)
+    bank, missing = bank.double(), -len(bank) % size
     points = F.pad(bank, (0, 0, 0, missing)).T.contiguous()
     squares = F.pad(bank.square().sum(1), (0, missing), value=torch.inf)
-    groups = min(k, len(squares) // GROUP)
+    groups = min(k, len(squares) // size)
     found = []
     for part in jets.split(max(1, DISTANCES[jets.device.type] // len(squares))):
         # (jet, group, member), less the square of the jet, which orders nothing
-        distances = torch.addmm(squares, part.double(), points, alpha=-2).unflatten(1, (-1, GROUP))
+        distances = torch.addmm(squares, part.double(), points, alpha=-2).unflatten(1, (-1, size))
         group = distances.amin(2).topk(groups, dim=1, largest=False, sorted=False).indices
-        some = distances.gather(1, group[..., None].expand(-1, -1, GROUP)).flatten(1)
+        some = distances.gather(1, group[..., None].expand(-1, -1, size)).flatten(1)
         member = some.topk(k, dim=1, largest=False).indices
-        found.append(group.gather(1, member // GROUP) * GROUP + member % GROUP)
+        found.append(group.gather(1, member // size) * size + member % size)
     return torch.cat(found)
 
 
