@@ -22,8 +22,8 @@ from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_
 from jbot.streams import numpy_generator
 from jbot.train import Metrics, TrainState, TrialFailed
 
-CHUNK = {"cpu": 256, "cuda": 8192}
-"""Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU."""
+CHUNK = {"cpu": 128, "cuda": 8192}
+"""Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU (assumed)."""
 KMEANS_STARTS = 4
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
