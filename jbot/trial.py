@@ -315,10 +315,13 @@ def prepare(
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> Metrics:
-    """Metrics on the test jets, and the same for the encoder before training: the floor."""
+    """Metrics on the test jets, and the same for the encoder before training: the floor. Counted as probe seconds."""
+    started = time.perf_counter()
     untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
     floor = evaluator.final(untrained)
-    return evaluator.final(state) | {f"untrained/{name}": value for name, value in floor.items()}
+    metrics = evaluator.final(state) | {f"untrained/{name}": value for name, value in floor.items()}
+    state.progress[0].probe_seconds += time.perf_counter() - started
+    return metrics
 
 
 def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:

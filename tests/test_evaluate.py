@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from jbot.probes import (
 )
 from jbot.streams import Draws
 from jbot.train import TrialFailed, init_state, train_step
+from jbot.trial import final_metrics
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -136,7 +138,7 @@ def test_attention_entropy_is_that_of_all_jets_at_once(tiny, padding):
     config = override(tiny, {"model.padding": padding})
     state = init_state(config, [0], CPU)
     state.student.mul_(5)  # far from uniform
-    jets = torch.from_numpy(make_jets(600, 1))[None]  # three chunks, the last one smaller
+    jets = torch.from_numpy(make_jets(600, 1))[None]  # several chunks, the last one smaller
     attentions: list[torch.Tensor] = []
     encode(unpack(state.student, config.model), jets, config.model, attentions=attentions)
     hidden = None if padding == "reference" else hidden_keys(jets[..., 3] < 0.5)
@@ -257,6 +259,14 @@ def test_effective_rank_and_spread_as_by_singular_values(real, device):
     assert effective_rank(few.to(device)) < 3.001
     unit = embedding.double().numpy() / np.linalg.norm(embedding.double().numpy(), axis=1, keepdims=True)
     assert spread(embedding.to(device)) == pytest.approx(np.sqrt(unit.var(0).sum()), rel=1e-9)
+
+
+def test_final_metrics_count_as_probe_seconds(tiny):
+    jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), labels=np.arange(60) % 5)
+    evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
+    started = time.perf_counter()
+    final_metrics(tiny, state, evaluator)
+    assert 0.5 * (time.perf_counter() - started) < state.probe_seconds < time.perf_counter() - started
 
 
 def test_evaluator_keys_and_failure(tiny):
