@@ -34,7 +34,7 @@ Classes = Int64[Tensor, "jet"]
 
 
 def nearest(bank: Float[Tensor, "bank dim"], jets: Points, k: int) -> Int64[Tensor, "jet k"]:
-    """Rows of the k nearest bank points of each jet, Euclidean, nearest first; of equally far ones any.
+    """Rows of the k nearest bank points of each jet (k at most all of them), nearest first; of equally far ones any.
 
     The k nearest are among the k groups of bank points that come nearest, so only these are sorted, not the bank.
     """
@@ -95,7 +95,8 @@ def _newton_direction(gradient: Tensor, inputs: Tensor, chance: Tensor, ridge: T
     for logit in range(logits):
         own = slice(logit * size, (logit + 1) * size)
         hessian[own, own] += mixed[:, own].T @ inputs
-    hessian.diagonal().add_(ridge.T.flatten())
+    # The little more keeps it positive where every jet is certain of its class; the minimum stays where it is.
+    hessian.diagonal().add_(ridge.T.flatten() + 1e-8)
     if logits > 1:  # the same constant added to all intercepts changes nothing: keep the step out of that direction
         hessian[size - 1 :: size, size - 1 :: size] += 1.0
     factor = torch.linalg.cholesky(hessian)

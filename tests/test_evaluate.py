@@ -201,6 +201,15 @@ def test_logistic_regression_stops_at_the_minimum(real):
     assert float(weights.grad.abs().max()) < GRADIENT * len(points)
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_logistic_regression_of_classes_far_apart(classes):
+    labels = torch.arange(200) % classes
+    points = 1e4 * torch.nn.functional.one_hot(labels, classes).double()
+    weights = logistic_regression(points, labels)
+    assert torch.equal(class_probabilities(weights, points).argmax(1), labels)
+    assert torch.isfinite(weights).all()
+
+
 def test_a_constant_feature_does_not_break_the_linear_probe(real):
     bank, bank_labels, jets, labels = real
     bank, jets = bank.clone(), jets.clone()
