@@ -40,10 +40,11 @@ from torch import Tensor
 from jbot import evaluate
 from jbot.config import Config, override
 from jbot.data import DataError, JetData, hdf5
+from jbot.engine import find_engine
 from jbot.evaluate import LabeledJets
 from jbot.model import cls_rows, encode, hidden_keys, relative_entropy, unpack
-from jbot.streams import Draws
-from jbot.train import Metrics, TrainState, init_state, train_step
+from jbot.pack import Pack
+from jbot.train import Metrics, TrainState, init_state, run_steps
 from studies.presets import PRESETS
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"
@@ -68,12 +69,14 @@ def draw(data: JetData, count: int, rng: np.random.Generator, device: torch.devi
 def train_some(config: Config, jets: LabeledJets, steps: int, clock: Clock) -> tuple[TrainState, float]:
     """An encoder after some steps of the preset's batch, and jets per second (median step, the first two left out)."""
     device, batch = jets.particles.device, min(config.train.batch, STEP_BATCH)
-    state, seeds, seconds = init_state(config, [0], device), torch.tensor([0], device=device), []
+    state, pack, seconds = init_state(config, [0], device), Pack([config], device), []
+    engine = find_engine("auto", config, device)
+    lr, momentum = (torch.tensor([rate], dtype=torch.float64, device=device) for rate in (1e-3, 0.996))
     order = torch.randint(len(jets.labels), (steps, batch), generator=torch.Generator().manual_seed(0)).to(device)
     for rows in order:
         started = clock()
-        terms = train_step(state, jets.particles[rows][None], Draws(seeds, state.step), config, 1e-3, 0.996)
-        float(terms["loss"][0])  # waits for the device
+        sums = run_steps(state, jets.particles[rows][None, None], pack, (0,), lr, momentum, engine.forward)
+        float(sums[0])  # waits for the device
         seconds.append(clock() - started)
     return state, batch / median(seconds[2:])
 

@@ -15,11 +15,12 @@ from worker_pipe import Pipe, Stopwatch
 
 from jbot.augment import PT, rotate, smear, split
 from jbot.config import JBOT_B, Config, override
+from jbot.engine import find_engine
 from jbot.keras_weights import load_backbone
 from jbot.masking import SCHEMES, Scene
 from jbot.model import pack
-from jbot.streams import Draws
-from jbot.train import batches, ema_momentum, init_state, learning_rate, step_on_views, train_step
+from jbot.pack import Pack
+from jbot.train import TERMS, ema_momentum, epoch_order, init_state, learning_rate, run_steps, train_step
 from jbot.trial import git_commit, hardware, library_versions
 
 SIZES = {"S": {}, "B": JBOT_B}
@@ -59,8 +60,11 @@ class Ours:
         """Choose what the next steps are: `parity`, `model` (both on the ready-made views) or `whole`."""
         self.part = part
         self.config = self.configs["reference" if part == "parity" else self.variant]
-        self.rates = learning_rate(0, self.config.optim), ema_momentum(0, self.config.train.epochs, self.config.teacher)
-        self.order = batches(len(self.jets), self.config.train.batch, self.config.seed, 0)
+        cpu = torch.device("cpu")
+        self.pack, self.engine = Pack([self.config], cpu), find_engine("auto", self.config, cpu)
+        rates = learning_rate(0, self.config.optim), ema_momentum(0, self.config.train.epochs, self.config.teacher)
+        self.rates = tuple(torch.tensor([rate], dtype=torch.float64) for rate in rates)
+        self.order = iter(epoch_order(len(self.jets), self.config.seed, 0).split(self.config.train.batch))
 
     def step(self) -> dict[str, float]:
         """One step; returns its losses."""
@@ -69,13 +73,14 @@ class Ours:
 
     def step_on_ready_made_views(self) -> dict[str, torch.Tensor]:
         """The model part."""
-        return step_on_views(self.state, self.views[None], self.masked[None], self.config, *self.rates)
+        knobs = self.pack.knobs((0,))
+        return train_step(self.state, self.views[None], self.masked[None], knobs, *self.rates, self.engine.forward)
 
     def whole_step(self) -> dict[str, torch.Tensor]:
         """The next batch, its views and masks, and the model part: as jbot.train.train does it."""
-        jets = self.jets.index_select(0, next(self.order))[None]
-        draws = Draws(torch.tensor([self.config.seed]), self.state.step)
-        return train_step(self.state, jets, draws, self.config, *self.rates)
+        jets = self.jets.index_select(0, next(self.order))[None, None]
+        sums = run_steps(self.state, jets, self.pack, (0,), *self.rates, self.engine.forward)
+        return dict(zip(TERMS, sums, strict=True))
 
     def augmentation_parity(self) -> dict[str, float]:
         """Our views and masks from the numbers that the released code drew, against its own.
@@ -114,6 +119,7 @@ def prepare(size: str, variant: str, batch: int, exchange: str) -> tuple[Ours, d
         "hardware": hardware("cpu"),
         "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
+        "engine": find_engine("auto", ours.config, torch.device("cpu")).name,
     }
 
 

@@ -17,7 +17,8 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from jbot.config import Config
-from jbot.model import Flat, cls_rows, encode, hidden_keys, relative_entropy, unpack
+from jbot.engine import Forward
+from jbot.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
 from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_regression, nearest, silhouette
 from jbot.streams import numpy_generator
 from jbot.train import Metrics, TrainState, TrialFailed
@@ -55,17 +56,21 @@ class LabeledJets:
     labels: Int[np.ndarray, "jet"]
 
 
-def embed(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Float[np.ndarray, "jet dim"]:
+def embed(
+    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
+) -> Float[np.ndarray, "jet dim"]:
     """Raw [CLS] embedding of each jet by the first trial of a pack, float32."""
-    return embed_on_device(student, jets, config).cpu().numpy()
+    return embed_on_device(student, jets, config, forward).cpu().numpy()
 
 
-def embed_on_device(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> Embedding:
+def embed_on_device(
+    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
+) -> Embedding:
     """The same, left on the device."""
-    weights, slots = unpack(student[:1], config.model), jets.shape[1]
+    slots = jets.shape[1]
     with torch.no_grad():
         parts = [
-            encode(weights, part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0]
+            forward(student[:1], part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0][0]
             for part in jets.split(CHUNK[jets.device.type])
         ]
     return torch.cat(parts).float()
@@ -156,10 +161,14 @@ class Evaluator:
         Jets of the learning curves and of every choice.
     test : LabeledJets
         Jets of the final metrics: looked at once, never used for choosing.
+    forward : callable
+        Encoder and head, in float32.
     """
 
-    def __init__(self, config: Config, bank: LabeledJets, val: LabeledJets, test: LabeledJets):
-        self.config, self.bank, self.val, self.test = config, bank, val, test
+    def __init__(
+        self, config: Config, bank: LabeledJets, val: LabeledJets, test: LabeledJets, forward: Forward = forward
+    ):
+        self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
         # Trials share a machine. Found once: entering threadpool_limits looks for the libraries anew, for milliseconds.
         self._pools = ThreadpoolController()
 
@@ -188,7 +197,7 @@ class Evaluator:
 
     def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
         """Embedding and labels, both on the device."""
-        embedding = embed_on_device(state.student, jets.particles, self.config)
+        embedding = embed_on_device(state.student, jets.particles, self.config, self.forward)
         if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
         return embedding, torch.tensor(jets.labels, dtype=torch.int64, device=embedding.device)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, DataConfig, MaskConfig
+from jbot.config import Config, DataConfig, MaskConfig, override
 from jbot.data import JetData, split
 from jbot.engine import Engine, find_engine
 from jbot.evaluate import Evaluator, LabeledJets, embed
@@ -143,8 +143,10 @@ class Ride:
         parts = functools.cache(functools.partial(prepare, data=data, particles=self.particles))
         jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
+        fp32 = override(self.configs[0], {"train.precision": "fp32"})
+        judge = find_engine("fused", fp32, device, dtype)  # compiling does not pay for the few calls of a probe
         self.evaluators = [
-            Evaluator(config, judged["bank"], judged["val"], judged["test"])
+            Evaluator(config, judged["bank"], judged["val"], judged["test"], judge.forward)
             for config, (_, judged) in zip(self.configs, jets, strict=True)
         ]
         self.sent = [0] * len(specs)

@@ -26,6 +26,7 @@ from jbot.evaluate import (
     spread,
 )
 from jbot.model import encode, hidden_keys, relative_entropy, unpack
+from jbot.pack import Pack
 from jbot.probes import (
     GRADIENT,
     area_under_curve,
@@ -35,8 +36,7 @@ from jbot.probes import (
     nearest,
     silhouette,
 )
-from jbot.streams import Draws
-from jbot.train import TrialFailed, init_state, train_step
+from jbot.train import TrialFailed, init_state, run_steps
 from jbot.trial import final_metrics
 
 CPU = torch.device("cpu")
@@ -59,8 +59,8 @@ def real(request):
     particles, labels = torch.from_numpy(data.particles[order]), torch.from_numpy(data.labels[order]).long()
     if request.param == "trained":
         config = override(Config(), {"train.batch": 50})
-        for step, batch in enumerate(particles.split(50)):
-            train_step(state, batch[None], Draws(torch.tensor([0]), step), config, 3e-3, 0.996)
+        lr, momentum = torch.tensor([3e-3]).double(), torch.tensor([0.996]).double()
+        run_steps(state, particles.view(-1, 1, 50, 30, 4), Pack([config], CPU), (0,), lr, momentum)
     embedding = torch.from_numpy(embed(state.student, particles, Config()))
     return embedding[:700], labels[:700], embedding[700:], labels[700:]
 
@@ -275,7 +275,7 @@ def test_final_metrics_count_as_probe_seconds(tiny):
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
     started = time.perf_counter()
     final_metrics(tiny, state, evaluator)
-    assert 0.5 * (time.perf_counter() - started) < state.probe_seconds < time.perf_counter() - started
+    assert 0.5 * (time.perf_counter() - started) < state.progress[0].probe_seconds < time.perf_counter() - started
 
 
 def test_evaluator_keys_and_failure(tiny):
