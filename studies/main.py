@@ -56,7 +56,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     made.add_argument("--preset", choices=list(PRESETS), default="quick", help="size of the study (default: quick)")
     made.add_argument("--seeds", type=int, metavar="N", help="blocks: every arm runs once at each of N seeds")
-    made.add_argument("--data", default="pythia", help="pythia (made here, cached), jetnet, or a file or folder")
+    made.add_argument("--data", default="pythia", help="pythia (generated, cached), jetnet, or a file or folder")
     made.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records and report")
     made.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base, e.g. train.epochs=8"
@@ -108,7 +108,12 @@ def load_jets(base: Config, options: argparse.Namespace) -> JetData:
     """The jets the plan needs, from the source the user named."""
     wanted = base.data
     needed = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
-    return load(options.data, jets_per_class=needed, jet_pt=get_preset(options.preset).jet_pt)
+    executor = None
+    if options.address and options.data == "pythia":
+        from cluster.generate import cluster_executor
+
+        executor = cluster_executor(options.address)
+    return load(options.data, jets_per_class=needed, jet_pt=get_preset(options.preset).jet_pt, executor=executor)
 
 
 def keep_other_plan(storage: Storage, plan: Plan, data: JetData) -> None:

@@ -2,7 +2,8 @@
 
 Each class is made in chunks of fixed size, each seeded by (seed, class, chunk). A finished chunk is a file of its own,
 so a killed run continues where it was, a larger number of jets begins with the smaller one, and several processes may
-generate at once. Chunks are then put together into one file in JetNet's layout.
+generate at once: those of this machine, or of a cluster (`cluster.generate`). Chunks are then put together into one
+file in JetNet's layout.
 
     <cache>/pythia/<settings>/chunks/<class>_<chunk>_n<jets>.h5
     <cache>/pythia/<settings>/jets_q3000_g3000_w3000_z3000_t3000.h5
@@ -16,10 +17,10 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,9 +48,6 @@ from jbot.data.pythia import CITATIONS, Settings, generate
 CHUNK = 1000
 """Jets of a full chunk. Another chunk size gives other jets of the same physics."""
 
-Arrays = tuple[np.ndarray, np.ndarray]
-"""particles (jet, 30, 4) float32, jets (jet, 4) float32."""
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -70,6 +68,13 @@ class Chunk:
         return self.folder / f"{self.name}_{self.number:05d}_n{self.n_jets}.h5"
 
 
+Made = tuple[np.ndarray, np.ndarray, int]
+"""What `generate` returns: particles (jet, 30, 4), jets (jet, 4), events."""
+
+Executor = Callable[[Sequence[Chunk]], Generator[int, None, None]]
+"""Makes chunks anywhere and sees to it that their files are there; yields the jets of each as it is finished."""
+
+
 def generate_file(
     jets_per_class: Mapping[str, int] | int,
     settings: Settings,
@@ -78,6 +83,7 @@ def generate_file(
     cache: Path | None = None,
     out: Path | None = None,
     progress: bool = True,
+    executor: Executor | None = None,
 ) -> Path:
     """Make a file of generated jets, or find it in the cache.
 
@@ -95,6 +101,8 @@ def generate_file(
         Copy the file here too.
     progress : bool
         Show a bar with jets/s and time left on stderr.
+    executor : callable, optional
+        Makes the chunks, in place of `workers` processes here. Has no influence on the jets either.
 
     Returns
     -------
@@ -113,7 +121,7 @@ def generate_file(
     path = folder / f"jets_{'_'.join(f'{name}{count}' for name, count in counts.items())}.h5"
     if not _is_whole(path):
         chunks = _plan(counts, settings, folder / "chunks")
-        _make_chunks(chunks, workers or _cores(), progress)
+        _make_chunks(chunks, executor or local_executor(workers or _cores()), progress)
         _assemble(path, chunks, counts, settings)
     if out is None:
         return path
@@ -147,19 +155,27 @@ def _cores() -> int:
 # --- making chunks ------------------------------------------------------------------------------------------------
 
 
-def _make_chunks(chunks: list[Chunk], workers: int, progress: bool) -> None:
+def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> None:
     """Make every chunk that is missing or damaged."""
     if not chunks:
         return
     remove_leftovers(chunks[0].folder)
     missing = [chunk for chunk in chunks if _read_chunk(chunk) is None]
-    with _progress_bar(sum(chunk.n_jets for chunk in missing), progress) as advance:
-        for n_jets in _run(missing, min(workers, len(missing))):
-            advance(n_jets)
+    if not missing:
+        return
+    n_jets = sum(chunk.n_jets for chunk in missing)
+    with _progress_bar(n_jets, progress) as advance, closing(executor(missing)) as finished:
+        for done in finished:
+            advance(done)
 
 
-def _run(chunks: list[Chunk], workers: int) -> Iterator[int]:
-    """Make chunks in this process or in several; yields the jets of each as it is finished."""
+def local_executor(workers: int) -> Executor:
+    """Make chunks in this process, or in several of this machine."""
+    return lambda chunks: map_chunks(chunks, min(workers, len(chunks)))
+
+
+def map_chunks(chunks: Sequence[Chunk], workers: int) -> Generator[int, None, None]:
+    """Make chunks in so many processes; with one, in this one."""
     if workers <= 1:
         yield from map(make_chunk, chunks)
         return
@@ -190,15 +206,25 @@ def _end_with(parent: BaseProcess) -> None:
 
 def make_chunk(chunk: Chunk) -> int:
     """Generate one chunk and write its file; returns its number of jets."""
-    seeds = np.random.SeedSequence([chunk.settings.seed, CLASSES.index(chunk.name), chunk.number])
-    particles, jets, events = generate(chunk.name, chunk.n_jets, chunk.settings, seeds)
-    with written_whole(chunk.path) as partial, h5py.File(partial, "w") as file:
-        file[hdf5.PARTICLES], file[hdf5.JETS] = particles, jets
-        file.attrs.update({"events": events, "fingerprint": content_fingerprint(particles, jets)})
+    save_chunk(chunk, generate_chunk(chunk))
     return chunk.n_jets
 
 
-def _read_chunk(chunk: Chunk) -> Arrays | None:
+def generate_chunk(chunk: Chunk) -> Made:
+    """The physics of one chunk, wherever this runs."""
+    seeds = np.random.SeedSequence([chunk.settings.seed, CLASSES.index(chunk.name), chunk.number])
+    return generate(chunk.name, chunk.n_jets, chunk.settings, seeds)
+
+
+def save_chunk(chunk: Chunk, made: Made) -> None:
+    """Write the file of a generated chunk, whole or not at all."""
+    particles, jets, events = made
+    with written_whole(chunk.path) as partial, h5py.File(partial, "w") as file:
+        file[hdf5.PARTICLES], file[hdf5.JETS] = particles, jets
+        file.attrs.update({"events": events, "fingerprint": content_fingerprint(particles, jets)})
+
+
+def _read_chunk(chunk: Chunk) -> hdf5.Arrays | None:
     """Arrays of a finished chunk, or None when it is missing or its content is not what was written."""
     try:
         with h5py.File(chunk.path, "r") as file:
@@ -213,20 +239,17 @@ def _read_chunk(chunk: Chunk) -> Arrays | None:
 
 
 def _assemble(path: Path, chunks: list[Chunk], counts: Mapping[str, int], settings: Settings) -> None:
-    """Put chunks together into one file in JetNet's layout."""
-    per_class = {name: _join([chunk for chunk in chunks if chunk.name == name]) for name in counts}
-    fingerprint = content_fingerprint(*(array for arrays in per_class.values() for array in arrays))
-    hdf5.write(path, per_class, attributes(counts, settings) | {"fingerprint": fingerprint})
+    """Put chunks together into one file in JetNet's layout, one chunk in memory at a time."""
+    per_class = {name: (n, _contents([chunk for chunk in chunks if chunk.name == name])) for name, n in counts.items()}
+    hdf5.write(path, per_class, attributes(counts, settings))
 
 
-def _join(chunks: list[Chunk]) -> Arrays:
-    found = []
+def _contents(chunks: list[Chunk]) -> Iterator[hdf5.Arrays]:
     for chunk in chunks:
         arrays = _read_chunk(chunk)
         if arrays is None:
             raise DataError(f"{chunk.path}: was damaged or removed while jets were generated; run the command again")
-        found.append(arrays)
-    return np.concatenate([particles for particles, _ in found]), np.concatenate([jets for _, jets in found])
+        yield arrays
 
 
 def attributes(counts: Mapping[str, int], settings: Settings) -> dict[str, str]:
@@ -242,9 +265,7 @@ def _is_whole(path: Path) -> bool:
     """Whether an assembled file is there with the content that was written."""
     try:
         with h5py.File(path, "r") as file:
-            names = [name for name in CLASSES if name in file]
-            arrays = (file[name][key][:] for name in names for key in (hdf5.PARTICLES, hdf5.JETS))
-            return bool(file.attrs["fingerprint"] == content_fingerprint(*arrays))
+            return bool(file.attrs["fingerprint"] == hdf5.content_of(file))
     except (OSError, KeyError, ValueError):
         return False
 

@@ -8,14 +8,16 @@ Two shapes of the layout (JetNet, arXiv:2106.11535, Zenodo 6975118):
 particle_features are eta_rel, phi_rel, pt_rel, mask; jet_features are pT [GeV], eta, mass [GeV], number of particles.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from jbot.data.files import written_whole
-from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, join_classes
+from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, blocks, content_fingerprint
 
 PARTICLES = "particle_features"
 JETS = "jet_features"
@@ -24,6 +26,22 @@ JET_COLUMNS = ("pT", "eta", "mass", "number of particles")
 
 Request = Mapping[str, int] | int | None
 """Jets wanted: per class, the same of every class, or None for all there are."""
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""particles (jet, 30, 4) float32, jets (jet, 4) float32."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One class in an open file, its datasets found and their shapes checked, its rows not yet read."""
+
+    name: str
+    where: str
+    """Opens the message of an error."""
+    particles: h5py.Dataset
+    jets: h5py.Dataset
+    n_jets: int
+    """Rows to take from the start."""
 
 
 def read(path: Path, jets_per_class: Request = None) -> JetData:
@@ -47,21 +65,19 @@ def read(path: Path, jets_per_class: Request = None) -> JetData:
         raise DataError(f"{path}: no such file or folder")
     with open_hdf5(path) as file:
         wanted = _wanted(path, [name for name in CLASSES if name in file], jets_per_class)
-        per_class = {name: read_class(file, name, count) for name, count in wanted.items()}
         metadata = {key: str(value) for key, value in file.attrs.items()}
-    return join_classes(per_class, source=metadata.get("source", path.name), metadata=metadata)
+        tables = [find_class(file, name, name, count) for name, count in wanted.items()]
+        return read_tables(tables, metadata.get("source", path.name), metadata)
 
 
 def _read_folder(folder: Path, jets_per_class: Request) -> JetData:
     files = {name: folder / f"{name}.hdf5" for name in CLASSES}
     wanted = _wanted(folder, [name for name in CLASSES if files[name].exists()], jets_per_class)
-    per_class = {}
-    metadata: dict[str, str] = {}
-    for name, count in wanted.items():
-        with open_hdf5(files[name]) as file:
-            per_class[name] = read_class(file, "", count)
-            metadata |= {f"{name}: {key}": str(value) for key, value in file.attrs.items()}
-    return join_classes(per_class, source=f"folder {folder.name}", metadata=metadata)
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(open_hdf5(files[name])) for name in wanted}
+        metadata = {f"{name}: {key}": str(value) for name, file in opened.items() for key, value in file.attrs.items()}
+        tables = [find_class(file, "", name, wanted[name]) for name, file in opened.items()]
+        return read_tables(tables, f"folder {folder.name}", metadata)
 
 
 def _wanted(path: Path, present: list[str], jets_per_class: Request) -> dict[str, int | None]:
@@ -109,8 +125,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def read_class(file: h5py.File, group: str, count: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Read and check one class.
+def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Table:
+    """Find the datasets of one class and check that they are what the layout says.
 
     Parameters
     ----------
@@ -118,17 +134,10 @@ def read_class(file: h5py.File, group: str, count: int | None) -> tuple[np.ndarr
         Open file.
     group : str
         The class's group, or "" where the datasets lie at top level.
+    name : str
+        The class.
     count : int or None
         Rows to take from the start; None takes all.
-
-    Returns
-    -------
-    particles (jet, 30, 4), jets (jet, 4) : float32 arrays
-
-    Raises
-    ------
-    DataError
-        Naming file, dataset and the first row that breaks a rule.
     """
     where = f"{file.filename}: {group}/" if group else f"{file.filename}: "
     if group and not isinstance(file[group], h5py.Group):
@@ -137,11 +146,39 @@ def read_class(file: h5py.File, group: str, count: int | None) -> tuple[np.ndarr
     particle_set = _dataset(container, where, PARTICLES, (N_PARTICLES, 4))
     jet_set = _dataset(container, where, JETS, (4,))
     _check_lengths(where, len(particle_set), len(jet_set), count)
-    particles = _rows(particle_set, where + PARTICLES, count)
-    jets = _rows(jet_set, where + JETS, count)
-    check_particles(particles, where + PARTICLES)
-    check_jets(jets, where + JETS)
-    return _clean(particles), _cap_multiplicity(jets)
+    return Table(name, where, particle_set, jet_set, len(jet_set) if count is None else count)
+
+
+def read_tables(tables: list[Table], source: str, metadata: dict[str, str]) -> JetData:
+    """Read and check classes block by block, straight into the arrays of one `JetData`: each jet is held once.
+
+    Raises
+    ------
+    DataError
+        Naming file, dataset and the first row that breaks a rule.
+    """
+    total = sum(table.n_jets for table in tables)
+    particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
+    start = 0
+    for table in tables:
+        for rows in blocks(table.n_jets):
+            here = slice(start + rows.start, start + rows.stop)
+            particles[here] = _rows(table.particles, table.where + PARTICLES, rows)
+            jets[here] = _rows(table.jets, table.where + JETS, rows)
+            check_particles(particles[here], table.where + PARTICLES, rows.start)
+            check_jets(jets[here], table.where + JETS, rows.start)
+            _clean(particles[here], jets[here])
+        start += table.n_jets
+    classes = np.array([CLASSES.index(table.name) for table in tables], np.int64)
+    labels = np.repeat(classes, [table.n_jets for table in tables])
+    return JetData(
+        particles=particles,
+        labels=labels,
+        jets=jets,
+        fingerprint=content_fingerprint(particles, labels, jets),
+        source=source,
+        metadata=metadata,
+    )
 
 
 def _dataset(container: h5py.Group, where: str, name: str, row_shape: tuple[int, ...]) -> h5py.Dataset:
@@ -166,73 +203,87 @@ def _check_lengths(where: str, n_particle_rows: int, n_jet_rows: int, count: int
         raise DataError(f"{where}{PARTICLES} holds {n_particle_rows} jets, {count} are needed")
 
 
-def _rows(dataset: h5py.Dataset, where: str, count: int | None) -> np.ndarray:
+def _rows(dataset: h5py.Dataset, where: str, rows: slice) -> np.ndarray:
     try:
-        values = dataset[:count]
+        values = dataset[rows]
     except OSError as error:
         raise DataError(f"{where} cannot be read, the file is damaged ({_first_line(error)})") from None
     with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which check_* reports
-        return values.astype(np.float32)
+        return values.astype(np.float32, copy=False)
 
 
-def check_particles(particles: np.ndarray, where: str) -> None:
+def check_particles(particles: np.ndarray, where: str, first_row: int = 0) -> None:
     """Check rows of (jet, 30, 4) features; `where` opens the message of the DataError."""
-    _check_finite(particles, where, PARTICLE_COLUMNS)
+    _check_finite(particles, where, PARTICLE_COLUMNS, first_row)
     pt_rel, mask = particles[..., 2], particles[..., 3]
-    _raise_at(~np.isin(mask, (0.0, 1.0)), mask, where, "mask must be 0 or 1")
-    _raise_at((mask == 1) & (pt_rel <= 0), pt_rel, where, "pt_rel of a valid particle must be > 0")
+    _raise_at((mask != 0) & (mask != 1), mask, where, "mask must be 0 or 1", first_row)
+    _raise_at((mask == 1) & (pt_rel <= 0), pt_rel, where, "pt_rel of a valid particle must be > 0", first_row)
     n_valid = mask.sum(axis=1)
-    _raise_at(n_valid == 0, n_valid, where, "a jet must have at least one valid particle")
+    _raise_at(n_valid == 0, n_valid, where, "a jet must have at least one valid particle", first_row)
 
 
-def check_jets(jets: np.ndarray, where: str) -> None:
+def check_jets(jets: np.ndarray, where: str, first_row: int = 0) -> None:
     """Check rows of (jet, 4) features; `where` opens the message of the DataError."""
-    _check_finite(jets, where, JET_COLUMNS)
-    _raise_at(jets[:, 0] <= 0, jets[:, 0], where, "jet pT must be > 0")
+    _check_finite(jets, where, JET_COLUMNS, first_row)
+    _raise_at(jets[:, 0] <= 0, jets[:, 0], where, "jet pT must be > 0", first_row)
 
 
-def _check_finite(values: np.ndarray, where: str, columns: tuple[str, ...]) -> None:
+def _check_finite(values: np.ndarray, where: str, columns: tuple[str, ...], first_row: int) -> None:
     for column, name in enumerate(columns):
-        _raise_at(~np.isfinite(values[..., column]), values[..., column], where, f"{name} must be finite")
+        _raise_at(~np.isfinite(values[..., column]), values[..., column], where, f"{name} must be finite", first_row)
 
 
-def _raise_at(broken: np.ndarray, values: np.ndarray, where: str, rule: str) -> None:
-    """Raise for the first place where `broken` (jet,) or (jet, particle) is true."""
+def _raise_at(broken: np.ndarray, values: np.ndarray, where: str, rule: str, first_row: int) -> None:
+    """Raise for the first place where `broken` (jet,) or (jet, particle) of one block is true."""
     if not broken.any():
         return
     place = np.unravel_index(np.argmax(broken), broken.shape)
-    spot = f"row {place[0]}" + (f", particle {place[1]}" if len(place) == 2 else "")
-    others = np.count_nonzero(broken) - 1
-    raise DataError(f"{where}, {spot}: {rule}, got {values[place]:g}" + (f" (and {others} more)" if others else ""))
+    spot = f"row {first_row + place[0]}" + (f", particle {place[1]}" if len(place) == 2 else "")
+    others = np.count_nonzero(broken) - 1  # blocks behind this one are not looked at
+    more = f" (and at least {others} more)" if others else ""
+    raise DataError(f"{where}, {spot}: {rule}, got {values[place]:g}{more}")
 
 
-def _clean(particles: np.ndarray) -> np.ndarray:
-    """Zero the features of padding, so that a sum over the 30 slots is a sum over particles."""
-    return particles * particles[..., 3:]
+def _clean(particles: np.ndarray, jets: np.ndarray) -> None:
+    """Zero the features of padding, so that a sum over the 30 slots is a sum over particles, and cap the count.
+
+    JetNet counts all particles of a jet; ours is the number of those kept, at most 30. Changes our own copy in place.
+    """
+    particles *= particles[..., 3:]
+    np.minimum(jets[:, 3], N_PARTICLES, out=jets[:, 3])
 
 
-def _cap_multiplicity(jets: np.ndarray) -> np.ndarray:
-    """JetNet counts all particles of a jet; ours is the number of those kept, at most 30."""
-    capped = jets.copy()
-    capped[:, 3] = np.minimum(jets[:, 3], N_PARTICLES)
-    return capped
-
-
-def write(path: Path, per_class: Mapping[str, tuple[np.ndarray, np.ndarray]], attributes: Mapping[str, str]) -> None:
+def write(path: Path, per_class: Mapping[str, tuple[int, Iterable[Arrays]]], attributes: Mapping[str, str]) -> None:
     """Write one file in JetNet's layout, whole or not at all; equal content gives equal bytes.
+
+    Never more than a block is held in memory. Not compressed: gzip makes such a file 0.4 to 0.7 times as large and
+    its reading several times slower.
 
     Parameters
     ----------
     path : Path
         Target, replaced if it exists.
     per_class : mapping
-        Class name -> (particles (jet, 30, 4), jets (jet, 4)), float32.
+        Class name -> number of jets, and blocks of (particles (jet, 30, 4), jets (jet, 4)) float32 that make it up.
     attributes : mapping
-        Settings, versions and citations, kept as attributes of the file.
+        Settings, versions and citations, kept as attributes of the file, beside its own "fingerprint".
     """
     with written_whole(path) as partial, h5py.File(partial, "w") as file:  # the file closes before it is moved
         file.attrs.update(dict(attributes))
-        for name, (particles, jets) in per_class.items():
-            group = file.create_group(name)
-            for key, values in ((PARTICLES, particles), (JETS, jets)):
-                group.create_dataset(key, data=values, compression="gzip", compression_opts=4, shuffle=True)
+        for name, (n_jets, parts) in per_class.items():
+            particle_set = file.create_dataset(f"{name}/{PARTICLES}", (n_jets, N_PARTICLES, 4), np.float32)
+            jet_set = file.create_dataset(f"{name}/{JETS}", (n_jets, 4), np.float32)
+            done = 0
+            for particles, jets in parts:
+                rows = slice(done, done + len(jets))
+                particle_set[rows], jet_set[rows] = particles, jets
+                done = rows.stop
+            if done != n_jets:
+                raise ValueError(f"blocks of class {name} must hold {n_jets} jets, got {done}")
+        file.attrs["fingerprint"] = content_of(file)
+
+
+def content_of(file: h5py.File) -> str:
+    """Fingerprint of the jets in an open file of one's own, read block by block."""
+    names = [name for name in CLASSES if name in file]
+    return content_fingerprint(*(file[name][key] for name in names for key in (PARTICLES, JETS)))

@@ -1,7 +1,8 @@
 """One door to all jets: generated, the real JetNet, or any file in its layout."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jbot.data import hdf5
 from jbot.data.jetdata import DataError, JetData
@@ -16,6 +17,7 @@ def load(
     workers: int | None = None,
     cache: Path | None = None,
     progress: bool = True,
+    executor: Callable[..., Any] | None = None,
 ) -> JetData:
     """Load jets.
 
@@ -36,6 +38,8 @@ def load(
         Cache folder; default $JBOT_CACHE or ~/.cache/jbot.
     progress : bool
         Show a bar while generating.
+    executor : callable, optional
+        Generates in place of processes here; see `chunks.Executor`.
 
     Returns
     -------
@@ -47,28 +51,17 @@ def load(
         One line naming the rule, or file, dataset and row, and the value received.
     """
     if source == "pythia":
-        return _generated(jets_per_class, jet_pt=jet_pt, seed=seed, workers=workers, cache=cache, progress=progress)
+        if jets_per_class is None:
+            raise DataError("source 'pythia' needs a number of jets of each class, got None")
+        # Imported here: `python -m jbot.data.pythia` must not find itself imported by the package already.
+        from jbot.data.chunks import generate_file
+        from jbot.data.pythia import Settings
+
+        made = Settings(jet_pt=jet_pt, seed=seed)
+        how: dict[str, Any] = {"workers": workers, "cache": cache, "progress": progress, "executor": executor}
+        return hdf5.read(generate_file(jets_per_class, made, **how))
     if source == "jetnet":
         from jbot.data.jetnet import load_jetnet
 
         return load_jetnet(jets_per_class, cache)
     return hdf5.read(Path(source).expanduser(), jets_per_class)
-
-
-def _generated(
-    jets_per_class: hdf5.Request,
-    *,
-    jet_pt: float,
-    seed: int,
-    workers: int | None,
-    cache: Path | None,
-    progress: bool,
-) -> JetData:
-    # Imported here: `python -m jbot.data.pythia` must not find itself imported by the package already.
-    from jbot.data.chunks import generate_file
-    from jbot.data.pythia import Settings
-
-    if jets_per_class is None:
-        raise DataError("source 'pythia' needs a number of jets of each class, got None")
-    settings = Settings(jet_pt=jet_pt, seed=seed)
-    return hdf5.read(generate_file(jets_per_class, settings, workers=workers, cache=cache, progress=progress))

@@ -4,7 +4,8 @@
 
 JetNet's jets rebuilt at any jet pT and any number. Settings marked "fitted" were adjusted to published figures of
 JetNet (arXiv:2106.11535) at 1 TeV, never to the jets themselves; `python -m jbot.data.validate FILE` holds a sample
-against those figures. This file is the physics of one batch of events; `chunks` runs it in parallel and caches it.
+against those figures. This file is the physics of one batch of events; `chunks` runs it in parallel and caches it, and
+`python -m cluster.generate` does so on all nodes of a Ray cluster.
 
 pythia8mc, fastjet and awkward (GPL-2.0-or-later) are the extra [pythia], imported here alone and only when used.
 """
@@ -111,9 +112,13 @@ class Settings:
             "seed": str(self.seed),
             "recipe": str(RECIPE),
             "batch": str(BATCH),
-            "pythia8mc": installed_version("pythia8mc"),
-            "fastjet": installed_version("fastjet"),
+            **generator_versions(),
         }
+
+
+def generator_versions() -> dict[str, str]:
+    """Versions of the two packages whose other versions would make other jets."""
+    return {package: installed_version(package) for package in ("pythia8mc", "fastjet")}
 
 
 def installed_version(package: str) -> str:
@@ -374,13 +379,22 @@ def jet_features(p4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets, or take them from the cache, and say where they are. Exit codes: 0, 2 (bad request), 130."""
+    return answer(parser("python -m jbot.data.pythia", __doc__ or "").parse_args(arguments))
+
+
+def answer(options: argparse.Namespace, executor: Any = None) -> int:
+    """Do what the command line asks for; `executor` as in `chunks.generate_file`."""
     from jbot.data.chunks import generate_file  # chunks imports this module
 
-    options = _parser().parse_args(arguments)
     try:
-        settings = Settings(jet_pt=options.pt, radius=options.radius, seed=options.seed)
-        counts = dict.fromkeys(options.classes, options.jets)
-        path = generate_file(counts, settings, workers=options.workers, cache=options.cache, out=options.out)
+        path = generate_file(
+            dict.fromkeys(options.classes, options.jets),
+            Settings(jet_pt=options.pt, radius=options.radius, seed=options.seed),
+            workers=options.workers,
+            cache=options.cache,
+            out=options.out,
+            executor=executor,
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -391,17 +405,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jbot.data.pythia", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--jets", type=int, required=True, help="jets of each class")
-    parser.add_argument("--pt", type=float, default=1000.0, help="jet pT in GeV (default 1000)")
-    parser.add_argument("--radius", type=float, help="anti-kT radius (default 0.4 * 1000 / pT)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES)
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--out", type=Path, help="also write the file here (default: only the cache)")
-    parser.add_argument("--cache", type=Path, help="cache folder (default $JBOT_CACHE or ~/.cache/jbot)")
-    return parser
+def parser(program: str, about: str) -> argparse.ArgumentParser:
+    """The options of a generating command; `about` opens with the line that describes it."""
+    made = argparse.ArgumentParser(prog=program, description=about.splitlines()[0])
+    made.add_argument("--jets", type=int, required=True, help="jets of each class")
+    made.add_argument("--pt", type=float, default=1000.0, help="jet pT in GeV (default 1000)")
+    made.add_argument("--radius", type=float, help="anti-kT radius (default 0.4 * 1000 / pT)")
+    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES)
+    made.add_argument("--workers", type=int, help="chunks made at once (default: one a core)")
+    made.add_argument("--out", type=Path, help="also write the file here (default: only the cache)")
+    made.add_argument("--cache", type=Path, help="cache folder (default $JBOT_CACHE or ~/.cache/jbot)")
+    return made
 
 
 if __name__ == "__main__":
