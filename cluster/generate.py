@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import ray
@@ -39,21 +40,33 @@ def cluster_executor(address: str | None, at_once: int | None = None) -> Executo
     """
 
     def run(chunks: Sequence[Chunk]) -> Generator[int, None, None]:
-        with connected(address):
-            yield from on_nodes(chunks, at_once)
+        with ExitStack() as stack:  # a cluster that is not there is said now, before a progress bar is drawn
+            stack.enter_context(connected(address))
+            finished = on_nodes(chunks, at_once)
+            return _while_open(stack.pop_all(), finished)
 
     return run
+
+
+def _while_open(stack: ExitStack, finished: Generator[int, None, None]) -> Generator[int, None, None]:
+    with stack, closing(finished):
+        yield from finished
 
 
 def on_nodes(
     chunks: Sequence[Chunk], at_once: int | None = None, make: Callable[[Chunk], Made] = generate_chunk
 ) -> Generator[int, None, None]:
-    """Make chunks on the nodes of the connected cluster; yields the jets of each when its file is written.
+    """Make chunks on the nodes of the connected cluster, which are checked at once.
 
     Parameters
     ----------
     make : callable
         The physics of one chunk; called on the nodes.
+
+    Returns
+    -------
+    generator
+        Yields the jets of each chunk when its file is written; closed early, it stops what is running.
 
     Raises
     ------
@@ -65,13 +78,18 @@ def on_nodes(
     versions = pythia.generator_versions()
     check_generators(versions)
     task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD")(made_here)
+    return _gather(chunks, lambda chunk: task.remote(chunk, versions, make), at_once)
+
+
+def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: int | None) -> Generator[int, None, None]:
+    """Keep a bounded number of tasks in flight, and write what they send."""
     waiting = iter(chunks)
     running: dict[Any, Chunk] = {}
     try:
         while True:
             room = (at_once or _room()) - len(running)
             for _, chunk in zip(range(room), waiting, strict=False):  # the range first: it must not eat a chunk
-                running[task.remote(chunk, versions, make)] = chunk
+                running[submit(chunk)] = chunk
             if not running:
                 return
             for finished in ray.wait(list(running))[0]:

@@ -119,6 +119,7 @@ def wait_for(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_generator")
 def test_a_dead_node_has_its_chunks_made_elsewhere(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
@@ -169,7 +170,7 @@ def test_a_killed_worker_has_its_chunk_made_again(nodes, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("any_generator")
 def test_a_chunk_that_always_kills_its_worker_is_given_up(nodes, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="given up after 3 retries .*; the same command continues"):
+    with pytest.raises(DataError, match=r"given up after 3 retries .*; the same command continues"):
         list(generate.on_nodes(some_chunks(tmp_path, 1), make=lambda chunk: os._exit(1)))
 
 
@@ -178,7 +179,7 @@ def test_an_error_of_the_physics_is_said_as_it_is(nodes, tmp_path: Path) -> None
     def refuse(chunk: Chunk) -> chunks.Made:
         raise DataError("Pythia could not start")
 
-    with pytest.raises(DataError, match="^Pythia could not start$"):
+    with pytest.raises(DataError, match=r"^Pythia could not start$"):
         list(generate.on_nodes(some_chunks(tmp_path, 3), make=refuse))
 
 

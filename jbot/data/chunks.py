@@ -164,7 +164,7 @@ def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> Non
     if not missing:
         return
     n_jets = sum(chunk.n_jets for chunk in missing)
-    with _progress_bar(n_jets, progress) as advance, closing(executor(missing)) as finished:
+    with closing(executor(missing)) as finished, _progress_bar(n_jets, progress) as advance:
         for done in finished:
             advance(done)
 
