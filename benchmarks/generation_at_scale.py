@@ -1,0 +1,231 @@
+"""Jets by the million: whole chunks against bare Pythia, workers, Ray's overhead, and one file of all of them.
+
+    python -m benchmarks.generation_at_scale [--jets 1000] [--file-jets 10000000] [--only classes,workers,ray,file]
+
+Physics: a chunk as it is made in earnest, Pythia's start included, against as many `next()` of a Pythia started alike.
+`ray` moves ready-made chunks of full size, so that what is left is Ray's cost and the writing. `file` links one chunk
+into all places: figures of memory and time, not jets. Times are of this machine, as loaded as it is: compare in a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jbot.data import hdf5
+from jbot.data.chunks import CHUNK, Chunk, Made, generate_chunk, generate_file, local_executor, save_chunk
+from jbot.data.jetdata import CLASSES
+from jbot.data.pythia import Settings, start_pythia
+
+SETTINGS = Settings(seed=1)
+Row = dict[str, Any]
+
+
+# --- physics ------------------------------------------------------------------------------------------------------
+
+
+def classes(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """CPU seconds of one chunk of each class, and of the events behind it alone; in turn the one or the other first."""
+    rows = []
+    for number, name in enumerate(CLASSES):
+        chunk = Chunk(name, 0, options.jets, SETTINGS, scratch)
+        bare = _bare(chunk) if number % 2 else 0.0
+        begun = time.process_time()
+        events = generate_chunk(chunk)[2]
+        whole = time.process_time() - begun
+        bare = bare or _bare(chunk)
+        rows.append(
+            {
+                "what": f"{name}: chunk of {options.jets}",
+                "jets per CPU s": options.jets / whole,
+                "CPU s over bare next()": whole / (bare * events),
+                "events per jet": events / options.jets,
+            }
+        )
+    return rows
+
+
+def _bare(chunk: Chunk) -> float:
+    """CPU seconds an event of Pythia alone, its start included, over as many events as jets are wanted."""
+    begun = time.process_time()
+    seeds = np.random.SeedSequence([SETTINGS.seed, CLASSES.index(chunk.name), 0]).spawn(3)
+    pythia, _hook = start_pythia(chunk.name, SETTINGS, seeds[0], np.random.default_rng(seeds[2]))
+    for _ in range(chunk.n_jets):
+        pythia.next()
+    return (time.process_time() - begun) / chunk.n_jets
+
+
+# --- workers ------------------------------------------------------------------------------------------------------
+
+
+def workers(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Wall seconds of the same chunks by one process, two, and Ray with two CPUs; forwards and backwards (ABBA)."""
+    import ray
+
+    from cluster.generate import on_nodes
+
+    chunks_each = [Chunk("q", number, max(1, options.jets // 4), SETTINGS, scratch) for number in range(8)]
+    ways: dict[str, Callable[[], Any]] = {
+        "this process": lambda: list(local_executor(1)(chunks_each)),
+        "two processes": lambda: list(local_executor(2)(chunks_each)),
+        "Ray, two CPUs": lambda: list(on_nodes(chunks_each)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for name in [*ways, *reversed(ways)]:
+            begun = time.perf_counter()
+            ways[name]()
+            seconds[name].append(time.perf_counter() - begun)
+    finally:
+        ray.shutdown()
+    jets = sum(chunk.n_jets for chunk in chunks_each)
+    alone = sum(seconds["this process"])
+    return [
+        {"what": f"{name}: {jets} q jets", "jets per s": 2 * jets / sum(took), "over this process": alone / sum(took)}
+        for name, took in seconds.items()
+    ]
+
+
+def ray_overhead(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Wall milliseconds a chunk without any physics: written here, and sent by Ray and written here."""
+    import ray
+
+    from cluster.generate import on_nodes
+
+    chunks = [Chunk("q", number, CHUNK, SETTINGS, scratch) for number in range(200)]
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        list(on_nodes(chunks[:4], make=ready_made))  # workers start
+        begun = time.perf_counter()
+        list(on_nodes(chunks, make=ready_made))
+        sent = (time.perf_counter() - begun) / len(chunks)
+    finally:
+        ray.shutdown()
+    begun = time.perf_counter()
+    for chunk in chunks:
+        save_chunk(chunk, ready_made(chunk))
+    written = (time.perf_counter() - begun) / len(chunks)
+    return [
+        {"what": "chunk of 1000 made of nothing and written here", "ms per chunk": 1000 * written},
+        {"what": "the same sent by a Ray task", "ms per chunk": 1000 * sent},
+    ]
+
+
+def ready_made(chunk: Chunk) -> Made:
+    """A chunk's arrays without physics."""
+    particles = np.random.default_rng(chunk.number).random((chunk.n_jets, 30, 4), np.float32)
+    particles[..., 3] = 1
+    return particles, np.full((chunk.n_jets, 4), 100, np.float32), chunk.n_jets
+
+
+# --- one file -----------------------------------------------------------------------------------------------------
+
+
+def one_file(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Seconds and peak memory of putting chunks together, of finding the file again, and of loading it."""
+    counts = dict.fromkeys(CLASSES, options.file_jets // len(CLASSES))
+    rows = []
+    for what, phase in (("put together", _assemble), ("found again", _assemble), ("loaded", _load)):
+        seconds, peak = _in_own_process(phase, counts, scratch)
+        jets = sum(counts.values())
+        rows.append(
+            {"what": f"{what}: {jets:,} jets", "s": seconds, "peak GB": peak, "particles GB": jets * 30 * 4 * 4 / 1e9}
+        )
+    return rows
+
+
+def _in_own_process(phase: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    context = multiprocessing.get_context("spawn")
+    told = context.SimpleQueue()
+    child = context.Process(target=_measure, args=(told, phase, *arguments))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"measuring process ended with exit code {child.exitcode}")
+    return told.get()
+
+
+def _measure(told: Any, phase: Callable[..., None], *arguments: Any) -> None:
+    """Seconds, and GB by which the process has grown at its largest."""
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    phase(*arguments)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told.put((time.perf_counter() - begun, (peak - before) * 1024 / 1e9))
+
+
+def _assemble(counts: dict[str, int], scratch: Path) -> None:
+    generate_file(counts, SETTINGS, cache=scratch, progress=False, executor=linked)
+
+
+def _load(counts: dict[str, int], scratch: Path) -> None:
+    (path,) = scratch.rglob("jets_*.h5")
+    hdf5.read(path, counts)
+
+
+def linked(chunks: Sequence[Chunk]) -> Generator[int, None, None]:
+    """An executor that writes one chunk and links it into the places of all others."""
+    first = chunks[0]
+    save_chunk(first, ready_made(first))
+    for chunk in chunks[1:]:
+        os.link(first.path, chunk.path)
+        yield chunk.n_jets
+
+
+# --- command line -------------------------------------------------------------------------------------------------
+
+SECTIONS = {"classes": classes, "workers": workers, "ray": ray_overhead, "file": one_file}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the sections asked for, print a table of each, and write all rows as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation_at_scale", description=(__doc__ or "")[:111])
+    parser.add_argument("--jets", type=int, default=CHUNK, help="jets of a chunk of physics")
+    parser.add_argument("--file-jets", type=int, default=10_000_000, help="jets of the file (multiple of 5000)")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--scratch", type=Path, help="folder for files of size 500 bytes a jet (default: /tmp)")
+    parser.add_argument("--out", type=Path, default=Path("results/bench/generation_at_scale.json"))
+    options = parser.parse_args(arguments)
+    wanted = options.only.split(",")
+    if unknown := [name for name in wanted if name not in SECTIONS]:
+        parser.error(f"sections are {', '.join(SECTIONS)}, got {', '.join(unknown)}")
+    if options.jets < 1 or options.file_jets < 5 * CHUNK or options.file_jets % (5 * CHUNK):
+        parser.error(f"--jets must be >= 1 and --file-jets a multiple of {5 * CHUNK}")
+    where = {"cpu_count": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()}
+    result: dict[str, Any] = {"where": where}
+    for name in wanted:
+        with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+            result[name] = SECTIONS[name](options, Path(scratch))
+        show(name, result[name])
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1))
+    print(options.out)
+    return 0
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """A table of one section."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
