@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -87,6 +88,9 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
+        # process ("core worker has already been shutdown"), so they are freed before.
+        gc.collect()
         ray.shutdown()
 
 

@@ -1,5 +1,6 @@
 """JetNet's layout: what is written is read again, and every fault names file, dataset and row."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from jbot.data import CLASSES, DataError, hdf5, load
+from jbot.data import CLASSES, DataError, hdf5, jetdata, load
 
 SAMPLE = Path(__file__).parent / "data" / "jets_sample.h5"
 
@@ -192,3 +193,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
         hdf5.write(path, {"q": (1, [(object(), object())])}, {})  # type: ignore[dict-item]
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_blocks_change_nothing_but_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(str(SAMPLE), jets_per_class=None)
+    monkeypatch.setattr(jetdata, "BLOCK", 7)
+    parts = load(str(SAMPLE), jets_per_class=None)
+    np.testing.assert_array_equal(parts.particles, whole.particles)
+    assert parts.fingerprint == whole.fingerprint
+    digest = hashlib.sha256()
+    for array in (whole.particles, whole.labels, whole.jets):
+        digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    assert whole.fingerprint == digest.hexdigest()
+
+
+def test_a_fault_behind_the_first_block_names_its_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetdata, "BLOCK", 7)
+    with h5py.File(copy, "r+") as file:
+        file["g/jet_features"][23, 1] = np.nan
+    with pytest.raises(DataError, match=r"g/jet_features, row 23: eta must be finite, got nan"):
+        load(str(copy), jets_per_class=None)
+
+
+def test_a_file_written_in_parts_says_when_parts_are_missing(tmp_path: Path) -> None:
+    hdf5.write(tmp_path / "parts.h5", {"q": (6, [one_class(), one_class()])}, {})
+    hdf5.write(tmp_path / "whole.h5", {"q": (6, [one_class(6)])}, {})
+    assert (tmp_path / "parts.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    with pytest.raises(ValueError, match="blocks of class q must hold 6 jets, got 3"):
+        hdf5.write(tmp_path / "short.h5", {"q": (6, [one_class()])}, {})
+    assert not (tmp_path / "short.h5").exists()

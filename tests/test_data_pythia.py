@@ -2,13 +2,14 @@
 
 import multiprocessing
 import os
+import tracemalloc
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from jbot.data import DataError, chunks, load, pythia
+from jbot.data import DataError, chunks, jetdata, load, pythia
 from jbot.data.chunks import Chunk, generate_file, make_chunk
 from jbot.data.files import STALE_SECONDS, remove_leftovers
 from jbot.data.pythia import Settings, card, jet_features
@@ -242,3 +243,33 @@ def test_command_line(tmp_path: Path, fake: list, capsys: pytest.CaptureFixture)
 def test_generation_needs_a_number_of_jets() -> None:
     with pytest.raises(DataError, match="source 'pythia' needs a number of jets of each class, got None"):
         load("pythia", jets_per_class=None)
+
+
+def test_another_executor_makes_the_same_file(tmp_path: Path, fake: list) -> None:
+    here = generate_file({"q": 25}, SETTINGS, workers=1, cache=tmp_path / "here", progress=False)
+    given = []
+
+    def backwards(wanted):
+        for chunk in reversed(wanted):
+            given.append(chunk.number)
+            chunks.save_chunk(chunk, chunks.generate_chunk(chunk))
+            yield chunk.n_jets
+
+    (tmp_path / "there").mkdir()
+    there = generate_file({"q": 25}, SETTINGS, cache=tmp_path / "there", progress=False, executor=backwards)
+    assert given == [2, 1, 0]
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_putting_a_large_file_together_holds_a_chunk_at_a_time(
+    tmp_path: Path, fake: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak of Python's own and numpy's allocations: 20,000 jets are 9.6 MB, chunks and blocks of 200 are 0.1 MB."""
+    monkeypatch.setattr(chunks, "CHUNK", 200)
+    monkeypatch.setattr(jetdata, "BLOCK", 200)
+    generate_file({"q": 20}, SETTINGS, workers=1, cache=tmp_path, progress=False)  # what is imported on first use
+    tracemalloc.start()
+    generate_file({"q": 20_000}, SETTINGS, workers=1, cache=tmp_path, progress=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6

@@ -240,7 +240,7 @@ def test_bad_requests_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.usefixtures("generator")
 def test_ctrl_c_keeps_finished_chunks_and_the_same_command_continues(cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cluster.generate", "--address", cluster.address, "--cache", tmp_path]
-    command += ["--jets", "100", "--out", tmp_path / "out.h5"]
+    command += ["--jets", "60", "--out", tmp_path / "out.h5"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     options = {"text": True, "cwd": ROOT, "env": environment}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
@@ -258,4 +258,4 @@ def test_ctrl_c_keeps_finished_chunks_and_the_same_command_continues(cluster, tm
     assert again.returncode == 0, again.stderr
     assert again.stdout == f"{tmp_path / 'out.h5'}\n"
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
-    assert len(load(str(tmp_path / "out.h5"), jets_per_class=None).labels) == 500
+    assert len(load(str(tmp_path / "out.h5"), jets_per_class=None).labels) == 300
