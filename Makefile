@@ -1,5 +1,6 @@
 # make study   environment, jets, masking study, report     PRESET=smoke|quick|gpu|paper DATA= SEEDS= ARGS=
 # make test    environment, tests
+# make bench   environment, benchmark of the trainer          ARGS="--quick --only step,packs --device cuda"
 # make lint    format, lint and types
 
 PYTHON ?= python3
@@ -10,13 +11,16 @@ PRESET ?= quick
 
 OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: study test lint format clean
+.PHONY: study test bench lint format clean
 
 study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

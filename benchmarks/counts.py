@@ -1,0 +1,72 @@
+"""What a training step has to compute, from the Config; and what the eager operations move, counted.
+
+FLOP of one token in one forward pass (a multiply-add is 2), d = dim, a = heads * head_dim, p = projection, T = tokens:
+
+    embed      2 * 4 d                    particles only
+    block      2 * (3 d a                 q, k, v
+                  + 2 T a                 scores, and the mean of the values
+                  + a d + 8 d^2)          output, FFN d -> 4d -> d
+    head       2 * (8 p d + 8 p^2)        d -> 8p -> p
+
+A jet has two views. The teacher does one forward pass, the student one and a backward pass of twice its cost: 4 in all.
+`used` is the share of the student's tokens that the loss looks at, [CLS] and the masked particles. Behind keys and
+values, the last block and the head are needed for those alone. Left out: softmax, GELU, norms, KoLeo, augmentation,
+the optimiser. Padding counts as particles: that is how it is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from jbot.config import Config
+from jbot.model import FEATURES, FFN_WIDTH, HEAD_WIDTH
+
+VIEWS = 2
+PASSES_TEACHER, PASSES_STUDENT = 1, 3
+
+
+def step_flop(config: Config, used: float = 1.0) -> float:
+    """FLOP of one training step for one jet; `used` in [0, 1], 1 for a student that is not pruned."""
+    if not 0.0 <= used <= 1.0:
+        raise ValueError(f"used must be in [0, 1], got {used}")
+    teacher, student = forward_flop(config, 1.0), forward_flop(config, used)
+    return VIEWS * (PASSES_TEACHER * teacher + PASSES_STUDENT * student)
+
+
+def forward_flop(config: Config, used: float) -> float:
+    """FLOP of one forward pass of one view."""
+    model, particles = config.model, config.data.particles
+    d, a, p, tokens = model.dim, model.heads * model.head_dim, model.projection, particles + 1
+    key_value, query = 2 * 2 * d * a, 2 * d * a
+    behind = query + 2 * 2 * tokens * a + 2 * a * d + 2 * 2 * FFN_WIDTH * d * d
+    head = 2 * (HEAD_WIDTH * p * d + HEAD_WIDTH * p * p)
+    full_blocks = (model.layers - 1) * (key_value + behind)
+    last = key_value + used * (behind + head)
+    return particles * 2 * FEATURES * d + tokens * (full_blocks + last)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts bytes while it is active: each operation reads its inputs and writes its outputs once.
+
+    What operations that are not fused move between themselves, had they no cache. An operation written in place is
+    read and written. Views move nothing; a broadcast input counts once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and add its bytes."""
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False) and "empty" not in str(func):
+            self.bytes += sum(_bytes(x) for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+        return result
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())

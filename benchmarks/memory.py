@@ -1,0 +1,99 @@
+"""Memory of a trial: how far a process grows that trains a pack.
+
+python -m benchmarks.memory --model S --batch 256 --pack 4     one such process, as the benchmark starts them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.steps import Setting
+from benchmarks.timing import NotAvailable, Row, no_row, quartiles, value_row
+from benchmarks.trainer import MODELS, Pack, read_jets, steps_of
+from jbot.config import override
+
+ROOT = Path(__file__).parent.parent
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STEPS = 3
+MIB = 2**20
+
+
+def memory(setting: Setting, sizes: tuple[int, ...] = (1, 2, 4, 8), path: Path | None = None) -> list[Row]:
+    """Peak memory by pack size, and the share of each trial."""
+    path = path or ROOT / "tests/data/jets_sample.h5"
+    batch, repeats = (64, 1) if setting.quick else (256, 2)
+    wanted = [("S", batch, size) for size in sizes]
+    if not setting.quick:
+        wanted += [("S", 1024, 1), ("B", 1024, 1)]
+    rows = []
+    for model, jets, size in wanted:
+        what = f"{model} batch {jets}, pack of {size}"
+        settings = {"model": model, "batch": jets, "pack": size, "device": setting.device.type}
+        try:
+            peaks = [peak_growth(setting.device, model, jets, size, path) / MIB for _ in range(repeats)]
+        except NotAvailable as reason:
+            rows.append(no_row(what, "MiB", str(reason), "not available", settings=settings))
+            continue
+        each = quartiles([peak / size for peak in peaks])[0]
+        note = f"{each:.0f} MiB a trial"
+        rows.append(value_row(what, "MiB", peaks, note=note, settings=settings | {"mib_a_trial": each}))
+        if setting.advance:
+            setting.advance()
+    return rows
+
+
+def peak_growth(device: torch.device, model: str, batch: int, size: int, path: Path) -> int:
+    """Bytes: device memory on CUDA; else what a fresh process of one thread grows by, from imports to the peak."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        _train(device, model, batch, size, path)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    if not STATUS.exists():
+        raise NotAvailable("peak memory is read from /proc, which this system has not")
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--batch", str(batch), "--pack", str(size)]
+    done = subprocess.run([*command, "--data", str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotAvailable((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return int(json.loads(done.stdout)["growth"])
+
+
+def _train(device: torch.device, model: str, batch: int, size: int, path: Path) -> None:
+    config = override(MODELS[model], {"train.batch": batch})
+    pack = Pack(config, torch.from_numpy(read_jets(path).particles), size=size, device=device)
+    for _ in steps_of(pack, STEPS):
+        pass
+
+
+def _status(name: str) -> int:
+    """A value of /proc/self/status in bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    """Train in this process and print by how many bytes it grew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=list(MODELS), default="S")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--pack", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=ROOT / "tests/data/jets_sample.h5")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    _train(cpu, "S", 2, 1, options.data)  # libraries that are loaded on first use belong to no trial
+    CLEAR.write_text("5")  # the peak starts again from here
+    before = _status("VmRSS")
+    _train(cpu, options.model, options.batch, options.pack, options.data)
+    print(json.dumps({"before": before, "growth": max(0, _status("VmHWM") - before)}))
+
+
+if __name__ == "__main__":
+    main()
