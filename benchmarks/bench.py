@@ -32,7 +32,7 @@ from benchmarks.machine import environment, limits
 from benchmarks.memory import ROOT, memory
 from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
 from benchmarks.timing import NotAvailable, Row, no_row
-from benchmarks.trainer import read_jets
+from benchmarks.trainer import ENGINES, read_jets
 from benchmarks.trials import trials
 from jbot.data.jetdata import DataError
 from jbot.record import RecordError
@@ -42,9 +42,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 SECTIONS: dict[str, tuple[str, Callable[[Setting, argparse.Namespace], list[Row]]]] = {
     "limits": ("limits of the machine", lambda s, o: limits(s.device, s.quick, s.advance)),
     "step": ("training steps", lambda s, o: step(s)),
-    "parts": ("parts of the step, plain fp32", lambda s, o: parts(s)),
-    "threads": ("threads and processes, plain fp32", lambda s, o: threads(s)),
-    "packs": ("packs of trials, plain fp32", lambda s, o: packs(s)),
+    "parts": ("parts of the step", lambda s, o: parts(s)),
+    "threads": ("threads and processes", lambda s, o: threads(s)),
+    "packs": ("packs of trials", lambda s, o: packs(s)),
     "memory": ("memory of a trial", lambda s, o: memory(s, path=o.data)),
     "growth": ("growth of the cost of a step", lambda s, o: growth(s)),
     "trials": ("trials an hour of the masking study", lambda s, o: trials(s)),
@@ -81,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", metavar="NAMES", help="sections, separated by commas (default: all)")
     made.add_argument("--quick", action="store_true", help="smaller batches, fewer rounds, no compilation")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="plain",
+        help="of the sections that do not compare engines (default: plain)",
+    )
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the result")
     made.add_argument(
         "--data", type=Path, default=ROOT / "tests/data/jets_sample.h5", help="jets in JetNet's layout, repeated"
@@ -120,7 +126,7 @@ def make_setting(options: argparse.Namespace, **other: Any) -> Setting:
         load_study(options.study)
     options.data = options.data.resolve()
     device, data = torch.device(options.device), read_jets(options.data)
-    return Setting(device=device, quick=options.quick, data=data, study=options.study, **other)
+    return Setting(device=device, quick=options.quick, engine=options.engine, data=data, study=options.study, **other)
 
 
 def run(wanted: list[str], setting: Setting, options: argparse.Namespace) -> dict[str, report.Section]:
@@ -159,6 +165,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
         "when": when,
         "seconds": round(time.perf_counter() - started, 1),
         "quick": setting.quick,
+        "engine": setting.engine,
         "environment": environment(setting.device.type),
         "load_averages": [before, os.getloadavg()],
         "rows": [row.as_dict() for row in rows],

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Row, no_row, quartiles, value_row
-from benchmarks.trainer import MODELS, Pack, read_jets, steps_of
+from benchmarks.trainer import ENGINES, MODELS, Engine, Pack, read_jets, steps_of
 from jbot.config import override
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def memory(setting: Setting, sizes: tuple[int, ...] = (1, 2, 4, 8), path: Path |
         what = f"{model} batch {jets}, pack of {size}"
         settings = {"model": model, "batch": jets, "pack": size, "device": setting.device.type}
         try:
-            peaks = [peak_growth(setting.device, model, jets, size, path) / MIB for _ in range(repeats)]
+            peaks = [peak_growth(setting.device, model, jets, size, path, setting.engine) / MIB for _ in range(repeats)]
         except NotAvailable as reason:
             rows.append(no_row(what, "MiB", str(reason), "not available", settings=settings))
             continue
@@ -48,26 +48,28 @@ def memory(setting: Setting, sizes: tuple[int, ...] = (1, 2, 4, 8), path: Path |
     return rows
 
 
-def peak_growth(device: torch.device, model: str, batch: int, size: int, path: Path) -> int:
+def peak_growth(device: torch.device, model: str, batch: int, size: int, path: Path, engine: Engine = "plain") -> int:
     """Bytes: device memory on CUDA; else what a fresh process of one thread grows by, from imports to the peak."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        _train(device, model, batch, size, path)
+        _train(device, model, batch, size, path, engine)
         return int(torch.cuda.max_memory_allocated(device) - before)
     if not STATUS.exists():
         raise NotAvailable("peak memory is read from /proc, which this system has not")
     command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--batch", str(batch), "--pack", str(size)]
-    done = subprocess.run([*command, "--data", str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--data", str(path), "--engine", engine], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise NotAvailable((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return int(json.loads(done.stdout)["growth"])
 
 
-def _train(device: torch.device, model: str, batch: int, size: int, path: Path) -> None:
+def _train(device: torch.device, model: str, batch: int, size: int, path: Path, engine: Engine) -> None:
     config = override(MODELS[model], {"train.batch": batch})
-    pack = Pack(config, torch.from_numpy(read_jets(path).particles), size=size, device=device)
+    pack = Pack(config, torch.from_numpy(read_jets(path).particles), size=size, device=device, engine=engine)
     for _ in steps_of(pack, STEPS):
         pass
 
@@ -85,13 +87,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pack", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "tests/data/jets_sample.h5")
+    parser.add_argument("--engine", choices=ENGINES, default="plain")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    _train(cpu, "S", 2, 1, options.data)  # libraries that are loaded on first use belong to no trial
+    _train(cpu, "S", 2, 1, options.data, options.engine)  # libraries that are loaded on first use belong to no trial
     CLEAR.write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
-    _train(cpu, options.model, options.batch, options.pack, options.data)
+    _train(cpu, options.model, options.batch, options.pack, options.data, options.engine)
     print(json.dumps({"before": before, "growth": max(0, _status("VmHWM") - before)}))
 
 

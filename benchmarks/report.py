@@ -11,6 +11,8 @@ from typing import Any
 
 SCHEMA = 1
 COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
+ENGINE_SECTIONS = ("parts", "threads", "packs", "memory", "growth")
+"""Sections of one engine, which --engine chooses."""
 RIGHT = ("median", "n", "wall s", "CPU s")
 
 HEAD = """# Benchmark
@@ -22,7 +24,7 @@ rounds: products of cache-sized matrices in the same precision for the FLOP that
 operations move; more than 100% of the memory limit is what caches give. Made by `make bench`."""
 
 Section = dict[str, Any]
-"""title, when, seconds, quick, environment, rows."""
+"""title, when, seconds, quick, engine, environment, load_averages, rows."""
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -61,10 +63,11 @@ def markdown(sections: Mapping[str, Section]) -> str:
 
 def section_text(name: str, section: Section) -> str:
     """One section: title, where it ran, table."""
-    return f"## {name}: {section['title']}\n\n{_where(section)}\n\n{_table([_cells(row) for row in section['rows']])}"
+    table = _table([_cells(row) for row in section["rows"]])
+    return f"## {name}: {section['title']}\n\n{_where(name, section)}\n\n{table}"
 
 
-def _where(section: Section) -> str:
+def _where(name: str, section: Section) -> str:
     """Hardware, versions, load, duration in one line."""
     there = section["environment"]
     hardware, libraries = there["hardware"], there["libraries"]
@@ -77,6 +80,8 @@ def _where(section: Section) -> str:
         f"load {loads}",
         f"{section['when']}, {section['seconds']:.0f} s{', --quick' * section['quick']}",
     ]
+    if name in ENGINE_SECTIONS:
+        parts.insert(0, f"engine {section['engine']}, fp32")
     return "; ".join(parts)
 
 
@@ -211,7 +216,7 @@ def _draw_shares(axes: Any, rows: list[dict[str, Any]]) -> None:
     """How near each step comes to the limits of the machine."""
     from analysis.figures import PALETTE
 
-    names = {"gemm_share": ("GEMM", PALETTE[3]), "memory_share": ("memory", PALETTE[4])}
+    names = {"GEMM_share": ("GEMM", PALETTE[3]), "memory_share": ("memory", PALETTE[4])}
     found = [(row, key) for row in rows for key in names if key in row["settings"]]
     labels = [f"{row['what']}, {names[key][0]}" for row, key in found]
     percent = [[100 * value for value in row["settings"][key]] for row, key in found]
@@ -325,9 +330,9 @@ def _spread(row: Mapping[str, Any]) -> tuple[float, float, float]:
 PANELS = (
     ("step", "training steps, one thread", _draw_step),
     ("step", "shares of the machine's limits", _draw_shares),
-    ("parts", "parts of the step, plain fp32", _draw_parts),
-    ("threads", "threads and processes, plain fp32", _draw_threads),
-    ("packs", "packs of trials, plain fp32", _draw_packs),
+    ("parts", "parts of the step", _draw_parts),
+    ("threads", "threads and processes", _draw_threads),
+    ("packs", "packs of trials", _draw_packs),
     ("memory", "memory of a pack", _draw_memory),
     ("growth", "growth of the cost of a step", _draw_growth),
     ("generation", "jets made by Pythia", _draw_generation),

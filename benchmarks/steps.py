@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ from jbot.data.jetdata import JetData
 
 PAPER_PASSES = 700_000 * 80
 """Jets times epochs of the paper's pre-training (arXiv:2601.11719)."""
+PAPER_BATCHES = {"S": 1024, "B": 1024}
+QUICK_BATCHES = {"S": 128, "B": 64}
 GPU_PACK = 16
 
 
@@ -49,6 +52,8 @@ class Setting:
     device: torch.device
     quick: bool
     data: JetData
+    engine: Engine = "plain"
+    """Of every section but `step` and `gpu`, which compare engines; in fp32."""
     study: str | None = None
     """Folder of a finished study."""
     advance: Advance | None = None
@@ -62,7 +67,7 @@ class Setting:
 
     def config(self, model: str, batch: int | None = None, **changes: Any) -> Config:
         """A model at its batch: the paper's 1024, or a smaller one for a quick run."""
-        usual = self.batches or ({"S": 128, "B": 64} if self.quick else {"S": 1024, "B": 1024})
+        usual = self.batches or (QUICK_BATCHES if self.quick else PAPER_BATCHES)
         changes = {name.replace("__", "."): value for name, value in changes.items()}
         return override(MODELS[model], {"train.batch": batch or usual[model], **changes})
 
@@ -73,8 +78,8 @@ class Setting:
         return interleave(variants, rounds=rounds, budget=budget, device=self.device, advance=self.advance)
 
     def pack(self, config: Config, **options: Any) -> Pack:
-        """Trials on this setting's jets and device."""
-        return Pack(config, self.jets, device=self.device, **options)
+        """Trials on this setting's jets and device, by its engine unless told otherwise."""
+        return Pack(config, self.jets, device=self.device, **{"engine": self.engine, **options})
 
 
 def step_variant(name: str, pack: Pack, threads: int | None = None, steps: int = 1) -> Variant:
@@ -114,37 +119,38 @@ def step(setting: Setting) -> list[Row]:
 
 
 def _step_of(setting: Setting, model: str) -> list[Row]:
-    config = setting.config(model)
-    packs: dict[str, Pack] = {}
-    missing: list[Row] = []
-    for engine in ENGINES:
-        for precision in PRECISIONS:
-            name = f"{model} {engine} {precision}"
-            settings = _settings(setting, model, config) | {"engine": engine, "precision": precision}
-            if engine == "compiled" and setting.quick:
-                missing.append(no_row(name, "jets/s", "left out by --quick: compiles for minutes", settings=settings))
-                continue
-            try:
-                packs[name], seconds = _warm_pack(setting, config, engine, precision)
-            except NotAvailable as reason:
-                missing.append(no_row(name, "jets/s", str(reason), "not available", settings=settings))
-            else:
-                if engine == "compiled":
-                    what = f"{name}, first step with compilation"
-                    missing.append(value_row(what, "s", [seconds], note="from the cache when compiled before"))
+    packs, other_rows = _packs_by_engine(setting, model)
     variants = {name: step_variant(name, pack) for name, pack in packs.items()}
     probes = _probes(setting)
     found = setting.timed([*variants.values(), *probes.values()], rounds=12, budget=45)
     base = variants[f"{model} plain fp32"]
-    used = float(np.mean([_used(pack) for pack in packs.values()]))
-    rows = [
-        _with_limits(rate_row(variants[name], found, "jets/s", base), pack, model, used, probes, found, setting)
-        for name, pack in packs.items()
-    ]
-    shown = f"{step_flop(config) / 1e6:.3g} MFLOP a jet and step, {step_flop(config, used) / 1e6:.3g} needed"
-    note = f"{shown} when the loss looks at {used:.3f} of the tokens (measured)"
-    flop = value_row(f"{model} FLOP needed", "MFLOP/jet", [step_flop(config, used) / 1e6])
-    return [*rows, *missing, dataclasses.replace(flop, state="derived", note=note)]
+    rows = []
+    for name, pack in packs.items():
+        shares = _shares_of_limits(pack, found[name], probes, found)
+        settings = _settings(setting, model, pack) | shares
+        note = ", ".join(f"{100 * share[0]:.0f}% of {limit.split('_')[0]} limit" for limit, share in shares.items())
+        rows.append(rate_row(variants[name], found, "jets/s", base, settings=settings, note=note))
+    return [*rows, *other_rows, _flop_row(model, packs[base.name])]
+
+
+def _packs_by_engine(setting: Setting, model: str) -> tuple[dict[str, Pack], list[Row]]:
+    """Packs that have made a step, by name; and rows that say what is missing, and what compilation took."""
+    packs: dict[str, Pack] = {}
+    rows: list[Row] = []
+    for engine, precision in itertools.product(ENGINES, PRECISIONS):
+        name = f"{model} {engine} {precision}"
+        if engine == "compiled" and setting.quick:
+            rows.append(no_row(name, "jets/s", "left out by --quick: compiles for minutes"))
+            continue
+        try:
+            packs[name], seconds = _warm_pack(setting, setting.config(model), engine, precision)
+        except NotAvailable as reason:
+            rows.append(no_row(name, "jets/s", str(reason), "not available"))
+            continue
+        if engine == "compiled":
+            what = f"{name}, first step with compilation"
+            rows.append(value_row(what, "s", [seconds], note="less when an earlier run has compiled it"))
+    return packs, rows
 
 
 def _warm_pack(setting: Setting, config: Config, engine: Engine, precision: Precision) -> tuple[Pack, float]:
@@ -180,47 +186,52 @@ def _probes(setting: Setting) -> dict[str, Variant]:
     return probes | {"memory": machine.triad(setting.device, mib)}
 
 
-def _with_limits(
-    row: Row,
-    pack: Pack,
-    model: str,
-    used: float,
-    probes: Mapping[str, Variant],
-    found: Mapping[str, list[Sample]],
-    setting: Setting,
-) -> Row:
-    """The row, with its share of the GEMM limit, and of the memory limit where operations are not fused.
+def _shares_of_limits(
+    pack: Pack, samples: list[Sample], probes: Mapping[str, Variant], found: Mapping[str, list[Sample]]
+) -> dict[str, tuple[float, float, float]]:
+    """Share of the GEMM limit, and of the memory limit where operations are not fused: median and quartiles.
 
     By `Sample.busy` of step and limit: other load on the machine cancels.
     """
-    steps = busy_rates(found[row.what], 1.0)
-    flop = step_flop(pack.config, used) * pack.jets_a_step / 1e9
-    settings = _settings(setting, model, pack.config) | {"engine": pack.engine, "precision": pack.precision}
-    settings["gemm_share"] = _share([flop * s for s in steps], probes[pack.precision], found)
+
+    def share(amount: float, probe: Variant) -> tuple[float, float, float]:
+        return ratios(busy_rates(samples, amount), busy_rates(found[probe.name], probe.amount))
+
+    shares = {"GEMM_share": share(step_flop(pack.config, _used(pack)) * pack.jets_a_step / 1e9, probes[pack.precision])}
     if pack.engine == "plain":
-        traffic = pack.traffic() / 1e9
-        settings["memory_share"] = _share([traffic * s for s in steps], probes["memory"], found)
-        settings["traffic_mb_a_jet"] = traffic * 1e3 / pack.jets_a_step
-    note = f"{100 * settings['gemm_share'][0]:.0f}% of GEMM limit"
-    if "memory_share" in settings:
-        note += f", {100 * settings['memory_share'][0]:.0f}% of memory limit"
-    return dataclasses.replace(row, settings=settings, note=note)
+        shares["memory_share"] = share(pack.traffic() / 1e9, probes["memory"])
+    return shares
 
 
-def _share(reached: list[float], probe: Variant, found: Mapping[str, list[Sample]]) -> tuple[float, float, float]:
-    return ratios(reached, busy_rates(found[probe.name], probe.amount))
+def _flop_row(model: str, pack: Pack) -> Row:
+    """What a step needs, and what the eager operations move."""
+    used, megabytes = _used(pack), pack.traffic() / pack.jets_a_step / 1e6
+    full, needed = step_flop(pack.config) / 1e6, step_flop(pack.config, used) / 1e6
+    note = (
+        f"of {full:.3g} MFLOP a jet and step, when the loss looks at {used:.3f} of the tokens (measured); "
+        f"the eager operations move {megabytes:.3g} MB a jet (counted)"
+    )
+    row = value_row(f"{model} FLOP needed", "MFLOP/jet", [needed], note=note)
+    return dataclasses.replace(row, state="derived")
 
 
-def _settings(setting: Setting, model: str, config: Config) -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    return {"model": model, "batch": config.train.batch, "device": setting.device.type, "threads": threads}
+def _settings(setting: Setting, model: str, pack: Pack) -> dict[str, Any]:
+    return {
+        "model": model,
+        "batch": pack.config.train.batch,
+        "pack": pack.size,
+        "engine": pack.engine,
+        "precision": pack.precision,
+        "device": setting.device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
 def parts(setting: Setting) -> list[Row]:
-    """Where the time of a plain fp32 step goes."""
+    """Where the time of a step goes."""
     with one_thread(setting.device):
         return [row for model in MODELS for row in _parts_of(setting, model)]
 
@@ -242,7 +253,7 @@ def _parts_of(setting: Setting, model: str) -> list[Row]:
         (sum(timed[i].wall for timed in samples.values()), sum(timed[i].cpu for timed in samples.values()))
         for i in range(rounds)
     ]
-    settings = _settings(setting, model, pack.config)
+    settings = _settings(setting, model, pack)
     rows = [
         _part_row(f"{model} {part}", timed, total, pack.jets_a_step, settings | {"part": part})
         for part, timed in samples.items()
@@ -283,12 +294,13 @@ def threads(setting: Setting) -> list[Row]:
 def _threads_of(setting: Setting, model: str) -> list[Row]:
     config = setting.config(model)
     counts = sorted({1, 2, machine.cores()})
-    with worker_processes(2, config, setting.data.particles) as workers:
-        variants = [step_variant(f"{model} {machine.thread_count(t)}", setting.pack(config), threads=t) for t in counts]
+    with worker_processes(2, config, setting) as workers:
+        pack = setting.pack(config)
+        variants = [step_variant(f"{model} {machine.thread_count(t)}", pack, threads=t) for t in counts]
         jets = 2 * config.train.batch
         both = Variant(name=f"{model} 2 processes of 1 thread", run=lambda: _all_step(workers), amount=jets)
         found = setting.timed([*variants, both], rounds=10, budget=30)
-    settings = _settings(setting, model, config)
+    settings = _settings(setting, model, pack)
     rows = [
         rate_row(variant, found, "jets/s", variants[0], settings=settings | {"threads": t, "processes": 1})
         for variant, t in zip(variants, counts, strict=True)
@@ -297,16 +309,18 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
 
 
 @contextmanager
-def worker_processes(count: int, config: Config, particles: np.ndarray) -> Iterator[list[Connection]]:
+def worker_processes(count: int, config: Config, setting: Setting) -> Iterator[list[Connection]]:
     """Processes of one thread that make a step whenever they are told to, and wait in between."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe after torch started threads
     ends = [context.Pipe() for _ in range(count)]
     made = [
-        context.Process(target=_work, args=(theirs, config, particles, seed), daemon=True)
-        for seed, (_, theirs) in enumerate(ends)
+        context.Process(target=_work, args=(theirs, config, setting.data.particles, setting.engine), daemon=True)
+        for _, theirs in ends
     ]
     for process in made:
         process.start()
+    for _, theirs in ends:
+        theirs.close()  # the worker's alone now: when it dies, ours says so
     ours = [end for end, _ in ends]
     try:
         yield ours
@@ -317,22 +331,21 @@ def worker_processes(count: int, config: Config, particles: np.ndarray) -> Itera
             process.join(timeout=10)
             if process.is_alive():
                 process.terminate()
-        for _, theirs in ends:
-            theirs.close()
 
 
 def _all_step(workers: list[Connection]) -> float:
     """One step of every worker at once; CPU seconds of all."""
-    for worker in workers:
-        worker.send("step")
-    return sum(float(worker.recv()) for worker in workers)
+    try:
+        for worker in workers:
+            worker.send("step")
+        return sum(float(worker.recv()) for worker in workers)
+    except (EOFError, BrokenPipeError):
+        raise NotAvailable("a worker process died (out of memory?)") from None
 
 
-def _work(orders: Connection, config: Config, particles: np.ndarray, seed: int) -> None:
+def _work(orders: Connection, config: Config, particles: np.ndarray, engine: Engine) -> None:
     torch.set_num_threads(1)
-    pack = Pack(config, torch.from_numpy(particles))
-    for _ in range(seed):
-        pack.choose_batch()
+    pack = Pack(config, torch.from_numpy(particles), engine=engine)
     while True:
         try:
             orders.recv()
@@ -357,16 +370,13 @@ def packs(setting: Setting) -> list[Row]:
 
 def _packs_of(setting: Setting, batch: int, sizes: Sequence[int]) -> list[Row]:
     config = setting.config("S", batch)
-    repeats = max(1, 128 // batch)  # a single step of a small batch is a few milliseconds
-    variants = [
-        step_variant(f"S batch {batch}, pack of {size}", setting.pack(config, size=size), steps=repeats)
-        for size in sizes
-    ]
+    steps = max(1, 128 // batch)  # a single step of a small batch is a few milliseconds
+    made = [setting.pack(config, size=size) for size in sizes]
+    variants = [step_variant(f"S batch {batch}, pack of {pack.size}", pack, steps=steps) for pack in made]
     found = setting.timed(variants, rounds=12, budget=25)
-    settings = _settings(setting, "S", config)
     return [
-        rate_row(variant, found, "jets/s", variants[0], settings=settings | {"pack": size})
-        for variant, size in zip(variants, sizes, strict=True)
+        rate_row(variant, found, "jets/s", variants[0], settings=_settings(setting, "S", pack))
+        for variant, pack in zip(variants, made, strict=True)
     ]
 
 
@@ -427,51 +437,48 @@ def _listed(sizes: Sequence[int]) -> str:
 
 
 def gpu(setting: Setting) -> list[Row]:
-    """What only a GPU can answer: the paper's pre-training, and 16 packed trials against the same one after another."""
-    trainings = [f"the paper's pre-training of {model}" for model in MODELS]
+    """What only a GPU can answer: the paper's pre-training, and 16 packed trials against the same 16 one after another.
+
+    Measured wherever there is a CUDA device, whatever device the other sections are asked to use.
+    """
+    trainings = {model: f"the paper's pre-training of {model}" for model in MODELS}
     packed = f"{GPU_PACK} packed S trials against the same {GPU_PACK} one after another"
     if not torch.cuda.is_available():
         reason = f"no CUDA device (torch {torch.__version__})"
-        return [no_row(what, "jets/s", reason) for what in trainings] + [no_row(packed, "1", reason)]
-    there = dataclasses.replace(setting, device=torch.device("cuda"))
-    rows = [row for model, what in zip(MODELS, trainings, strict=True) for row in _pretraining(there, model, what)]
+        return [no_row(what, "jets/s", reason) for what in (*trainings.values(), packed)]
+    there = dataclasses.replace(setting, device=torch.device("cuda"), batches=PAPER_BATCHES)
+    rows = [row for model, what in trainings.items() for row in _pretraining(there, model, what)]
     return [*rows, *_packed_against_single(there, packed)]
 
 
 def _pretraining(setting: Setting, model: str, what: str) -> list[Row]:
-    """jets/s at the paper's batch; the duration of all its jet passes is derived from it."""
-    config = override(MODELS[model], {})
-    variants: list[tuple[Variant, Engine, Precision]] = []
-    rows: list[Row] = []
-    for engine in ENGINES:
-        for precision in PRECISIONS:
-            name = f"{what}, {engine} {precision}"
-            try:
-                pack, _ = _warm_pack(setting, config, engine, precision)
-            except NotAvailable as reason:
-                rows.append(no_row(name, "jets/s", str(reason), "not available"))
-            else:
-                variants.append((step_variant(name, pack, steps=10), engine, precision))
-    found = setting.timed([variant for variant, _, _ in variants], rounds=20, budget=30)
-    for variant, engine, precision in variants:
-        settings = _settings(setting, model, config) | {"engine": engine, "precision": precision}
-        measured = rate_row(variant, found, "jets/s", variants[0][0], settings=settings)
+    """jets/s at the paper's batch by engine and precision; the duration of all its jet passes is derived from it."""
+    packs, rows = _packs_by_engine(setting, model)
+    variants = {name: step_variant(f"{what}, {name}", pack, steps=10) for name, pack in packs.items()}
+    found = setting.timed(list(variants.values()), rounds=20, budget=30)
+    for name, variant in variants.items():
+        settings = _settings(setting, model, packs[name])
+        rows.append(rate_row(variant, found, "jets/s", variants[f"{model} plain fp32"], settings=settings))
         hours = [PAPER_PASSES / rate / 3600 for rate in rates(found[variant.name], variant.amount)]
         note = f"{PAPER_PASSES / 1e6:.0f}M jet passes / measured jets/s, probes left out"
-        derived = value_row(f"{variant.name}: duration", "h", hours, note=note, settings=settings)
-        rows += [measured, dataclasses.replace(derived, state="derived")]
+        duration = value_row(f"{variant.name}: duration", "h", hours, note=note, settings=settings)
+        rows.append(dataclasses.replace(duration, state="derived"))
     return rows
 
 
-def _packed_against_single(setting: Setting, what: str) -> list[Row]:
+def _packed_against_single(
+    setting: Setting, what: str, size: int = GPU_PACK, batches: Sequence[int] = (16, 256, 1024)
+) -> list[Row]:
+    """jets/s of trials stepped together and of the same trials stepped in turn."""
     rows = []
-    for batch in (16, 256, 1024):
+    for batch in batches:
         config = setting.config("S", batch)
-        together = step_variant("packed", setting.pack(config, size=GPU_PACK))
-        singles = [setting.pack(config) for _ in range(GPU_PACK)]
-        alone = Variant(name="one after another", run=functools.partial(_step_each, singles), amount=GPU_PACK * batch)
+        pack = setting.pack(config, size=size)
+        singles = [setting.pack(config) for _ in range(size)]
+        together = step_variant("packed", pack)
+        alone = Variant(name="one after another", run=functools.partial(_step_each, singles), amount=pack.jets_a_step)
         found = setting.timed([together, alone], rounds=20, budget=30)
-        row = rate_row(together, found, "jets/s", alone, settings=_settings(setting, "S", config))
+        row = rate_row(together, found, "jets/s", alone, settings=_settings(setting, "S", pack))
         rows.append(dataclasses.replace(row, what=f"{what}, batch {batch}"))
     return rows
 
