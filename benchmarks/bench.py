@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -132,22 +133,24 @@ def make_setting(options: argparse.Namespace, **other: Any) -> Setting:
 def run(wanted: list[str], setting: Setting, options: argparse.Namespace) -> dict[str, report.Section]:
     """Run sections and save the result after each; sections of an earlier run that are not run again stay."""
     sections = report.load(options.out)
-    console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        whole = bar.add_task("benchmark", total=len(wanted))
-        for name in wanted:
-            task = bar.add_task(f"{name}: {SECTIONS[name][0]}", total=None)
-            ticking = dataclasses.replace(setting, advance=lambda task=task: bar.advance(task))  # type: ignore[misc]
-            sections[name] = measure(name, ticking, options)
-            bar.remove_task(task)
-            bar.advance(whole)
-            sections = {known: sections[known] for known in SECTIONS if known in sections}
-            report.save(options.out, sections)
-            bar.stop()
-            print(report.section_text(name, sections[name]), end="\n\n", flush=True)
-            bar.start()
-    finish(options.out, sections)
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            whole = bar.add_task("benchmark", total=len(wanted))
+            for name in wanted:
+                task = bar.add_task(f"{name}: {SECTIONS[name][0]}", total=None)
+                ticking = dataclasses.replace(setting, advance=functools.partial(bar.advance, task))
+                sections[name] = measure(name, ticking, options)
+                sections = {known: sections[known] for known in SECTIONS if known in sections}
+                report.save(options.out, sections)
+                bar.remove_task(task)
+                bar.advance(whole)
+                bar.stop()
+                print(report.section_text(name, sections[name]), end="\n\n", flush=True)
+                bar.start()
+    finally:
+        if sections:
+            finish(options.out, sections)
     return sections
 
 
@@ -167,7 +170,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
         "quick": setting.quick,
         "engine": setting.engine,
         "environment": environment(setting.device.type),
-        "load_averages": [before, os.getloadavg()],
+        "load_averages": [[round(load, 2) for load in loads] for loads in (before, os.getloadavg())],
         "rows": [row.as_dict() for row in rows],
     }
 
@@ -175,8 +178,10 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
 def finish(folder: Path, sections: dict[str, report.Section]) -> None:
     """Draw the figure and say where everything is."""
     try:
-        figure = report.draw(folder, sections)
-    except ImportError as missing:
+        from benchmarks.figure import draw
+
+        figure = draw(folder, sections)
+    except ImportError as missing:  # matplotlib is in an extra
         figure = None
         print(f"no figure: {missing} (pip install 'jbot-studies[report]')", file=sys.stderr)
     for path in (folder / "bench.md", folder / "bench.json", figure):

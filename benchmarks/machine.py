@@ -30,12 +30,11 @@ TRIAD_REPEATS = {"cpu": 1, "cuda": 50}
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Where and with what it ran, as every record says it, and the load."""
+    """Where and with what it ran, as every record says it."""
     return {
         "hardware": hardware(device),
         "libraries": library_versions(),
         "git_commit": git_commit(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
 
