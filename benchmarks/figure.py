@@ -105,7 +105,9 @@ def _draw_parts(axes: Axes, rows: Rows) -> None:
         axes.barh(places, width, left=left, color=colour, height=0.55, label=name)
         for place, start, value in zip(places, left, width, strict=True):
             if value > 0.06:
-                axes.text(start + value / 2, place, f"{100 * value:.0f}%", ha="center", va="center", fontsize=8)
+                axes.text(
+                    start + value / 2, place, f"{100 * value:.0f}%", ha="center", va="center", color="white", fontsize=8
+                )
         left = [a + b for a, b in zip(left, width, strict=True)]
     axes.set_yticks(places, models)
     axes.tick_params(axis="y", which="both", length=0)

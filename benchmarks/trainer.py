@@ -244,6 +244,8 @@ class TrialParts:
     """Of one point of the learning curves."""
     final: float
     """Of the final metrics."""
+    cpu_per_wall: float
+    """CPU seconds in a second of all that: below 1 where other load shares the core."""
 
     def whole(self, config: Config) -> float:
         """Seconds of a whole trial, derived."""
@@ -264,11 +266,13 @@ def time_trial(config: Config, data: JetData, sample_jets: int, device: torch.de
     evaluator = Evaluator(config, bank, jets(wanted.val_jets), jets(wanted.test_jets))
     short = override(config, {"train.epochs": 1, "probe.every": 1})
     state = init_state(short, [short.seed], device)
+    wall, cpu = time.perf_counter(), time.process_time()
     train(short, jets(sample_jets).particles, state, evaluator.curve_point, lambda _: None)
     started = time.perf_counter()
     evaluator.final(state)
     final = time.perf_counter() - started
-    return TrialParts(state.train_seconds / sample_jets, state.probe_seconds / len(state.curves), final)
+    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return TrialParts(state.train_seconds / sample_jets, state.probe_seconds / len(state.curves), final, busy)
 
 
 def _repeated(data: JetData, device: torch.device, count: int) -> LabeledJets:

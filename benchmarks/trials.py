@@ -69,7 +69,12 @@ def calibrated(setting: Setting) -> list[Row]:
     whole = [parts.whole(config) for parts in found]
     rows = [
         value_row(f"one trial of preset {PRESET}", "s", whole, note=f"from {how}"),
-        value_row("of it training steps", "s", training),
-        value_row("trials an hour and core", "1/h", [3600 / seconds for seconds in whole]),
+        value_row("of it training steps", "s", training, note="the same"),
     ]
+    if setting.device.type == "cpu":
+        cpu = [seconds * parts.cpu_per_wall for seconds, parts in zip(whole, found, strict=True)]
+        rows.append(value_row("the trial in CPU seconds", "s", cpu, note="what it takes on a core of its own"))
+        rows.append(value_row("trials an hour and core", "1/h", [3600 / s for s in cpu], note="from CPU seconds"))
+    else:
+        rows.append(value_row("trials an hour, one at a time", "1/h", [3600 / s for s in whole], note="the same"))
     return [dataclasses.replace(row, state="derived", settings={"device": setting.device.type}) for row in rows]

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, make_data
 from torch.utils.flop_counter import FlopCounterMode
 
+from analysis.plan import Contrast, Plan, PlannedTrial, save_study
 from benchmarks import bench, report, steps, trials
 from benchmarks.counts import Traffic, step_flop
 from benchmarks.memory import MIB, peak_growth
@@ -16,6 +17,7 @@ from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Variant, interleave, quartiles, rate_row
 from benchmarks.trainer import MODELS, PARTS, Pack
 from jbot.config import Config, override
+from jbot.record import Record, Storage, save_record
 
 CPU = torch.device("cpu")
 
@@ -292,9 +294,52 @@ def test_a_trial_is_the_sum_of_its_parts(setting):
     changes = {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 20, "train.epochs": 5, "probe.every": 2}
     config = override(Config(), {**TINY, **changes})
     parts = trials.time_trial(config, setting.data, 16, CPU)
-    assert min(parts.a_jet, parts.probe, parts.final) > 0
+    assert min(parts.a_jet, parts.probe, parts.final, parts.cpu_per_wall) > 0
     # Points at epochs 0, 2, 4 and 5.
     assert parts.whole(config) == pytest.approx(150 * parts.a_jet + 4 * parts.probe + 2 * parts.final)
+
+
+def test_trials_an_hour_of_a_finished_study_by_hand(tmp_path):
+    """Two trials of 60 and 120 s, the second begun 60 s after the first: two in 180 s."""
+    contrast = Contrast(treatment="a", control="b", primary=True)
+    plan = Plan(
+        study="study",
+        question="?",
+        preset="smoke",
+        arms={"a": {}, "b": {"mask.scheme": "random"}},
+        base=dataclasses.asdict(Config()),
+        seeds=(0,),
+        metric="test/knn_accuracy",
+        higher_is_better=True,
+        margin=0.01,
+        contrasts=(contrast,),
+    )
+    storage = Storage(tmp_path)
+    save_study(storage, plan, {}, [PlannedTrial(arm=arm, seed=0, trial_id=arm) for arm in "ab"])
+    assert trials.recorded(str(tmp_path / "study"))[0].note.endswith("has no complete trial")
+    for arm, minute, seconds in (("a", 0, 60.0), ("b", 1, 120.0)):
+        record = Record(
+            trial_id=arm,
+            state="complete",
+            study="study",
+            arm=arm,
+            plan_hash=plan.hash,
+            config={"seed": 0},
+            data={},
+            trainer_version="1",
+            started=f"2026-01-01T00:0{minute}:00+00:00",
+            wall_seconds=seconds,
+            device_seconds=seconds,
+            probe_seconds=seconds / 4,
+        )
+        save_record(storage, record)
+    whole, *arms = trials.recorded(str(tmp_path / "study"))
+    assert whole.median == pytest.approx(2 / 180 * 3600)
+    assert whole.note.startswith("2 trials in 3.0 min, 1.0 at once")
+    assert [(row.what, row.median, row.note) for row in arms] == [
+        ("one trial of a", 60, "probes 25% of it"),
+        ("one trial of b", 120, "probes 25% of it"),
+    ]
 
 
 def test_numbers_are_short():
