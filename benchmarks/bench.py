@@ -1,6 +1,7 @@
 """How fast the trainer is here: jets/s, parts of the step, limits, packs, memory, growth, trials an hour.
 
-    make bench                                    everything, some ten minutes on two cores
+    make bench                                    everything: some ten minutes on two cores, five more when
+                                                  torch.compile runs for the first time
     make bench ARGS="--quick"                     smaller batches, no compilation: under two minutes
     make bench ARGS="--only step,parts"           some sections; the others stay in the result as they are
     make bench ARGS="--device cuda"               the same on a GPU
