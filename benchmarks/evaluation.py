@@ -63,7 +63,8 @@ def draw(data: JetData, count: int, rng: np.random.Generator, device: torch.devi
     rows = rng.integers(0, len(data.labels), count)
     particles = data.particles[rows]
     particles[..., :2] += rng.normal(0, JITTER, particles[..., :2].shape) * particles[..., 3:]
-    return LabeledJets(particles=torch.from_numpy(particles).to(device), labels=data.labels[rows])
+    everything = torch.arange(count, device=device)
+    return LabeledJets(particles=torch.from_numpy(particles).to(device), rows=everything, labels=data.labels[rows])
 
 
 def train_some(config: Config, jets: LabeledJets, steps: int, clock: Clock) -> tuple[TrainState, float]:

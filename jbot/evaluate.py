@@ -26,6 +26,8 @@ from jbot.train import Metrics, TrainState, TrialFailed
 CHUNK = {"cpu": 128, "cuda": 8192}
 """Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU (assumed)."""
 KMEANS_STARTS = 4
+GATHERED = 8_192
+"""Jets copied together from those of the node."""
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
@@ -50,10 +52,16 @@ BankLabels = Int64[Tensor, "bank"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledJets:
-    """Jets of one split, on the device, with their class labels."""
+    """Jets of one split: rows of all jets, which splits and trials share, and their class labels."""
 
-    particles: Float[Tensor, "jet particle 4"]
+    particles: Float[Tensor, "all particle 4"]
+    """On the device; on a CPU perhaps the memory of all trials of the node: it is only read."""
+    rows: Int64[Tensor, "jet"]
     labels: Int[np.ndarray, "jet"]
+
+    def take(self, which: slice | Tensor) -> Float[Tensor, "some particle 4"]:
+        """A copy of some of these jets."""
+        return self.particles.index_select(0, self.rows[which])
 
 
 def embed(
@@ -179,7 +187,7 @@ class Evaluator:
         with self._pools.limit(limits=torch.get_num_threads()):
             point = knn_probe(bank, bank_labels, val, labels, self.config.probe.knn_k)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
-        point["attention_entropy"] = attention_entropy(state.student, self.val.particles[:MONITOR_JETS], self.config)
+        point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
         return {f"val/{name}": value for name, value in point.items()}
 
     def final(self, state: TrainState) -> Metrics:
@@ -192,12 +200,13 @@ class Evaluator:
             metrics |= linear_probe(bank, bank_labels, test, labels)
             metrics |= clustering(test, labels, numpy_generator(config.seed, "probe"))
             metrics |= {"effective_rank": effective_rank(test), "spread": spread(test)}
-        metrics["attention_entropy"] = attention_entropy(state.student, self.test.particles[:MONITOR_JETS], config)
+        metrics["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
         return {f"test/{name}": value for name, value in metrics.items()}
 
     def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
         """Embedding and labels, both on the device."""
-        embedding = embed_on_device(state.student, jets.particles, self.config, self.forward)
+        parts = (jets.take(slice(at, at + GATHERED)) for at in range(0, len(jets.rows), GATHERED))
+        embedding = torch.cat([embed_on_device(state.student, part, self.config, self.forward) for part in parts])
         if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
         return embedding, torch.tensor(jets.labels, dtype=torch.int64, device=embedding.device)

@@ -24,6 +24,7 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import Config, DataConfig, MaskConfig, override
 from jbot.data import JetData, split
+from jbot.data.shared import shared_tensor
 from jbot.engine import Engine, find_engine
 from jbot.evaluate import Evaluator, LabeledJets, embed
 from jbot.masking import mask_views
@@ -298,10 +299,7 @@ def resident(
     data: JetData, particles: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "jet particle 4"]:
     """All jets, with their leading particles, once on the device for every trial; on a CPU without a copy."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # arrays shared by the trials of a node are read-only: so are we
-        jets = torch.from_numpy(data.particles)
-    return jets[:, :particles].to(device, dtype)
+    return shared_tensor(data.particles)[:, :particles].to(device, dtype)
 
 
 def prepare(
@@ -312,7 +310,7 @@ def prepare(
     judged = {}
     for name, rows in {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test}.items():
         index = torch.from_numpy(rows).to(particles.device)
-        judged[name] = LabeledJets(particles=particles.index_select(0, index), labels=data.labels[rows])
+        judged[name] = LabeledJets(particles=particles, rows=index, labels=data.labels[rows])
     return torch.from_numpy(parts.train).to(particles.device), judged
 
 
@@ -337,11 +335,11 @@ def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:
 def save_pictures(storage: Storage, spec: TrialSpec, state: TrainState, test: LabeledJets) -> None:
     """What the report draws: embeddings of some test jets, and one jet a class with its masked particles."""
     folder = trial_folder(spec.trial_id)
-    some = test.particles[:PICTURE_JETS]
+    some = test.take(slice(PICTURE_JETS))
     cls = embed(state.student, some, spec.config)
     storage.write_arrays(f"{folder}/embedding.safetensors", {"cls": cls, "label": test.labels[: len(some)]})
     shown = np.concatenate([np.flatnonzero(test.labels == c)[:EXAMPLE_JETS_PER_CLASS] for c in np.unique(test.labels)])
-    jets = test.particles[torch.from_numpy(shown).to(test.particles.device)]
+    jets = test.take(torch.from_numpy(shown).to(test.rows.device))
     middle = (spec.config.mask.ratio_low + spec.config.mask.ratio_high) / 2
     typical = MaskConfig(scheme=spec.config.mask.scheme, ratio_low=middle, ratio_high=middle)
     draws = Draws(torch.tensor([spec.config.seed], device=jets.device), 0)

@@ -271,7 +271,7 @@ def test_effective_rank_and_spread_as_by_singular_values(real, device):
 
 
 def test_final_metrics_count_as_probe_seconds(tiny):
-    jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), labels=np.arange(60) % 5)
+    jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), rows=torch.arange(60), labels=np.arange(60) % 5)
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
     started = time.perf_counter()
     final_metrics(tiny, state, evaluator)
@@ -280,7 +280,7 @@ def test_final_metrics_count_as_probe_seconds(tiny):
 
 def test_evaluator_keys_and_failure(tiny):
     labels = np.arange(60) % 5
-    jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), labels=labels)
+    jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), rows=torch.arange(60), labels=labels)
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
     assert {"val/knn_accuracy", "val/spread", "val/attention_entropy"} <= set(evaluator.curve_point(state))
     final = evaluator.final(state)

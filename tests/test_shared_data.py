@@ -11,8 +11,10 @@ import psutil
 import pytest
 import torch
 
-from jbot.data import JetData, split
+from jbot.config import DataConfig
+from jbot.data import JetData
 from jbot.data.shared import shared_tensor
+from jbot.trial import prepare, resident
 
 ray = pytest.importorskip("ray")
 
@@ -56,11 +58,12 @@ Opened = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def open_shared(data: JetData, particles: int) -> Opened:
-    """One tensor on the memory of the jets, and index tensors."""
+    """As a trial opens them: one tensor on the memory of the jets, and row numbers."""
     sizes = len(data.labels) // 20
-    parts = split(data.labels, train=len(data.labels) - 2 * sizes, val=sizes, test=sizes)
-    rows = {"train": parts.train, "val": parts.val, "test": parts.test}
-    return shared_tensor(data.particles)[:, :particles], {name: torch.from_numpy(row) for name, row in rows.items()}
+    wanted = DataConfig(train_jets=len(data.labels) - 2 * sizes, val_jets=sizes, test_jets=sizes, particles=particles)
+    jets = resident(data, particles, torch.device("cpu"))
+    train, judged = prepare(wanted, 50_000, data=data, particles=jets)
+    return jets, {"train": train} | {name: split.rows for name, split in judged.items()}
 
 
 def open_copied(data: JetData, particles: int) -> Opened:
@@ -83,6 +86,8 @@ class Worker:
     """A process that opens jets the way a trial does; as Ray actor, or here."""
 
     def __init__(self):
+        import jbot.trial  # noqa: F401 - its libraries are counted before
+
         torch.set_num_threads(1)
         read_all((torch.rand(BATCH, 30, 4), {"train": torch.arange(BATCH)}))  # torch's own buffers are made now
 
