@@ -9,12 +9,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cluster.events import Listener
+from cluster.packs import form_packs, free_gpu_bytes
 from jbot.data import JetData
-from jbot.record import Storage, first_line, load_record
+from jbot.record import Record, Storage, first_line, load_record
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -24,12 +26,14 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial holds while it runs; fractions share a device."""
+    """What one pack of trials holds while it runs; fractions share a device."""
 
     cpus: float = 1.0
     gpus: float = 0.0
     max_retries: int = 3
     """Starts after a crash of worker or node, each from the last checkpoint."""
+    pack: int | None = None
+    """Trials of a pack; None leaves it to :func:`cluster.packs.form_packs`."""
 
     @property
     def device(self) -> str:
@@ -55,21 +59,26 @@ def run_inline(
     listeners: Sequence[Listener],
     resources: Resources,
 ) -> None:
-    """One trial after another in this process: for a debugger, or a machine without Ray."""
+    """One pack after another in this process: for a debugger, or a machine without Ray."""
     if resources.gpus > 0 and not torch.cuda.is_available():
         raise ClusterError(f"trials ask for {resources.gpus:g} GPUs and there is none here; use --gpus 0")
     torch.set_num_threads(resources.threads)
-    for spec in open_trials(specs, storage):
-        for listener in listeners:
-            listener.started(spec)
 
-        def report(spec: TrialSpec, row: dict[str, float]) -> None:
+    def report(rows: list[tuple[TrialSpec, dict[str, Any]]]) -> None:
+        for spec, row in rows:
             for listener in listeners:
                 listener.point(spec, row)
 
-        (record,) = run_pack([spec], data, storage, resources.device, report)
+    def ended(spec: TrialSpec, record: Record) -> None:
         for listener in listeners:
             listener.ended(spec, record)
+
+    free = free_gpu_bytes() if resources.gpus > 0 else None
+    for pack in form_packs(open_trials(specs, storage), size=resources.pack, free_bytes=free):
+        for spec in pack:
+            for listener in listeners:
+                listener.started(spec)
+        run_pack(pack, data, storage, resources.device, report, ended)
 
 
 def check_storage(storage: Storage) -> str:

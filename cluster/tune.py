@@ -1,4 +1,4 @@
-"""Ray Tune: one Tune trial for each open trial of the study, in block order, on actors that are reused."""
+"""Ray Tune: one Tune trial for each pack of open trials of the study, in block order, on actors that are reused."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.events import Listener
+from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.data import JetData
-from jbot.record import RecordError, Storage, load_record
+from jbot.record import Record, RecordError, Storage, load_record
 from jbot.trial import TrialSpec, run_pack
-
-CURVE_COLUMNS = ("epoch", "step", "device_seconds")
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -65,7 +64,8 @@ def run_ray(
         return
     with connected(address):
         check_nodes(storage, resources)
-        _fit(todo, data, storage, listeners, resources)
+        packs = form_packs(todo, size=resources.pack, free_bytes=free_bytes(resources), places=places(resources))
+        _fit(packs, data, storage, listeners, resources)
 
 
 @contextmanager
@@ -110,14 +110,12 @@ def check_address(address: str) -> None:
 def check_nodes(storage: Storage, resources: Resources) -> None:
     """Every live node must see the storage, and some node must be able to hold one trial."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
-    if not any(all(node["Resources"].get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+    if places(resources) == 0:
         raise ClusterError(f"no node offers what one trial needs: {resources.cpus:g} CPUs and {resources.gpus:g} GPUs")
     token = check_storage(storage)
     see = ray.remote(num_cpus=0)(_sees)
     try:
-        on_node = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        answers = ray.get([see.options(scheduling_strategy=where).remote(storage, token) for where in on_node])
+        answers = ray.get([see.options(scheduling_strategy=_on(node)).remote(storage, token) for node in nodes])
         blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, answers, strict=True) if not seen]
     finally:
         storage.remove_file(token)
@@ -131,24 +129,48 @@ def _sees(storage: Storage, token: str) -> bool:
     return storage.exists(token)
 
 
+def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+
+
+def places_on(node: dict[str, Any], resources: Resources) -> int:
+    """Packs that a node can run at once."""
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+    return min(int(node["Resources"].get(name, 0) / held) for name, held in wanted.items() if held > 0)
+
+
+def places(resources: Resources) -> int:
+    """Packs that the cluster can run at once."""
+    return sum(places_on(node, resources) for node in ray.nodes() if node["Alive"])
+
+
+def free_bytes(resources: Resources) -> int | None:
+    """What one pack may take of a GPU's memory, on the node that has least; None where trials run on CPUs."""
+    if resources.gpus == 0:
+        return None
+    nodes = [node for node in ray.nodes() if node["Alive"] and places_on(node, resources)]
+    measure: Any = ray.remote(num_cpus=0, num_gpus=resources.gpus)(free_gpu_bytes)
+    return min(ray.get([measure.options(scheduling_strategy=_on(node)).remote(resources.gpus) for node in nodes]))
+
+
 def _fit(
-    todo: list[TrialSpec], data: JetData, storage: Storage, listeners: Sequence[Listener], resources: Resources
+    packs: list[list[TrialSpec]], data: JetData, storage: Storage, listeners: Sequence[Listener], resources: Resources
 ) -> None:
     trainable = tune.with_resources(
-        tune.with_parameters(train_one, specs=todo, data=data, storage=storage, resources=resources),
+        tune.with_parameters(train_pack, packs=packs, data=data, storage=storage, resources=resources),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-    scratch = f".ray-{todo[0].study}"  # one driver a study and storage: a second would take it away
+    scratch = f".ray-{packs[0][0].study}"  # one driver a study and storage: a second would take it away
     storage.remove(scratch)
-    relay = Relay(todo, storage, listeners)
+    relay = Relay(packs, storage, listeners)
     tuner = tune.Tuner(
         trainable,
         # Grid search keeps its order: blocks are filled one after another.
-        param_space={"trial": tune.grid_search(list(range(len(todo))))},
+        param_space={"pack": tune.grid_search(list(range(len(packs))))},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            trial_name_creator=lambda trial: _name(todo[trial.config["trial"]]),
-            trial_dirname_creator=lambda trial: _name(todo[trial.config["trial"]]),
+            trial_name_creator=lambda trial: _name(packs[trial.config["pack"]]),
+            trial_dirname_creator=lambda trial: _name(packs[trial.config["pack"]]),
         ),
         run_config=tune.RunConfig(
             name=scratch,
@@ -160,54 +182,89 @@ def _fit(
     )
     tuner.fit()
     storage.remove(scratch)
-    if relay.settled < len(todo):
+    if relay.settled < len(packs):
         raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
 
 
-def _name(spec: TrialSpec) -> str:
-    return f"{spec.arm}-seed{spec.config.seed}-{spec.trial_id[:6]}"
+def _name(pack: list[TrialSpec]) -> str:
+    first, others = pack[0], f"-and-{len(pack) - 1}" if len(pack) > 1 else ""
+    return f"{first.arm}-seed{first.config.seed}-{first.trial_id[:6]}{others}"
 
 
-def train_one(
-    config: dict[str, int], specs: list[TrialSpec], data: JetData, storage: Storage, resources: Resources
+def train_pack(
+    config: dict[str, int], packs: list[list[TrialSpec]], data: JetData, storage: Storage, resources: Resources
 ) -> None:
-    """What a Ray worker does with one Tune trial."""
+    """What a Ray worker does with one Tune trial, which is a pack of ours."""
     torch.set_num_threads(resources.threads)
-    spec = specs[config["trial"]]
-    (record,) = run_pack([spec], data, storage, resources.device, report=lambda spec, row: tune.report(row))
-    tune.report({"record_state": record.state})
+    pack = packs[config["pack"]]
+    place = {spec.trial_id: number for number, spec in enumerate(pack)}
+
+    def report(rows: list[tuple[TrialSpec, dict[str, Any]]]) -> None:
+        tune.report({"points": [(place[spec.trial_id], row) for spec, row in rows]})
+
+    def ended(spec: TrialSpec, record: Record) -> None:
+        tune.report({"ended": place[spec.trial_id]})
+
+    run_pack(pack, data, storage, resources.device, report, ended)
+    tune.report({"records": len(pack)})  # Tune wants a word even where every record was there already
 
 
 class Relay(tune.Callback):
-    """Tells the listeners, in the words of the study, what Tune's events are."""
+    """Tells the listeners, trial by trial and in the words of the study, what Tune's events are."""
 
-    def __init__(self, todo: list[TrialSpec], storage: Storage, listeners: Sequence[Listener]):
-        self.todo, self.storage, self.listeners = todo, storage, listeners
+    def __init__(self, packs: list[list[TrialSpec]], storage: Storage, listeners: Sequence[Listener]):
+        self.packs, self.storage, self.listeners = packs, storage, listeners
         self.settled = 0
-        """Trials that have ended or were given up."""
+        """Packs that have ended or were given up."""
+        self.told: set[str] = set()
+        """Trials whose end the listeners know."""
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """For the first time, or again after a crash."""
-        for listener in self.listeners:
-            listener.started(self.todo[trial.config["trial"]])
+        for spec in self._open(trial):
+            for listener in self.listeners:
+                listener.started(spec)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A row of the learning curves, among Tune's own entries."""
-        if "epoch" not in result:
-            return
-        row = {name: value for name, value in result.items() if name in CURVE_COLUMNS or "/" in name}
-        for listener in self.listeners:
-            listener.point(self.todo[trial.config["trial"]], row)
+        """Rows of learning curves, or the end of a trial whose pack goes on."""
+        pack = self.packs[trial.config["pack"]]
+        for place, row in result.get("points", ()):
+            for listener in self.listeners:
+                listener.point(pack[place], row)
+        if "ended" in result:
+            self._end(pack[result["ended"]])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial has ended: its record says how."""
+        """The pack has ended: records say how."""
         self.settled += 1
-        spec = self.todo[trial.config["trial"]]
+        for spec in self._open(trial):
+            self._end(spec)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker died, and it has a retry left."""
+        for spec in self._open(trial):
+            for listener in self.listeners:
+                listener.interrupted(spec)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Given up after the last retry."""
+        self.settled += 1
+        error = str(trial.get_error() or "")
+        for spec in self._open(trial):
+            for listener in self.listeners:
+                listener.lost(spec, error)
+
+    def _open(self, trial: Any) -> list[TrialSpec]:
+        """The trials of a pack that have not ended yet."""
+        return [spec for spec in self.packs[trial.config["pack"]] if spec.trial_id not in self.told]
+
+    def _end(self, spec: TrialSpec) -> None:
+        self.told.add(spec.trial_id)
         try:
             record, problem = load_record(self.storage, spec.trial_id), "it ended without a record"
         except (RecordError, OSError) as error:
@@ -217,15 +274,3 @@ class Relay(tune.Callback):
                 listener.lost(spec, problem)
             else:
                 listener.ended(spec, record)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its worker died, and it has a retry left."""
-        for listener in self.listeners:
-            listener.interrupted(self.todo[trial.config["trial"]])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Given up after the last retry."""
-        self.settled += 1
-        error = trial.get_error()
-        for listener in self.listeners:
-            listener.lost(self.todo[trial.config["trial"]], str(error or ""))

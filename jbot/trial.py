@@ -44,7 +44,7 @@ EXAMPLE_JETS_PER_CLASS = 1
 PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
 HISTORY = {"attempts": int, "wall_seconds": float, "started": str}
 
-Report = Callable[["TrialSpec", dict[str, Any]], None]
+Report = Callable[[list[tuple["TrialSpec", dict[str, Any]]]], None]
 Ended = Callable[["TrialSpec", Record], None]
 
 
@@ -88,7 +88,7 @@ def run_pack(
     device : str
         A torch device.
     report : callable, optional
-        Called with a trial and each new row of its learning curves.
+        Called with new rows of learning curves, each with its trial, all those of an epoch at once.
     ended : callable, optional
         Called with a trial and its record as soon as that is written: a trial that fails ends before the others.
     engine : str
@@ -163,12 +163,13 @@ class Ride:
         for trial in trials:
             if self.state.progress[trial].reason is None:
                 self.checkpoints[trial].save_if_due(self.state.row(trial))
+        rows = []
         for trial in trials:
             curves = self.state.progress[trial].curves
-            if self.report:
-                for row in curves[self.sent[trial] :]:
-                    self.report(self.specs[trial], row)
+            rows += [(self.specs[trial], row) for row in curves[self.sent[trial] :]]
             self.sent[trial] = len(curves)
+        if self.report and rows:
+            self.report(rows)
         for trial in trials:
             if self.state.progress[trial].reason is not None:
                 self.conclude(trial)

@@ -11,15 +11,18 @@ from rich.table import Table
 
 from analysis.plan import FILE, Plan, load_study
 from analysis.statistics import minimum_detectable_effect, p_floor
+from cluster.packs import form_packs, trial_bytes
+from cluster.run import Resources
 from jbot.config import Config, override
 from jbot.pack import Pack
 from jbot.record import Record, Storage
 from jbot.train import init_state, run_steps
+from studies.study import trial_specs
 
 PROBE_STEPS = 3
 
 
-def describe(plan: Plan, base: Config, storage: Storage) -> None:
+def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> None:
     """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
     trials = len(plan.arms) * len(plan.seeds)
     pilot = pilot_records(plan, storage)
@@ -31,10 +34,19 @@ def describe(plan: Plan, base: Config, storage: Storage) -> None:
     jets, passes = base.data.train_jets, base.data.train_jets * base.train.epochs
     table.add_row("each trial", f"{jets:,} jets x {base.train.epochs} epochs = {passes:,} jet passes")
     table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({seconds:,.0f} s a trial, {basis})")
+    table.add_row("packs", packing(plan, base, held))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
     table.add_row("what it can answer", "\n".join(power_lines(plan, pilot)))
     table.add_row("plan hash", plan.hash)
     Console().print(table)
+
+
+def packing(plan: Plan, base: Config, held: Resources) -> str:
+    """How trials are put together on a device."""
+    if held.pack is None and held.gpus > 0:
+        return f"as many trials as fit in a pack's memory, some {trial_bytes(base) / 1e6:,.0f} MB each on the GPU"
+    sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, "any jets"), size=held.pack)]
+    return f"{len(sizes)} of at most {max(sizes)} trial(s), each pack with {held.cpus:g} CPU(s), {held.gpus:g} GPU(s)"
 
 
 def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:

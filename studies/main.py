@@ -68,10 +68,13 @@ def parser(study: Study) -> argparse.ArgumentParser:
     ray = where.add_mutually_exclusive_group()
     ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
     ray.add_argument(
-        "--inline", action="store_true", help="one trial after another in this process, without Ray and MLflow"
+        "--inline", action="store_true", help="one pack after another in this process, without Ray and MLflow"
     )
-    where.add_argument("--cpus", type=float, help="CPUs a trial holds (default: the preset's)")
-    where.add_argument("--gpus", type=float, help="GPUs a trial holds, fractions share one (default: the preset's)")
+    where.add_argument("--cpus", type=float, help="CPUs a pack of trials holds (default: the preset's)")
+    where.add_argument("--gpus", type=float, help="GPUs a pack holds, fractions share one (default: the preset's)")
+    where.add_argument(
+        "--pack", type=int, metavar="N", help="trials trained together (default: 1 on CPUs, what fits on GPUs)"
+    )
     where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     return made
 
@@ -80,10 +83,10 @@ def run(study: Study, options: argparse.Namespace) -> int:
     """Plan, jets, trials, report; returns the exit code."""
     plan = study.plan(options.preset, options.seeds, _changes(options.set))
     base = from_dict(plan.base)
-    held = resources(options.preset, options.cpus, options.gpus)
+    held = resources(options.preset, options.cpus, options.gpus, options.pack)
     storage = Storage(options.storage)
     if options.dry_run:
-        describe(plan, base, storage)
+        describe(plan, base, storage, held)
         return 0
     storage.remove_file(check_storage(storage))
     data = load_jets(base, options)

@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A size: Config changes, blocks, and what one trial holds."""
+    """A size: Config changes, blocks, and what one pack of trials holds."""
 
     about: str
     base: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """Trials under Ray Tune: the same records as inline, block order, crashes, two nodes."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -147,6 +148,57 @@ def test_no_cluster_at_the_address(tiny_data, tmp_path):
 def test_equal_trials_of_a_study_are_run_once(tiny_data, tmp_path):
     specs = specs_of(tiny_data, seeds=1)
     assert len(open_trials(specs + specs, Storage(tmp_path))) == 2
+
+
+def test_packs_inline_tell_each_trial_and_a_failure_at_once(tiny_data, tmp_path):
+    arms = {"wild": {"optim.lr": 1e30, "optim.warmup_epochs": 0}, "good": {}, "larger": {"model.dim": 12}}
+    specs = [dataclasses.replace(specs_of(tiny_data)[0], arm=arm, config=override(Config(), TINY | over))
+             for arm, over in arms.items()]  # fmt: skip
+    log, order = Log(), []
+    log.ended = lambda spec, record: order.append((spec.arm, record.state, record.resources["pack"]))
+    run_inline(specs, tiny_data, Storage(tmp_path), [log], Resources(pack=3))
+    assert log.starts == [(0, "wild"), (0, "good"), (0, "larger")]
+    assert order == [("wild", "failed", 2), ("good", "complete", 2), ("larger", "complete", 1)]
+    assert len(log.points) == len(set(log.points)) == 1 + 4 + 4
+
+
+def test_packs_under_ray_leave_the_records_of_lone_trials(two_nodes, tiny_data, tmp_path):
+    specs, log = specs_of(tiny_data, seeds=3), Log()
+    alone, packed = Storage(tmp_path / "alone"), Storage(tmp_path / "packed")
+    run_inline(specs, tiny_data, alone, [], Resources())
+    run_ray(specs, tiny_data, packed, [log], address=two_nodes, resources=Resources(pack=2))
+    assert sorted(log.starts) == sorted((spec.config.seed, spec.arm) for spec in specs)
+    assert sorted(log.points) == sorted((spec.trial_id, epoch) for spec in specs for epoch in range(4))
+    assert sorted(record.trial_id for record in log.ends) == sorted(spec.trial_id for spec in specs)
+    assert log.losses == log.interruptions == []
+    for spec in specs:
+        one, other = load_record(alone, spec.trial_id), load_record(packed, spec.trial_id)
+        assert (one.resources["pack"], other.resources["pack"]) == (1, 2)
+        assert one.metrics == pytest.approx(other.metrics, abs=0.05)  # float32: rounding of a pack and alone differs
+
+
+def test_a_killed_pack_goes_on_with_what_has_not_ended(two_nodes, tiny_data, tmp_path):
+    """The wild trial fails in the first epoch; then the worker dies, and the others of the pack go on."""
+    changes = {"train.epochs": 200, "probe.every": 50}
+    specs = specs_of(tiny_data, seeds=2, **changes)[:3]
+    wild = override(specs[0].config, {"optim.lr": 1e30, "optim.warmup_epochs": 0})
+    specs[0] = dataclasses.replace(specs[0], config=wild)
+
+    class Killer(Log):
+        def point(self, spec, row):
+            if row["epoch"] == 50 and not self.interruptions:
+                for process in psutil.Process().children(recursive=True):  # of this test's own cluster
+                    if process.cmdline() and process.cmdline()[0].startswith("ray::ImplicitFunc"):
+                        process.kill()
+            super().point(spec, row)
+
+    log, storage = Killer(), Storage(tmp_path)
+    run_ray(specs, tiny_data, storage, [log], address=two_nodes, resources=Resources(pack=3))
+    assert log.losses == []
+    assert log.interruptions == [spec.trial_id for spec in specs[1:]]
+    assert [load_record(storage, spec.trial_id).attempts for spec in specs] == [1, 2, 2]
+    assert [record.trial_id for record in log.ends] == [spec.trial_id for spec in specs]
+    assert [record.state for record in log.ends] == ["failed", "complete", "complete"]
 
 
 @pytest.mark.slow

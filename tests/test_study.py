@@ -142,6 +142,8 @@ def call(*arguments) -> int:
         (["--cpus", "nan"], "a trial needs CPUs > 0 and GPUs >= 0, got nan and 0"),
         (["--set", "optim.lr=-1"], "optim.lr must be finite and in (0, inf], got -1"),
         (["--seeds", "0"], "seeds must be at least 1 and at most 10000, got 0"),
+        (["--pack", "0"], "a pack needs at least one trial, got 0"),
+        (["--pack", "two"], "argument --pack: invalid int value: 'two'"),
         (["--cpus", "0"], "a trial needs CPUs > 0 and GPUs >= 0, got 0 and 0"),
         (["--preset", "huge"], "invalid choice: 'huge'"),
         (["--data", "no/such/file.h5"], "no/such/file.h5"),
@@ -163,6 +165,11 @@ def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "24 = 4 arms x 6 seeds" in said
     assert "0.0312" in said
+    assert "24 of at most 1 trial(s), each pack with 1 CPU(s), 0 GPU(s)" in said
+    assert call("--dry-run", "--pack", "5", "--storage", tmp_path) == 0
+    assert "5 of at most 5 trial(s)" in capsys.readouterr().out
+    assert call("--dry-run", "--gpus", "1", "--storage", tmp_path) == 0
+    assert "as many trials as fit in a pack's memory, some 9 MB each" in capsys.readouterr().out
     assert call("--dry-run", "--seeds", "5", "--storage", tmp_path) == 0
     assert "CANNOT say" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

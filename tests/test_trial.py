@@ -19,7 +19,8 @@ def spec(tiny, tiny_data) -> TrialSpec:
 
 def run_trial(spec, data, storage, report=None, **options):
     """A pack of one; `report` takes rows alone."""
-    (record,) = run_pack([spec], data, storage, report=report and (lambda spec, row: report(row)), **options)
+    told = report and (lambda rows: [report(row) for _, row in rows])
+    (record,) = run_pack([spec], data, storage, report=told, **options)
     return record
 
 
@@ -201,7 +202,8 @@ def test_a_packs_records_are_those_of_each_trial_alone(four, tiny_data, tmp_path
     told, ends = [], []
     records = run_pack(
         four, tiny_data, together, dtype=torch.float64,
-        report=lambda spec, row: told.append((spec.trial_id, row["epoch"])), ended=lambda spec, r: ends.append(r),
+        report=lambda rows: told.extend((spec.trial_id, row["epoch"]) for spec, row in rows),
+        ended=lambda spec, r: ends.append(r),
     )  # fmt: skip
     assert records == ends == [load_record(together, spec.trial_id) for spec in four]
     assert sorted(told) == sorted((spec.trial_id, epoch) for spec in four for epoch in range(4))
@@ -224,14 +226,14 @@ def test_a_trial_goes_on_in_another_pack(four, tiny_data, tmp_path, always_save)
     broken, alone = Storage(tmp_path / "broken"), Storage(tmp_path / "alone")
     report = kill_after(2)
     with pytest.raises(Killed):
-        run_pack(four, tiny_data, broken, report=lambda spec, row: report(row), dtype=torch.float64)
+        run_pack(four, tiny_data, broken, report=lambda rows: report(rows[0][1]), dtype=torch.float64)
     newcomer = changed(four[0], seed=10)
     rounds = []
     records = [
         *run_pack(four[:1], tiny_data, broken, dtype=torch.float64),
         *run_pack(
             [newcomer, *four[1:]], tiny_data, broken, dtype=torch.float64,
-            report=lambda spec, row: rounds.append((spec.config.seed, row["epoch"])),
+            report=lambda rows: rounds.extend((spec.config.seed, row["epoch"]) for spec, row in rows),
         ),
     ]  # fmt: skip
     assert [record.attempts for record in records] == [2, 1, 2, 2, 2]
@@ -247,7 +249,8 @@ def test_a_failure_in_a_pack_ends_one_trial(four, tiny_data, tmp_path):
     ends, seen = [], []
     records = run_pack(
         [four[0], wild, four[3]], tiny_data, Storage(tmp_path / "pack"), dtype=torch.float64,
-        report=lambda spec, row: seen.append(row["epoch"]), ended=lambda spec, r: ends.append((r.state, max(seen))),
+        report=lambda rows: seen.extend(row["epoch"] for _, row in rows),
+        ended=lambda spec, r: ends.append((r.state, max(seen))),
     )  # fmt: skip
     assert ends == [("failed", 1), ("complete", 3), ("complete", 3)]  # the others went on
     assert records[1].reason.startswith("diverged: ")
