@@ -399,11 +399,14 @@ def masked_rows(
     slots, flat = masked.shape[-1], masked.flatten(1)
     per_view = masked.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     weight = (masked / (2.0 * per_view)).flatten(1)
-    count = int(masked.sum(dim=(1, 2, 3)).max()) if capacity is None else capacity
-    # A stable partition: the masked particles first, each at its rank among them, then the others.
-    rank = torch.where(flat, flat.cumsum(1), flat.sum(1, keepdim=True) + (~flat).cumsum(1)) - 1
-    numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(rank)
-    index = torch.empty_like(rank).scatter_(1, rank, numbers)[:, :count]
+    if len(masked) == 1 and capacity is None:  # a pack of one, the ordinary case
+        index = flat[0].nonzero().T
+    else:
+        count = int(flat.sum(dim=1).max()) if capacity is None else capacity
+        # A stable partition: the masked particles first, each at its rank among them, then the others.
+        rank = torch.where(flat, flat.cumsum(1), flat.sum(1, keepdim=True) + (~flat).cumsum(1)) - 1
+        numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(rank)
+        index = torch.empty_like(rank).scatter_(1, rank, numbers)[:, :count]
     return index + index // slots + 1, weight.gather(1, index)
 
 

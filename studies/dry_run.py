@@ -44,9 +44,9 @@ def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> Non
 def packing(plan: Plan, base: Config, held: Resources) -> str:
     """How trials are put together on a device."""
     if held.pack is None and held.gpus > 0:
-        return f"as many trials as fit in a pack's memory, some {trial_bytes(base) / 1e6:,.0f} MB each on the GPU"
+        return f"what fits on the GPU, some {trial_bytes(base) / 1e6:,.0f} MB a trial"
     sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, "any jets"), size=held.pack)]
-    return f"{len(sizes)} of at most {max(sizes)} trial(s), each pack with {held.cpus:g} CPU(s), {held.gpus:g} GPU(s)"
+    return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
 
 
 def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:

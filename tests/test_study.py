@@ -165,11 +165,11 @@ def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "24 = 4 arms x 6 seeds" in said
     assert "0.0312" in said
-    assert "24 of at most 1 trial(s), each pack with 1 CPU(s), 0 GPU(s)" in said
+    assert "24 of at most 1 trial(s); CPUs a pack: 1, GPUs: 0" in said
     assert call("--dry-run", "--pack", "5", "--storage", tmp_path) == 0
     assert "5 of at most 5 trial(s)" in capsys.readouterr().out
     assert call("--dry-run", "--gpus", "1", "--storage", tmp_path) == 0
-    assert "as many trials as fit in a pack's memory, some 9 MB each" in capsys.readouterr().out
+    assert "what fits on the GPU, some 9 MB a trial" in capsys.readouterr().out
     assert call("--dry-run", "--seeds", "5", "--storage", tmp_path) == 0
     assert "CANNOT say" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
