@@ -221,3 +221,18 @@ def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path)
     assert f"{len(kept)} of 8 trials have a record already" in again.stderr
     assert len(list(tmp_path.glob("trials/*/record.json"))) == 8
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
+
+
+@pytest.mark.slow
+def test_the_command_line_packs_trials_under_ray(tmp_path):
+    data = Path(__file__).parent / "data/jets_sample.h5"
+    command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--pack", "4"]
+    command += ["--storage", tmp_path, "--data", data, "--set", "train.epochs=1"]
+    environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    names = Storage(tmp_path).names("trials")
+    records = [load_record(Storage(tmp_path), name) for name in names]
+    assert [record.resources["pack"] for record in records] == [4] * 8
+    assert len({(record.arm, record.seed) for record in records}) == 8
+    assert (tmp_path / "masking_ablation_smoke/report.html").exists()
