@@ -32,7 +32,7 @@ TRIAD_REPEATS = {"cpu": 1, "cuda": 50}
 def environment(device: str) -> dict[str, Any]:
     """Where and with what it ran, as every record says it."""
     return {
-        "hardware": hardware(device),
+        "hardware": hardware(torch.device(device)),
         "libraries": library_versions(),
         "git_commit": git_commit(),
     }

@@ -63,7 +63,7 @@ class Ours:
         cpu = torch.device("cpu")
         self.pack, self.engine = Pack([self.config], cpu), find_engine("auto", self.config, cpu)
         rates = learning_rate(0, self.config.optim), ema_momentum(0, self.config.train.epochs, self.config.teacher)
-        self.rates = tuple(torch.tensor([rate], dtype=torch.float64) for rate in rates)
+        self.lr, self.momentum = (torch.tensor([rate], dtype=torch.float64) for rate in rates)
         self.order = iter(epoch_order(len(self.jets), self.config.seed, 0).split(self.config.train.batch))
 
     def step(self) -> dict[str, float]:
@@ -74,12 +74,14 @@ class Ours:
     def step_on_ready_made_views(self) -> dict[str, torch.Tensor]:
         """The model part."""
         knobs = self.pack.knobs((0,))
-        return train_step(self.state, self.views[None], self.masked[None], knobs, *self.rates, self.engine.forward)
+        return train_step(
+            self.state, self.views[None], self.masked[None], knobs, self.lr, self.momentum, self.engine.forward
+        )
 
     def whole_step(self) -> dict[str, torch.Tensor]:
         """The next batch, its views and masks, and the model part: as jbot.train.train does it."""
         jets = self.jets.index_select(0, next(self.order))[None, None]
-        sums = run_steps(self.state, jets, self.pack, (0,), *self.rates, self.engine.forward)
+        sums = run_steps(self.state, jets, self.pack, (0,), self.lr, self.momentum, self.engine.forward)
         return dict(zip(TERMS, sums, strict=True))
 
     def augmentation_parity(self) -> dict[str, float]:
@@ -116,7 +118,7 @@ def prepare(size: str, variant: str, batch: int, exchange: str) -> tuple[Ours, d
     return ours, {
         "augmentation": ours.augmentation_parity(),
         "libraries": library_versions(),
-        "hardware": hardware("cpu"),
+        "hardware": hardware(torch.device("cpu")),
         "git_commit": git_commit(),
         "threads": torch.get_num_threads(),
         "engine": find_engine("auto", ours.config, torch.device("cpu")).name,

@@ -34,6 +34,8 @@ class Resources:
     """Starts after a crash of worker or node, each from the last checkpoint."""
     pack: int | None = None
     """Trials of a pack; None leaves it to :func:`cluster.packs.form_packs`."""
+    engine: str = "auto"
+    """What computes encoder and head, see :mod:`jbot.engine`."""
 
     @property
     def device(self) -> str:
@@ -78,7 +80,7 @@ def run_inline(
         for spec in pack:
             for listener in listeners:
                 listener.started(spec)
-        run_pack(pack, data, storage, resources.device, report, ended)
+        run_pack(pack, data, storage, resources.device, report, ended, engine=resources.engine)
 
 
 def check_storage(storage: Storage) -> str:

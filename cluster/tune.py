@@ -205,7 +205,7 @@ def train_pack(
     def ended(spec: TrialSpec, record: Record) -> None:
         tune.report({"ended": place[spec.trial_id]})
 
-    run_pack(pack, data, storage, resources.device, report, ended)
+    run_pack(pack, data, storage, resources.device, report, ended, engine=resources.engine)
     tune.report({"records": len(pack)})  # Tune wants a word even where every record was there already
 
 

@@ -349,24 +349,49 @@ def train_step(
     dict
         TERMS by name, each (trial,); `state` is changed in place.
     """
-    trials, _, jets, slots, _ = views.shape
-    particles, valid = views.flatten(1, 2), views[..., 3]
     masked_tokens, weight = masked_rows(masked, capacity)
+    trials, _, jets, slots, _ = views.shape
     rows = torch.cat((cls_rows(trials, 2 * jets, slots, views.device), masked_tokens), dim=1)
+    particles = views.flatten(1, 2)
     with torch.no_grad():
-        _, teacher_out = forward(state.teacher, particles, config.model)
-    flat = state.student.detach().requires_grad_()
-    raw, student_out = forward(flat, particles, config.model, masked.flatten(1, 2), rows)
+        _, taught = forward(state.teacher, particles, config.model)
+    student = state.student.detach().requires_grad_()
+    raw, predicted = forward(student, particles, config.model, masked.flatten(1, 2), rows)
+    terms = losses(state, raw, predicted, taught, rows, weight, config)
+    (gradient,) = torch.autograd.grad(terms["loss"].sum(), student)
+    with torch.no_grad():
+        update(state, gradient, taught, views[..., 3], config, lr, momentum)
+        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
+    return {name: value.detach() for name, value in terms.items()}
 
-    # [CLS] rows come first, u before v; masked particles behind them.
-    taught, temp = take_rows(teacher_out, rows), column(config.loss.teacher_temp, 2)
-    cls_targets = teacher_targets(taught[:, : 2 * jets], state.cls_center[:, None], temp).unflatten(1, (2, jets))
-    particle_targets = teacher_targets(taught[:, 2 * jets :], state.particle_center[:, None], temp)
-    predicted = log_predictions(student_out, column(config.loss.student_temp, 2))
-    cls_predicted = predicted[:, : 2 * jets].unflatten(1, (2, jets))
+
+def losses(
+    state: TrainState,
+    raw: Float[Tensor, "trial row dim"],
+    predicted: Float[Tensor, "trial row projection"],
+    taught: Float[Tensor, "trial token projection"],
+    rows: Int64[Tensor, "trial row"],
+    weight: Float[Tensor, "trial masked"],
+    config: Config,
+) -> dict[str, Float[Tensor, "trial"]]:
+    """The loss, its terms, and the entropies of teacher and student [CLS] in nats.
+
+    Parameters
+    ----------
+    raw, predicted : float tensor
+        The student's at `rows`: [CLS] of u, [CLS] of v, then masked particles.
+    taught : float tensor
+        The teacher's, of all tokens.
+    """
+    cls, jets = rows.shape[1] - weight.shape[1], (rows.shape[1] - weight.shape[1]) // 2
+    targets, temp = take_rows(taught, rows), column(config.loss.teacher_temp, 2)
+    cls_targets = teacher_targets(targets[:, :cls], state.cls_center[:, None], temp).unflatten(1, (2, jets))
+    particle_targets = teacher_targets(targets[:, cls:], state.particle_center[:, None], temp)
+    log_predicted = log_predictions(predicted, column(config.loss.student_temp, 2))
+    cls_predicted = log_predicted[:, :cls].unflatten(1, (2, jets))
     terms = {
         "cls_loss": cls_loss(cls_targets, cls_predicted),
-        "particle_loss": particle_loss(particle_targets, predicted[:, 2 * jets :], weight),
+        "particle_loss": particle_loss(particle_targets, log_predicted[:, cls:], weight),
         "koleo_loss": koleo_loss(raw[:, :jets]),
     }
     total = (
@@ -374,18 +399,26 @@ def train_step(
         + config.loss.particle_weight * terms["particle_loss"]
         + config.loss.koleo_weight * terms["koleo_loss"]
     )
-    (gradient,) = torch.autograd.grad(total.sum(), flat)
-
     with torch.no_grad():
-        adamw(state, gradient, lr, config.optim)
-        state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
-        update_centers(state, teacher_out.unflatten(1, (2, jets, slots + 1)), valid, config)
-        terms = {"loss": total} | terms
-        terms["teacher_entropy"] = entropy(cls_targets).mean(dim=(1, 2))
-        terms["student_entropy"] = entropy(cls_predicted.exp()).mean(dim=(1, 2))
-        terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3))
-        state.step += 1
-    return {name: value.detach() for name, value in terms.items()}
+        entropies = entropy(cls_targets), entropy(cls_predicted.exp())
+    names = "teacher_entropy", "student_entropy"
+    return {"loss": total} | terms | {n: value.mean(dim=(1, 2)) for n, value in zip(names, entropies, strict=True)}
+
+
+def update(
+    state: TrainState,
+    gradient: Flat,
+    taught: Float[Tensor, "trial token projection"],
+    valid: Float[Tensor, "trial 2 jet particle"],
+    config: Config,
+    lr: Rates,
+    momentum: Rates,
+) -> None:
+    """Optimiser, teacher's average and centres, in this order."""
+    adamw(state, gradient, lr, config.optim)
+    state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
+    update_centers(state, taught.unflatten(1, (*valid.shape[1:3], valid.shape[3] + 1)), valid, config)
+    state.step += 1
 
 
 def masked_rows(

@@ -17,6 +17,7 @@ from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
 from jbot.config import Config, ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, JetData, jets_needed, load
+from jbot.engine import ENGINES
 from jbot.record import RecordError, Storage, first_line, load_record
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
@@ -75,6 +76,12 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument(
         "--pack", type=int, metavar="N", help="trials trained together (default: 1 on CPUs, what fits on GPUs)"
     )
+    where.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto: the C++ kernel on CPUs, torch.compile on GPUs, plain torch where neither works",
+    )
     where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     return made
 
@@ -83,7 +90,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     """Plan, jets, trials, report; returns the exit code."""
     plan = study.plan(options.preset, options.seeds, _changes(options.set))
     base = from_dict(plan.base)
-    held = resources(options.preset, options.cpus, options.gpus, options.pack)
+    held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
     storage = Storage(options.storage)
     if options.dry_run:
         describe(plan, base, storage, held)

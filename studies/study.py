@@ -127,10 +127,13 @@ def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
     return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
 
 
-def resources(preset: str, cpus: float | None, gpus: float | None, pack: int | None = None) -> Resources:
+def resources(
+    preset: str, cpus: float | None, gpus: float | None, pack: int | None = None, engine: str = "auto"
+) -> Resources:
     """What one pack of trials holds, and how many they are: the preset's, unless told otherwise."""
     size = get_preset(preset)
-    chosen = Resources(cpus=size.cpus if cpus is None else cpus, gpus=size.gpus if gpus is None else gpus, pack=pack)
+    cpus, gpus = (size.cpus if cpus is None else cpus), (size.gpus if gpus is None else gpus)
+    chosen = Resources(cpus=cpus, gpus=gpus, pack=pack, engine=engine)
     if pack is not None and pack < 1:
         raise ConfigError(f"a pack needs at least one trial, got {pack}")
     if not (0 < chosen.cpus < math.inf and 0 <= chosen.gpus < math.inf):

@@ -247,7 +247,7 @@ def test_a_persons_own_study_anywhere_on_disk(tmp_path, tiny_data):
         name: (tiny_data.particles[tiny_data.labels == c], tiny_data.jets[tiny_data.labels == c])
         for c, name in enumerate("qgwzt")
     }
-    write(tmp_path / "jets.h5", groups, {})
+    write(tmp_path / "jets.h5", {name: (len(one[0]), [one]) for name, one in groups.items()}, {})
     source = (ROOT / "studies/masking_ablation.py").read_text()
     head, rest = source.split("study = Study(")
     own = tmp_path / "koleo_check.py"
