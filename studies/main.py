@@ -106,8 +106,10 @@ def run(study: Study, options: argparse.Namespace) -> int:
         left = len(open_trials(specs, storage))
         if left < len(specs):
             write_report(storage, plan)
-    failed = sum(record.state == "failed" for spec in specs if (record := load_record(storage, spec.trial_id)))
-    if failed == len(specs):
+    records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
+    for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
+        say(f"[yellow]the plain engine was used[/]: {why}")
+    if sum(record.state == "failed" for record in records) == len(specs):
         print("every trial has failed: the report says why", file=sys.stderr)
     if left:
         print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
