@@ -135,12 +135,15 @@ def test_loss_with_smeared_padding(reference: dict[str, Tensor], engine: str) ->
 
 
 @pytest.mark.parametrize("step", [1, EPOCHS])
-def test_student_after_steps(reference: dict[str, Tensor], trained: Trained, step: int) -> None:
+def test_student_after_steps(
+    reference: dict[str, Tensor], trained: Trained, step: int, request: pytest.FixtureRequest
+) -> None:
     """AdamW: every weight of the student."""
     for name, ours in unpack(trained[1][step].student, CONFIG.model).items():
         # The softmax is blind to the key bias: its gradient is rounding alone, which AdamW divides by its size.
-        # Elsewhere too a gradient of the size of rounding moves a weight: one of 31,920, by 1.06e-5, in the C++ kernel.
-        atol = LOSS if name.endswith("qkv.bias") else 2 * FORWARD
+        # The C++ kernel rounds otherwise, and one more weight of 31,920 has such a gradient: it is off by 1.06e-5.
+        slack = 2 if "fused" in request.node.name else 1
+        atol = LOSS if name.endswith("qkv.bias") else slack * FORWARD
         torch.testing.assert_close(ours[0], reference[f"step{step}/{name}"], rtol=0, atol=atol)
 
 
