@@ -14,19 +14,20 @@ from analysis.statistics import minimum_detectable_effect, p_floor
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources
 from jbot.config import Config, override
+from jbot.engine import find_engine
 from jbot.pack import Pack
 from jbot.record import Record, Storage
-from jbot.train import init_state, run_steps
+from jbot.train import VIEW_JETS, init_state, run_steps
 from studies.study import trial_specs
 
-PROBE_STEPS = 3
+PROBE_REPEATS = 3
 
 
 def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> None:
     """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
     trials = len(plan.arms) * len(plan.seeds)
     pilot = pilot_records(plan, storage)
-    seconds, basis = seconds_a_trial(base, [record for _, record in pilot])
+    seconds, basis = seconds_a_trial(base, [record for _, record in pilot], held)
     table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
     table.add_row("question", plan.question)
     table.add_row("arms", ", ".join(plan.arms))
@@ -84,7 +85,7 @@ def paired(treatment: str, control: str, pilot: list[tuple[str, Record]], metric
     return [values[treatment, seed] - values[control, seed] for seed in sorted(seeds)]
 
 
-def seconds_a_trial(base: Config, pilot: list[Record]) -> tuple[float, str]:
+def seconds_a_trial(base: Config, pilot: list[Record], held: Resources) -> tuple[float, str]:
     """Device seconds of one trial: from earlier records, else from a few training steps timed here."""
     same = [
         record
@@ -98,7 +99,7 @@ def seconds_a_trial(base: Config, pilot: list[Record]) -> tuple[float, str]:
     steps = base.train.epochs * -(-base.data.train_jets // config.train.batch)
     torch.set_num_threads(1)  # as a trial on a CPU
     where = "one CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return steps * seconds_a_step(config, device), f"{PROBE_STEPS} steps timed here on {where}, probes not counted"
+    return steps * seconds_a_step(config, device, held.engine), f"steps timed here on {where}, probes not counted"
 
 
 def part_of(config: Config, part: str) -> dict[str, object]:
@@ -106,16 +107,16 @@ def part_of(config: Config, part: str) -> dict[str, object]:
     return dict(vars(getattr(config, part)))
 
 
-def seconds_a_step(config: Config, device: torch.device) -> float:
+def seconds_a_step(config: Config, device: torch.device, engine: str) -> float:
     """Wall seconds of one training step, on jets of random numbers."""
-    state = init_state(config, [0], device)
-    generator = torch.Generator().manual_seed(0)
-    jets = torch.rand(1, 1, config.train.batch, config.data.particles, 4, generator=generator).to(device)
+    state, pack = init_state(config, [0], device), Pack([config], device)
+    forward = find_engine(engine, config, device).forward
+    ahead = max(1, VIEW_JETS[device.type] // config.train.batch)  # steps whose views are made together
+    jets = torch.rand(ahead, 1, config.train.batch, config.data.particles, 4).to(device)
     jets[..., 3] = 1.0
-    rates = torch.tensor([[1e-3], [0.99]], dtype=torch.float64, device=device)
-    pack = Pack([config], device)
-    for step in range(PROBE_STEPS + 1):
-        if step == 1:  # the first one warms up
+    lr, momentum = torch.tensor([[1e-3], [0.99]], dtype=torch.float64, device=device)
+    for repeat in range(PROBE_REPEATS + 1):
+        if repeat == 1:  # the first one warms up
             started = time.perf_counter()
-        run_steps(state, jets, pack, (0,), *rates)[0].item()  # waits for the device
-    return (time.perf_counter() - started) / PROBE_STEPS
+        run_steps(state, jets, pack, (0,), lr, momentum, forward)[0].item()  # waits for the device
+    return (time.perf_counter() - started) / (PROBE_REPEATS * ahead)

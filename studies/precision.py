@@ -1,0 +1,26 @@
+"""Does training in bf16 cost accuracy?
+
+Source   bf16 halves what encoder and head move through memory, and tensor cores are made for it. Its 8 bits of
+         precision may blur small gradients. Weights, optimiser, losses and probes stay fp32 with it.
+Design   Arms differ in train.precision alone.
+Command  python studies/precision.py                               a quarter of an hour on two cores
+         python studies/precision.py --preset gpu                  one GPU
+Read     Equivalent means that bf16 changes nothing that matters (margin 0.02). On a CPU it is no faster: see
+         docs/performance.md.
+"""
+
+from analysis.plan import Contrast
+from studies.main import main
+from studies.study import Study
+
+study = Study(
+    name="precision",
+    question="Does pre-training in bf16 change the accuracy of the embedding?",
+    arms={"fp32": {}, "bf16": {"train.precision": "bf16"}},
+    contrasts=(Contrast(treatment="bf16", control="fp32", primary=True),),
+    metric="test/knn_accuracy",
+    margin=0.02,
+)
+
+if __name__ == "__main__":
+    main(study)
