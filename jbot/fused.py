@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jbot.config import ModelConfig
 from jbot.data.files import cache_folder
@@ -39,7 +40,7 @@ KEEP_BYTES = 32 * 2**20
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot), and for each token its row among
-the wanted ones or -1, int32 (trial, jet * token)."""
+the wanted ones or -1, int32 (trial, jet * token and one more)."""
 
 
 class Unavailable(RuntimeError):  # noqa: N818 - not an error: the plain version is used
@@ -57,7 +58,7 @@ class Kernel:
 
     def __init__(self, config: ModelConfig, slots: int):
         self.shape, self.slots = config, slots
-        library = ctypes.CDLL(str(_library(config, slots)))
+        library = _loaded(_library(config, slots))
         self._forward, self._backward = library.jbot_forward, library.jbot_backward
         self._forward.restype = self._backward.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -90,8 +91,8 @@ class Kernel:
         """Raw and projected outputs, (trial, row, dim) and (trial, row, projection)."""
         flat, particles, *_ = inputs
         trials, jets = particles.shape[:2]
-        raw = flat.new_empty(trials, rows, self.shape.dim)
-        projected = flat.new_empty(trials, rows, self.shape.projection)
+        raw = flat.new_zeros(trials, rows, self.shape.dim)  # rows that are no token stay zero
+        projected = flat.new_zeros(trials, rows, self.shape.projection)
 
         def work(_: int, begin: int, end: int) -> None:
             for t in range(trials):
@@ -138,14 +139,16 @@ class _Fused(torch.autograd.Function):
         masked = None if masked is None else masked.contiguous()
         place, count = None, jets * (slots + 1)
         if rows is not None:
-            count = rows.shape[1]
-            place = torch.full((trials, jets * (slots + 1)), -1, dtype=torch.int32)
-            place.scatter_(1, rows, torch.arange(count, dtype=torch.int32).expand(trials, -1))
+            tokens, count = count, rows.shape[1]
+            place = torch.full((trials, tokens + 1), -1, dtype=torch.int32)
+            # Row -1, no token, goes to a column that the kernel does not reach.
+            place.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
         ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, place)
         ctx.kept = kernel.keep(trials, jets) if ctx.needs_input_grad[1] else None
         return kernel.forward(ctx.inputs, count, ctx.kept)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_raw: Tensor, d_projected: Tensor) -> Any:
         gradient = ctx.kernel.backward(ctx.inputs, ctx.kept, d_raw.contiguous(), d_projected.contiguous())
         return None, gradient, None, None, None
@@ -203,13 +206,23 @@ def _library(config: ModelConfig, slots: int) -> Path:
     command = [compiler, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items()), str(SOURCE)]
     text = "\n".join([*command, _compile([compiler, "--version"]), _cpu(), SOURCE.read_text()])
     path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / "kernel.so"
-            _compile([*command, "-o", str(made)])
-            made.replace(path)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / "kernel.so"
+                _compile([*command, "-o", str(made)])
+                made.replace(path)
+    except OSError as error:  # a full or read-only disk
+        raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
     return path
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
+        raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
 
 
 def _compile(command: list[str]) -> str:

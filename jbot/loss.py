@@ -47,7 +47,8 @@ def particle_loss(
     weight: Float[Tensor, "trial row"],
 ) -> PerTrial:
     """Masked particles within a view; `weight` makes it the mean over each view's masked particles, then over views."""
-    return (cross_entropy(targets, student) * weight).sum(dim=1)
+    # In double precision, so that rows of weight 0, of which a pack has more than a trial alone, round nothing else.
+    return (cross_entropy(targets, student) * weight).sum(dim=1, dtype=torch.float64).to(weight.dtype)
 
 
 def koleo_loss(cls_embedding: Float[Tensor, "trial jet dim"], eps: float = 1e-8) -> PerTrial:

@@ -131,8 +131,9 @@ def encode(
     masked : bool tensor (trial, jet, particle), optional
         Particles whose embedding is replaced by the mask token.
     rows : int64 tensor (trial, row), optional
-        Tokens wanted, numbered jet * (particle + 1) + token with [CLS] as token 0; all when None. The last block works
-        on these alone: the same numbers for less work. Outputs at padding mean nothing.
+        Tokens wanted, each at most once, numbered jet * (particle + 1) + token with [CLS] as token 0; all when None.
+        The last block works on these alone: the same numbers for less work. Outputs at padding, and at rows of
+        number -1, which fill up a trial that wants fewer than its pack, mean nothing but are finite.
     attentions : list, optional
         Receives each block's attention, (trial, jet, head, query, key).
     """
@@ -185,7 +186,8 @@ def cls_rows(trials: int, jets: int, slots: int, device: torch.device) -> Int64[
 
 
 def take_rows(x: Float[Tensor, "trial token width"], rows: Int64[Tensor, "trial row"]) -> Tensor:
-    """Rows of each trial's tokens."""
+    """Rows of each trial's tokens; for -1, some row."""
+    rows = rows.clamp(min=0)
     if len(x) == 1:  # a pack of one, the ordinary case: no index as large as the result
         return x[0].index_select(0, rows[0])[None]
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))

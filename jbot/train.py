@@ -220,7 +220,7 @@ def run_epoch(
             learning_rate(epoch, config.optim),
             ema_momentum(epoch, config.train.epochs, config.teacher),
         )
-    sums = torch.zeros(len(TERMS), len(rows), device=device, dtype=state.student.dtype)
+    sums = torch.zeros(len(TERMS), len(rows), device=device, dtype=torch.float64)
     counts = {trial: len(order[trial]) for trial in trials}
     for members, first, steps, jets in stretches(counts, batch, VIEW_JETS.get(device.type, 256)):
         begin, end = first * batch, first * batch + steps * jets
@@ -292,7 +292,7 @@ def run_steps(
     """Consecutive steps of the pack's `members`, whose state is `state`; sums of TERMS over the steps."""
     knobs = pack.knobs(members)
     views, masked = views_of_steps(jets, state.step, pack.knobs(members, len(jets)))
-    sums = torch.zeros(len(TERMS), len(members), device=jets.device, dtype=state.student.dtype)
+    sums = torch.zeros(len(TERMS), len(members), device=jets.device, dtype=torch.float64)
     # Some of a pack's trials step on a copy of their state, which has another address each time: no graph.
     graphs = pack.graphs if len(members) == len(pack.configs) else None
     capacity = row_capacity(masked) if graphs else None
@@ -427,20 +427,22 @@ def masked_rows(
     """Token numbers of the masked particles, and weights that make a sum over them the mean over views of means.
 
     As many rows as the trial with the most has, which is read on the host; or `capacity` of them, which must not be
-    fewer. Behind the masked particles of a trial that has fewer stand others, with weight 0.
+    fewer. Behind the masked particles of a trial that has fewer stand rows of number -1, with weight 0: none of its
+    tokens, so that it computes the same as alone.
     """
     slots, flat = masked.shape[-1], masked.flatten(1)
     per_view = masked.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     weight = (masked / (2.0 * per_view)).flatten(1)
     if len(masked) == 1 and capacity is None:  # a pack of one, the ordinary case
         index = flat[0].nonzero().T
-    else:
-        count = int(flat.sum(dim=1).max()) if capacity is None else capacity
-        # A stable partition: the masked particles first, each at its rank among them, then the others.
-        rank = torch.where(flat, flat.cumsum(1), flat.sum(1, keepdim=True) + (~flat).cumsum(1)) - 1
-        numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(rank)
-        index = torch.empty_like(rank).scatter_(1, rank, numbers)[:, :count]
-    return index + index // slots + 1, weight.gather(1, index)
+        return index + index // slots + 1, weight.gather(1, index)
+    count = int(flat.sum(dim=1).max()) if capacity is None else capacity
+    # A stable partition: the masked particles first, each at its rank among them, then the others.
+    rank = torch.where(flat, flat.cumsum(1), flat.sum(1, keepdim=True) + (~flat).cumsum(1)) - 1
+    numbers = torch.arange(flat.shape[1], device=flat.device).expand_as(rank)
+    index = torch.empty_like(rank).scatter_(1, rank, numbers)[:, :count]
+    weight = weight.gather(1, index)
+    return torch.where(weight > 0, index + index // slots + 1, -1), weight
 
 
 def adamw(state: TrainState, gradient: Flat, lr: Rates, config: OptimConfig) -> None:

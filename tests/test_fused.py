@@ -42,7 +42,8 @@ def _case(changes, jets=19, trials=3, slots=None):
     rows = torch.cat((cls_rows(trials, 2 * jets, slots, flat.device), wanted), dim=1)
     d_raw = torch.randn(trials, rows.shape[1], config.model.dim, generator=generator)
     d_projected = torch.randn(trials, rows.shape[1], config.model.projection, generator=generator)
-    return config.model, flat, particles.flatten(1, 2), masked.flatten(1, 2), rows, d_raw, d_projected
+    used = (rows >= 0)[..., None]  # the others fill up a trial that wants fewer
+    return config.model, flat, particles.flatten(1, 2), masked.flatten(1, 2), rows, d_raw * used, d_projected * used
 
 
 def _kernel(shape, slots):
@@ -54,7 +55,10 @@ def _both(forward, case):
     flat = flat.clone().requires_grad_()
     raw, projected = forward(flat, particles, shape, masked, rows)
     (gradient,) = torch.autograd.grad([raw, projected], flat, [d_raw, d_projected])
-    return raw.detach(), projected.detach(), gradient
+    used = (rows >= 0)[..., None]
+    assert raw.isfinite().all()
+    assert projected.isfinite().all()
+    return raw.detach() * used, projected.detach() * used, gradient
 
 
 def _close(found, wanted, tolerance=2e-5):
@@ -122,6 +126,40 @@ def test_weights_that_are_not_numbers_are_not_hidden():
     raw, _ = _kernel(shape, 30)(flat, particles, shape)
     assert raw[0].isfinite().all()
     assert raw[1].isnan().any()
+
+
+@pytest.mark.parametrize("name", ["embed.bias", "block0.qkv.bias", "block1.qkv.weight", "head1.bias"])
+def test_a_weight_that_is_no_number_is_hidden_nowhere(name):
+    """The first number of a weight: of qkv, it reaches the scores alone, behind which a softmax might hide it."""
+    shape, flat, particles, *_ = _case({}, trials=1)
+    model.unpack(flat, shape)[name].flatten()[0] = float("nan")
+    found, wanted = _kernel(shape, 30)(flat, particles, shape), model.forward(flat, particles, shape)
+    valid = torch.nn.functional.pad(particles[..., 3] > 0.5, (1, 0), value=True).flatten(1)
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a[valid].isfinite(), b[valid].isfinite())
+
+
+def test_a_second_derivative_is_refused():
+    shape, flat, particles, *_ = _case({}, trials=1)
+    flat = flat.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        _kernel(shape, 30)(flat, particles, shape)[0].square().sum(), flat, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_a_cache_folder_that_cannot_be_used(monkeypatch, tmp_path):
+    shape = Config().model
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JBOT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(Unavailable, match=r"the compiled kernel cannot be kept: .*file"):
+        Kernel(shape, 30)
+    library = tmp_path / "torn.so"
+    library.write_bytes(b"torn")
+    monkeypatch.setattr(fused, "_library", lambda *_: library)
+    with pytest.raises(Unavailable, match=r"torn\.so cannot be loaded, remove it"):
+        Kernel(shape, 30)
 
 
 def test_saying_why_not(monkeypatch, tmp_path):

@@ -118,7 +118,7 @@ def test_more_rows_than_masked_particles_have_no_weight():
     rows, weight = masked_rows(masked)
     more, more_weight = masked_rows(masked, capacity=28)
     for trial in range(2):
-        assert len(more[trial].unique()) == 28  # each once
+        assert (more[trial] >= 0).tolist() == (more_weight[trial] > 0).tolist()  # the others are no tokens
         assert rows[trial][weight[trial] > 0].tolist() == more[trial][more_weight[trial] > 0].tolist()
         assert more_weight[trial].sum() == pytest.approx(1.0)
 

@@ -221,6 +221,20 @@ def test_a_packs_records_are_those_of_each_trial_alone(four, tiny_data, tmp_path
     assert sum(record.device_seconds for record in records) < max(record.wall_seconds for record in records)
 
 
+def test_with_the_kernel_a_pack_changes_no_bit(four, tiny_data, tmp_path):
+    """Where rounding grows: no second moment, a tiny eps, gradients that are zero up to rounding."""
+    wild = changed(four[0], seed=9, optim__beta2=0.0, optim__eps=1e-12, mask__scheme="random", mask__ratio_high=1.0)
+    together, alone = Storage(tmp_path / "together"), Storage(tmp_path / "alone")
+    pack = [*four, wild]
+    for spec, record in zip(pack, run_pack(pack, tiny_data, together, engine="fused"), strict=True):
+        lone = run_trial(spec, tiny_data, alone, engine="fused")
+        assert (record.state, record.metrics) == (lone.state, lone.metrics)
+        for name, value in student(alone, spec).items():
+            np.testing.assert_array_equal(student(together, spec)[name], value)
+        curves = [load_curves(storage, spec.trial_id) for storage in (together, alone)]
+        assert [row | {"device_seconds": 0} for row in curves[0]] == [row | {"device_seconds": 0} for row in curves[1]]
+
+
 def test_a_trial_goes_on_in_another_pack(four, tiny_data, tmp_path, always_save):
     """Killed in a pack of four; one goes on alone, the others in a pack with a trial that begins."""
     broken, alone = Storage(tmp_path / "broken"), Storage(tmp_path / "alone")
