@@ -62,7 +62,7 @@ static_assert(HEAD2_B + PROJECTION == WEIGHTS, "the flat buffer of jbot/model.py
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec all(float x) { return x - Vec{}; }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where one of them is NaN
 inline Vec sqrt(Vec x) {
   for (int i = 0; i < V; i++) x[i] = std::sqrt(x[i]);
   return x;
@@ -73,9 +73,9 @@ inline float sum(Vec x) {
   return s;
 }
 
-// exp(x) for x <= 0, relative error below 4e-7: 2^n times a Taylor polynomial in |r| <= log(2) / 2.
+// exp(x) for x <= 0, relative error below 4e-7: 2^n times a Taylor polynomial in |r| <= log(2) / 2. NaN stays NaN.
 inline Vec exp_negative(Vec x) {
-  x = max(x, all(-80.0f));  // no denormal numbers: they are slow
+  x = max(all(-80.0f), x);  // no denormal numbers: they are slow
   IntVec n = __builtin_convertvector(x * 1.44269504f - 0.5f, IntVec);  // truncation rounds to nearest here
   Vec r = x - __builtin_convertvector(n, Vec) * 0.693147181f;
   Vec p = r * (1.0f / 720) + 1.0f / 120;
@@ -545,7 +545,7 @@ inline void copy_lane(const Panel<N>& from, int lane, Panel<N>& to, int to_lane)
   for (int n = 0; n < N; n++) to[n][to_lane] = from[n][lane];
 }
 
-// Every block but the last whole, the last up to its attention, and then its rest on panels of wanted roact.
+// Every block but the last whole, the last up to its attention, and then its rest on panels of wanted rows.
 void encode(const Call& call, int64_t first, int jets, Activations& act) {
   for (int j = 0; j < jets; j++) {
     const float* particles = call.particles + (first + j) * SLOTS * FEATURES;
