@@ -105,6 +105,8 @@ def run_pack(
     ------
     PackError
         When the trials cannot share a pack.
+    Exception
+        What judging a trial raised, be it a bug or a lack of memory: after the others have their records. It has none.
     """
     check_shared([spec.config for spec in specs])
     records = {spec.trial_id: record for spec in specs if (record := load_record(storage, spec.trial_id))}
@@ -115,6 +117,8 @@ def run_pack(
         train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
         for trial in range(len(todo)):
             ride.conclude(trial)
+        if ride.errors:
+            raise next(iter(ride.errors.values()))
         records |= ride.records
     return [records[spec.trial_id] for spec in specs]
 
@@ -152,10 +156,18 @@ class Ride:
         ]
         self.sent = [0] * len(specs)
         self.records: dict[str, Record] = {}
+        self.errors: dict[int, Exception] = {}
+        """What is no outcome of a trial but ended it: the others go on, then it is raised."""
 
     def probe(self, trial: int, state: TrainState) -> Metrics:
         """A point of a trial's learning curves."""
-        return self.evaluators[trial].curve_point(state)
+        try:
+            return self.evaluators[trial].curve_point(state)
+        except TrialFailed:
+            raise
+        except Exception as error:
+            self.errors[trial] = error
+            raise TrialFailed(repr(error)) from error
 
     def after_epoch(self, trials: list[int]) -> None:
         """Save, tell, and end what has failed."""
@@ -177,7 +189,7 @@ class Ride:
     def conclude(self, trial: int) -> None:
         """Write the record of a trial that has trained to the end or failed, once."""
         spec = self.specs[trial]
-        if spec.trial_id in self.records:
+        if spec.trial_id in self.records or trial in self.errors:
             return
         state, evaluator, metrics = self.state.row(trial), self.evaluators[trial], {}
         (progress,) = state.progress
@@ -187,6 +199,9 @@ class Ride:
                 save_pictures(self.storage, spec, state, evaluator.test)
         except TrialFailed as failure:
             progress.reason = str(failure)
+        except Exception as error:
+            self.errors[trial] = error
+            return
         save_weights(self.storage, spec, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
         self.records[spec.trial_id] = self._record(trial, progress, metrics)

@@ -272,6 +272,28 @@ def test_a_failure_in_a_pack_ends_one_trial(four, tiny_data, tmp_path):
         assert_same_result(record, run_trial(spec, tiny_data, Storage(tmp_path / "alone"), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("where", ["curve_point", "final"])
+def test_an_error_in_judging_one_trial_leaves_the_others_their_records(four, tiny_data, tmp_path, monkeypatch, where):
+    """No outcome of the trial: it has no record, and the same pack again runs it alone."""
+    judge = getattr(jbot.trial.Evaluator, where)
+
+    def broken(self, state):
+        if self.config == four[1].config and state.epoch > 0:
+            raise MemoryError("no room for the probe")
+        return judge(self, state)
+
+    storage = Storage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(jbot.trial.Evaluator, where, broken)
+        with pytest.raises(MemoryError, match="no room for the probe"):
+            run_pack(four, tiny_data, storage)
+    assert [load_record(storage, spec.trial_id) is None for spec in four] == [False, True, False, False]
+    records = run_pack(four, tiny_data, storage)
+    assert [(record.state, record.resources["pack"]) for record in records] == [
+        ("complete", 4), ("complete", 1), ("complete", 4), ("complete", 4)
+    ]  # fmt: skip
+
+
 def test_trials_of_other_shapes_do_not_ride_together(spec, tiny_data, tmp_path):
     with pytest.raises(PackError, match=r"trials of a pack must share model\.dim, got 8 and 16"):
         run_pack([spec, changed(spec, model__dim=16)], tiny_data, Storage(tmp_path))
