@@ -34,9 +34,10 @@ from benchmarks.machine import environment, limits
 from benchmarks.memory import ROOT, memory
 from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
 from benchmarks.timing import NotAvailable, Row, no_row
-from benchmarks.trainer import ENGINES, read_jets
+from benchmarks.trainer import read_jets
 from benchmarks.trials import trials
 from jbot.data.jetdata import DataError
+from jbot.engine import ENGINES
 from jbot.record import RecordError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -81,13 +82,13 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("--only", metavar="NAMES", help="sections, separated by commas (default: all)")
-    made.add_argument("--quick", action="store_true", help="smaller batches, fewer rounds, no compilation")
+    made.add_argument("--quick", action="store_true", help="smaller batches, fewer rounds, no torch.compile")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     made.add_argument(
         "--engine",
         choices=ENGINES,
-        default="plain",
-        help="of the sections that do not compare engines (default: plain)",
+        default="auto",
+        help="of the sections that do not compare engines (default: auto, as in a study)",
     )
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the result")
     made.add_argument(
@@ -169,7 +170,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
         "when": when,
         "seconds": round(time.perf_counter() - started, 1),
         "quick": setting.quick,
-        "engine": setting.engine,
+        "engine": setting.engine_name,
         "environment": environment(setting.device.type),
         "load_averages": [[round(load, 2) for load in loads] for loads in (before, os.getloadavg())],
         "rows": [row.as_dict() for row in rows],

@@ -12,6 +12,9 @@ A jet has two views. The teacher does one forward pass, the student one and a ba
 `used` is the share of the student's tokens that the loss looks at, [CLS] and the masked particles. Behind keys and
 values, the last block and the head are needed for those alone. Left out: softmax, GELU, norms, KoLeo, augmentation,
 the optimiser. Padding counts as particles: that is how it is computed.
+
+This is what a step needs, not what an engine performs: the C++ kernel computes the last block's queries and attention
+for all tokens, and the student's forward pass twice where keeping its activations would cost more (jbot.fused).
 """
 
 from __future__ import annotations
@@ -64,9 +67,11 @@ class Traffic(TorchDispatchMode):
         """Run the operation and add its bytes."""
         result = func(*args, **(kwargs or {}))
         if not getattr(func, "is_view", False) and "empty" not in str(func):
-            self.bytes += sum(_bytes(x) for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+            self.bytes += tensor_bytes((args, kwargs, result))
         return result
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested tuples, lists and dicts."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return sum(min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()) for tensor in tensors)

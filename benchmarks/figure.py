@@ -144,7 +144,7 @@ def _draw_packs(axes: Axes, rows: Rows) -> None:
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.set_ylim(0, 1.25 * max(_one(row)[2] for row in rows))
     axes.set_xlabel("trials in a pack")
-    axes.set_ylabel("jets/s against one at a time")
+    axes.set_ylabel("jets/s against the same trials\none after another")
 
 
 def _draw_memory(axes: Axes, rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""Memory of a trial: how far a process grows that trains a pack.
+"""Memory of a trial: how far a process grows that runs a pack from its start to its records.
 
 python -m benchmarks.memory --model S --batch 256 --pack 4     one such process, as the benchmark starts them
 """
@@ -15,12 +15,15 @@ import torch
 
 from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Row, no_row, quartiles, value_row
-from benchmarks.trainer import ENGINES, MODELS, Engine, Pack, read_jets, steps_of
-from jbot.config import override
+from benchmarks.trainer import MODELS, enough, read_jets, run_trials
+from jbot.config import Config, override
+from jbot.engine import ENGINES
 
 ROOT = Path(__file__).parent.parent
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 STEPS = 3
+JUDGED = {"data.val_jets": 1_500, "data.test_jets": 3_500, "probe.bank_jets": 5_000}
+"""As in the preset `quick`; the jets themselves are shared by the trials of a node, and not counted."""
 MIB = 2**20
 
 
@@ -48,14 +51,14 @@ def memory(setting: Setting, sizes: tuple[int, ...] = (1, 2, 4, 8), path: Path |
     return rows
 
 
-def peak_growth(device: torch.device, model: str, batch: int, size: int, path: Path, engine: Engine = "plain") -> int:
+def peak_growth(device: torch.device, model: str, batch: int, size: int, path: Path, engine: str = "auto") -> int:
     """Bytes: device memory on CUDA; else what a fresh process of one thread grows by, from imports to the peak."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        _train(device, model, batch, size, path, engine)
-        return int(torch.cuda.max_memory_allocated(device) - before)
+        config = short_config(model, batch)
+        records = run_trials(config, enough(read_jets(path), config), size, device, engine)
+        return int(records[0].resources["peak_memory_bytes"] - before)
     if not STATUS.exists():
         raise NotAvailable("peak memory is read from /proc, which this system has not")
     command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--batch", str(batch), "--pack", str(size)]
@@ -67,11 +70,11 @@ def peak_growth(device: torch.device, model: str, batch: int, size: int, path: P
     return int(json.loads(done.stdout)["growth"])
 
 
-def _train(device: torch.device, model: str, batch: int, size: int, path: Path, engine: Engine) -> None:
-    config = override(MODELS[model], {"train.batch": batch})
-    pack = Pack(config, torch.from_numpy(read_jets(path).particles), size=size, device=device, engine=engine)
-    for _ in steps_of(pack, STEPS):
-        pass
+def short_config(model: str, batch: int) -> Config:
+    """A few steps, and probes of usual size."""
+    return override(
+        MODELS[model], {**JUDGED, "data.train_jets": STEPS * batch, "train.batch": batch, "train.epochs": 1}
+    )
 
 
 def _status(name: str) -> int:
@@ -87,14 +90,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pack", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "tests/data/jets_sample.h5")
-    parser.add_argument("--engine", choices=ENGINES, default="plain")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    _train(cpu, "S", 2, 1, options.data, options.engine)  # libraries that are loaded on first use belong to no trial
+    config = short_config(options.model, options.batch)
+    data = enough(read_jets(options.data), config)
+    small = override(config, {"data.train_jets": 20, "data.val_jets": 10, "data.test_jets": 10, "train.batch": 10})
+    run_trials(small, data, 1, cpu, options.engine)  # libraries that are loaded on first use belong to no trial
     CLEAR.write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
-    _train(cpu, options.model, options.batch, options.pack, options.data, options.engine)
+    run_trials(config, data, options.pack, cpu, options.engine)
     print(json.dumps({"before": before, "growth": max(0, _status("VmHWM") - before)}))
 
 

@@ -11,17 +11,18 @@ from typing import Any
 
 SCHEMA = 1
 COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
-ENGINE_SECTIONS = ("parts", "threads", "packs", "memory", "growth")
+ENGINE_SECTIONS = ("parts", "threads", "packs", "memory", "growth", "trials")
 """Sections of one engine, which --engine chooses."""
 RIGHT = ("median", "n", "wall s", "CPU s")
 
 HEAD = """# Benchmark
 
-Medians and quartiles over n interleaved rounds; "wall s" and "CPU s" are medians of one timed run. Ratios are taken
-within each round: on a shared machine they hold where absolute times do not, and those by CPU seconds best for one
-thread. Shares of limits are by CPU seconds of one thread (on a GPU by wall seconds) against limits measured in the same
-rounds: products of cache-sized matrices in the same precision for the FLOP that are needed, a triad for what the eager
-operations move; more than 100% of the memory limit is what caches give. Made by `make bench`."""
+Medians and quartiles over n interleaved rounds; "wall s" and "CPU s" are medians of one step, or of one timed run.
+Ratios are taken within each round: on a shared machine they hold where absolute times do not, and those by CPU seconds
+best for one thread. Shares of limits are by CPU seconds of one thread (on a GPU by wall seconds) against limits
+measured in the same rounds: products of cache-sized matrices in the same precision for the FLOP that are needed, a
+triad for what moves between operations. What an engine computes beyond what is needed, or twice, is not counted. More
+than 100% of the memory limit is what caches give. Made by `make bench`."""
 
 Section = dict[str, Any]
 """title, when, seconds, quick, engine, environment, load_averages, rows."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from benchmarks import machine
 from benchmarks.counts import step_flop
 from benchmarks.timing import (
     Advance,
+    Clock,
     NotAvailable,
     Row,
     Sample,
@@ -31,18 +30,20 @@ from benchmarks.timing import (
     rates,
     ratios,
     seconds_of,
-    time_once,
     value_row,
 )
-from benchmarks.trainer import ENGINES, MODELS, PARTS, PRECISIONS, Engine, Pack, Precision
+from benchmarks.trainer import MODELS, MOST_STEPS, PARTS, Stretch
 from jbot.config import Config, override
 from jbot.data.jetdata import JetData
+from jbot.engine import find_engine
 
 PAPER_PASSES = 700_000 * 80
 """Jets times epochs of the paper's pre-training (arXiv:2601.11719)."""
 PAPER_BATCHES = {"S": 1024, "B": 1024}
 QUICK_BATCHES = {"S": 128, "B": 64}
 GPU_PACK = 16
+COMPARED = (("plain", "fp32"), ("compiled", "fp32"), ("fused", "fp32"), ("plain", "bf16"), ("compiled", "bf16"))
+"""Engines and precisions; there is no C++ kernel in bf16."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,15 @@ class Setting:
     device: torch.device
     quick: bool
     data: JetData
-    engine: Engine = "plain"
+    engine: str = "auto"
     """Of every section but `step` and `gpu`, which compare engines; in fp32."""
     study: str | None = None
     """Folder of a finished study."""
     advance: Advance | None = None
     batches: Mapping[str, int] | None = None
     """Jets a step by model, in place of the usual ones."""
+    most_steps: int = MOST_STEPS
+    """Made at once."""
 
     @property
     def jets(self) -> Tensor:
@@ -77,24 +80,39 @@ class Setting:
             rounds, budget = min(rounds, 5), budget / 10
         return interleave(variants, rounds=rounds, budget=budget, device=self.device, advance=self.advance)
 
-    def pack(self, config: Config, **options: Any) -> Pack:
-        """Trials on this setting's jets and device, by its engine unless told otherwise."""
-        return Pack(config, self.jets, device=self.device, **{"engine": self.engine, **options})
+    def stretch(self, config: Config, **options: Any) -> Stretch:
+        """Steps on this setting's jets and device, by its engine unless told otherwise."""
+        options = {"engine": self.engine, "most_steps": self.most_steps, **options}
+        return Stretch(config, self.jets, device=self.device, **options)
+
+    @property
+    def engine_name(self) -> str:
+        """The engine, and what `auto` stands for here."""
+        if self.engine != "auto":
+            return self.engine
+        return f"auto ({find_engine('auto', MODELS['S'], self.device).name})"
 
 
-def step_variant(name: str, pack: Pack, threads: int | None = None, steps: int = 1) -> Variant:
-    """Whole steps of a pack, each on other jets; the amount is in jets."""
+def step_variant(name: str, *stretches: Stretch, threads: int | None = None, least: int = 1) -> Variant:
+    """Steps as the trainer makes them, at least so many, on other jets each time; of several stretches, one by one.
+
+    The amount is in jets, of one step of all.
+    """
+    times = -(-least // stretches[0].steps)
 
     def prepare() -> None:
         if threads:
             torch.set_num_threads(threads)
-        pack.choose_batch()
+        for stretch in stretches:
+            stretch.choose_jets()
 
     def run() -> None:
-        for _ in range(steps):
-            pack.step()
+        for stretch in stretches:
+            for _ in range(times):
+                stretch.run()
 
-    return Variant(name=name, run=run, prepare=prepare, amount=pack.jets_a_step * steps)
+    amount = sum(stretch.jets_a_step for stretch in stretches)
+    return Variant(name=name, run=run, prepare=prepare, amount=amount, pieces=times * stretches[0].steps)
 
 
 @contextmanager
@@ -119,59 +137,60 @@ def step(setting: Setting) -> list[Row]:
 
 
 def _step_of(setting: Setting, model: str) -> list[Row]:
-    packs, other_rows = _packs_by_engine(setting, model)
-    variants = {name: step_variant(name, pack) for name, pack in packs.items()}
+    stretches, other_rows = _by_engine(setting, model)
+    variants = {name: step_variant(name, stretch) for name, stretch in stretches.items()}
     probes = _probes(setting)
     found = setting.timed([*variants.values(), *probes.values()], rounds=12, budget=45)
     base = variants[f"{model} plain fp32"]
     rows = []
-    for name, pack in packs.items():
-        shares = _shares_of_limits(pack, found[name], probes, found)
-        settings = _settings(setting, model, pack) | shares
+    for name, stretch in stretches.items():
+        shares = _shares_of_limits(stretch, found[name], probes, found)
+        settings = _settings(setting, model, stretch) | shares
         note = ", ".join(f"{100 * share[0]:.0f}% of {limit.split('_')[0]} limit" for limit, share in shares.items())
         rows.append(rate_row(variants[name], found, "jets/s", base, settings=settings, note=note))
-    return [*rows, *other_rows, _flop_row(model, packs[base.name])]
+    return [*rows, *other_rows, _flop_row(model, stretches)]
 
 
-def _packs_by_engine(setting: Setting, model: str) -> tuple[dict[str, Pack], list[Row]]:
-    """Packs that have made a step, by name; and rows that say what is missing, and what compilation took."""
-    packs: dict[str, Pack] = {}
+def _by_engine(setting: Setting, model: str) -> tuple[dict[str, Stretch], list[Row]]:
+    """Steps that have been made once, by name; and rows that say what is missing, and what compilation took."""
+    stretches: dict[str, Stretch] = {}
     rows: list[Row] = []
-    for engine, precision in itertools.product(ENGINES, PRECISIONS):
+    for engine, precision in COMPARED:
         name = f"{model} {engine} {precision}"
         if engine == "compiled" and setting.quick:
             rows.append(no_row(name, "jets/s", "left out by --quick: compiles for minutes"))
             continue
         try:
-            packs[name], seconds = _warm_pack(setting, setting.config(model), engine, precision)
+            stretches[name], seconds = _warm(setting, setting.config(model, train__precision=precision), engine)
         except NotAvailable as reason:
             rows.append(no_row(name, "jets/s", str(reason), "not available"))
             continue
         if engine == "compiled":
-            what = f"{name}, first step with compilation"
+            what = f"{name}, first steps, with compilation"
             rows.append(value_row(what, "s", [seconds], note="less when an earlier run has compiled it"))
-    return packs, rows
+    return stretches, rows
 
 
-def _warm_pack(setting: Setting, config: Config, engine: Engine, precision: Precision) -> tuple[Pack, float]:
-    """A pack that has made its first step, and the seconds of that."""
-    pack = setting.pack(config, engine=engine, precision=precision)
+def _warm(setting: Setting, config: Config, engine: str) -> tuple[Stretch, float]:
+    """Steps that have been made once, and the seconds of that and of finding the engine."""
     started = time.perf_counter()
+    stretch = setting.stretch(config, engine=engine)
     try:
-        pack.step()
+        stretch.run()
     except (RuntimeError, NotImplementedError) as error:
-        if engine == "plain" and precision == "fp32":
+        if engine == "plain" and config.train.precision == "fp32":
             raise
         raise NotAvailable(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    return pack, time.perf_counter() - started
+    stretch.check_engine()
+    return stretch, time.perf_counter() - started
 
 
-def _used(pack: Pack, batches: int = 4) -> float:
-    """Share of the tokens whose loss is used, averaged over some batches."""
+def _used(stretch: Stretch, draws: int = 4) -> float:
+    """Share of the tokens whose loss is used, averaged over some draws of jets."""
     shares = []
-    for _ in range(batches):
-        pack.choose_batch()
-        shares.append(pack.used_share())
+    for _ in range(draws):
+        stretch.choose_jets()
+        shares.append(stretch.used_share())
     return float(np.mean(shares))
 
 
@@ -187,9 +206,9 @@ def _probes(setting: Setting) -> dict[str, Variant]:
 
 
 def _shares_of_limits(
-    pack: Pack, samples: list[Sample], probes: Mapping[str, Variant], found: Mapping[str, list[Sample]]
+    stretch: Stretch, samples: list[Sample], probes: Mapping[str, Variant], found: Mapping[str, list[Sample]]
 ) -> dict[str, tuple[float, float, float]]:
-    """Share of the GEMM limit, and of the memory limit where operations are not fused: median and quartiles.
+    """Share of the GEMM limit, and of the memory limit where the traffic is known: median and quartiles.
 
     By `Sample.busy` of step and limit: other load on the machine cancels.
     """
@@ -197,31 +216,42 @@ def _shares_of_limits(
     def share(amount: float, probe: Variant) -> tuple[float, float, float]:
         return ratios(busy_rates(samples, amount), busy_rates(found[probe.name], probe.amount))
 
-    shares = {"GEMM_share": share(step_flop(pack.config, _used(pack)) * pack.jets_a_step / 1e9, probes[pack.precision])}
-    if pack.engine == "plain":
-        shares["memory_share"] = share(pack.traffic() / 1e9, probes["memory"])
+    flop = step_flop(stretch.config, _used(stretch)) * stretch.jets_a_step
+    shares = {"GEMM_share": share(flop / 1e9, probes[stretch.config.train.precision])}
+    if (moved := stretch.traffic()) is not None:
+        shares["memory_share"] = share(moved / 1e9, probes["memory"])
     return shares
 
 
-def _flop_row(model: str, pack: Pack) -> Row:
-    """What a step needs, and what the eager operations move."""
-    used, megabytes = _used(pack), pack.traffic() / pack.jets_a_step / 1e6
-    full, needed = step_flop(pack.config) / 1e6, step_flop(pack.config, used) / 1e6
+def _flop_row(model: str, stretches: Mapping[str, Stretch]) -> Row:
+    """What a step needs, and what the operations move."""
+    plain = stretches[f"{model} plain fp32"]
+    used = _used(plain)
+    full, needed = step_flop(plain.config) / 1e6, step_flop(plain.config, used) / 1e6
+    moved = {
+        stretch.engine.name: stretch.traffic()
+        for name, stretch in stretches.items()
+        if name.endswith("fp32") and stretch.engine.name != "compiled"
+    }
+    megabytes = ", ".join(
+        f"{count / plain.jets_a_step / 1e6:.3g} ({engine})" for engine, count in moved.items() if count is not None
+    )
     note = (
-        f"of {full:.3g} MFLOP a jet and step, when the loss looks at {used:.3f} of the tokens (measured); "
-        f"the eager operations move {megabytes:.3g} MB a jet (counted)"
+        f"of {full:.3g} MFLOP a jet and step, when the loss looks at {used:.3f} of the tokens (measured); MB a jet "
+        f"moved between operations, counted: {megabytes}"
     )
     row = value_row(f"{model} FLOP needed", "MFLOP/jet", [needed], note=note)
     return dataclasses.replace(row, state="derived")
 
 
-def _settings(setting: Setting, model: str, pack: Pack) -> dict[str, Any]:
+def _settings(setting: Setting, model: str, stretch: Stretch) -> dict[str, Any]:
     return {
         "model": model,
-        "batch": pack.config.train.batch,
-        "pack": pack.size,
-        "engine": pack.engine,
-        "precision": pack.precision,
+        "batch": stretch.config.train.batch,
+        "pack": stretch.size,
+        "steps_at_once": stretch.steps,
+        "engine": stretch.engine.name,
+        "precision": stretch.config.train.precision,
         "device": setting.device.type,
         "threads": torch.get_num_threads(),
     }
@@ -237,29 +267,32 @@ def parts(setting: Setting) -> list[Row]:
 
 
 def _parts_of(setting: Setting, model: str) -> list[Row]:
-    pack = setting.pack(setting.config(model))
-    samples: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    stretch = setting.stretch(setting.config(model))
+    clocks: list[Clock] = []
 
-    def all_parts() -> None:
-        pack.choose_batch()
-        for part, run in pack.parts.items():
-            samples[part].append(time_once(run, setting.device))
+    def in_parts() -> None:
+        clocks.append(Clock(setting.device))
+        stretch.run_parts(clocks[-1])
 
-    whole = step_variant(f"{model} whole step", pack)
-    found = setting.timed([Variant(name="parts", run=all_parts), whole], rounds=15, budget=25)
-    rounds = len(found["parts"])
-    samples = {part: timed[-rounds:] for part, timed in samples.items()}  # without the warm-up
+    whole = step_variant(f"{model} whole step", stretch)
+    split = dataclasses.replace(whole, name="parts", run=in_parts)
+    found = setting.timed([split, whole], rounds=15, budget=25)
+    clocks = clocks[-len(found["parts"]) :]  # without the warm-up
+    samples = {part: [clock.parts[part].each(stretch.steps) for clock in clocks] for part in PARTS}
     total = [
         (sum(timed[i].wall for timed in samples.values()), sum(timed[i].cpu for timed in samples.values()))
-        for i in range(rounds)
+        for i in range(len(clocks))
     ]
-    settings = _settings(setting, model, pack)
+    settings = _settings(setting, model, stretch)
     rows = [
-        _part_row(f"{model} {part}", timed, total, pack.jets_a_step, settings | {"part": part})
+        _part_row(f"{model} {part}", timed, total, stretch.jets_a_step, settings | {"part": part})
         for part, timed in samples.items()
     ]
-    check = _part_row(whole.name, found[whole.name], total, pack.jets_a_step, settings | {"part": "whole"})
-    return [*rows, dataclasses.replace(check, note="timed apart from its parts: 1 when they add up to it")]
+    check = _part_row(whole.name, found[whole.name], total, stretch.jets_a_step, settings | {"part": "whole"})
+    note = "timed apart from its parts: 1 when they add up to it"
+    if setting.device.type == "cuda":
+        note = "timed apart from its parts, in one CUDA graph where it can be recorded; the parts are launched singly"
+    return [*rows, dataclasses.replace(check, note=note)]
 
 
 def _part_row(
@@ -295,12 +328,16 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
     config = setting.config(model)
     counts = sorted({1, 2, machine.cores()})
     with worker_processes(2, config, setting) as workers:
-        pack = setting.pack(config)
-        variants = [step_variant(f"{model} {machine.thread_count(t)}", pack, threads=t) for t in counts]
-        jets = 2 * config.train.batch
-        both = Variant(name=f"{model} 2 processes of 1 thread", run=lambda: _all_step(workers), amount=jets)
+        stretch = setting.stretch(config)
+        variants = [step_variant(f"{model} {machine.thread_count(t)}", stretch, threads=t) for t in counts]
+        both = dataclasses.replace(
+            variants[0],
+            name=f"{model} 2 processes of 1 thread",
+            run=lambda: _all_step(workers),
+            amount=2 * config.train.batch,
+        )
         found = setting.timed([*variants, both], rounds=10, budget=30)
-    settings = _settings(setting, model, pack)
+    settings = _settings(setting, model, stretch)
     rows = [
         rate_row(variant, found, "jets/s", variants[0], settings=settings | {"threads": t, "processes": 1})
         for variant, t in zip(variants, counts, strict=True)
@@ -310,7 +347,7 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
 
 @contextmanager
 def worker_processes(count: int, config: Config, setting: Setting) -> Iterator[list[Connection]]:
-    """Processes of one thread that make a step whenever they are told to, and wait in between."""
+    """Processes of one thread that make a stretch of steps whenever they are told to, and wait in between."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe after torch started threads
     ends = [context.Pipe() for _ in range(count)]
     made = [
@@ -334,7 +371,7 @@ def worker_processes(count: int, config: Config, setting: Setting) -> Iterator[l
 
 
 def _all_step(workers: list[Connection]) -> float:
-    """One step of every worker at once; CPU seconds of all."""
+    """A stretch of every worker at once; CPU seconds of all."""
     try:
         for worker in workers:
             worker.send("step")
@@ -343,17 +380,17 @@ def _all_step(workers: list[Connection]) -> float:
         raise NotAvailable("a worker process died (out of memory?)") from None
 
 
-def _work(orders: Connection, config: Config, particles: np.ndarray, engine: Engine) -> None:
+def _work(orders: Connection, config: Config, particles: np.ndarray, engine: str) -> None:
     torch.set_num_threads(1)
-    pack = Pack(config, torch.from_numpy(particles), engine=engine)
+    stretch = Stretch(config, torch.from_numpy(particles), engine=engine)
     while True:
         try:
             orders.recv()
         except (EOFError, KeyboardInterrupt):
             return
         started = time.process_time()
-        pack.choose_batch()
-        pack.step()
+        stretch.choose_jets()
+        stretch.run()
         orders.send(time.process_time() - started)
 
 
@@ -361,22 +398,29 @@ def _work(orders: Connection, config: Config, particles: np.ndarray, engine: Eng
 
 
 def packs(setting: Setting) -> list[Row]:
-    """Jets a second of all trials of a pack, against one trial at a time."""
+    """Jets a second of all trials of a pack, against the same trials one after another."""
     sizes = (1, 2, 4) if setting.quick else (1, 2, 4, 8)
-    batches = (16,) if setting.quick else (16, 256)
+    batches = (16, 64) if setting.quick else (16, 64, 256)
     with one_thread(setting.device):
         return [row for batch in batches for row in _packs_of(setting, batch, sizes)]
 
 
 def _packs_of(setting: Setting, batch: int, sizes: Sequence[int]) -> list[Row]:
     config = setting.config("S", batch)
-    steps = max(1, 128 // batch)  # a single step of a small batch is a few milliseconds
-    made = [setting.pack(config, size=size) for size in sizes]
-    variants = [step_variant(f"S batch {batch}, pack of {pack.size}", pack, steps=steps) for pack in made]
+    least = max(1, 256 // batch)  # a single step of a small batch is a few milliseconds
+    packed: dict[int, tuple[Stretch, Variant]] = {}
+    apart: dict[int, Variant] = {}
+    for size in sizes:
+        stretch = setting.stretch(config, size=size)
+        packed[size] = stretch, step_variant(f"S batch {batch}, pack of {size}", stretch, least=least)
+        if size > 1:
+            singles = [setting.stretch(config) for _ in range(size)]
+            apart[size] = step_variant(f"{size} one after another", *singles, least=least)
+    variants = [variant for _, variant in packed.values()] + list(apart.values())
     found = setting.timed(variants, rounds=12, budget=25)
     return [
-        rate_row(variant, found, "jets/s", variants[0], settings=_settings(setting, "S", pack))
-        for variant, pack in zip(variants, made, strict=True)
+        rate_row(variant, found, "jets/s", apart.get(size), settings=_settings(setting, "S", stretch))
+        for size, (stretch, variant) in packed.items()
     ]
 
 
@@ -390,23 +434,23 @@ def growth(setting: Setting) -> list[Row]:
     """
     short = setting.quick
     base = 64 if short else 256
-    sweeps: dict[str, tuple[Sequence[int], Callable[[int], Pack]]] = {
-        "jets": ((32, 64, 128) if short else (128, 256, 512, 1024), lambda n: setting.pack(setting.config("S", n))),
+    sweeps: dict[str, tuple[Sequence[int], Callable[[int], Stretch]]] = {
+        "jets": ((32, 64, 128) if short else (128, 256, 512, 1024), lambda n: setting.stretch(setting.config("S", n))),
         "particles": (
             (10, 30) if short else (8, 15, 22, 30),
-            lambda n: setting.pack(setting.config("S", base, data__particles=n)),
+            lambda n: setting.stretch(setting.config("S", base, data__particles=n)),
         ),
         "width": (
             (16, 32, 64) if short else (16, 32, 64, 128),
-            lambda n: setting.pack(setting.config("S", base, model__dim=n)),
+            lambda n: setting.stretch(setting.config("S", base, model__dim=n)),
         ),
-        "pack": ((1, 2, 4) if short else (1, 2, 4, 8), lambda n: setting.pack(setting.config("S", 64), size=n)),
+        "pack": ((1, 2, 4) if short else (1, 2, 4, 8), lambda n: setting.stretch(setting.config("S", 64), size=n)),
     }
     with one_thread(setting.device):
         return [row for name, (sizes, make) in sweeps.items() for row in _sweep(setting, name, sizes, make)]
 
 
-def _sweep(setting: Setting, name: str, sizes: Sequence[int], make: Callable[[int], Pack]) -> list[Row]:
+def _sweep(setting: Setting, name: str, sizes: Sequence[int], make: Callable[[int], Stretch]) -> list[Row]:
     variants = [step_variant(f"{name} {size}", make(size)) for size in sizes]
     found = setting.timed(variants, rounds=10, budget=12)
     seconds = np.array([[sample.busy for sample in found[variant.name]] for variant in variants])  # (size, round)
@@ -448,42 +492,19 @@ def gpu(setting: Setting) -> list[Row]:
         return [no_row(what, "jets/s", reason) for what in (*trainings.values(), packed)]
     there = dataclasses.replace(setting, device=torch.device("cuda"), batches=PAPER_BATCHES)
     rows = [row for model, what in trainings.items() for row in _pretraining(there, model, what)]
-    return [*rows, *_packed_against_single(there, packed)]
+    return [*rows, *(row for batch in (16, 256, 1024) for row in _packs_of(there, batch, (GPU_PACK,)))]
 
 
 def _pretraining(setting: Setting, model: str, what: str) -> list[Row]:
     """jets/s at the paper's batch by engine and precision; the duration of all its jet passes is derived from it."""
-    packs, rows = _packs_by_engine(setting, model)
-    steps = 1 if setting.quick else 10  # several, so that the host runs ahead of the GPU
-    variants = {name: step_variant(f"{what}, {name}", pack, steps=steps) for name, pack in packs.items()}
+    stretches, rows = _by_engine(setting, model)
+    variants = {name: step_variant(f"{what}, {name}", stretch) for name, stretch in stretches.items()}
     found = setting.timed(list(variants.values()), rounds=20, budget=30)
     for name, variant in variants.items():
-        settings = _settings(setting, model, packs[name])
+        settings = _settings(setting, model, stretches[name])
         rows.append(rate_row(variant, found, "jets/s", variants[f"{model} plain fp32"], settings=settings))
         hours = [PAPER_PASSES / rate / 3600 for rate in rates(found[variant.name], variant.amount)]
         note = f"{PAPER_PASSES / 1e6:.0f}M jet passes / measured jets/s, probes left out"
         duration = value_row(f"{variant.name}: duration", "h", hours, note=note, settings=settings)
         rows.append(dataclasses.replace(duration, state="derived"))
     return rows
-
-
-def _packed_against_single(
-    setting: Setting, what: str, size: int = GPU_PACK, batches: Sequence[int] = (16, 256, 1024)
-) -> list[Row]:
-    """jets/s of trials stepped together and of the same trials stepped in turn."""
-    rows = []
-    for batch in batches:
-        config = setting.config("S", batch)
-        pack = setting.pack(config, size=size)
-        singles = [setting.pack(config) for _ in range(size)]
-        together = step_variant("packed", pack)
-        alone = Variant(name="one after another", run=functools.partial(_step_each, singles), amount=pack.jets_a_step)
-        found = setting.timed([together, alone], rounds=20, budget=30)
-        row = rate_row(together, found, "jets/s", alone, settings=_settings(setting, "S", pack))
-        rows.append(dataclasses.replace(row, what=f"{what}, batch {batch}"))
-    return rows
-
-
-def _step_each(singles: Sequence[Pack]) -> None:
-    for single in singles:
-        single.step()

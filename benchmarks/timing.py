@@ -34,12 +34,14 @@ class Variant:
     prepare: Callable[[], None] | None = None
     """Before each run, not timed."""
     amount: float = 1.0
-    """What one run gets done, in the unit of the rate: jets, FLOP, bytes."""
+    """What one piece gets done, in the unit of the rate: jets, FLOP, bytes."""
+    pieces: int = 1
+    """Equal pieces in one run, e.g. steps; samples are of one."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed run [s]."""
+    """One timed run, or one of its equal pieces [s]."""
 
     wall: float
     cpu: float
@@ -51,6 +53,14 @@ class Sample:
     def busy(self) -> float:
         """What a run of one thread costs: CPU seconds, which other load on the machine leaves alone; wall on CUDA."""
         return self.cpu if self.device is None else self.wall
+
+    def __add__(self, other: Sample) -> Sample:
+        device = None if self.device is None or other.device is None else self.device + other.device
+        return Sample(self.wall + other.wall, self.cpu + other.cpu, device)
+
+    def each(self, pieces: int) -> Sample:
+        """One of equal pieces."""
+        return Sample(self.wall / pieces, self.cpu / pieces, None if self.device is None else self.device / pieces)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +81,7 @@ class Row:
     """The same by CPU seconds."""
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
-    """Medians of one timed run."""
+    """Medians of one timed run, or of one of its equal pieces."""
     device_seconds: float | None = None
     """The same between CUDA events."""
     state: RowState = "measured"
@@ -98,6 +108,21 @@ def time_once(run: Callable[[], float | None], device: torch.device) -> Sample:
         torch.cuda.synchronize(device)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Sample(wall, cpu + elsewhere, first.elapsed_time(last) / 1000.0 if cuda else None)
+
+
+class Clock:
+    """Times the parts of one run: `clock(part, function, *arguments)` is the function's result."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.parts: dict[str, Sample] = {}
+
+    def __call__(self, part: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call it, and add its time to that of its part."""
+        results: list[Any] = []
+        sample = time_once(lambda: results.append(function(*arguments, **named)), self.device)
+        self.parts[part] = self.parts[part] + sample if part in self.parts else sample
+        return results[0]
 
 
 def interleave(
@@ -143,7 +168,7 @@ def interleave(
 def _prepared(variant: Variant, device: torch.device) -> Sample:
     if variant.prepare:
         variant.prepare()
-    return time_once(variant.run, device)
+    return time_once(variant.run, device).each(variant.pieces)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

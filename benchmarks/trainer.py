@@ -1,103 +1,54 @@
 """The trainer as the benchmarks see it. All they know of jbot's training code is in this file.
 
-A `Pack` runs whole steps, or the same step part by part (PARTS, in this order). A test holds one against the other.
+A `Stretch` is what the trainer does in one call: consecutive steps of some trials, whole (`run`) or part by part
+(`run_parts`, in the order of PARTS, by the trainer's own functions). A test holds one against the other.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.counts import Traffic
+from benchmarks.counts import Traffic, tensor_bytes
 from benchmarks.timing import NotAvailable
-from jbot.augment import augment
-from jbot.config import JBOT_B, Config, ModelConfig, override
+from jbot import fused
+from jbot.augment import Particles, augment
+from jbot.config import JBOT_B, Config, override
 from jbot.data import hdf5
-from jbot.data.jetdata import JetData
-from jbot.evaluate import Evaluator, LabeledJets
-from jbot.loss import cls_loss, koleo_loss, particle_loss, teacher_targets
-from jbot.masking import mask_views
-from jbot.model import Flat, cls_rows, encode, project, take_rows, unpack
+from jbot.data.jetdata import CLASSES, JetData
+from jbot.data.splits import jets_needed
+from jbot.engine import Forward, find_engine
+from jbot.masking import Masked, mask_views
+from jbot.model import cls_rows
+from jbot.pack import Pack
+from jbot.record import Record, Storage
 from jbot.streams import Draws
-from jbot.train import adamw, init_state, masked_rows, train, train_step, update_centers
+from jbot.train import VIEW_JETS, init_state, losses, masked_rows, run_steps, stretches, update, views_of_steps
+from jbot.trial import Report, TrialSpec, run_pack
 
-Engine = Literal["plain", "fused", "compiled"]
-Precision = Literal["fp32", "bf16"]
-ENGINES: tuple[Engine, ...] = ("plain", "compiled", "fused")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-PARTS = ("gather", "augment", "mask", "teacher", "student forward", "backward", "optimiser")
+PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
 LEARNING_RATE, MOMENTUM = 5e-4, 0.996
+MOST_STEPS = 64
+"""Of one stretch. On a CPU the trainer's have no more from batch 4 on; on a GPU they have up to 1024 at batch 16, whose
+seconds a round are not worth what little is left to save."""
+COMPILED_SHAPES = 256
 
-Forward = Callable[..., tuple[Tensor, Tensor]]
-"""forward(flat, particles, model_config, masked=None, rows=None) -> (raw, projected)"""
-
-
-# --- engines --------------------------------------------------------------------------------------------------------
-
-
-def plain_forward(
-    flat: Flat, particles: Tensor, config: ModelConfig, masked: Tensor | None = None, rows: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Encoder and head by eager torch."""
-    weights = unpack(flat, config)
-    raw = encode(weights, particles, config, masked, rows)
-    return raw, project(weights, raw)
+Timed = Callable[..., Any]
+"""timed(part, function, *arguments, **named): the function's result."""
 
 
-@functools.cache
-def compiled_forward() -> Forward:
-    """The same through torch.compile; the number of masked particles may change from step to step."""
-    compiled = torch.compile(plain_forward)
-
-    def forward(
-        flat: Flat, particles: Tensor, config: ModelConfig, masked: Tensor | None = None, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if rows is not None:
-            torch._dynamo.mark_dynamic(rows, 1)
-        return compiled(flat, particles, config, masked, rows)
-
-    return forward
-
-
-def engine_forward(engine: Engine, device: torch.device) -> Forward:
-    """The forward pass of an engine.
-
-    Raises
-    ------
-    NotAvailable
-        When this checkout or this machine has it not.
-    """
-    if engine == "fused":
-        raise NotAvailable("this checkout has no fused kernel")
-    if engine == "compiled":
-        return compiled_forward()
-    return plain_forward
-
-
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in bf16, or nothing."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise NotAvailable("this GPU has no bf16")
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-# --- one pack of trials ---------------------------------------------------------------------------------------------
-
-
-class Pack:
-    """Trials of one Config at seeds 0 ... K-1, on jets that lie on the device.
+class Stretch:
+    """Consecutive steps of trials of one Config at seeds 0 ... K-1, on jets that lie on the device.
 
     Parameters
     ----------
@@ -105,11 +56,13 @@ class Pack:
         Its batch is the number of jets a step and trial.
     jets : float tensor (jet, particle, 4)
         Drawn from with repetition. Particles beyond the Config's are left out.
+    engine : str
+        See :mod:`jbot.engine`.
 
     Raises
     ------
     NotAvailable
-        When the engine or the precision cannot be had here.
+        When an engine asked for by name cannot be had here; `auto` takes what there is.
     """
 
     def __init__(
@@ -119,167 +72,192 @@ class Pack:
         *,
         size: int = 1,
         device: torch.device | None = None,
-        engine: Engine = "plain",
-        precision: Precision = "fp32",
+        engine: str = "auto",
+        most_steps: int = MOST_STEPS,
     ):
-        self.config, self.size, self.engine, self.precision = config, size, engine, precision
+        self.config, self.size, self.wanted = config, size, engine
         self.device = device or torch.device("cpu")
-        self.forward = engine_forward(engine, self.device)
-        self.autocast = functools.partial(autocast, precision, self.device)
-        with self.autocast():
-            pass
+        # One compiled function serves all shapes of a run; beyond torch's limit of eight, it would be plain unsaid.
+        torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+        self.engine = find_engine(engine, config, self.device)
+        self.check_engine()
         self.jets = jets[:, : config.data.particles].contiguous().to(self.device)
-        self.seeds = torch.arange(size, device=self.device)
-        self.state = init_state(config, list(range(size)), self.device)
-        self.used: list[float] = []
-        self._generator = np.random.default_rng(0)
-        self.parts = dict(
-            zip(
-                PARTS,
-                (self._gather, self._augment, self._mask, self._teacher, self._student, self._backward, self._optimise),
-                strict=True,
-            )
+        seeds = list(range(size))
+        self.members = tuple(seeds)
+        self.pack = Pack([dataclasses.replace(config, seed=seed) for seed in seeds], self.device)
+        self.state = init_state(config, seeds, self.device)
+        self.lr, self.momentum = (
+            torch.full((size,), value, dtype=torch.float64, device=self.device) for value in (LEARNING_RATE, MOMENTUM)
         )
-        self.choose_batch()
+        self.steps = min(steps_at_once(config.train.batch, size, self.device), most_steps)
+        self._generator = np.random.default_rng(0)
+        self.choose_jets()
 
     @property
     def jets_a_step(self) -> int:
         """Of all trials together."""
         return self.size * self.config.train.batch
 
-    def choose_batch(self) -> None:
-        """Which jets the next step takes: new ones for every trial."""
-        chosen = self._generator.integers(len(self.jets), size=(self.size, self.config.train.batch))
-        self._index = torch.from_numpy(chosen).to(self.device)
+    def check_engine(self) -> None:
+        """NotAvailable when it is not the one that was asked for by name; torch.compile fails at its first step."""
+        if self.wanted != "auto" and self.engine.why:
+            raise NotAvailable(self.engine.why)
 
-    def step(self) -> None:
-        """One whole training step."""
-        if self.engine == "plain" and self.precision == "fp32":
-            self._gather()
-            draws = Draws(self.seeds, self.state.step)
-            train_step(self.state, self._batch, draws, self.config, LEARNING_RATE, MOMENTUM)
-        else:
-            for part in self.parts.values():
-                part()
+    def choose_jets(self) -> None:
+        """Which jets the next steps take: new ones for every trial."""
+        shape = (self.steps, self.size, self.config.train.batch)
+        self._index = torch.from_numpy(self._generator.integers(len(self.jets), size=shape)).to(self.device)
 
-    def _gather(self) -> None:
-        self._batch = self.jets.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
+    def run(self) -> None:
+        """All steps, as the trainer makes them."""
+        self._run(self.engine.forward)
 
-    def _augment(self) -> None:
-        self._draws = Draws(self.seeds, self.state.step)
-        self._views = augment(self._batch, self._draws, self.config.augment)
+    def _run(self, forward: Forward) -> None:
+        run_steps(self.state, self._gather(), self.pack, self.members, self.lr, self.momentum, forward)
 
-    def _mask(self) -> None:
-        self._masked = mask_views(self._views, self._draws, self.config.mask)
-        trials, _, jets, slots, _ = self._views.shape
-        self._cls = cls_rows(trials, 2 * jets, slots, self.device)
-        self._particle, self._weight = masked_rows(self._masked)
-        self._rows = torch.cat((self._cls, self._particle), dim=1)
+    def run_parts(self, timed: Timed) -> None:
+        """All steps, each part of them through `timed`; on CUDA without a graph."""
+        state, forward, model = self.state, self.engine.forward, self.config.model
+        knobs = self.pack.knobs(self.members)
+        batches = timed("gather", self._gather)
+        for views, masked in zip(*self._views(batches, timed), strict=True):
+            particles = views.flatten(1, 2)
+            rows, weight = timed("mask", _student_rows, views, masked)
+            taught = timed("teacher", _taught, forward, state.teacher, particles, model)
+            student = state.student.detach().requires_grad_()
+            raw, predicted = timed("student", forward, student, particles, model, masked.flatten(1, 2), rows)
+            terms = timed("losses", losses, state, raw, predicted, taught, rows, weight, knobs)
+            (gradient,) = timed("backward", torch.autograd.grad, terms["loss"].sum(), student)
+            with torch.no_grad():
+                timed("update", update, state, gradient, taught, views[..., 3], knobs, self.lr, self.momentum)
 
-    def _teacher(self) -> None:
-        with torch.no_grad(), self.autocast():
-            _, projected = self.forward(self.state.teacher, self._views.flatten(1, 2), self.config.model)
-        self._teacher_out = projected.float()
+    def _gather(self) -> Tensor:
+        return self.jets.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
 
-    def _student(self) -> None:
-        """The forward pass and the loss."""
-        self._flat = self.state.student.detach().requires_grad_()
-        views, masked = self._views.flatten(1, 2), self._masked.flatten(1, 2)
-        with self.autocast():
-            raw, student_out = self.forward(self._flat, views, self.config.model, masked, self._rows)
-        self._loss = self._losses(raw.float(), student_out.float())
-
-    def _losses(self, raw: Tensor, student_out: Tensor) -> Tensor:
-        jets, loss = self.config.train.batch, self.config.loss
-        student_cls = student_out[:, : 2 * jets].unflatten(1, (2, jets))
-        teacher_cls = take_rows(self._teacher_out, self._cls).unflatten(1, (2, jets))
-        teacher_particle = take_rows(self._teacher_out, self._particle)
-        cls_targets = teacher_targets(teacher_cls, self.state.cls_center[:, None, None], loss.teacher_temp)
-        targets = teacher_targets(teacher_particle, self.state.particle_center[:, None], loss.teacher_temp)
-        student_particle = student_out[:, 2 * jets :]
-        particle_term = particle_loss(targets, student_particle, self._weight, loss.student_temp)
-        cls_term = cls_loss(cls_targets, student_cls, loss.student_temp)
-        koleo_term = koleo_loss(raw[:, :jets])
-        total = loss.cls_weight * cls_term + loss.particle_weight * particle_term + loss.koleo_weight * koleo_term
-        return total.sum()
-
-    def _backward(self) -> None:
-        (self._gradient,) = torch.autograd.grad(self._loss, self._flat)
-
-    def _optimise(self) -> None:
-        """AdamW, the teacher's average, the centres."""
-        _, _, jets, slots, _ = self._views.shape
-        with torch.no_grad():
-            adamw(self.state, self._gradient, LEARNING_RATE, self.config.optim)
-            self.state.teacher.lerp_(self.state.student, 1.0 - MOMENTUM)
-            teacher_out = self._teacher_out.unflatten(1, (2, jets, slots + 1))
-            update_centers(self.state, teacher_out, self._views[..., 3], self.config)
-        self.state.step += 1
+    def _views(self, batches: Tensor, timed: Timed) -> tuple[Tensor, Tensor]:
+        """What :func:`jbot.train.views_of_steps` does, in its two parts."""
+        knobs = self.pack.knobs(self.members, self.steps)
+        steps = self.state.step + torch.arange(self.steps, device=self.device)[:, None]
+        seeds: Any = knobs.seed
+        draws = Draws(seeds, steps.flatten())
+        views = timed("augment", augment, batches.flatten(0, 1), draws, knobs.augment)
+        masked = timed("mask", mask_views, views, draws, knobs.mask)
+        return views.unflatten(0, steps.shape), masked.unflatten(0, steps.shape)
 
     def used_share(self) -> float:
-        """Share of the student's tokens that the loss looks at, in the batch that is chosen."""
-        for part in PARTS[:3]:
-            self.parts[part]()
-        _, _, jets, slots, _ = self._views.shape
-        masked = int(self._masked.sum())
-        return (self.size * 2 * jets + masked) / (self.size * 2 * jets * (slots + 1))
+        """Share of the student's tokens that the loss looks at, in the jets that are chosen."""
+        knobs = self.pack.knobs(self.members, self.steps)
+        _, masked = views_of_steps(self._gather(), self.state.step, knobs)
+        of_views = masked[..., 0].numel()
+        return (of_views + int(masked.sum())) / (of_views * (masked.shape[-1] + 1))
 
-    def traffic(self) -> int:
-        """Bytes that the operations of one step read and write, were none of them fused or cached."""
+    def traffic(self) -> float | None:
+        """Bytes that one step reads and writes between operations, were nothing cached; None where nobody knows.
+
+        Of the C++ kernel: what it is given, what it gives, and the activations it keeps, for each pass over them.
+        """
+        if self.engine.name == "compiled":
+            return None
         with Traffic() as counted:
-            self.step()
-        return counted.bytes
+            kernel = self.engine.forward
+            self._run(_counting(kernel, counted) if isinstance(kernel, fused.Kernel) else kernel)
+        return counted.bytes / self.steps
 
 
-# --- a trial --------------------------------------------------------------------------------------------------------
+def steps_at_once(batch: int, size: int, device: torch.device) -> int:
+    """Steps that the trainer makes in one call."""
+    most = VIEW_JETS[device.type]
+    epoch = dict.fromkeys(range(size), batch * max(1, most // batch))
+    _, _, steps, _ = next(stretches(epoch, batch, most))
+    return steps
+
+
+def _student_rows(views: Particles, masked: Masked) -> tuple[Tensor, Tensor]:
+    """The student's tokens that the loss looks at, and the weights of the masked ones."""
+    trials, _, jets, slots, _ = views.shape
+    masked_tokens, weight = masked_rows(masked)
+    return torch.cat((cls_rows(trials, 2 * jets, slots, views.device), masked_tokens), dim=1), weight
+
+
+def _taught(forward: Forward, *arguments: Any) -> Tensor:
+    with torch.no_grad():
+        return forward(*arguments)[1]
+
+
+def _counting(kernel: fused.Kernel, counted: Traffic) -> Forward:
+    """The kernel, whose memory traffic is added to what is counted of the operations around it."""
+
+    def forward(flat: Tensor, particles: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        outputs = kernel(flat, particles, *rest, **named)
+        moved = tensor_bytes((flat, particles, rest, named, outputs))
+        kept = kernel.keep(*particles.shape[:2]) if flat.requires_grad else None
+        # The backward pass reads the inputs again and the outputs' gradients, and writes that of the weights.
+        counted.bytes += 2 * moved + tensor_bytes(flat) if flat.requires_grad else moved
+        counted.bytes += 2 * tensor_bytes(kept)
+        return outputs
+
+    return forward
+
+
+# --- whole trials ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class TrialParts:
-    """Seconds of the parts that a trial is made of."""
+class PackParts:
+    """Wall seconds of the parts that a pack of trials is made of, all its trials together."""
 
-    a_jet: float
-    """Of one jet in one epoch."""
-    probe: float
-    """Of one point of the learning curves."""
-    final: float
-    """Of the final metrics."""
+    size: int
+    start: float
+    """Everything before the first epoch: jets, first checkpoint, first point of the learning curves."""
+    epoch: float
+    point: float
+    """Another point of the learning curves."""
+    end: float
+    """Final metrics of trained and untrained encoder, pictures, records."""
     cpu_per_wall: float
     """CPU seconds in a second of all that: below 1 where other load shares the core."""
 
+    def training(self, config: Config) -> float:
+        """Seconds of the training steps of whole trials, derived."""
+        return config.train.epochs * self.epoch
+
     def whole(self, config: Config) -> float:
-        """Seconds of a whole trial, derived."""
+        """Seconds of a pack of whole trials, derived."""
         epochs, every = config.train.epochs, config.probe.every
-        points = 1 + epochs // every + (epochs % every > 0)
-        # The final metrics are computed twice: for the trained and for the untrained encoder.
-        return config.data.train_jets * epochs * self.a_jet + points * self.probe + 2 * self.final
+        points = epochs // every + (epochs % every > 0)
+        return self.start + self.training(config) + points * self.point + self.end
 
 
-def time_trial(config: Config, data: JetData, sample_jets: int, device: torch.device) -> TrialParts:
-    """One epoch on some of the jets and the probes of a trial of this Config, really run.
+def time_pack(config: Config, data: JetData, size: int, device: torch.device, engine: str = "auto") -> PackParts:
+    """A pack of trials of one epoch really run, with its probes, final metrics and records.
 
-    Jets are repeated up to the numbers of the Config, which changes what is learned but not what it costs.
+    `data` must have the jets for it (:func:`enough`).
     """
-    jets = functools.partial(_repeated, data, device)
-    wanted = config.data
-    bank = jets(min(config.probe.bank_jets, wanted.train_jets))
-    evaluator = Evaluator(config, bank, jets(wanted.val_jets), jets(wanted.test_jets))
     short = override(config, {"train.epochs": 1, "probe.every": 1})
-    state = init_state(short, [short.seed], device)
-    for _ in steps_of(Pack(config, bank.particles, device=device), 5):
-        pass  # what is loaded with the first steps is no part of a trial
+    told: list[float] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    train(short, jets(sample_jets).particles, state, evaluator.curve_point, lambda _: None)
-    started = time.perf_counter()
-    evaluator.final(state)
-    final = time.perf_counter() - started
-    busy = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return TrialParts(state.train_seconds / sample_jets, state.probe_seconds / len(state.curves), final, busy)
+    records = run_trials(short, data, size, device, engine, lambda _: told.append(time.perf_counter()))
+    end = time.perf_counter()
+    busy = (time.process_time() - cpu) / (end - wall)
+    first, last = told  # a point before the epoch, and one behind it
+    epoch = sum(record.device_seconds - record.probe_seconds for record in records)
+    return PackParts(size, first - wall, epoch, last - first - epoch, end - last, busy)
 
 
-def _repeated(data: JetData, device: torch.device, count: int) -> LabeledJets:
-    index = np.random.default_rng(0).permutation(len(data.labels))[np.arange(count) % len(data.labels)]
-    return LabeledJets(particles=torch.from_numpy(data.particles[index]).to(device), labels=data.labels[index])
+def run_trials(
+    config: Config, data: JetData, size: int, device: torch.device, engine: str = "auto", report: Report | None = None
+) -> list[Record]:
+    """A pack of trials at seeds 0 ... K-1, from nothing to its records, which are thrown away."""
+    configs = [dataclasses.replace(config, seed=seed) for seed in range(size)]
+    specs = [
+        TrialSpec(study="benchmark", arm="base", plan_hash="", config=one, data_fingerprint=data.fingerprint)
+        for one in configs
+    ]
+    with TemporaryDirectory(prefix="jbot-bench-") as folder:
+        records = run_pack(specs, data, Storage(folder), str(device), report, engine=engine)
+    if reasons := [record.reason for record in records if record.reason]:
+        raise NotAvailable(f"a trial of the benchmark failed: {reasons[0]}")
+    return records
 
 
 # --- jets -----------------------------------------------------------------------------------------------------------
@@ -290,9 +268,10 @@ def read_jets(path: Path) -> JetData:
     return hdf5.read(path)
 
 
-def steps_of(pack: Pack, count: int) -> Iterator[None]:
-    """Some steps, each on other jets."""
-    for _ in range(count):
-        pack.choose_batch()
-        pack.step()
-        yield
+def enough(data: JetData, config: Config) -> JetData:
+    """As many jets as trials of this Config need, repeated: that changes what is learned, but not what it costs."""
+    wanted = config.data
+    needed = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    rows = [np.resize(np.flatnonzero(data.labels == CLASSES.index(name)), count) for name, count in needed.items()]
+    index = np.concatenate(rows)
+    return dataclasses.replace(data, particles=data.particles[index], labels=data.labels[index], jets=data.jets[index])

@@ -1,4 +1,4 @@
-"""Trials an hour of the masking study: read from the records of a finished one, or derived from a short trial."""
+"""Trials an hour of the masking study: read from the records of a finished one, or derived from short ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from datetime import datetime
 from analysis.plan import load_study
 from benchmarks.steps import Setting, one_thread
 from benchmarks.timing import Row, no_row, value_row
-from benchmarks.trainer import TrialParts, time_trial
+from benchmarks.trainer import PackParts, enough, time_pack
 from jbot.config import Config, override
+from jbot.data.jetdata import JetData
 from jbot.record import Record
 from studies.presets import PRESETS
 
@@ -17,7 +18,7 @@ PRESET = "quick"
 
 
 def trials(setting: Setting) -> list[Row]:
-    """From records when a study is given, and from a short trial on one core."""
+    """From records when a study is given, and from short ones on one core."""
     return [*(recorded(setting.study) if setting.study else []), *calibrated(setting)]
 
 
@@ -54,27 +55,36 @@ def _arm_row(arm: str, records: list[Record]) -> Row:
 
 
 def calibrated(setting: Setting) -> list[Row]:
-    """A trial of the quick preset from one short epoch and its probes, one thread."""
+    """Packs of the quick preset's trials from ones of a single epoch, one thread."""
     config = override(Config(), PRESETS[PRESET].base)
-    sample, repeats = (500, 1) if setting.quick else (2_500, 3)
-    found: list[TrialParts] = []
+    if setting.quick:
+        config = override(config, {"data.train_jets": 2_000, "probe.bank_jets": 2_000})
+    data = enough(setting.data, config)
+    sizes, repeats = ((1,), 1) if setting.quick else ((1, 4), 2)
     with one_thread(setting.device):
-        for _ in range(repeats):
-            found.append(time_trial(config, setting.data, sample, setting.device))
-            if setting.advance:
-                setting.advance()
-    jets = config.data.train_jets
-    how = f"{sample} of {jets} jets of an epoch, one probe of each kind"
-    training = [jets * config.train.epochs * parts.a_jet for parts in found]
-    whole = [parts.whole(config) for parts in found]
+        setting.stretch(config).run()  # what is loaded with the first steps is no part of a trial
+        return [row for size in sizes for row in _calibrated(setting, config, data, size, repeats)]
+
+
+def _calibrated(setting: Setting, config: Config, data: JetData, size: int, repeats: int) -> list[Row]:
+    found: list[PackParts] = []
+    for _ in range(repeats):
+        found.append(time_pack(config, data, size, setting.device, setting.engine))
+        if setting.advance:
+            setting.advance()
+    what = "one trial" if size == 1 else f"a pack of {size} trials"
+    about = f"preset {PRESET}" if not setting.quick else f"preset {PRESET} with {config.data.train_jets} jets"
+    how = f"from one epoch of {config.train.epochs}, with its probes, final metrics and record"
+    whole, training = [parts.whole(config) for parts in found], [parts.training(config) for parts in found]
     rows = [
-        value_row(f"one trial of preset {PRESET}", "s", whole, note=f"from {how}"),
-        value_row("of it training steps", "s", training, note="the same"),
+        value_row(f"{what} of {about}", "s", whole, note=how),
+        value_row(f"{what}: training steps", "s", training, note="the rest is probes, final metrics and files"),
     ]
     if setting.device.type == "cpu":
-        cpu = [seconds * parts.cpu_per_wall for seconds, parts in zip(whole, found, strict=True)]
-        rows.append(value_row("the trial in CPU seconds", "s", cpu, note="what it takes on a core of its own"))
-        rows.append(value_row("trials an hour and core", "1/h", [3600 / s for s in cpu], note="from CPU seconds"))
+        cpu = [seconds * parts.cpu_per_wall / size for seconds, parts in zip(whole, found, strict=True)]
+        rows.append(value_row(f"{what}: CPU seconds a trial", "s", cpu, note="what it takes on a core of its own"))
+        rows.append(value_row(f"{what}: trials an hour and core", "1/h", [3600 / s for s in cpu], note="from those"))
     else:
-        rows.append(value_row("trials an hour, one at a time", "1/h", [3600 / s for s in whole], note="the same"))
-    return [dataclasses.replace(row, state="derived", settings={"device": setting.device.type}) for row in rows]
+        rows.append(value_row(f"{what}: trials an hour", "1/h", [3600 * size / s for s in whole], note=how))
+    settings = {"device": setting.device.type, "pack": size}
+    return [dataclasses.replace(row, state="derived", settings=settings) for row in rows]

@@ -14,8 +14,8 @@ from benchmarks import bench, report, steps, trials
 from benchmarks.counts import Traffic, step_flop
 from benchmarks.memory import MIB, peak_growth
 from benchmarks.steps import Setting
-from benchmarks.timing import NotAvailable, Variant, interleave, quartiles, rate_row
-from benchmarks.trainer import MODELS, PARTS, Pack
+from benchmarks.timing import Clock, NotAvailable, Variant, interleave, quartiles, rate_row
+from benchmarks.trainer import MODELS, PARTS, Stretch, enough, steps_at_once, time_pack
 from jbot.config import Config, override
 from jbot.record import Record, Storage, save_record
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def setting():
-    return Setting(device=CPU, quick=True, data=make_data(8), batches={"S": 4, "B": 4})
+    return Setting(device=CPU, quick=True, data=make_data(8), batches={"S": 4, "B": 4}, most_steps=1)
 
 
 # --- FLOP and bytes -------------------------------------------------------------------------------------------------
@@ -52,13 +52,18 @@ def test_flop_of_the_papers_models(model, full, needed):
 
 
 def test_flop_of_the_teacher_are_what_torch_counts(tiny, jets):
-    pack = Pack(override(tiny, {"mask.scheme": "none"}), jets[0])
-    for part in PARTS[:3]:
-        pack.parts[part]()
-    with FlopCounterMode(display=False) as counted:
-        pack.parts["teacher"]()
-    student_and_teacher = step_flop(pack.config) * pack.jets_a_step
-    assert counted.get_total_flops() == student_and_teacher / 4
+    stretch = Stretch(tiny, jets[0], engine="plain")
+    counted = []
+
+    def timed(part, function, *arguments):
+        with FlopCounterMode(display=False) as counter:
+            result = function(*arguments)
+        if part == "teacher":
+            counted.append(counter.get_total_flops())
+        return result
+
+    stretch.run_parts(timed)
+    assert counted == [step_flop(tiny) * stretch.jets_a_step / 4] * stretch.steps
 
 
 def test_flop_refuse_a_share_above_one():
@@ -77,43 +82,62 @@ def test_traffic_counts_each_input_and_output_once_and_no_views():
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_parts_make_the_same_step_as_the_trainer(tiny, jets, size):
-    whole, split = (Pack(tiny, jets[0], size=size) for _ in range(2))
+def test_parts_make_the_same_steps_as_the_trainer(tiny, jets, size):
+    whole, split = (Stretch(tiny, jets[0], size=size) for _ in range(2))
+    called = []
+
+    def timed(part, function, *arguments):
+        called.append(part)
+        return function(*arguments)
+
     for _ in range(2):
-        whole.choose_batch()
-        split.choose_batch()
-        whole.step()
-        for part in split.parts.values():
-            part()
-    assert whole.state.step == split.state.step == 2
+        whole.choose_jets()
+        split.choose_jets()
+        whole.run()
+        split.run_parts(timed)
+    assert whole.state.step.tolist() == split.state.step.tolist() == [2 * whole.steps] * size
+    assert tuple(dict.fromkeys(called)) == PARTS
     for name, tensor in whole.state.tensors().items():
         assert torch.equal(tensor, split.state.tensors()[name]), name
 
 
+@pytest.mark.parametrize(("batch", "size", "steps"), [(16, 1, 16), (16, 4, 4), (64, 1, 4), (256, 8, 1), (1024, 1, 1)])
+def test_steps_at_once_are_those_of_the_trainer(batch, size, steps):
+    """256 jets on a CPU, all trials and steps together."""
+    assert steps_at_once(batch, size, CPU) == steps
+
+
 def test_bf16_step_is_near_fp32(tiny, jets):
-    exact, rough = (Pack(tiny, jets[0], precision=precision) for precision in ("fp32", "bf16"))
-    for pack in (exact, rough):
-        for part in list(pack.parts.values())[:-1]:
-            part()
-    cosine = torch.cosine_similarity(exact._gradient, rough._gradient)
-    assert rough._gradient.dtype == torch.float32
-    assert not torch.equal(exact._gradient, rough._gradient)
-    assert float(cosine) > 0.98
+    exact, rough = (
+        Stretch(override(tiny, {"train.precision": precision}), jets[0], engine="plain")
+        for precision in ("fp32", "bf16")
+    )
+    for stretch in (exact, rough):
+        stretch.run()
+    assert rough.state.moment1.dtype == torch.float32
+    assert not torch.equal(exact.state.moment1, rough.state.moment1)
+    assert float(torch.cosine_similarity(exact.state.moment1, rough.state.moment1)) > 0.98
 
 
 def test_used_share_counts_cls_and_masked_particles(tiny, jets):
-    unmasked = Pack(override(tiny, {"mask.scheme": "none"}), jets[0])
+    unmasked = Stretch(override(tiny, {"mask.scheme": "none"}), jets[0])
     assert unmasked.used_share() == pytest.approx(1 / 31)
-    assert 1 / 31 < Pack(tiny, jets[0]).used_share() < 1
+    assert 1 / 31 < Stretch(tiny, jets[0]).used_share() < 1
 
 
-def test_an_engine_that_is_missing_says_so(tiny, jets, monkeypatch):
-    def refuse(engine, device):
-        raise NotAvailable("this checkout has no such kernel")
+def test_an_engine_asked_for_by_name_that_is_missing_says_so(tiny, jets):
+    bf16 = override(tiny, {"train.precision": "bf16"})
+    with pytest.raises(NotAvailable, match="computes in float32, not bf16"):
+        Stretch(bf16, jets[0], engine="fused")
+    assert Stretch(bf16, jets[0], engine="auto").engine.name == "plain"
 
-    monkeypatch.setattr("benchmarks.trainer.engine_forward", refuse)
-    with pytest.raises(NotAvailable, match="no such kernel"):
-        Pack(tiny, jets[0], engine="fused")
+
+def test_the_kernel_moves_less_than_plain_operations(tiny, jets):
+    plain, kernel = (Stretch(tiny, jets[0], engine=engine) for engine in ("plain", "auto"))
+    if kernel.engine.name != "fused":
+        pytest.skip(kernel.engine.why)
+    views = 2 * tiny.train.batch * 31 * tiny.model.projection * 4  # the teacher writes that
+    assert 2 * views < kernel.traffic() < plain.traffic() / 2
 
 
 # --- timing ---------------------------------------------------------------------------------------------------------
@@ -134,6 +158,20 @@ def test_cpu_seconds_of_other_processes_are_added():
     assert rate_row(variant, found, "1/s").cpu_seconds >= 100.0
 
 
+def test_a_clock_adds_up_the_parts_of_a_run():
+    clock = Clock(CPU)
+    for seconds in (0.01, 0.02):
+        assert clock("sleep", lambda seconds=seconds: time.sleep(seconds) or "slept") == "slept"
+    assert 0.03 <= clock.parts["sleep"].wall < 3
+    assert clock.parts["sleep"].each(2).wall == clock.parts["sleep"].wall / 2
+
+
+def test_samples_are_of_one_of_the_pieces_of_a_run():
+    variant = Variant(name="a", run=lambda: time.sleep(0.04), pieces=4)
+    (sample,) = interleave([variant], rounds=1, budget=1, device=CPU, warmup=0)["a"]
+    assert 0.01 <= sample.wall < 0.04
+
+
 def test_quartiles_by_hand():
     assert quartiles([1, 2, 3, 4, 5]) == (3, 2, 4)
 
@@ -146,7 +184,7 @@ def measured(tmp_path_factory):
     """Two real sections at tiny sizes, through the command's own code."""
     folder = tmp_path_factory.mktemp("bench")
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
-    setting = bench.make_setting(options, batches={"S": 4, "B": 2})
+    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, most_steps=1)
     return folder, bench.run(["step", "parts", "gpu"], setting, options)
 
 
@@ -194,16 +232,17 @@ def test_gpu_rows_without_cuda_are_not_measured(measured):
 
 
 def test_packed_and_single_trials_are_timed_in_the_same_rounds(setting):
-    (row,) = steps._packed_against_single(setting, "packed", size=2, batches=(4,))
-    assert row.what == "packed, batch 4"
-    assert (row.base, row.settings["pack"]) == ("one after another", 2)
+    alone, packed = steps._packs_of(setting, 64, (1, 2))
+    assert (alone.ratio, alone.settings["pack"]) == (None, 1)
+    assert (packed.base, packed.settings["pack"]) == ("2 one after another", 2)
+    assert packed.ratio[1] <= packed.ratio[0] <= packed.ratio[2]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_rows_with_cuda_are_measured(setting):
     there = dataclasses.replace(setting, device=torch.device("cuda"))
-    rows = steps._packed_against_single(there, "packed", batches=(4,)) + steps._pretraining(there, "S", "training")
+    rows = steps._packs_of(there, 4, (2,)) + steps._pretraining(there, "S", "training")
     assert all(row.device_seconds for row in rows if row.unit == "jets/s" and row.state == "measured")
 
 
@@ -218,7 +257,7 @@ def test_pretraining_is_derived_from_measured_jets_a_second(setting):
 def test_sections_of_an_earlier_run_stay(measured):
     folder, _ = measured
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
-    setting = bench.make_setting(options, batches={"S": 4, "B": 2})
+    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, most_steps=1)
     before = report.load(folder)
     after = bench.run(["gpu"], setting, options)
     assert list(after) == list(before)
@@ -261,14 +300,15 @@ def test_bad_requests_are_one_line(tmp_path, capsys, arguments, message):
 def test_growth_finds_the_exponent_of_a_known_cost(setting):
     class Fake:
         jets_a_step = 1
+        steps = 1
 
         def __init__(self, size):
             self.seconds = 4e-3 * size
 
-        def choose_batch(self):
+        def choose_jets(self):
             pass
 
-        def step(self):
+        def run(self):
             until = time.process_time() + self.seconds
             while time.process_time() < until:
                 pass
@@ -279,13 +319,14 @@ def test_growth_finds_the_exponent_of_a_known_cost(setting):
 
 def test_a_worker_process_steps_when_told(setting):
     config = override(setting.config("S", 4), {name: value for name, value in TINY.items() if "model" in name})
+    setting = dataclasses.replace(setting, engine="plain")
     with steps.worker_processes(1, config, setting) as workers:
         assert steps._all_step(workers) > 0
 
 
 def test_memory_of_a_fresh_process_holds_the_activations():
     path = bench.ROOT / "tests/data/jets_sample.h5"
-    trials, views, tokens, ffn_width = 4, 64, 31, 128
+    trials, views, tokens, ffn_width = 1, 128, 31, 128
     grown = peak_growth(CPU, "S", views // 2, trials, path) / MIB
     assert trials * views * tokens * ffn_width * 4 / MIB < grown < 500
 
@@ -293,10 +334,13 @@ def test_memory_of_a_fresh_process_holds_the_activations():
 def test_a_trial_is_the_sum_of_its_parts(setting):
     changes = {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 20, "train.epochs": 5, "probe.every": 2}
     config = override(Config(), {**TINY, **changes})
-    parts = trials.time_trial(config, setting.data, 16, CPU)
-    assert min(parts.a_jet, parts.probe, parts.final, parts.cpu_per_wall) > 0
-    # Points at epochs 0, 2, 4 and 5.
-    assert parts.whole(config) == pytest.approx(150 * parts.a_jet + 4 * parts.probe + 2 * parts.final)
+    data = enough(setting.data, config)
+    assert len(data.labels) == 60
+    parts = time_pack(config, data, 2, CPU)
+    assert parts.size == 2
+    assert min(parts.start, parts.epoch, parts.point, parts.end, parts.cpu_per_wall) > 0
+    # Points at epochs 0, which is part of the start, 2, 4 and 5.
+    assert parts.whole(config) == pytest.approx(parts.start + 5 * parts.epoch + 3 * parts.point + parts.end)
 
 
 def test_trials_an_hour_of_a_finished_study_by_hand(tmp_path):
