@@ -1,10 +1,10 @@
-"""Jets by the million: whole chunks against bare Pythia, workers, Ray's overhead, and one file of all of them.
+"""Jets by the million, without their physics: Ray's cost a chunk, and one file of all of them.
 
-    python -m benchmarks.generation_at_scale [--jets 1000] [--file-jets 10000000] [--only classes,workers,ray,file]
+    python -m benchmarks.generation_at_scale [--file-jets 10000000] [--only ray,file]
 
-Physics: a chunk as it is made in earnest, Pythia's start included, against as many `next()` of a Pythia started alike.
 `ray` moves ready-made chunks of full size, so that what is left is Ray's cost and the writing. `file` links one chunk
 into all places: figures of memory and time, not jets. Times are of this machine, as loaded as it is: compare in a run.
+What the physics costs is the section `generation` of benchmarks.bench.
 """
 
 from __future__ import annotations
@@ -27,78 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from jbot.data import hdf5
-from jbot.data.chunks import CHUNK, Chunk, Made, generate_chunk, generate_file, local_executor, save_chunk
+from jbot.data.chunks import CHUNK, Chunk, Made, generate_file, save_chunk
 from jbot.data.jetdata import CLASSES
-from jbot.data.pythia import Settings, start_pythia
+from jbot.data.pythia import Settings
 
 SETTINGS = Settings(seed=1)
 Row = dict[str, Any]
 
 
-# --- physics ------------------------------------------------------------------------------------------------------
-
-
-def classes(options: argparse.Namespace, scratch: Path) -> list[Row]:
-    """CPU seconds of one chunk of each class, and of the events behind it alone; in turn the one or the other first."""
-    rows = []
-    for number, name in enumerate(CLASSES):
-        chunk = Chunk(name, 0, options.jets, SETTINGS, scratch)
-        bare = _bare(chunk) if number % 2 else 0.0
-        begun = time.process_time()
-        events = generate_chunk(chunk)[2]
-        whole = time.process_time() - begun
-        bare = bare or _bare(chunk)
-        rows.append(
-            {
-                "what": f"{name}: chunk of {options.jets}",
-                "jets per CPU s": options.jets / whole,
-                "CPU s over bare next()": whole / (bare * events),
-                "events per jet": events / options.jets,
-            }
-        )
-    return rows
-
-
-def _bare(chunk: Chunk) -> float:
-    """CPU seconds an event of Pythia alone, its start included, over as many events as jets are wanted."""
-    begun = time.process_time()
-    seeds = np.random.SeedSequence([SETTINGS.seed, CLASSES.index(chunk.name), 0]).spawn(3)
-    pythia, _hook = start_pythia(chunk.name, SETTINGS, seeds[0], np.random.default_rng(seeds[2]))
-    for _ in range(chunk.n_jets):
-        pythia.next()
-    return (time.process_time() - begun) / chunk.n_jets
-
-
-# --- workers ------------------------------------------------------------------------------------------------------
-
-
-def workers(options: argparse.Namespace, scratch: Path) -> list[Row]:
-    """Wall seconds of the same chunks by one process, two, and Ray with two CPUs; forwards and backwards (ABBA)."""
-    import ray
-
-    from cluster.generate import on_nodes
-
-    chunks_each = [Chunk("q", number, max(1, options.jets // 4), SETTINGS, scratch) for number in range(8)]
-    ways: dict[str, Callable[[], Any]] = {
-        "this process": lambda: list(local_executor(1)(chunks_each)),
-        "two processes": lambda: list(local_executor(2)(chunks_each)),
-        "Ray, two CPUs": lambda: list(on_nodes(chunks_each)),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        for name in [*ways, *reversed(ways)]:
-            begun = time.perf_counter()
-            ways[name]()
-            seconds[name].append(time.perf_counter() - begun)
-    finally:
-        ray.shutdown()
-    jets = sum(chunk.n_jets for chunk in chunks_each)
-    alone = sum(seconds["this process"])
-    return [
-        {"what": f"{name}: {jets} q jets", "jets per s": 2 * jets / sum(took), "over this process": alone / sum(took)}
-        for name, took in seconds.items()
-    ]
+# --- Ray ---------------------------------------------------------------------------------------------------------
 
 
 def ray_overhead(options: argparse.Namespace, scratch: Path) -> list[Row]:
@@ -188,13 +125,14 @@ def linked(chunks: Sequence[Chunk]) -> Generator[int, None, None]:
 
 # --- command line -------------------------------------------------------------------------------------------------
 
-SECTIONS = {"classes": classes, "workers": workers, "ray": ray_overhead, "file": one_file}
+SECTIONS = {"ray": ray_overhead, "file": one_file}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections asked for, print a table of each, and write all rows as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation_at_scale", description=(__doc__ or "")[:111])
-    parser.add_argument("--jets", type=int, default=CHUNK, help="jets of a chunk of physics")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generation_at_scale", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--file-jets", type=int, default=10_000_000, help="jets of the file (multiple of 5000)")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--scratch", type=Path, help="folder for files of size 500 bytes a jet (default: /tmp)")
@@ -203,8 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = options.only.split(",")
     if unknown := [name for name in wanted if name not in SECTIONS]:
         parser.error(f"sections are {', '.join(SECTIONS)}, got {', '.join(unknown)}")
-    if options.jets < 1 or options.file_jets < 5 * CHUNK or options.file_jets % (5 * CHUNK):
-        parser.error(f"--jets must be >= 1 and --file-jets a multiple of {5 * CHUNK}")
+    if options.file_jets < 5 * CHUNK or options.file_jets % (5 * CHUNK):
+        parser.error(f"--file-jets must be a multiple of {5 * CHUNK}, got {options.file_jets}")
     where = {"cpu_count": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()}
     result: dict[str, Any] = {"where": where}
     for name in wanted:

@@ -162,14 +162,14 @@ def test_a_clock_adds_up_the_parts_of_a_run():
     clock = Clock(CPU)
     for seconds in (0.01, 0.02):
         assert clock("sleep", lambda seconds=seconds: time.sleep(seconds) or "slept") == "slept"
-    assert 0.03 <= clock.parts["sleep"].wall < 3
+    assert clock.parts["sleep"].wall >= 0.03
     assert clock.parts["sleep"].each(2).wall == clock.parts["sleep"].wall / 2
 
 
 def test_samples_are_of_one_of_the_pieces_of_a_run():
-    variant = Variant(name="a", run=lambda: time.sleep(0.04), pieces=4)
+    variant = Variant(name="a", run=lambda: 4e6, pieces=4)  # CPU seconds of a helper
     (sample,) = interleave([variant], rounds=1, budget=1, device=CPU, warmup=0)["a"]
-    assert 0.01 <= sample.wall < 0.04
+    assert sample.cpu == pytest.approx(1e6)
 
 
 def test_quartiles_by_hand():
