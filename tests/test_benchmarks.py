@@ -327,7 +327,7 @@ def test_a_worker_process_steps_when_told(setting):
 def test_memory_of_a_fresh_process_holds_the_activations():
     path = bench.ROOT / "tests/data/jets_sample.h5"
     trials, views, tokens, ffn_width = 1, 128, 31, 128
-    grown = peak_growth(CPU, "S", views // 2, trials, path) / MIB
+    grown = peak_growth(CPU, "S", views // 2, trials, path, "plain") / MIB
     assert trials * views * tokens * ffn_width * 4 / MIB < grown < 500
 
 
