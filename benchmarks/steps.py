@@ -140,15 +140,16 @@ def _step_of(setting: Setting, model: str) -> list[Row]:
     stretches, other_rows = _by_engine(setting, model)
     variants = {name: step_variant(name, stretch) for name, stretch in stretches.items()}
     probes = _probes(setting)
-    found = setting.timed([*variants.values(), *probes.values()], rounds=12, budget=45)
+    found = setting.timed([*variants.values(), *probes.values()], rounds=12, budget=30)
     base = variants[f"{model} plain fp32"]
+    moved = {name: stretch.traffic() for name, stretch in stretches.items()}
     rows = []
     for name, stretch in stretches.items():
-        shares = _shares_of_limits(stretch, found[name], probes, found)
+        shares = _shares_of_limits(stretch, moved[name], found[name], probes, found)
         settings = _settings(setting, model, stretch) | shares
         note = ", ".join(f"{100 * share[0]:.0f}% of {limit.split('_')[0]} limit" for limit, share in shares.items())
         rows.append(rate_row(variants[name], found, "jets/s", base, settings=settings, note=note))
-    return [*rows, *other_rows, _flop_row(model, stretches)]
+    return [*rows, *other_rows, _flop_row(model, stretches[base.name], moved)]
 
 
 def _by_engine(setting: Setting, model: str) -> tuple[dict[str, Stretch], list[Row]]:
@@ -206,9 +207,13 @@ def _probes(setting: Setting) -> dict[str, Variant]:
 
 
 def _shares_of_limits(
-    stretch: Stretch, samples: list[Sample], probes: Mapping[str, Variant], found: Mapping[str, list[Sample]]
+    stretch: Stretch,
+    moved: float | None,
+    samples: list[Sample],
+    probes: Mapping[str, Variant],
+    found: Mapping[str, list[Sample]],
 ) -> dict[str, tuple[float, float, float]]:
-    """Share of the GEMM limit, and of the memory limit where the traffic is known: median and quartiles.
+    """Share of the GEMM limit, and of the memory limit where the bytes moved are known: median and quartiles.
 
     By `Sample.busy` of step and limit: other load on the machine cancels.
     """
@@ -218,27 +223,19 @@ def _shares_of_limits(
 
     flop = step_flop(stretch.config, _used(stretch)) * stretch.jets_a_step
     shares = {"GEMM_share": share(flop / 1e9, probes[stretch.config.train.precision])}
-    if (moved := stretch.traffic()) is not None:
+    if moved is not None:
         shares["memory_share"] = share(moved / 1e9, probes["memory"])
     return shares
 
 
-def _flop_row(model: str, stretches: Mapping[str, Stretch]) -> Row:
+def _flop_row(model: str, plain: Stretch, moved: Mapping[str, float | None]) -> Row:
     """What a step needs, and what the operations move."""
-    plain = stretches[f"{model} plain fp32"]
     used = _used(plain)
     full, needed = step_flop(plain.config) / 1e6, step_flop(plain.config, used) / 1e6
-    moved = {
-        stretch.engine.name: stretch.traffic()
-        for name, stretch in stretches.items()
-        if name.endswith("fp32") and stretch.engine.name != "compiled"
-    }
-    megabytes = ", ".join(
-        f"{count / plain.jets_a_step / 1e6:.3g} ({engine})" for engine, count in moved.items() if count is not None
-    )
+    known = {name: count / plain.jets_a_step / 1e6 for name, count in moved.items() if count is not None}
     note = (
         f"of {full:.3g} MFLOP a jet and step, when the loss looks at {used:.3f} of the tokens (measured); MB a jet "
-        f"moved between operations, counted: {megabytes}"
+        f"moved between operations, counted: {', '.join(f'{name} {count:.3g}' for name, count in known.items())}"
     )
     row = value_row(f"{model} FLOP needed", "MFLOP/jet", [needed], note=note)
     return dataclasses.replace(row, state="derived")
@@ -276,7 +273,7 @@ def _parts_of(setting: Setting, model: str) -> list[Row]:
 
     whole = step_variant(f"{model} whole step", stretch)
     split = dataclasses.replace(whole, name="parts", run=in_parts)
-    found = setting.timed([split, whole], rounds=15, budget=25)
+    found = setting.timed([split, whole], rounds=15, budget=15)
     clocks = clocks[-len(found["parts"]) :]  # without the warm-up
     samples = {part: [clock.parts[part].each(stretch.steps) for clock in clocks] for part in PARTS}
     total = [
@@ -321,7 +318,8 @@ def threads(setting: Setting) -> list[Row]:
     if machine.cores() < 2:
         return [no_row("2 threads", "jets/s", "this process may use one core")]
     with one_thread(setting.device):
-        return [row for model in MODELS for row in _threads_of(setting, model)]
+        models = ["S"] if setting.quick else MODELS  # a worker takes seconds to start
+        return [row for model in models for row in _threads_of(setting, model)]
 
 
 def _threads_of(setting: Setting, model: str) -> list[Row]:
@@ -336,7 +334,7 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
             run=lambda: _all_step(workers),
             amount=2 * config.train.batch,
         )
-        found = setting.timed([*variants, both], rounds=10, budget=30)
+        found = setting.timed([*variants, both], rounds=10, budget=20)
     settings = _settings(setting, model, stretch)
     rows = [
         rate_row(variant, found, "jets/s", variants[0], settings=settings | {"threads": t, "processes": 1})
@@ -417,7 +415,7 @@ def _packs_of(setting: Setting, batch: int, sizes: Sequence[int]) -> list[Row]:
             singles = [setting.stretch(config) for _ in range(size)]
             apart[size] = step_variant(f"{size} one after another", *singles, least=least)
     variants = [variant for _, variant in packed.values()] + list(apart.values())
-    found = setting.timed(variants, rounds=12, budget=25)
+    found = setting.timed(variants, rounds=12, budget=15)
     return [
         rate_row(variant, found, "jets/s", apart.get(size), settings=_settings(setting, "S", stretch))
         for size, (stretch, variant) in packed.items()

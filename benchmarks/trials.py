@@ -8,7 +8,7 @@ from datetime import datetime
 from analysis.plan import load_study
 from benchmarks.steps import Setting, one_thread
 from benchmarks.timing import Row, no_row, value_row
-from benchmarks.trainer import PackParts, enough, time_pack
+from benchmarks.trainer import enough, time_pack
 from jbot.config import Config, override
 from jbot.data.jetdata import JetData
 from jbot.record import Record
@@ -60,31 +60,30 @@ def calibrated(setting: Setting) -> list[Row]:
     if setting.quick:
         config = override(config, {"data.train_jets": 2_000, "probe.bank_jets": 2_000})
     data = enough(setting.data, config)
-    sizes, repeats = ((1,), 1) if setting.quick else ((1, 4), 2)
+    sizes = (1,) if setting.quick else (1, 4)
     with one_thread(setting.device):
         setting.stretch(config).run()  # what is loaded with the first steps is no part of a trial
-        return [row for size in sizes for row in _calibrated(setting, config, data, size, repeats)]
+        return [row for size in sizes for row in _calibrated(setting, config, data, size)]
 
 
-def _calibrated(setting: Setting, config: Config, data: JetData, size: int, repeats: int) -> list[Row]:
-    found: list[PackParts] = []
-    for _ in range(repeats):
-        found.append(time_pack(config, data, size, setting.device, setting.engine))
-        if setting.advance:
-            setting.advance()
-    what = "one trial" if size == 1 else f"a pack of {size} trials"
-    about = f"preset {PRESET}" if not setting.quick else f"preset {PRESET} with {config.data.train_jets} jets"
-    how = f"from one epoch of {config.train.epochs}, with its probes, final metrics and record"
-    whole, training = [parts.whole(config) for parts in found], [parts.training(config) for parts in found]
-    rows = [
-        value_row(f"{what} of {about}", "s", whole, note=how),
-        value_row(f"{what}: training steps", "s", training, note="the rest is probes, final metrics and files"),
+def _calibrated(setting: Setting, config: Config, data: JetData, size: int) -> list[Row]:
+    parts = time_pack(config, data, size, setting.device, setting.engine)
+    if setting.advance:
+        setting.advance()
+    what = "one trial" if size == 1 else f"pack of {size}"
+    about = f"{what} of preset {PRESET}" + f", {config.data.train_jets} jets" * setting.quick
+    how = f"from one epoch of {config.train.epochs}, with its probes, final metrics and records"
+    whole, training = parts.whole(config), parts.training(config)
+    found = [
+        (about, "s", whole, how),
+        (f"{what}: training steps", "s", training, "the rest is probes, final metrics and files"),
     ]
     if setting.device.type == "cpu":
-        cpu = [seconds * parts.cpu_per_wall / size for seconds, parts in zip(whole, found, strict=True)]
-        rows.append(value_row(f"{what}: CPU seconds a trial", "s", cpu, note="what it takes on a core of its own"))
-        rows.append(value_row(f"{what}: trials an hour and core", "1/h", [3600 / s for s in cpu], note="from those"))
+        cpu = whole * parts.cpu_per_wall / size
+        found.append((f"{what}: CPU seconds a trial", "s", cpu, "what it takes on a core of its own"))
+        found.append((f"{what}: trials an hour and core", "1/h", 3600 / cpu, "from CPU seconds"))
     else:
-        rows.append(value_row(f"{what}: trials an hour", "1/h", [3600 * size / s for s in whole], note=how))
+        found.append((f"{what}: trials an hour", "1/h", 3600 * size / whole, how))
     settings = {"device": setting.device.type, "pack": size}
-    return [dataclasses.replace(row, state="derived", settings=settings) for row in rows]
+    rows = [value_row(name, unit, [value], note=note, settings=settings) for name, unit, value, note in found]
+    return [dataclasses.replace(row, state="derived") for row in rows]
