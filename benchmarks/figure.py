@@ -70,6 +70,15 @@ def _one(row: Mapping[str, Any]) -> Sequence[float]:
     return row["ratio"] or (1.0, 1.0, 1.0)
 
 
+def _best(row: Mapping[str, Any]) -> Sequence[float]:
+    """The ratio that other load disturbs least: by CPU seconds for one thread of a CPU, else by wall seconds."""
+    return _one(row) if row["settings"]["device"] != "cpu" else row["cpu_ratio"] or (1.0, 1.0, 1.0)
+
+
+def _seconds(rows: Rows) -> str:
+    return ", by CPU seconds" if rows[0]["settings"]["device"] == "cpu" else ""
+
+
 def _colour(model: str) -> str:
     return PALETTE[0] if model == "S" else PALETTE[1]
 
@@ -78,9 +87,9 @@ def _draw_step(axes: Axes, rows: Rows) -> None:
     """Speed against plain fp32 of the same model: the only figure that carries from machine to machine."""
     steps = [row for row in rows if row["unit"] == "jets/s"]
     labels = [f"{row['what']}\n{number(row['median'])} jets/s" for row in steps]
-    _bars(axes, labels, [_one(row) for row in steps], [_colour(row["settings"]["model"]) for row in steps])
+    _bars(axes, labels, [_best(row) for row in steps], [_colour(row["settings"]["model"]) for row in steps])
     axes.axvline(1.0, color="black", linewidth=0.7, linestyle=":")
-    axes.set_xlabel("speed against plain fp32 of the same model")
+    axes.set_xlabel(f"speed against plain fp32 of the same model{_seconds(steps)}")
 
 
 def _draw_shares(axes: Axes, rows: Rows) -> None:
@@ -97,7 +106,7 @@ def _draw_parts(axes: Axes, rows: Rows) -> None:
     """Shares of the step, a bar a model."""
     models = list(dict.fromkeys(row["settings"]["model"] for row in rows))
     names = [name for name in dict.fromkeys(row["settings"]["part"] for row in rows) if name != "whole"]
-    share = {(row["settings"]["model"], row["settings"]["part"]): row["ratio"][0] for row in rows}
+    share = {(row["settings"]["model"], row["settings"]["part"]): _best(row)[0] for row in rows}
     places = list(range(len(models)))[::-1]
     left = [0.0] * len(models)
     for name, colour in zip(names, PALETTE, strict=False):
@@ -113,7 +122,7 @@ def _draw_parts(axes: Axes, rows: Rows) -> None:
     axes.tick_params(axis="y", which="both", length=0)
     axes.set_ylim(-0.5, len(models) + 0.3)
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("share of the sum of parts (medians)")
+    axes.set_xlabel(f"share of the sum of parts{_seconds(rows)}")
     axes.legend(ncols=4, loc="upper center", fontsize=7.5, frameon=False, columnspacing=1.0, handlelength=1.0)
 
 
@@ -131,7 +140,7 @@ def _draw_packs(axes: Axes, rows: Rows) -> None:
     """Gain by pack size, a line a batch."""
     for place, batch in enumerate(dict.fromkeys(row["settings"]["batch"] for row in rows)):
         mine = [row for row in rows if row["settings"]["batch"] == batch]
-        gains = [_one(row) for row in mine]
+        gains = [_best(row) for row in mine]
         error = [[gain[0] - gain[1] for gain in gains], [gain[2] - gain[0] for gain in gains]]
         style: dict[str, Any] = {"color": PALETTE[place], "marker": MARKERS[place], "markersize": 4, "linewidth": 1.2}
         sizes = [row["settings"]["pack"] for row in mine]
@@ -142,9 +151,9 @@ def _draw_packs(axes: Axes, rows: Rows) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted({row["settings"]["pack"] for row in rows})))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set_ylim(0, 1.25 * max(_one(row)[2] for row in rows))
+    axes.set_ylim(0, 1.25 * max(_best(row)[2] for row in rows))
     axes.set_xlabel("trials in a pack")
-    axes.set_ylabel("jets/s against the same trials\none after another")
+    axes.set_ylabel(f"speed against the same trials one\nafter another{_seconds(rows)}")
 
 
 def _draw_memory(axes: Axes, rows: Rows) -> None:
