@@ -30,6 +30,8 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Tune runs each trial in a new thread, and glibc would give each a heap of its own, of some 60 MB, for good.
+    "MALLOC_ARENA_MAX": "1",
 }
 
 
@@ -80,7 +82,8 @@ def connected(address: str | None) -> Iterator[None]:
         import jbot
 
         # Every node runs this checkout's code, whatever is installed there.
-        options |= {"address": address, "runtime_env": {"py_modules": [jbot, cluster]}}
+        heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
+        options |= {"address": address, "runtime_env": {"py_modules": [jbot, cluster], "env_vars": heap}}
     try:
         ray.init(**options)
     except ConnectionError:
