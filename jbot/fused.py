@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -188,8 +189,8 @@ def _kernel(config: ModelConfig, slots: int) -> Kernel:
 
 def _library(config: ModelConfig, slots: int) -> Path:
     """The compiled library, from the cache or made now."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
         raise Unavailable("no C++ compiler found (c++, g++, clang++, or CXX); install one, e.g. the package g++")
     sizes = {
         "SLOTS": slots,
@@ -203,15 +204,16 @@ def _library(config: ModelConfig, slots: int) -> Path:
         "HIDE_PADDING": int(config.padding != "reference"),
         "WEIGHTS": weight_count(config),
     }
-    command = [compiler, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items()), str(SOURCE)]
-    text = "\n".join([*command, _compile([compiler, "--version"]), _cpu(), SOURCE.read_text()])
+    compiler = shlex.split(found)  # CXX may be "ccache g++"
+    command = [*compiler, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
+    text = "\n".join([*command, _compile([*compiler, "--version"]), _cpu(), SOURCE.read_text()])
     path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 made = Path(folder) / "kernel.so"
-                _compile([*command, "-o", str(made)])
+                _compile([*command, str(SOURCE), "-o", str(made)])
                 made.replace(path)
     except OSError as error:  # a full or read-only disk
         raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
