@@ -3,6 +3,9 @@
 A pack trains trials of equal tensor shapes together. Where their Configs differ, the step reads a (trial,) tensor in
 the place of a number: `stack` makes one Config-shaped object of many Configs, so that the formulas of the step read
 the same for one trial and for a pack. Nothing in a step reads such a tensor on the host.
+
+With the C++ kernel a trial's result in a pack is that of the trial alone, bit for bit. Plain torch multiplies one
+matrix and a batch of them in different orders: there the two differ by rounding, which training amplifies.
 """
 
 from __future__ import annotations
