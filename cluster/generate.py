@@ -98,7 +98,7 @@ def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: in
                 yield chunk.n_jets
     finally:
         for unfinished in running:
-            ray.cancel(unfinished, force=True)  # Pythia does not listen to a polite request
+            ray.cancel(unfinished)  # by force, Ray 2.60 can crash when the task ends in the same moment
 
 
 def _room() -> int:
