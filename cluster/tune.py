@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -83,7 +84,8 @@ def connected(address: str | None) -> Iterator[None]:
 
         # Every node runs this checkout's code, whatever is installed there.
         heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
-        options |= {"address": address, "runtime_env": {"py_modules": [jbot, cluster], "env_vars": heap}}
+        code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
+        options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
     try:
         ray.init(**options)
     except ConnectionError:
