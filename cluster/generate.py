@@ -66,7 +66,8 @@ def on_nodes(
     Returns
     -------
     generator
-        Yields the jets of each chunk when its file is written; closed early, it stops what is running.
+        Yields the jets of each chunk when its file is written; closed early, what still runs ends with the
+        connection to the cluster.
 
     Raises
     ------
@@ -82,23 +83,23 @@ def on_nodes(
 
 
 def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: int | None) -> Generator[int, None, None]:
-    """Keep a bounded number of tasks in flight, and write what they send."""
+    """Keep a bounded number of tasks in flight, and write what they send.
+
+    Stopped early, nothing is cancelled: what still runs ends with this process's connection to the cluster. A task of
+    Ray 2.60 that is cancelled in the moment it ends can take the process down with it.
+    """
     waiting = iter(chunks)
     running: dict[Any, Chunk] = {}
-    try:
-        while True:
-            room = (at_once or _room()) - len(running)
-            for _, chunk in zip(range(room), waiting, strict=False):  # the range first: it must not eat a chunk
-                running[submit(chunk)] = chunk
-            if not running:
-                return
-            for finished in ray.wait(list(running))[0]:
-                chunk = running.pop(finished)
-                save_chunk(chunk, _result(finished))
-                yield chunk.n_jets
-    finally:
-        for unfinished in running:
-            ray.cancel(unfinished)  # by force, Ray 2.60 can crash when the task ends in the same moment
+    while True:
+        room = (at_once or _room()) - len(running)
+        for _, chunk in zip(range(room), waiting, strict=False):  # the range first: it must not eat a chunk
+            running[submit(chunk)] = chunk
+        if not running:
+            return
+        for finished in ray.wait(list(running))[0]:
+            chunk = running.pop(finished)
+            save_chunk(chunk, _result(finished))
+            yield chunk.n_jets
 
 
 def _room() -> int:

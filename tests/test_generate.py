@@ -184,7 +184,7 @@ def test_an_error_of_the_physics_is_said_as_it_is(nodes, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("any_generator")
-def test_finished_chunks_are_kept_and_what_is_running_is_stopped(nodes, tmp_path: Path) -> None:
+def test_finished_chunks_are_kept_when_another_fails(nodes, tmp_path: Path) -> None:
     wanted = some_chunks(tmp_path / "chunks", 20)
 
     def fail_third(chunk: Chunk) -> chunks.Made:
