@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ PENDING = "pending"
 """State of a trial that has not ended."""
 REFERENCES = {"untrained": "untrained encoder", "raw": "raw features", "supervised": "supervised twin"}
 """Prefixes of metrics that give a table its floor and ceiling, and what to call them."""
+
+DETAIL = r"_(eps_s|rejection)_[\d.]+|_sic\b|_(auc|sic)_[a-z]+$"
+"""What other_metrics leaves out."""
 
 
 def trial_table(study: StudyRecords) -> pd.DataFrame:
@@ -143,9 +147,14 @@ def _contrast_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
-    """Keys of final metrics besides the primary one, references left out, in order of their names."""
+    """Keys of final metrics besides the primary one, in order of their names.
+
+    References are left out, and the many numbers of one ROC curve but its area: those of a class, and at one cut.
+    trials.csv has them all.
+    """
     names = [column for column in table.columns if "/" in column and not column.startswith("config.")]
-    return sorted(name for name in names if name != plan.metric and name.split("/")[0] not in REFERENCES)
+    whole = [name for name in names if not re.search(DETAIL, name)]
+    return sorted(name for name in whole if name != plan.metric and name.split("/")[0] not in REFERENCES)
 
 
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:

@@ -136,7 +136,7 @@ def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) ->
         neighbours = KNeighborsClassifier(n_neighbors=k, algorithm="brute")
         return (
             lambda: scikit_scores("knn", neighbours.fit(*bank), old[name], labels[name]),
-            lambda: evaluate.knn_probe(*new_bank, new[name], new_labels[name], k),
+            lambda: evaluate.quick_metrics("knn", evaluate.knn_probe(*new_bank, new[name], k), new_labels[name]),
         )
 
     def embedding(name: str) -> Part:
@@ -155,7 +155,7 @@ def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) ->
         **{f"knn {name}": knn(name) for name in ("val", "test")},
         "linear": (
             lambda: scikit_scores("linear", logistic.fit(*bank), old["test"], labels["test"]),
-            lambda: evaluate.linear_probe(*new_bank, new["test"], new_labels["test"]),
+            lambda: evaluate.quick_metrics("linear", evaluate.linear_probe(*new_bank, new["test"]), new_labels["test"]),
         ),
         "clustering": (
             lambda: scikit_clustering(old["test"], labels["test"]),

@@ -160,6 +160,39 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Supervised training of encoder and classification head after pre-training; off while `fractions` is empty.
+
+    The defaults are the paper's for five classes and jBOT-S.
+    """
+
+    fractions: tuple[float, ...] = bounded((), 0, 1, above=0)
+    """Shares of the training jets whose labels are used, one fine-tuning each."""
+    twin: bool = True
+    """Beside each, the supervised twin: the same from fresh weights, without layer decay."""
+    epochs: int = bounded(100, 1)
+    batch: int = bounded(1024, 2)
+    lr: float = bounded(4e-4, above=0)
+    layer_decay: float = bounded(0.65, 0, 1, above=0)
+    """The step of each block is this share of the next one's; the last block and the head step with `lr`."""
+    dropout: float = bounded(0.2, 0, 0.99)
+    patience: int = bounded(100, 1)
+    """Epochs without a better validation accuracy, after which a fine-tuning ends."""
+    tolerance: float = bounded(1e-4, 0)
+    """What a better validation accuracy must gain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyConfig:
+    """How signal jets are found by an encoder that has seen q and g alone: for the task `qg`."""
+
+    bank_jets: int = bounded(20_000, 10)
+    """Background training jets that a score is made of (fewer when there are fewer)."""
+    scan: bool = False
+    """Beside the published settings of each score, those chosen without the signal, and the reference methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One training run of one arm at one seed."""
 
@@ -172,6 +205,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     seed: int = bounded(0, 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -183,6 +218,10 @@ class Config:
             )
         if self.model.dim < self.model.heads:
             raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
+        if len(set(self.finetune.fractions)) < len(self.finetune.fractions):
+            raise ConfigError(f"finetune.fractions must differ, got {self.finetune.fractions}")
+        if self.finetune.fractions and self.data.task == "qg":
+            raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
 
 
 # jBOT-B, as changes to the default jBOT-S.
@@ -216,7 +255,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         _check(name, value, _FIELDS[name])
         group, _, leaf = name.rpartition(".")
         # A whole number for a float field is a float: 1 and 1.0 must give one trial, not two.
-        groups.setdefault(group, {})[leaf] = float(value) if _FIELDS[name][0] is float else value
+        groups.setdefault(group, {})[leaf] = _as_kind(value, _FIELDS[name][0])
     parts = {group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group}
     return dataclasses.replace(config, **parts, **groups.get("", {}))
 
@@ -227,13 +266,18 @@ def parse_value(name: str, text: str) -> Any:
         raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
     kind = _FIELDS[name][0]
     try:
-        return json.loads(text) if kind in (int, float, bool) else text
+        return json.loads(text) if kind in (int, float, bool) or _is_list(kind) else text
     except ValueError:
         return text  # of the wrong type: override() says so
 
 
+def to_dict(config: Config) -> dict[str, Any]:
+    """The nested dictionary of a Config, as JSON has it: lists for tuples."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
 def from_dict(nested: Mapping[str, Any]) -> Config:
-    """A Config from the nested dictionary that :func:`dataclasses.asdict` makes of it."""
+    """A Config from the nested dictionary that :func:`to_dict` makes of it."""
     flat = {
         f"{group}.{leaf}" if isinstance(value, Mapping) else group: item
         for group, value in nested.items()
@@ -259,8 +303,26 @@ def _collect_fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
     return found
 
 
+def _is_list(kind: Any) -> bool:
+    """Whether a field is ``tuple[float, ...]``, the only one with several values."""
+    return typing.get_origin(kind) is tuple
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    """A number for a float field as a float, a list (of JSON) for a field of several as a tuple."""
+    if _is_list(kind):
+        return tuple(map(float, value))
+    return float(value) if kind is float else value
+
+
 def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
     kind, limits = rule
+    if _is_list(kind):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} must be a list like [0.1, 1], got {value!r}")
+        for one in value:
+            _check(name, one, (float, limits))
+        return
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:

@@ -6,7 +6,7 @@ GPU judging an encoder is a small part of training it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from jbot.config import Config
+from jbot.data.splits import TARGETS, targets
 from jbot.engine import Forward
+from jbot.metrics import SEPARATION, Measured, classification
 from jbot.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
 from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_regression, nearest, silhouette
 from jbot.streams import numpy_generator
@@ -31,23 +33,24 @@ GATHERED = 8_192
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
-FINAL_METRICS = (
-    "knn_accuracy",
-    "knn_auc",
-    "linear_accuracy",
-    "linear_auc",
-    "kmeans_ami",
-    "silhouette",
-    "effective_rank",
-    "spread",
-    "attention_entropy",
-)
-"""What a complete trial's record has, each as ``test/<name>`` and, before training, ``untrained/test/<name>``."""
+UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
 
 Embedding = Float[Tensor, "jet dim"]
 Labels = Int64[Tensor, "jet"]
 Bank = Float[Tensor, "bank dim"]
 BankLabels = Int64[Tensor, "bank"]
+Probabilities = Float[Tensor, "jet class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What was found of an encoder on test jets."""
+
+    measured: dict[str, Measured]
+    """By metric, ``<probe>_<metric>``."""
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    """What stands behind ROC curves and histograms: ``<probe>/probability`` (jet, class) and ``anomaly/<score>`` (jet,)
+    of the test jets, in their order; float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,35 +101,50 @@ def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], conf
     return float(total.min()) / len(jets)
 
 
-def knn_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels, k: int) -> Metrics:
-    """k nearest training jets vote: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
-    classes, coded = bank_labels.unique(return_inverse=True)
-    voters = coded[nearest(bank, jets, min(k, len(bank)))]
-    votes = torch.stack([(voters == c).sum(1).double() for c in range(len(classes))], dim=1)
-    return _classification("knn", votes, classes, labels)
+def knn_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding, k: int) -> Probabilities:
+    """Share of the k nearest training jets in each class: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
+    voters = bank_targets[nearest(bank, jets, min(k, len(bank)))]
+    classes = range(int(bank_targets.max()) + 1)
+    return torch.stack([(voters == c).double().mean(1) for c in classes], dim=1)
 
 
-def linear_probe(bank: Bank, bank_labels: BankLabels, jets: Embedding, labels: Labels) -> Metrics:
+def linear_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding) -> Probabilities:
     """Logistic regression on the standardised embedding."""
-    classes, coded = bank_labels.unique(return_inverse=True)
     mean, scale = bank.double().mean(0), bank.double().std(0, correction=0)
     scale = torch.where(scale > 1e-7 * mean.abs(), scale, 1.0)  # a constant feature, but for rounding, stays constant
-    weights = logistic_regression((bank - mean) / scale, coded)
-    return _classification("linear", class_probabilities(weights, (jets - mean) / scale), classes, labels)
+    weights = logistic_regression((bank - mean) / scale, bank_targets)
+    return class_probabilities(weights, (jets - mean) / scale)
 
 
-def _classification(
-    probe: str, scores: Float[Tensor, "jet class"], classes: Int64[Tensor, "class"], labels: Labels
-) -> Metrics:
-    """Accuracy of the best scored class, the first of equal ones; and the AUC, of one class against the rest."""
-    known = torch.isin(labels, classes)  # signal classes of the anomaly task are not in the bank
-    scores, labels = scores[known], labels[known]
-    positive = labels[:, None] == classes
-    judged = [1] if len(classes) == 2 else range(len(classes))
+def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> Metrics:
+    """Accuracy of the most probable class, the first of equal ones; AUC: the macro mean, of two classes the second's.
+
+    As in :func:`jbot.metrics.classification`, but on the device and without uncertainties: for curves.
+    """
+    classes = probabilities.shape[1]
+    judged = [1] if classes == 2 else range(classes)
     return {
-        f"{probe}_accuracy": float((classes[scores.argmax(1)] == labels).double().mean()),
-        f"{probe}_auc": float(np.mean([area_under_curve(scores[:, c], positive[:, c]) for c in judged])),
+        f"{probe}_accuracy": float((probabilities.argmax(1) == targets).double().mean()),
+        f"{probe}_auc": float(np.mean([area_under_curve(probabilities[:, c], targets == c) for c in judged])),
     }
+
+
+def probe_names(config: Config) -> list[str]:
+    """The classifiers that judge the encoder of a complete trial."""
+    kinds = ("finetune", "supervised") if config.finetune.twin else ("finetune",)
+    return ["knn", "linear", *(f"{kind}_{100 * share:g}" for share in config.finetune.fractions for kind in kinds)]
+
+
+def metric_names(config: Config) -> list[str]:
+    """What the record of a complete trial has, as ``test/<probe>_<metric>``.
+
+    Two kinds may be missing: a rejection that so few background jets cannot measure, and all of a fine-tuning that
+    diverged. With ``untrained/`` before, the same without fine-tunings: of the encoder before training.
+    """
+    classes = list(TARGETS[config.data.task])
+    curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
+    names = [f"{probe}_{metric}" for probe in probe_names(config) for metric in ("accuracy", *curve)]
+    return [f"test/{name}" for name in (*names, *UNSUPERVISED)]
 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
@@ -182,31 +200,44 @@ class Evaluator:
 
     def curve_point(self, state: TrainState) -> Metrics:
         """Cheap metrics on the validation jets, and what tells a collapse."""
-        bank, bank_labels = self._embed(state, self.bank)
-        val, labels = self._embed(state, self.val)
+        bank, bank_targets = self._embed(state, self.bank)
+        val, right = self._embed(state, self.val)
         with self._pools.limit(limits=torch.get_num_threads()):
-            point = knn_probe(bank, bank_labels, val, labels, self.config.probe.knn_k)
+            point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), right)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
         return {f"val/{name}": value for name, value in point.items()}
 
-    def final(self, state: TrainState) -> Metrics:
-        """Every metric, on the test jets."""
+    def final(self, state: TrainState) -> Judgement:
+        """Every metric of the frozen encoder, on the test jets."""
         config = self.config
-        bank, bank_labels = self._embed(state, self.bank)
-        test, labels = self._embed(state, self.test)
+        bank, bank_targets = self._embed(state, self.bank)
+        test, right = self._embed(state, self.test)
+        known = right >= 0  # signal classes of the anomaly task are not in the bank
         with self._pools.limit(limits=torch.get_num_threads()):
-            metrics = knn_probe(bank, bank_labels, test, labels, config.probe.knn_k)
-            metrics |= linear_probe(bank, bank_labels, test, labels)
-            metrics |= clustering(test, labels, numpy_generator(config.seed, "probe"))
-            metrics |= {"effective_rank": effective_rank(test), "spread": spread(test)}
-        metrics["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
-        return {f"test/{name}": value for name, value in metrics.items()}
+            found = {
+                "knn": knn_probe(bank, bank_targets, test, config.probe.knn_k),
+                "linear": linear_probe(bank, bank_targets, test),
+            }
+            labels = torch.tensor(self.test.labels, device=test.device)
+            single = clustering(test, labels, numpy_generator(config.seed, "probe"))
+            single |= {"effective_rank": effective_rank(test), "spread": spread(test)}
+        single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
+        measured: dict[str, Measured] = {}
+        scores: dict[str, np.ndarray] = {}
+        for probe, probabilities in found.items():
+            judged = probabilities[known].cpu().numpy(), right[known].cpu().numpy()
+            named = classification(*judged, list(TARGETS[config.data.task]))
+            measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
+            scores[f"{probe}/probability"] = probabilities.float().cpu().numpy()
+        measured |= {name: Measured(value=value) for name, value in single.items()}
+        return Judgement(measured=measured, scores=scores)
 
     def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
-        """Embedding and labels, both on the device."""
+        """Embedding and targets, both on the device."""
         parts = (jets.take(slice(at, at + GATHERED)) for at in range(0, len(jets.rows), GATHERED))
         embedding = torch.cat([embed_on_device(state.student, part, self.config, self.forward) for part in parts])
         if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
-        return embedding, torch.tensor(jets.labels, dtype=torch.int64, device=embedding.device)
+        wanted = targets(jets.labels, self.config.data.task)
+        return embedding, torch.from_numpy(wanted).to(embedding.device)

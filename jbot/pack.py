@@ -43,6 +43,11 @@ PER_TRIAL = frozenset({
     "optim.beta1",
     "optim.beta2",
     "optim.eps",
+    "finetune.lr",
+    "finetune.layer_decay",
+    "finetune.dropout",
+    "finetune.patience",
+    "finetune.tolerance",
     "seed",
 })  # fmt: skip
 """Fields that may differ between the trials of a pack."""
@@ -65,6 +70,12 @@ SHARED = frozenset({
     "probe.every",
     "probe.bank_jets",
     "probe.knn_k",
+    "finetune.fractions",
+    "finetune.twin",
+    "finetune.epochs",
+    "finetune.batch",
+    "anomaly.bank_jets",
+    "anomaly.scan",
 })  # fmt: skip
 """Fields that decide shapes, or which operations a step is made of."""
 

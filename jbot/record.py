@@ -4,6 +4,7 @@
                             curves.parquet         learning curves, one row per probed epoch
                             student.safetensors    final weights
                             embedding.safetensors  test jets for the pictures: cls, label
+                            scores.safetensors     what classifiers and scores say of each test jet, and its label
                             examples.safetensors   a few test jets with their masks: particles, masked, label
                             checkpoint/            only while the trial is unfinished
 <storage>/<study name>/study.json                  the plan and its trials
@@ -193,6 +194,8 @@ class Record:
     """`fingerprint` and `source` of the jets."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final metrics, ``<split>/<probe>_<metric>``; those of the untrained encoder start with ``untrained/``."""
+    uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By metric: `error` from the number of test jets, `fold_sd` over ten folds of them, where there is one."""
     trainer_version: str
     git_commit: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
@@ -217,7 +220,7 @@ class Record:
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(State):
             raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
-        for name in ("config", "data", "metrics", "libraries", "hardware", "resources"):
+        for name in ("config", "data", "metrics", "uncertainties", "libraries", "hardware", "resources"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
         if not isinstance(self.config.get("seed"), int):

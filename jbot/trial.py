@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -22,13 +21,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, DataConfig, MaskConfig, override
+from jbot.config import Config, DataConfig, MaskConfig, override, to_dict
 from jbot.data import JetData, split
 from jbot.data.shared import shared_tensor
 from jbot.engine import Engine, find_engine
-from jbot.evaluate import Evaluator, LabeledJets, embed
+from jbot.evaluate import Evaluator, Judgement, LabeledJets, embed
 from jbot.masking import mask_views
 from jbot.meter import Meter
+from jbot.metrics import Measured, uncertainties
 from jbot.model import unpack
 from jbot.pack import check_shared
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
@@ -191,11 +191,13 @@ class Ride:
         spec = self.specs[trial]
         if spec.trial_id in self.records or trial in self.errors:
             return
-        state, evaluator, metrics = self.state.row(trial), self.evaluators[trial], {}
+        state, evaluator = self.state.row(trial), self.evaluators[trial]
+        measured: dict[str, Measured] = {}
         (progress,) = state.progress
         try:
             if progress.reason is None:
-                metrics = final_metrics(spec.config, state, evaluator)
+                judgement, measured = final_metrics(spec.config, state, evaluator)
+                save_scores(self.storage, spec, judgement, evaluator.test)
                 save_pictures(self.storage, spec, state, evaluator.test)
         except TrialFailed as failure:
             progress.reason = str(failure)
@@ -204,7 +206,7 @@ class Ride:
             return
         save_weights(self.storage, spec, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
-        self.records[spec.trial_id] = self._record(trial, progress, metrics)
+        self.records[spec.trial_id] = self._record(trial, progress, measured)
         save_record(self.storage, self.records[spec.trial_id])
         self.checkpoints[trial].remove()
         if self.ended:
@@ -214,7 +216,7 @@ class Ride:
         why = {"engine_why": self.engine.why} if self.engine.why else {}
         return {"engine": self.engine.name} | why
 
-    def _record(self, trial: int, progress: Progress, metrics: Metrics) -> Record:
+    def _record(self, trial: int, progress: Progress, measured: dict[str, Measured]) -> Record:
         spec, checkpoint = self.specs[trial], self.checkpoints[trial]
         return Record(
             trial_id=spec.trial_id,
@@ -223,9 +225,10 @@ class Ride:
             study=spec.study,
             arm=spec.arm,
             plan_hash=spec.plan_hash,
-            config=dataclasses.asdict(spec.config),
+            config=to_dict(spec.config),
             data={"fingerprint": self.data.fingerprint, "source": self.data.source},
-            metrics={name: value for name, value in metrics.items() if np.isfinite(value)},
+            metrics={name: one.value for name, one in measured.items() if np.isfinite(one.value)},
+            uncertainties=uncertainties(measured),
             trainer_version=TRAINER_VERSION,
             git_commit=spec.git_commit,
             libraries=library_versions(),
@@ -330,14 +333,24 @@ def prepare(
     return torch.from_numpy(parts.train).to(particles.device), judged
 
 
-def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> Metrics:
-    """Metrics on the test jets, and the same for the encoder before training: the floor. Counted as probe seconds."""
+def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
+    """The trained encoder on the test jets; and its metrics with those before training, the floor.
+
+    Counted as probe seconds.
+    """
     started = time.perf_counter()
     untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
-    floor = evaluator.final(untrained)
-    metrics = evaluator.final(state) | {f"untrained/{name}": value for name, value in floor.items()}
+    floor, judgement = evaluator.final(untrained), evaluator.final(state)
+    measured = {f"test/{name}": one for name, one in judgement.measured.items()}
+    measured |= {f"untrained/test/{name}": one for name, one in floor.measured.items()}
     state.progress[0].probe_seconds += time.perf_counter() - started
-    return metrics
+    return judgement, measured
+
+
+def save_scores(storage: Storage, spec: TrialSpec, judgement: Judgement, test: LabeledJets) -> None:
+    """What ROC curves and histograms are made of: a row a test jet, and its class label."""
+    arrays = judgement.scores | {"label": test.labels}
+    storage.write_arrays(f"{trial_folder(spec.trial_id)}/scores.safetensors", arrays)
 
 
 def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:

@@ -7,6 +7,7 @@ and hashed before anything runs, and the trials, block by block.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from typing import Any
 
 from analysis.plan import Contrast, Plan, PlannedTrial
 from cluster.run import Resources
-from jbot.config import Config, ConfigError, override
-from jbot.evaluate import FINAL_METRICS
+from jbot.config import Config, ConfigError, override, to_dict
+from jbot.evaluate import metric_names
 from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
 
@@ -49,8 +50,6 @@ class Study:
                     raise ConfigError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
         if len({(contrast.treatment, contrast.control) for contrast in self.contrasts}) < len(self.contrasts):
             raise ConfigError(f"study {self.name} has the same contrast twice")
-        if self.metric not in METRICS:
-            raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
 
     def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
         """The frozen design at one preset.
@@ -81,12 +80,14 @@ class Study:
         _check_changes(changes or {}, arms)
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
+        for name in {arm for contrast in contrasts for arm in (contrast.treatment, contrast.control)}:
+            _check_metric(self.metric, name, override(base, arms[name]))
         return Plan(
             study=self.name if preset == "quick" else f"{self.name}_{preset}",
             question=self.question,
             preset=preset,
             arms=arms,
-            base=dataclasses.asdict(base),
+            base=to_dict(base),
             seeds=tuple(range(count)),
             metric=self.metric,
             higher_is_better=self.higher_is_better,
@@ -95,7 +96,6 @@ class Study:
         )
 
 
-METRICS = tuple(f"test/{name}" for name in FINAL_METRICS)
 MAX_SEEDS = 10_000
 
 
@@ -150,6 +150,13 @@ def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
     for name, arm in arms.items():
         if "seed" in arm:
             raise ConfigError(f"arm {name!r} must not set the seed: arms of a block share it")
+
+
+def _check_metric(metric: str, arm: str, config: Config) -> None:
+    known = metric_names(config)
+    if metric not in known:
+        close = difflib.get_close_matches(metric, known, n=3) or known[:3]
+        raise ConfigError(f"metric {metric!r} is not measured in arm {arm!r}, which has {', '.join(close)}, ...")
 
 
 def _check_arms_differ(base: Config, arms: Mapping[str, Mapping[str, Any]]) -> None:

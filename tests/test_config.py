@@ -1,8 +1,8 @@
-import dataclasses
+import json
 
 import pytest
 
-from jbot.config import JBOT_B, Config, ConfigError, flatten, from_dict, override, parse_value
+from jbot.config import JBOT_B, Config, ConfigError, flatten, from_dict, override, parse_value, to_dict
 from jbot.record import trial_id
 
 
@@ -26,6 +26,11 @@ def test_defaults_are_the_papers_recipe():
         ({"teacher.centering": 1}, "teacher.centering must be bool, got 1 (int)"),
         ({"mask.ratio_high": 1.5}, "mask.ratio_high must be finite and in [0, 1], got 1.5"),
         ({"mask.ratio_low": 0.9}, "mask.ratio_low must not exceed mask.ratio_high, got 0.9 > 0.5"),
+        ({"finetune.fractions": 0.1}, "finetune.fractions must be a list like [0.1, 1], got 0.1"),
+        ({"finetune.fractions": [0.1, 0]}, "finetune.fractions must be finite and in (0, 1], got 0"),
+        ({"finetune.fractions": ["all"]}, "finetune.fractions must be float, got 'all' (str)"),
+        ({"finetune.fractions": [1, 1.0]}, "finetune.fractions must differ, got (1.0, 1.0)"),
+        ({"finetune.fractions": [1], "data.task": "qg"}, "finetune.fractions must be empty for data.task qg"),
         ({"model.dim": 2}, "model.dim must be at least model.heads, got 2 < 4"),
     ],
 )
@@ -37,8 +42,10 @@ def test_bad_values_name_rule_and_value(changes, words):
 
 
 def test_round_trip_through_json_types():
-    config = override(Config(), {"mask.scheme": "none", "seed": 7})
-    assert from_dict(dataclasses.asdict(config)) == config
+    config = override(Config(), {"mask.scheme": "none", "finetune.fractions": [0.1, 1], "seed": 7})
+    assert config.finetune.fractions == (0.1, 1.0)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert trial_id(config, "data", "1") == trial_id(from_dict(to_dict(config)), "data", "1")
 
 
 def test_whole_number_for_a_float_is_the_same_trial():
@@ -61,5 +68,6 @@ def test_command_line_values():
     assert parse_value("train.epochs", "8") == 8
     assert parse_value("teacher.centering", "false") is False
     assert parse_value("mask.scheme", "random") == "random"
+    assert parse_value("finetune.fractions", "[0.1, 1]") == [0.1, 1]
     with pytest.raises(ConfigError, match=r"train\.epochs must be int, got 'eight'"):
         override(Config(), {"train.epochs": parse_value("train.epochs", "eight")})

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from jbot.config import Config, override
 from jbot.data import hdf5
+from jbot.data.splits import targets
 from jbot.evaluate import (
-    FINAL_METRICS,
     Evaluator,
     LabeledJets,
     attention_entropy,
@@ -23,8 +23,11 @@ from jbot.evaluate import (
     embed,
     knn_probe,
     linear_probe,
+    metric_names,
+    quick_metrics,
     spread,
 )
+from jbot.metrics import classification, uncertainties
 from jbot.model import encode, hidden_keys, relative_entropy, unpack
 from jbot.pack import Pack
 from jbot.probes import (
@@ -65,6 +68,14 @@ def real(request):
     return embedding[:700], labels[:700], embedding[700:], labels[700:]
 
 
+def knn(bank, bank_labels, jets, labels, k):
+    return quick_metrics("knn", knn_probe(bank, bank_labels, jets, k), labels)
+
+
+def linear(bank, bank_labels, jets, labels):
+    return quick_metrics("linear", linear_probe(bank, bank_labels, jets), labels)
+
+
 def arrays(real, device="cpu"):
     """The same as scikit-learn takes it, and as the device does."""
     return [value.numpy() for value in real], [value.to(device) for value in real]
@@ -73,28 +84,23 @@ def arrays(real, device="cpu"):
 def test_knn_by_hand():
     # Neighbours of 0.05: two of class 0 and 0.2; of 0.65: 0.2 | 1.0, 1.1 -> class 1 by two votes of three.
     jets, labels = torch.tensor([[0.05], [0.66], [1.05]]), torch.tensor([0, 0, 1])
-    metrics = knn_probe(LINE, SIDES, jets, labels, k=3)
+    metrics = knn(LINE, SIDES, jets, labels, k=3)
     assert metrics["knn_accuracy"] == pytest.approx(2 / 3)
     assert metrics["knn_auc"] == pytest.approx(1.0)  # votes for class 1: 0, 2/3, 1
 
 
 def test_knn_with_fewer_jets_than_k():
-    assert knn_probe(LINE, SIDES, LINE, SIDES, k=30)["knn_auc"] == pytest.approx(0.5)
+    assert knn(LINE, SIDES, LINE, SIDES, k=30)["knn_auc"] == pytest.approx(0.5)
 
 
 def test_linear_probe_separates_a_line_and_not_noise():
-    assert linear_probe(LINE, SIDES, LINE, SIDES)["linear_accuracy"] == 1.0
+    assert linear(LINE, SIDES, LINE, SIDES)["linear_accuracy"] == 1.0
     rng = np.random.default_rng(0)
     noise = torch.from_numpy(rng.normal(size=(2000, 4)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, 5, 2000))
-    held_out = linear_probe(noise[:1000], labels[:1000], noise[1000:], labels[1000:])
+    held_out = linear(noise[:1000], labels[:1000], noise[1000:], labels[1000:])
     assert abs(held_out["linear_accuracy"] - 0.2) < 0.05
     assert abs(held_out["linear_auc"] - 0.5) < 0.05
-
-
-def test_classes_outside_the_bank_do_not_count():
-    jets, labels = torch.tensor([[0.0], [1.1], [9.0]]), torch.tensor([0, 1, 4])
-    assert knn_probe(LINE, SIDES, jets, labels, k=1)["knn_accuracy"] == 1.0
 
 
 def test_clustering_of_separate_clusters_is_perfect_and_of_noise_zero():
@@ -153,7 +159,7 @@ def test_neighbours_and_votes_are_those_of_sklearn(real, device, k):
     oracle = KNeighborsClassifier(n_neighbors=k, algorithm="brute").fit(bank, bank_labels)
     found = nearest(tensors[0], tensors[2], k).cpu().numpy()
     np.testing.assert_array_equal(np.sort(found), np.sort(oracle.kneighbors(jets, return_distance=False)))
-    metrics, chances = knn_probe(*tensors, k=k), oracle.predict_proba(jets)
+    metrics, chances = knn(*tensors, k=k), oracle.predict_proba(jets)
     # Of classes with equally many votes both take the first: with 30 voters that decides one jet in ten.
     assert metrics["knn_accuracy"] == pytest.approx(accuracy_score(labels, oracle.predict(jets)), abs=1e-12)
     assert metrics["knn_auc"] == pytest.approx(roc_auc_score(labels, chances, multi_class="ovr"), abs=1e-12)
@@ -167,7 +173,7 @@ def test_equal_votes_go_to_the_first_class(device):
         probed = nearest(line, between, 2).sort().values
         assert probed.tolist() == [[2, 3]]
         labels = torch.tensor(labels, device=device)
-        assert knn_probe(line, sides, between, labels, k=2)["knn_accuracy"] == answer
+        assert knn(line, sides, between, labels, k=2)["knn_accuracy"] == answer
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -184,7 +190,7 @@ def test_linear_probe_is_that_of_sklearn(real, device, classes):
     np.testing.assert_allclose(weights[-1].cpu(), oracle.intercept_, atol=1e-6)
     ours = class_probabilities(weights, torch.from_numpy(scaler.transform(jets)).to(device))
     np.testing.assert_allclose(ours.cpu(), chances, atol=1e-7)
-    metrics = linear_probe(*tensors)
+    metrics = linear(*tensors)
     auc = roc_auc_score(labels, chances[:, 1]) if classes == 2 else roc_auc_score(labels, chances, multi_class="ovr")
     assert metrics["linear_accuracy"] == pytest.approx(accuracy_score(labels, chances.argmax(1)), abs=1e-6)
     assert metrics["linear_auc"] == pytest.approx(auc, abs=1e-6)
@@ -215,8 +221,8 @@ def test_a_constant_feature_does_not_break_the_linear_probe(real):
     bank, jets = bank.clone(), jets.clone()
     bank[:, 3] = jets[:, 3] = 0.7
     without = [i for i in range(bank.shape[1]) if i != 3]
-    expected = linear_probe(bank[:, without], bank_labels, jets[:, without], labels)
-    assert linear_probe(bank, bank_labels, jets, labels) == pytest.approx(expected, abs=1e-9)
+    expected = linear(bank[:, without], bank_labels, jets[:, without], labels)
+    assert linear(bank, bank_labels, jets, labels) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -278,15 +284,44 @@ def test_final_metrics_count_as_probe_seconds(tiny):
     assert 0.5 * (time.perf_counter() - started) < state.progress[0].probe_seconds < time.perf_counter() - started
 
 
+def test_quick_metrics_are_those_with_uncertainties(real):
+    bank, bank_labels, jets, labels = real
+    probabilities = knn_probe(bank, bank_labels, jets, 30)
+    careful = classification(probabilities.numpy(), labels.numpy(), list("qgwzt"))
+    for name, value in quick_metrics("knn", probabilities, labels).items():
+        assert careful[name.removeprefix("knn_")].value == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(("task", "classes"), [("tqg", 2), ("qg", 2), ("all", 5)])
+def test_each_task_has_its_targets(tiny, task, classes):
+    # Top tagging tells t from the rest; the anomaly task has signal in its test jets that no classifier knows.
+    labels = {"tqg": np.array([0, 1, 4, 4]), "qg": np.array([0, 1, 2, 3, 4, 1]), "all": np.arange(5)}[task]
+    config = override(tiny, {"data.task": task})
+    test_labels = np.resize(labels, 60)
+    particles, rows = torch.from_numpy(make_jets(60, 1)), torch.arange(60)
+    known = np.resize(labels[np.isin(labels, [0, 1])] if task == "qg" else labels, 60)
+    train = LabeledJets(particles=particles, rows=rows, labels=known)
+    test = LabeledJets(particles=particles, rows=rows, labels=test_labels)
+    final = Evaluator(config, train, train, test).final(init_state(config, [0], CPU))
+    assert {f"test/{name}" for name in final.measured} == set(metric_names(config))
+    assert final.scores["knn/probability"].shape == (60, classes)
+    wanted = targets(test_labels, task)
+    assert (wanted >= 0).sum() == {"tqg": 60, "qg": 30, "all": 60}[task]
+    known_rows = wanted >= 0
+    right = final.scores["knn/probability"][known_rows].argmax(1) == wanted[known_rows]
+    assert final.measured["knn_accuracy"].value == pytest.approx(right.mean())
+
+
 def test_evaluator_keys_and_failure(tiny):
     labels = np.arange(60) % 5
     jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), rows=torch.arange(60), labels=labels)
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
     assert {"val/knn_accuracy", "val/spread", "val/attention_entropy"} <= set(evaluator.curve_point(state))
     final = evaluator.final(state)
-    assert set(final) == {f"test/{name}" for name in FINAL_METRICS}
-    assert all(np.isfinite(value) for value in final.values())
-    assert final == evaluator.final(state)
+    assert {f"test/{name}" for name in final.measured} == set(metric_names(tiny))
+    assert all(np.isfinite(one.value) for name, one in final.measured.items() if "rejection" not in name)
+    assert uncertainties(final.measured) == uncertainties(evaluator.final(state).measured)
+    assert final.scores["knn/probability"].shape == final.scores["linear/probability"].shape == (60, 5)
     state.student.fill_(float("nan"))
     with pytest.raises(TrialFailed, match="embedding is not finite after epoch 0"):
         evaluator.curve_point(state)

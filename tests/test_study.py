@@ -93,7 +93,6 @@ def test_contrasts_need_their_arms():
     [
         ({"name": "a/b"}, "names of studies and arms are letters, digits"),
         ({"arms": {"it's": {}}}, "names of studies and arms are letters, digits"),
-        ({"metric": "test/knn_acuracy"}, "metric must be one of test/knn_accuracy"),
         ({"contrasts": (Contrast(treatment="a", control="bb"),)}, "contrast 'a - bb': no arm 'bb'; arms are a, b"),
         ({"contrasts": (Contrast(treatment="a", control="b"),) * 2}, "study x has the same contrast twice"),
     ],
@@ -104,6 +103,16 @@ def test_a_study_checks_itself_before_anything_runs(changes, words):
     with pytest.raises(ConfigError) as error:
         Study(**fine | changes)
     assert words in str(error.value)
+
+
+def test_a_metric_must_be_measured_in_every_compared_arm():
+    arms, contrasts = {"a": {}, "b": {"finetune.fractions": [0.1]}}, (Contrast(treatment="a", control="b"),)
+    fine = {"name": "x", "question": "?", "arms": arms, "contrasts": contrasts, "margin": 0.1}
+    with pytest.raises(ConfigError, match=r"metric 'test/knn_acuracy' is not measured in arm '.', which has test/knn_"):
+        Study(**fine | {"metric": "test/knn_acuracy"}).plan("smoke")
+    with pytest.raises(ConfigError, match="metric 'test/finetune_10_auc' is not measured in arm 'a'"):
+        Study(**fine | {"metric": "test/finetune_10_auc"}).plan("smoke")
+    assert Study(**fine | {"metric": "test/knn_eps_s_0.01_t"}).plan("smoke").contrasts == contrasts
 
 
 def test_arms_cannot_set_the_seed():

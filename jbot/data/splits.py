@@ -22,6 +22,13 @@ COMPOSITION: dict[str, dict[str, tuple[str, ...]]] = {
 """Smallest unit of jets of each part: five-class; top tagging (q 25%, g 25%, t 50%); anomaly detection, which trains
 on q and g and tests on all (jBOT, arXiv:2601.11719)."""
 
+TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "all": {name: (name,) for name in CLASSES},
+    "tqg": {"qcd": ("q", "g"), "t": ("t",)},
+    "qg": {"q": ("q",), "g": ("g",)},
+}
+"""What a classifier of each task tells apart, in the order of its outputs. Of two, the second is the signal."""
+
 _SHUFFLE_SEED = 20_260_119  # any fixed number: the order of classes inside a unit must never depend on a trial's seed
 
 
@@ -65,6 +72,14 @@ def split(labels: np.ndarray, *, task: str = "all", train: int, val: int, test: 
         parts[part] = _interleave(unit, {name: rows[name][:count] for name, count in taken.items()}, size, part)
         rows |= {name: rows[name][count:] for name, count in taken.items()}
     return Split(**parts)
+
+
+def targets(labels: np.ndarray, task: str) -> np.ndarray:
+    """Position in `TARGETS` of each jet's class, (jet,) int64; -1 where the task's classifier does not know it."""
+    positions = np.full(len(CLASSES), -1)
+    for position, names in enumerate(TARGETS[task].values()):
+        positions[[CLASSES.index(name) for name in names]] = position
+    return positions[labels]
 
 
 def jets_needed(*, task: str, train: int, val: int, test: int) -> dict[str, int]:
