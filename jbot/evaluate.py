@@ -139,7 +139,8 @@ def metric_names(config: Config) -> list[str]:
     """What the record of a complete trial has, as ``test/<probe>_<metric>``.
 
     Two kinds may be missing: a rejection that so few background jets cannot measure, and all of a fine-tuning that
-    diverged. With ``untrained/`` before, the same without fine-tunings: of the encoder before training.
+    diverged. ``untrained/test/...`` is the same of the encoder before training, without fine-tunings; ``raw/test/...``
+    of the k-NN and linear probes on the particles themselves.
     """
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
@@ -213,7 +214,6 @@ class Evaluator:
         config = self.config
         bank, bank_targets = self._embed(state, self.bank)
         test, right = self._embed(state, self.test)
-        known = right >= 0  # signal classes of the anomaly task are not in the bank
         with self._pools.limit(limits=torch.get_num_threads()):
             found = {
                 "knn": knn_probe(bank, bank_targets, test, config.probe.knn_k),
@@ -223,15 +223,34 @@ class Evaluator:
             single = clustering(test, labels, numpy_generator(config.seed, "probe"))
             single |= {"effective_rank": effective_rank(test), "spread": spread(test)}
         single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
-        measured: dict[str, Measured] = {}
-        scores: dict[str, np.ndarray] = {}
-        for probe, probabilities in found.items():
-            judged = probabilities[known].cpu().numpy(), right[known].cpu().numpy()
-            named = classification(*judged, list(TARGETS[config.data.task]))
-            measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
-            scores[f"{probe}/probability"] = probabilities.float().cpu().numpy()
-        measured |= {name: Measured(value=value) for name, value in single.items()}
+        measured = {name: Measured(value=value) for name, value in single.items()}
+        measured |= self._classified(found, right)
+        scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
         return Judgement(measured=measured, scores=scores)
+
+    def raw(self) -> dict[str, Measured]:
+        """The classifiers on the particles themselves, flattened: what can be had without an encoder."""
+        bank, test = (jets.take(slice(None)).flatten(1) for jets in (self.bank, self.test))
+        bank_targets, right = self._targets(self.bank), self._targets(self.test)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            found = {
+                "knn": knn_probe(bank, bank_targets, test, self.config.probe.knn_k),
+                "linear": linear_probe(bank, bank_targets, test),
+            }
+        return self._classified(found, right)
+
+    def _classified(self, found: dict[str, Tensor], right: Labels) -> dict[str, Measured]:
+        """The numbers of each probe on the jets whose class it knows: the anomaly task has signal among them."""
+        measured: dict[str, Measured] = {}
+        known, classes = right >= 0, list(TARGETS[self.config.data.task])
+        for probe, probabilities in found.items():
+            named = classification(probabilities[known].cpu().numpy(), right[known].cpu().numpy(), classes)
+            measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
+        return measured
+
+    def _targets(self, jets: LabeledJets) -> Labels:
+        """On the device."""
+        return torch.from_numpy(targets(jets.labels, self.config.data.task)).to(jets.rows.device)
 
     def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
         """Embedding and targets, both on the device."""
@@ -239,5 +258,4 @@ class Evaluator:
         embedding = torch.cat([embed_on_device(state.student, part, self.config, self.forward) for part in parts])
         if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
-        wanted = targets(jets.labels, self.config.data.task)
-        return embedding, torch.from_numpy(wanted).to(embedding.device)
+        return embedding, self._targets(jets)

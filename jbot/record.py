@@ -193,7 +193,8 @@ class Record:
     data: dict[str, Any]
     """`fingerprint` and `source` of the jets."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Final metrics, ``<split>/<probe>_<metric>``; those of the untrained encoder start with ``untrained/``."""
+    """Final metrics, ``<split>/<probe>_<metric>``; those of the untrained encoder start with ``untrained/``,
+    those of probes on the particles themselves with ``raw/``."""
     uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
     """By metric: `error` from the number of test jets, `fold_sd` over ten folds of them, where there is one."""
     trainer_version: str

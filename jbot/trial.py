@@ -334,7 +334,7 @@ def prepare(
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
-    """The trained encoder on the test jets; and its metrics with those before training, the floor.
+    """The trained encoder on the test jets; and its metrics with their floors, before training and without encoder.
 
     Counted as probe seconds.
     """
@@ -343,6 +343,7 @@ def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tu
     floor, judgement = evaluator.final(untrained), evaluator.final(state)
     measured = {f"test/{name}": one for name, one in judgement.measured.items()}
     measured |= {f"untrained/test/{name}": one for name, one in floor.measured.items()}
+    measured |= {f"raw/test/{name}": one for name, one in evaluator.raw().items()}
     state.progress[0].probe_seconds += time.perf_counter() - started
     return judgement, measured
 

@@ -312,6 +312,22 @@ def test_each_task_has_its_targets(tiny, task, classes):
     assert final.measured["knn_accuracy"].value == pytest.approx(right.mean())
 
 
+def test_raw_features_are_the_flattened_particles(tiny):
+    labels = np.arange(60) % 5
+    particles = torch.from_numpy(make_jets(60, 1))
+    rows = torch.arange(60)
+    bank, test = (
+        LabeledJets(particles=particles, rows=rows[part], labels=labels[part]) for part in (rows < 40, rows >= 40)
+    )
+    found = Evaluator(tiny, bank, test, test).raw()
+    flat = particles.flatten(1).numpy()
+    oracle = KNeighborsClassifier(n_neighbors=5, algorithm="brute").fit(flat[:40], labels[:40])
+    assert found["knn_accuracy"].value == pytest.approx(oracle.score(flat[40:], labels[40:]))
+    assert set(found) == {
+        name.removeprefix("test/") for name in metric_names(tiny) if name.startswith(("test/knn", "test/linear"))
+    }
+
+
 def test_evaluator_keys_and_failure(tiny):
     labels = np.arange(60) % 5
     jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), rows=torch.arange(60), labels=labels)
