@@ -16,6 +16,7 @@ install_import_hook(
         "jbot.train",
         "jbot.pack",
         "jbot.probes",
+        "jbot.geometry",
         "jbot.evaluate",
     ],
     "beartype.beartype",
