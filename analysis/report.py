@@ -1,7 +1,7 @@
 """A study's report, from its records alone: ``python -m analysis.report <study folder>``.
 
 Writes, beside the study or into ``--out``: report.html (one file that asks for nothing else), report.md, trials.csv,
-trials.parquet, arms.csv, contrasts.csv, and figures/ as SVG and PDF.
+trials.parquet, arms.csv, contrasts.csv, signatures.csv, and figures/ as SVG and PDF.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import provenance, sections, svg, tables
+from analysis import provenance, sections, signatures, svg, tables
 from analysis.plan import StudyRecords, load_study
 from analysis.sections import Evidence, Picture
 from jbot.record import RecordError, Storage
@@ -74,6 +74,8 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "metrics": sections.metrics_section(evidence, metrics) if metrics else None,
         "metric_differences": sections.metric_differences_section(evidence, metrics),
         "equal_width": sections.equal_width(evidence),
+        "signatures": sections.signatures_section(evidence),
+        "no_signatures": signatures.absent_line(evidence.signatures),
         "failures": sections.failures_section(evidence),
         "facts": provenance.facts(evidence.study),
         "deviations": provenance.deviations(evidence.study),
@@ -115,6 +117,7 @@ def _write_tables(evidence: Evidence, out: Path) -> None:
         "trials": evidence.trials,
         "arms": evidence.arms,
         "contrasts": tables.contrasts_table(evidence.verdicts),
+        "signatures": signatures.as_table(evidence.signatures),
     }
     for name, frame in frames.items():
         _write(out / f"{name}.csv", frame.to_csv(index=False))

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import convergence, embedding, figures, statistics, tables, verdict, wording
+from analysis import convergence, embedding, figures, signatures, statistics, tables, verdict, wording
 from analysis.convergence import Convergence
 from analysis.plan import PlannedTrial, StudyRecords
+from analysis.signatures import Signatures
 from analysis.statistics import MeanInterval
 from analysis.verdict import Verdict
 from analysis.wording import NOTHING
@@ -31,6 +32,8 @@ MOST_HEADLINES, MOST_HEADLINE_ROWS = 4, 8
 """Verdicts told, and contrasts drawn, on the first screen."""
 MOST_TRIALS = 400
 """Rows of the table of trials in the page; all of them are in trials.csv."""
+MOST_SIGNATURES, MOST_SEEDS = 60, 8
+"""Rows of the table of failure signatures, and seeds named in each; all of them are in signatures.csv."""
 MOST_JETS = 500
 """Jets of an embedding map: t-SNE of them takes about a second."""
 
@@ -71,6 +74,7 @@ class Evidence:
     compared_curves: pd.DataFrame
     """Those of blocks in which every arm has ended."""
     convergence: list[Convergence]
+    signatures: Signatures
     shown: list[str] = field(default_factory=list)
     """Arms that are drawn."""
 
@@ -99,6 +103,7 @@ def gather(study: StudyRecords) -> Evidence:
         curves=curves,
         compared_curves=compared,
         convergence=[found for found in clocks if found is not None],
+        signatures=signatures.look(study),
         shown=_shown_arms(study),
     )
 
@@ -287,6 +292,18 @@ def failures_section(evidence: Evidence) -> Table:
     for seed, arm in (complete & evidence.scores.isna()).stack().loc[lambda cell: cell].index:
         rows.append([arm, str(seed), "complete", f"left no {evidence.study.plan.metric}: counted as failed"])
     return Table(label="Failures", head=["arm", "seed", "state", "reason"], rows=rows, wordy=frozenset({0, 2, 3}))
+
+
+def signatures_section(evidence: Evidence) -> Table:
+    """Named ways in which training went wrong, per arm: in which trials, and the numbers of the worst one."""
+    rows = []
+    for name, arm, subject, found, looked in signatures.by_arm(evidence.signatures):
+        seeds = sorted(item.seed for item in found)
+        named = ", ".join(map(str, seeds[:MOST_SEEDS])) + (", …" if len(seeds) > MOST_SEEDS else "")
+        worst = f"{found[0].case.evidence}" + (f" (seed {found[0].seed})" if len(found) > 1 else "")
+        rows.append([name, arm, subject, f"{len(found)} of {looked}", named, worst])
+    head = ["signature", "arm", "where", "trials", "seeds", "evidence, of the worst trial"]
+    return Table(label="Failure signatures", head=head, rows=rows[:MOST_SIGNATURES], wordy=frozenset({0, 1, 2, 4, 5}))
 
 
 def trials_section(evidence: Evidence) -> Table:
