@@ -256,7 +256,7 @@ def _below(record: Record, lower: str, upper: str, subject: str, prefix: str = "
 
 def _error(record: Record, name: str, accuracy: float) -> float:
     """Standard error from the number of test jets: as recorded, else sqrt(p (1 - p) / n), the binomial one."""
-    recorded = getattr(record, "uncertainties", {}).get(name, {}).get("error")
+    recorded = record.uncertainties.get(name, {}).get("error")
     if recorded is not None and math.isfinite(recorded):
         return float(recorded)
     jets = tables.lookup(record.config, "data.test_jets")

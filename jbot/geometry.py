@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jbot.augment import augment
 from jbot.config import Config
+from jbot.metrics import MetricError
 from jbot.probes import nearest
 from jbot.streams import Draws
 
@@ -61,7 +62,7 @@ def geometry(embedding: Embedding, labels: Int64[Tensor, "jet"], views: Views) -
 
     Raises
     ------
-    ValueError
+    MetricError
         For values that are not finite, and for fewer than two jets.
     """
     embedding, labels, views = embedding[:GEOMETRY_JETS], labels[:GEOMETRY_JETS], views[:, :GEOMETRY_JETS]
@@ -135,7 +136,7 @@ def hubness(embedding: Embedding, k: int = OCCURRENCES_K) -> float:
 
     Raises
     ------
-    ValueError
+    MetricError
         With no more than k jets.
 
     References
@@ -144,7 +145,7 @@ def hubness(embedding: Embedding, k: int = OCCURRENCES_K) -> float:
     """
     points = _centred(_checked(embedding, "hubness"))
     if len(points) <= k:
-        raise ValueError(f"hubness needs more than k = {k} jets, got {len(points)}")
+        raise MetricError(f"hubness needs more than k = {k} jets, got {len(points)}")
     occurrences = torch.bincount(_others(points, k).flatten(), minlength=len(points)).double()
     deviation = occurrences - k  # each jet has k neighbours, so k is the mean
     variance = float(deviation.square().mean())
@@ -191,7 +192,7 @@ def nc1(embedding: Embedding, labels: Int64[Tensor, "label"]) -> float:
     """
     points = _checked(embedding, "nc1")
     if len(labels) != len(points):
-        raise ValueError(f"nc1 needs a label for each jet, got {len(labels)} labels of {len(points)} jets")
+        raise MetricError(f"nc1 needs a label for each jet, got {len(labels)} labels of {len(points)} jets")
     member = F.one_hot(labels.unique(return_inverse=True)[1]).double()
     classes = member.shape[1]
     centred = _centred(points)
@@ -213,7 +214,7 @@ def alignment(first: Embedding, second: Float[Tensor, "other dim"]) -> float:
     Wang & Isola, ICML 2020, arXiv:2005.10242, with alpha = 2.
     """
     if first.shape != second.shape:
-        raise ValueError(f"alignment needs two views of the same jets, got {[*first.shape]} and {[*second.shape]}")
+        raise MetricError(f"alignment needs two views of the same jets, got {[*first.shape]} and {[*second.shape]}")
     first, second = (F.normalize(_checked(view, "alignment", least=1), dim=1) for view in (first, second))
     return float((first - second).norm(dim=1).pow(ALIGNMENT_POWER).mean())
 
@@ -241,12 +242,12 @@ _CHUNK = 256
 
 
 def _checked(embedding: Tensor, metric: str, least: int = 2) -> Tensor:
-    """In double precision; a ValueError that names the metric when there is nothing to measure."""
+    """In double precision; a MetricError that names the metric when there is nothing to measure."""
     if len(embedding) < least:
-        raise ValueError(f"{metric} needs at least {least} jets, got {len(embedding)}")
+        raise MetricError(f"{metric} needs at least {least} jets, got {len(embedding)}")
     broken = int((~torch.isfinite(embedding)).any(1).sum())
     if broken:
-        raise ValueError(f"{metric} needs finite embeddings, got {broken} of {len(embedding)} with NaN or infinity")
+        raise MetricError(f"{metric} needs finite embeddings, got {broken} of {len(embedding)} with NaN or infinity")
     return embedding.double()
 
 

@@ -28,6 +28,7 @@ from jbot.geometry import (
     uniformity,
     views_for_alignment,
 )
+from jbot.metrics import MetricError
 from jbot.streams import Draws
 from jbot.train import init_state
 
@@ -261,28 +262,28 @@ def test_offset_changes_nothing_where_only_differences_count(metric):
 def test_values_that_are_not_finite_are_named(metric, value):
     points = cloud()
     points[7, 2] = points[7, 3] = points[200, 0] = value
-    with pytest.raises(ValueError, match=f"^{metric} needs finite embeddings, got 2 of 300 with NaN or infinity$"):
+    with pytest.raises(MetricError, match=f"^{metric} needs finite embeddings, got 2 of 300 with NaN or infinity$"):
         SINGLE[metric](points)
 
 
 @pytest.mark.parametrize("metric", [name for name in GEOMETRY_METRICS if name != "alignment"])
 def test_a_single_jet_is_too_few(metric):
-    with pytest.raises(ValueError, match=f"^{metric} needs at least 2 jets, got 1$"):
+    with pytest.raises(MetricError, match=f"^{metric} needs at least 2 jets, got 1$"):
         SINGLE[metric](torch.ones(1, 3))
 
 
 def test_hubness_needs_more_jets_than_neighbours():
-    with pytest.raises(ValueError, match=r"^hubness needs more than k = 10 jets, got 10$"):
+    with pytest.raises(MetricError, match=r"^hubness needs more than k = 10 jets, got 10$"):
         hubness(cloud(jets=10))
 
 
 def test_each_jet_needs_a_label():
-    with pytest.raises(ValueError, match=r"^nc1 needs a label for each jet, got 2 labels of 3 jets$"):
+    with pytest.raises(MetricError, match=r"^nc1 needs a label for each jet, got 2 labels of 3 jets$"):
         nc1(torch.ones(3, 2), torch.zeros(2, dtype=torch.int64))
 
 
 def test_views_of_other_jets_are_no_views():
-    with pytest.raises(ValueError, match=r"two views of the same jets, got \[3, 2\] and \[4, 2\]"):
+    with pytest.raises(MetricError, match=r"two views of the same jets, got \[3, 2\] and \[4, 2\]"):
         alignment(torch.ones(3, 2), torch.ones(4, 2))
 
 
