@@ -19,6 +19,7 @@ from torch import Tensor
 from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
 from jbot.engine import Forward
+from jbot.geometry import GEOMETRY_METRICS, geometry, views_for_alignment
 from jbot.metrics import SEPARATION, Measured, classification
 from jbot.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
 from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_regression, nearest, silhouette
@@ -138,14 +139,14 @@ def probe_names(config: Config) -> list[str]:
 def metric_names(config: Config) -> list[str]:
     """What the record of a complete trial has, as ``test/<probe>_<metric>``.
 
-    Two kinds may be missing: a rejection that so few background jets cannot measure, and all of a fine-tuning that
-    diverged. ``untrained/test/...`` is the same of the encoder before training, without fine-tunings; ``raw/test/...``
-    of the k-NN and linear probes on the particles themselves.
+    Some may be missing: a rejection that so few background jets cannot measure, a number of the geometry that the
+    embedding does not have, all of a fine-tuning that diverged. ``untrained/test/...`` is the same of the encoder
+    before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes on the particles themselves.
     """
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
     names = [f"{probe}_{metric}" for probe in probe_names(config) for metric in ("accuracy", *curve)]
-    return [f"test/{name}" for name in (*names, *UNSUPERVISED)]
+    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS)]
 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
@@ -222,6 +223,7 @@ class Evaluator:
             labels = torch.tensor(self.test.labels, device=test.device)
             single = clustering(test, labels, numpy_generator(config.seed, "probe"))
             single |= {"effective_rank": effective_rank(test), "spread": spread(test)}
+            single |= geometry(test, labels, self._two_views(state))
         single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
         measured = {name: Measured(value=value) for name, value in single.items()}
         measured |= self._classified(found, right)
@@ -238,6 +240,12 @@ class Evaluator:
                 "linear": linear_probe(bank, bank_targets, test),
             }
         return self._classified(found, right)
+
+    def _two_views(self, state: TrainState) -> Float[Tensor, "2 jet dim"]:
+        """Embeddings of some test jets, augmented twice."""
+        views = views_for_alignment(self.test.take(slice(MONITOR_JETS)), self.config, self.config.seed)
+        parts = [embed_on_device(state.student, view, self.config, self.forward) for view in views]
+        return torch.stack(parts)
 
     def _classified(self, found: dict[str, Tensor], right: Labels) -> dict[str, Measured]:
         """The numbers of each probe on the jets whose class it knows: the anomaly task has signal among them."""
