@@ -32,8 +32,8 @@ MOST_ATTENTION_ENTROPY = 0.99
 0.999, trained ones 0.3 to 0.85."""
 MOST_CONFUSION = 1 / 3
 """Share of the decisions between two classes that are wrong (assumed); 1/2 is a coin."""
-ERRORS = 1.0
-"""Standard errors by which one accuracy must fall below another."""
+ERRORS = 2.0
+"""Standard errors by which one accuracy must fall below another: one would name every other tie."""
 
 UNIFORM_REASON = "attention is uniform"
 """In the reason of a trial that failed of it (jbot.train.collapse)."""
