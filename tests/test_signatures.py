@@ -200,9 +200,9 @@ def test_the_error_of_an_accuracy_decides(tmp_path):
     outside = study_of(tmp_path / "out", {0: with_metrics(finetune_10_accuracy=0.45)}, plan=plan)
     assert named(inside) == []
     assert named(outside) == [("fine-tuning below the frozen embedding", 0, "fine-tuning on 10% of labels")]
-    error = math.sqrt(0.54 * 0.46 / 100 + 0.62 * 0.38 / 100)
+    error = math.sqrt(0.45 * 0.55 / 100 + 0.62 * 0.38 / 100)
     assert look(outside).found[0].case.evidence == (
-        f"accuracy 0.54 against 0.62 (linear probe): 0.08 ± {error:.2f} lower"
+        f"accuracy 0.45 against 0.62 (linear probe): 0.17 ± {error:.2f} lower"
     )
 
 
