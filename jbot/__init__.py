@@ -1,4 +1,25 @@
-"""A compact jBOT trainer: self-distillation pre-training on LHC jets (arXiv:2601.11719)."""
+"""A compact jBOT trainer: self-distillation pre-training on LHC jets (arXiv:2601.11719).
+
+For those who only want the embedding: :func:`jbot.load` and :class:`jbot.JetEmbedding`, see docs/embedding.md.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jbot.checkpoint import Encoder, load
+    from jbot.embedding import JetEmbedding
 
 #: Part of every trial id. Raise it when a change makes the same Config train differently.
 TRAINER_VERSION = "2"
+
+__all__ = ["TRAINER_VERSION", "Encoder", "JetEmbedding", "load"]
+
+_HOMES = {"Encoder": "jbot.checkpoint", "load": "jbot.checkpoint", "JetEmbedding": "jbot.embedding"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch or scikit-learn is imported when it is first used, so that `import jbot` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

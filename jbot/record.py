@@ -257,8 +257,17 @@ def load_record(storage: Storage, trial: str) -> Record | None:
         When the file is damaged or of another schema.
     """
     name = f"{trial_folder(trial)}/record.json"
-    if not storage.exists(name):
-        return None
+    return read_record(storage, name) if storage.exists(name) else None
+
+
+def read_record(storage: Storage, name: str) -> Record:
+    """The record in a file of this name.
+
+    Raises
+    ------
+    RecordError
+        When there is none, or it is damaged or of another schema.
+    """
     content = storage.read_json(name)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise RecordError(f"{storage.uri}/{name} must be a record of schema {SCHEMA}")

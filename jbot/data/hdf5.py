@@ -163,11 +163,7 @@ def read_tables(tables: list[Table], source: str, metadata: dict[str, str]) -> J
     for table in tables:
         for rows in blocks(table.n_jets):
             here = slice(start + rows.start, start + rows.stop)
-            particles[here] = _rows(table.particles, table.where + PARTICLES, rows)
-            jets[here] = _rows(table.jets, table.where + JETS, rows)
-            check_particles(particles[here], table.where + PARTICLES, rows.start)
-            check_jets(jets[here], table.where + JETS, rows.start)
-            _clean(particles[here], jets[here])
+            particles[here], jets[here] = read_rows(table, rows)
         start += table.n_jets
     classes = np.array([CLASSES.index(table.name) for table in tables], np.int64)
     labels = np.repeat(classes, [table.n_jets for table in tables])
@@ -179,6 +175,22 @@ def read_tables(tables: list[Table], source: str, metadata: dict[str, str]) -> J
         source=source,
         metadata=metadata,
     )
+
+
+def read_rows(table: Table, rows: slice) -> Arrays:
+    """Some rows of a class, checked and cleaned as :func:`read` does: particles (jet, 30, 4) and jets (jet, 4).
+
+    Raises
+    ------
+    DataError
+        Naming file, dataset and the first row that breaks a rule.
+    """
+    particles = _rows(table.particles, table.where + PARTICLES, rows)
+    jets = _rows(table.jets, table.where + JETS, rows)
+    check_particles(particles, table.where + PARTICLES, rows.start)
+    check_jets(jets, table.where + JETS, rows.start)
+    _clean(particles, jets)
+    return particles, jets
 
 
 def _dataset(container: h5py.Group, where: str, name: str, row_shape: tuple[int, ...]) -> h5py.Dataset:
