@@ -136,6 +136,12 @@ class Encoder:
             result[rows] = self._embed(jets[rows], first).cpu().numpy()
         return result
 
+    def check(self, particles: npt.ArrayLike) -> None:
+        """Raise the DataError that :meth:`embed` would, without embedding."""
+        jets = as_jets(particles)
+        for first in range(0, len(jets), BLOCK):
+            prepared(jets[first : first + BLOCK], self.particles, first)
+
     def predict_proba(self, particles: npt.ArrayLike) -> np.ndarray:
         """Probability of each of `classes`, float32 (jet, class); raises CheckpointError without a head."""
         return self.probabilities(self.embed(particles))
