@@ -290,14 +290,14 @@ def load(
         raise CheckpointError(_first_line(error)) from None
 
 
-def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dict[str, str]) -> Encoder:
+def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dict[str, Any]) -> Encoder:
     model, weights = load_backbone(path)
     layers = None if head is None else load_head(Path(head).expanduser())
     provenance = Provenance(source=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     return _encoder(model, weights, layers, provenance, options)
 
 
-def _load_saved(place: str, options: dict[str, str]) -> Encoder:
+def _load_saved(place: str, options: dict[str, Any]) -> Encoder:
     """From a folder, or a .safetensors file in one, with a record.json or config.json that says what it is."""
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
@@ -341,7 +341,7 @@ def _record_of(storage: Storage) -> Record | None:
 
 
 def _encoder(
-    model: ModelConfig, arrays: Arrays, head: Arrays | None, provenance: Provenance, options: dict[str, str]
+    model: ModelConfig, arrays: Arrays, head: Arrays | None, provenance: Provenance, options: dict[str, Any]
 ) -> Encoder:
     needed = {name: shape for name, shape in weight_shapes(model).items() if name not in UNRELEASED}
     weights = _checked(arrays, needed, provenance.source)

@@ -1,10 +1,10 @@
 """The embedding as a scikit-learn transformer.
 
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(JetEmbedding("results/trials/0123456789abcdef"), LogisticRegression())
-    model.fit(particles, labels)
+model = make_pipeline(JetEmbedding("results/trials/0123456789abcdef"), LogisticRegression())
+model.fit(particles, labels)
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
     Flattened jets have the four columns eta_rel, phi_rel, pt_rel, valid of the first particle, then of the second, ...
     """
 
-    def __init__(
-        self, checkpoint: str | os.PathLike[str] | None = None, *, device: str = "cpu", engine: str = "fused"
-    ):
+    def __init__(self, checkpoint: str | os.PathLike[str] | None = None, *, device: str = "cpu", engine: str = "fused"):
         self.checkpoint = checkpoint
         self.device = device
         self.engine = engine
 
     def __sklearn_tags__(self) -> Tags:
-        """Three-dimensional input is accepted."""
+        """Three-dimensional input is accepted, the embedding is float32."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        assert tags.transformer_tags is not None  # a TransformerMixin has them
+        tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
     def fit(self, X: npt.ArrayLike, y: Any = None) -> Self:
@@ -95,14 +95,17 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
         return np.array([f"jbot_{i}" for i in range(self.encoder_.config.dim)], dtype=object)
 
     def _jets(self, X: Any, reset: bool) -> np.ndarray:
-        """X as (jet, particle, 4), its width and column names noted or compared, no value copied that need not be."""
+        """X as (jet, particle, 4), its width and column names noted or compared; not copied if it is an array."""
         if getattr(X, "ndim", 0) == 3 or (isinstance(X, list | tuple) and np.ndim(X) == 3):
             X = as_jets(X)
             X = X.reshape(len(X), -1)
-        flat = validate_data(
-            self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=1 if reset else 0
-        )
-        if flat.shape[1] % FEATURES:
+        fewest = 1 if reset else 0
+        table = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=fewest)
+        return self._unflattened(table)
+
+    def _unflattened(self, table: np.ndarray) -> np.ndarray:
+        """(jet, 4 * particle) as (jet, particle, 4)."""
+        if table.shape[1] % FEATURES:
             rule = f"flattened jets must have {FEATURES} columns a particle: eta_rel, phi_rel, pt_rel, valid"
-            raise DataError(f"{rule}; {flat.shape[1]} is no multiple of {FEATURES}")
-        return as_jets(flat.reshape(len(flat), -1, FEATURES))
+            raise DataError(f"{rule}; {table.shape[1]} is no multiple of {FEATURES}")
+        return as_jets(table.reshape(len(table), -1, FEATURES))

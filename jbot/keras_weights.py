@@ -2,8 +2,9 @@
 
     python -m jbot.keras_weights all_backbone_pretrain_32_4_2.weights.h5 --out imported
 
-writes `student.safetensors` and `config.json`; `--head all_mlp_ft_32_4_2.weights.h5` adds the classification head as
-`head.safetensors`. The files come from the authors' repository, https://github.com/hftsoi/jbot (arXiv:2601.11719).
+writes `student.safetensors`, `config.json` and a model card, `card.md`; `--head all_mlp_ft_32_4_2.weights.h5` adds the
+classification head as `head.safetensors`. The files come from the authors' repository,
+https://github.com/hftsoi/jbot (arXiv:2601.11719).
 
 A backbone file holds what the embedding needs. The mask token and the projection head were never released: neither
 the functions nor the files here make them up. The released encoder has no attention mask, so the imported one has
@@ -29,6 +30,7 @@ import h5py
 import numpy as np
 from safetensors.numpy import save as save_arrays
 
+from jbot.card import CARD, released_card
 from jbot.classifier import classifier_shapes
 from jbot.config import ModelConfig
 from jbot.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
@@ -257,6 +259,8 @@ def import_files(backbone: Path, head: Path | None, folder: str, force: bool = F
     files = {"student.safetensors": save_arrays(weights, _source(backbone))}
     if head is not None:
         files["head.safetensors"] = save_arrays(_matching_head(head, model), _source(head))
+    sources = {"backbone": _source(backbone)} | ({} if head is None else {"head": _source(head)})
+    files[CARD] = released_card(model, sources).encode()
     # Read by jbot.config.from_dict. Written last: a folder with it is complete.
     files["config.json"] = json.dumps({"model": dataclasses.asdict(model)}, indent=1).encode()
     storage = Storage(folder)

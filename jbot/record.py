@@ -6,6 +6,7 @@
                             embedding.safetensors  test jets for the pictures: cls, label
                             scores.safetensors     what classifiers and scores say of each test jet, and its label
                             examples.safetensors   a few test jets with their masks: particles, masked, label
+                            card.md                model card, for people
                             checkpoint/            only while the trial is unfinished
 <storage>/<study name>/study.json                  the plan and its trials
 """

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
+from jbot.card import save_card
 from jbot.config import Config, DataConfig, MaskConfig, override, to_dict
 from jbot.data import JetData, split
 from jbot.data.shared import shared_tensor
@@ -207,6 +208,7 @@ class Ride:
         save_weights(self.storage, spec, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
         self.records[spec.trial_id] = self._record(trial, progress, measured)
+        save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
         self.checkpoints[trial].remove()
         if self.ended:

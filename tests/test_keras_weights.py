@@ -168,7 +168,8 @@ def test_command_line(backbone: Path, head: Path, tmp_path: Path) -> None:
     """Weights as imported, and a config that jbot.config reads."""
     out = tmp_path / "imported"
     assert main([str(backbone), "--head", str(head), "--out", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "head.safetensors", "student.safetensors"]
+    written_names = ["card.md", "config.json", "head.safetensors", "student.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == written_names
     for name, (file, weights) in {
         "student": (out / "student.safetensors", load_backbone(backbone)[1]),
         "head": (out / "head.safetensors", load_head(head)),

@@ -51,7 +51,7 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
     )
     assert set(storage.names(trial_folder(spec.trial_id))) == {
         "record.json", "curves.parquet", "student.safetensors", "scores.safetensors", "embedding.safetensors",
-        "examples.safetensors",
+        "examples.safetensors", "card.md",
     }  # fmt: skip
     examples = storage.read_arrays(f"{trial_folder(spec.trial_id)}/examples.safetensors")
     assert sorted(examples["label"]) == [0, 1, 2, 3, 4]
