@@ -236,14 +236,17 @@ def prepared(jets: np.ndarray, particles: int, first: int = 0) -> np.ndarray:
 
 def check_jets(jets: np.ndarray, first: int = 0) -> None:
     """Check the values of (jet, particle, 4) float32; rows are numbered from `first` in the DataError."""
-    where = "particles"
-    check_particles(jets, where, first)
-    valid = jets[..., 3] == 1
-    stray = ~valid & (jets[..., :3] != 0).any(2)
+    check_particles(jets, "particles", first)
+    stray = (jets[..., 3] == 0) & (jets[..., :3] != 0).any(2)
     if stray.any():
         row, slot = np.argwhere(stray)[0]
         got = ", ".join(f"{value:g}" for value in jets[row, slot, :3])
-        raise DataError(f"{where}, row {first + row}, particle {slot}: padding (valid = 0) must be zero, got {got}")
+        raise DataError(f"particles, row {first + row}, particle {slot}: padding (valid = 0) must be zero, got {got}")
+    check_pt_rel(jets, "particles", first)
+
+
+def check_pt_rel(jets: np.ndarray, where: str, first: int = 0) -> None:
+    """Momenta of (jet, particle, 4) must be relative; `where` opens the message of the DataError."""
     total = jets[..., 2].sum(1)
     if (total > MOST_PT_REL).any():
         row = int(np.argmax(total > MOST_PT_REL))

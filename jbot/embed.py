@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jbot import TRAINER_VERSION
-from jbot.checkpoint import CheckpointError, Encoder, load
+from jbot.checkpoint import CheckpointError, Encoder, check_pt_rel, load
 from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
 from jbot.data.jetdata import CLASSES, DataError, blocks
@@ -112,6 +112,7 @@ def schema(encoder: Encoder, path: Path, facts: dict[str, str]) -> pa.Schema:
 def embedded(table: Table, rows: slice, encoder: Encoder, columns: pa.Schema) -> pa.Table:
     """Some rows of a class as rows of the file."""
     particles, jets = read_rows(table, rows)
+    check_pt_rel(particles, table.where + PARTICLES, rows.start)
     try:
         cls = encoder.embed(particles)
     except DataError as error:

@@ -98,7 +98,7 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
         """X as (jet, particle, 4), its width and column names noted or compared; not copied if it is an array."""
         if getattr(X, "ndim", 0) == 3 or (isinstance(X, list | tuple) and np.ndim(X) == 3):
             X = as_jets(X)
-            X = X.reshape(len(X), -1)
+            X = X.reshape(len(X), X.shape[1] * FEATURES)
         fewest = 1 if reset else 0
         table = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False, ensure_min_samples=fewest)
         return self._unflattened(table)
@@ -108,4 +108,4 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
         if table.shape[1] % FEATURES:
             rule = f"flattened jets must have {FEATURES} columns a particle: eta_rel, phi_rel, pt_rel, valid"
             raise DataError(f"{rule}; {table.shape[1]} is no multiple of {FEATURES}")
-        return as_jets(table.reshape(len(table), -1, FEATURES))
+        return as_jets(table.reshape(len(table), table.shape[1] // FEATURES, FEATURES))
