@@ -20,6 +20,9 @@ CARD = "card.md"
 METHOD = "H. F. Tsoi and D. Rankin, jBOT, arXiv:2601.11719"
 RELEASED = "https://github.com/hftsoi/jbot"
 TAGS = ("jets", "high-energy-physics", "self-supervised-learning", "self-distillation", "jbot")
+FLOORS = ("untrained/", "raw/")
+"""Open the names of what the encoder must be better than, see Record.metrics."""
+
 TITLES = {"jBOT-S": Config().model, "jBOT-B": override(Config(), JBOT_B).model}
 
 USE = """\
@@ -194,18 +197,17 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 def _metrics(record: Record) -> str:
     if not record.metrics:
         return "None: the trial ended before its embedding was judged."
-    uncertainties: Mapping[str, Mapping[str, float]] = getattr(record, "uncertainties", {})
     rows = []
     for name, value in record.metrics.items():
-        if not name.startswith("untrained/"):
-            known = uncertainties.get(name, {})
-            untrained = record.metrics.get(f"untrained/{name}")
-            rows.append((f"`{name}`", value, known.get("error"), known.get("fold_sd"), untrained))
-    columns = ["metric", "value", "error", "sd of 10 folds", "untrained encoder"]
+        if not name.startswith(FLOORS):
+            known = record.uncertainties.get(name, {})
+            floors = (record.metrics.get(f"{floor}{name}") for floor in FLOORS)
+            rows.append((f"`{name}`", value, known.get("error"), known.get("fold_sd"), *floors))
+    columns = ["metric", "value", "error", "sd of 10 folds", "untrained encoder", "particles without encoder"]
     used = [i for i in range(len(columns)) if i < 2 or any(row[i] is not None for row in rows)]
     table = _table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
     notes = ["knn, linear: probes that train on labels, of the frozen embedding."]
-    if uncertainties:
+    if record.uncertainties:
         notes.append("error: standard error from the number of test jets; sd of 10 folds: scatter over test folds.")
     return f"{table}\n\n{' '.join(notes)}"
 

@@ -27,6 +27,7 @@ from jbot.config import Config, ConfigError, DataConfig, ModelConfig, from_dict
 from jbot.data.hdf5 import check_particles
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
 from jbot.data.shared import shared_tensor
+from jbot.data.splits import TARGETS
 from jbot.engine import ENGINES, Forward, find_engine
 from jbot.evaluate import embed_on_device
 from jbot.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head
@@ -41,9 +42,6 @@ MOST_PT_REL = 3.0
 
 CLASSIFIER = "classifier."
 """Opens the names of a fine-tuned head's weights."""
-
-TARGETS = {"all": CLASSES, "tqg": ("qcd", "t"), "qg": ("q", "g")}
-"""Classes of a head, by task."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -373,7 +371,7 @@ def _class_names(count: int, provenance: Provenance) -> tuple[str, ...]:
     task = provenance.training.data.task if provenance.training else "all" if count == len(CLASSES) else "tqg"
     if len(TARGETS[task]) != count:
         raise CheckpointError(f"{provenance.source}: a head must have {len(TARGETS[task])} classes, it has {count}")
-    return TARGETS[task]
+    return tuple(TARGETS[task])
 
 
 def _device(name: str) -> str:

@@ -535,9 +535,8 @@ def test_the_card_of_a_trial(trial: Path) -> None:
 def test_uncertainties_and_fine_tuning_on_the_card(trial: Path) -> None:
     record = load_record(Storage(trial.parent.parent), trial.name)
     metrics = record.metrics | {"test/finetune_10_accuracy": 0.75}
-    more = dataclasses.replace(record, metrics=metrics)
-    object.__setattr__(more, "uncertainties", {"test/finetune_10_accuracy": {"error": 0.0125, "fold_sd": None}})
-    text = model_card(more)
+    errors = {"test/finetune_10_accuracy": {"error": 0.0125}}
+    text = model_card(dataclasses.replace(record, metrics=metrics, uncertainties=errors))
     assert "| `test/finetune_10_accuracy` | 0.75 | 0.0125 |" in text
     assert "`classifier_finetune_10.safetensors`" in text
 
