@@ -287,7 +287,7 @@ def load(
         if head is not None:
             raise CheckpointError(f"head is for a released .weights.h5 file, got {place} with it")
         return _load_saved(place, options)
-    except (KerasWeightsError, RecordError, ConfigError) as error:
+    except (KerasWeightsError, RecordError, ConfigError, OSError) as error:  # OSError: a store that refuses
         raise CheckpointError(_first_line(error)) from None
 
 
