@@ -5,11 +5,16 @@ Axes: (trial, jet, dim). Every weight has a leading trial axis, as in jbot.model
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jbot.model import Weights, linear
+from jbot.model import Drop, Weights, linear
+from jbot.streams import numpy_generator
 
 
 def classifier_shapes(dim: int, classes: int) -> dict[str, tuple[int, ...]]:
@@ -24,7 +29,21 @@ def classifier_shapes(dim: int, classes: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def classifier_logits(weights: Weights, cls: Float[Tensor, "trial jet dim"]) -> Float[Tensor, "trial jet class"]:
+def init_classifier(dim: int, classes: int, seed: int) -> Float[Tensor, "weight"]:
+    """Initial weights of one trial, in the order of :func:`classifier_shapes`: Glorot uniform, biases zero, as Keras.
+
+    From streams ``init/classifier.<name>``: the same for every fine-tuning of a seed.
+    """
+    rows = []
+    for name, shape in classifier_shapes(dim, classes).items():
+        limit = math.sqrt(6.0 / sum(shape)) if name.endswith("weight") else 0.0
+        rows.append(numpy_generator(seed, f"init/classifier.{name}").uniform(-limit, limit, shape).reshape(-1))
+    return torch.from_numpy(np.concatenate(rows).astype(np.float32))
+
+
+def classifier_logits(
+    weights: Weights, cls: Float[Tensor, "trial jet dim"], drop: Drop | None = None
+) -> Float[Tensor, "trial jet class"]:
     """Class scores of each jet; a softmax over the last axis makes them probabilities.
 
     Parameters
@@ -33,7 +52,11 @@ def classifier_logits(weights: Weights, cls: Float[Tensor, "trial jet dim"]) -> 
         By the names of :func:`classifier_shapes`.
     cls : float tensor (trial, jet, dim)
         Raw [CLS] embedding.
+    drop : callable, optional
+        Dropout behind both hidden layers, in training.
     """
-    hidden = F.gelu(linear(cls, weights["hidden1.weight"], weights["hidden1.bias"]))
-    hidden = F.gelu(linear(hidden, weights["hidden2.weight"], weights["hidden2.bias"]))
+    hidden = cls
+    for name in ("hidden1", "hidden2"):
+        hidden = F.gelu(linear(hidden, weights[f"{name}.weight"], weights[f"{name}.bias"]))
+        hidden = drop(name, hidden) if drop else hidden
     return linear(hidden, weights["output.weight"], weights["output.bias"])

@@ -40,12 +40,12 @@ class StepGraphs:
         step: Callable[..., dict[str, Tensor]],
         state: Any,
         inputs: tuple[Tensor, ...],
-        capacity: int | None,
+        capacity: int | None = None,
     ) -> dict[str, Tensor]:
         """step(state, *inputs): its terms, which the next call overwrites."""
         if self.why:
             return step(state, *inputs)
-        key = (state.student.data_ptr(), inputs[0].shape, capacity)
+        key = (next(iter(state.tensors().values())).data_ptr(), inputs[0].shape, capacity)
         if key not in self._recorded:
             try:
                 self._recorded[key] = self._record(step, state, tuple(x.clone() for x in inputs))

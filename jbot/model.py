@@ -7,6 +7,7 @@ All weights of a trial lie in one row, so the optimiser and the teacher's averag
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ NORM_EPS = 1e-6
 
 Flat = Float[Tensor, "trial weight"]
 Weights = dict[str, Tensor]
+Drop = Callable[[str, Tensor], Tensor]
+"""What dropout makes of the outputs of the layer of this name."""
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -137,18 +140,45 @@ def encode(
     attentions : list, optional
         Receives each block's attention, (trial, jet, head, query, key).
     """
+    x, hidden = tokens(weights, particles, config, masked)
+    for layer in range(config.layers):
+        last = layer == config.layers - 1
+        x = block(weights, f"block{layer}", x, particles.shape[1], hidden, config, rows if last else None, attentions)
+    return x
+
+
+def encode_cls(
+    weights: Weights, particles: Float[Tensor, "trial jet particle 4"], config: ModelConfig, drop: Drop | None = None
+) -> Float[Tensor, "trial jet dim"]:
+    """Raw [CLS] outputs, as those of :func:`encode` but for rounding; with dropout, if wanted, as in fine-tuning.
+
+    The last block attends with [CLS] alone, which takes no keys and values of the other tokens: the query is taken
+    back through the key kernel, and the values are made of the attention's mean token.
+    """
+    x, hidden = tokens(weights, particles, config)
+    jets, last = particles.shape[1], config.layers - 1
+    for layer in range(last):
+        x = block(weights, f"block{layer}", x, jets, hidden, config, None, None, drop)
+    x = x.unflatten(1, (jets, -1))
+    mixed = cls_attention(weights, f"block{last}", x, hidden, config)
+    return after_attention(weights, f"block{last}", x[:, :, 0], mixed, drop)
+
+
+def tokens(
+    weights: Weights,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+) -> tuple[Float[Tensor, "trial token dim"], Tensor | None]:
+    """Input of the first block, [CLS] before each jet's particles; and what hides padding, see :func:`hidden_keys`."""
     trials, jets, slots, _ = particles.shape
     x = linear(particles.reshape(trials, jets * slots, FEATURES), weights["embed.weight"], weights["embed.bias"])
     x = x.view(trials, jets, slots, config.dim)
     if masked is not None:
         x = torch.where(masked[..., None], weights["mask_token"][:, None, None, :], x)
     cls = weights["cls_token"][:, None, None, :].expand(-1, jets, -1, -1)
-    x = torch.cat((cls, x), dim=2).flatten(1, 2)
     hidden = None if config.padding == "reference" else hidden_keys(particles[..., 3] < 0.5)
-    for layer in range(config.layers):
-        last = layer == config.layers - 1
-        x = block(weights, f"block{layer}", x, jets, hidden, config, rows if last else None, attentions)
-    return x
+    return torch.cat((cls, x), dim=2).flatten(1, 2), hidden
 
 
 def block(
@@ -160,6 +190,7 @@ def block(
     config: ModelConfig,
     rows: Tensor | None,
     attentions: list[Tensor] | None,
+    drop: Drop | None = None,
 ) -> Float[Tensor, "trial row dim"]:
     """One post-norm transformer block; all of it behind the attention only for `rows`."""
     heads, k = config.heads, config.head_dim
@@ -173,11 +204,44 @@ def block(
     mixed = (attention @ value).transpose(2, 3).reshape(len(x), x.shape[1], heads * k)
     if rows is not None:
         x, mixed = take_rows(x, rows), take_rows(mixed, rows)
+    return after_attention(weights, name, x, mixed, drop)
+
+
+def cls_attention(
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial jet token dim"],
+    hidden: Tensor | None,
+    config: ModelConfig,
+) -> Float[Tensor, "trial jet inner"]:
+    """What the attention of [CLS] brings it, heads side by side, before the output kernel.
+
+    score[head, token] = (query_head K_head^T) . x[token], up to a constant; mixed_head = (attention_head x) V_head.
+    """
+    heads, k = config.heads, config.head_dim
+    kernels, biases = (weights[f"{name}.qkv.{kind}"].unflatten(-1, (3, heads, k)) for kind in ("weight", "bias"))
+    query_kernel, key_kernel, value_kernel = kernels.permute(2, 0, 3, 1, 4)  # each (trial, head, dim, k)
+    query = x[:, None, :, 0] @ query_kernel + biases[:, 0, :, None]  # (trial, head, jet, k)
+    back = (query * k**-0.5) @ key_kernel.transpose(-1, -2)  # (trial, head, jet, dim)
+    scores = back.transpose(1, 2) @ x.transpose(-1, -2)  # (trial, jet, head, token)
+    attention = torch.softmax(scores if hidden is None else scores + hidden[:, :, 0], dim=-1)
+    mean = (attention @ x).transpose(1, 2)  # (trial, head, jet, dim)
+    return (mean @ value_kernel + biases[:, 2, :, None]).transpose(1, 2).flatten(2)
+
+
+def after_attention(
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial row dim"],
+    mixed: Float[Tensor, "trial row inner"],
+    drop: Drop | None = None,
+) -> Float[Tensor, "trial row dim"]:
+    """The rest of a block: output kernel, feed-forward network, both with residual and norm."""
     update = linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"])
-    x = layer_norm(x + update, weights, f"{name}.norm1")
+    x = layer_norm(x + (drop(f"{name}.out", update) if drop else update), weights, f"{name}.norm1")
     inner = F.gelu(linear(x, weights[f"{name}.ffn1.weight"], weights[f"{name}.ffn1.bias"]))
     update = linear(inner, weights[f"{name}.ffn2.weight"], weights[f"{name}.ffn2.bias"])
-    return layer_norm(x + update, weights, f"{name}.norm2")
+    return layer_norm(x + (drop(f"{name}.ffn2", update) if drop else update), weights, f"{name}.norm2")
 
 
 def cls_rows(trials: int, jets: int, slots: int, device: torch.device) -> Int64[Tensor, "trial jet"]:

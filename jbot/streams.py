@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
 
@@ -51,6 +51,11 @@ def _stream_numbers(streams: tuple[str, ...], device: torch.device) -> Int64[Ten
     return torch.tensor([stream_number(stream) for stream in streams], device=device)
 
 
+def _positions(count: int, device: torch.device) -> Int64[Tensor, "count"]:
+    """What is added to a key, for each draw."""
+    return torch.arange(1, count + 1, device=device) * GOLDEN
+
+
 def numpy_generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:
     """For draws made once an epoch or less: initial weights, data order, probes."""
     return np.random.default_rng([seed, stream_number(stream), step])
@@ -78,12 +83,18 @@ class Draws:
         """
         state = self._state
         keys = splitmix(state + _stream_numbers(tuple(streams), state.device)[:, None])
-        position = torch.arange(1, math.prod(shape) + 1, device=state.device) * GOLDEN
+        position = _positions(math.prod(shape), state.device)
         bits = splitmix(keys[..., None] + position).view(*keys.shape, *shape)
         # 23 bits and a half: exact in float32, and never 0 or 1.
         high = (_shift(bits, 41).float() + 0.5) * 2.0**-23
         low = ((bits & (2**23 - 1)).float() + 0.5) * 2.0**-23
         return high, low
+
+    def shorts(self, stream: str, count: int) -> Int16[Tensor, "trial count"]:
+        """Whole numbers uniform in [-2^15, 2^15) for each trial and position: four of each hash."""
+        hashes = _positions(-(-count // 4), self._state.device)
+        keys = splitmix(self._state + stream_number(stream))
+        return splitmix(keys[:, None] + hashes).view(torch.int16)[:, :count]
 
 
 def normals(high: Float[Tensor, "*shape"], low: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 2"]:

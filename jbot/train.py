@@ -8,13 +8,14 @@ Every tensor has a leading trial axis. Nothing here knows of files, Ray or studi
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -71,8 +72,56 @@ class Progress:
     """Why it failed; it takes no further step."""
 
 
+State = TypeVar("State", bound="PackState")
+
+
+class PackState:
+    """Tensors with a leading trial axis, and how far each trial is: what a pack is between two steps."""
+
+    progress: list[Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds as arrays, each with a leading trial axis."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def of(self: State, tensors: dict[str, Tensor], progress: list[Any]) -> State:
+        """A state of the same kind."""
+        made = copy.copy(self)
+        vars(made).update(tensors, progress=progress)
+        return made
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs of the first trial."""
+        return int(self.progress[0].epoch)
+
+    def row(self: State, trial: int) -> State:
+        """One trial as a pack of one: views of its rows."""
+        tensors = {name: value[trial : trial + 1] for name, value in self.tensors().items()}
+        return self.of(tensors, self.progress[trial : trial + 1])
+
+    @contextmanager
+    def only(self: State, trials: Sequence[int]) -> Iterator[State]:
+        """Some trials, in ascending order, as a state of their own; what is done to it is done to them."""
+        if len(trials) == len(self.progress):
+            yield self
+            return
+        index = torch.tensor(trials, device=next(iter(self.tensors().values())).device)
+        tensors = {name: value.index_select(0, index) for name, value in self.tensors().items()}
+        part = self.of(tensors, [self.progress[trial] for trial in trials])
+        yield part
+        for name, value in self.tensors().items():
+            value.index_copy_(0, index, getattr(part, name))
+
+
+def join_states(states: Sequence[State]) -> State:
+    """The states of several packs as one."""
+    tensors = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
+    return states[0].of(tensors, [progress for state in states for progress in state.progress])
+
+
 @dataclass
-class TrainState:
+class TrainState(PackState):
     """All that the runs of a pack are, between two steps. Changed in place by :func:`train_step`."""
 
     student: Flat
@@ -84,39 +133,6 @@ class TrainState:
     step: Int64[Tensor, "trial"]
     """Finished steps, on the device: a step reads no number on the host."""
     progress: list[Progress]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds as arrays, each with a leading trial axis."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    @property
-    def epoch(self) -> int:
-        """Finished epochs of the first trial."""
-        return self.progress[0].epoch
-
-    def row(self, trial: int) -> TrainState:
-        """One trial as a pack of one: views of its rows."""
-        tensors = {name: value[trial : trial + 1] for name, value in self.tensors().items()}
-        return TrainState(**tensors, progress=self.progress[trial : trial + 1])
-
-    @contextmanager
-    def only(self, trials: Sequence[int]) -> Iterator[TrainState]:
-        """Some trials, in ascending order, as a state of their own; what is done to it is done to them."""
-        if len(trials) == len(self.progress):
-            yield self
-            return
-        index = torch.tensor(trials, device=self.step.device)
-        tensors = {name: value.index_select(0, index) for name, value in self.tensors().items()}
-        part = TrainState(**tensors, progress=[self.progress[trial] for trial in trials])
-        yield part
-        for name, value in self.tensors().items():
-            value.index_copy_(0, index, getattr(part, name))
-
-
-def join_states(states: Sequence[TrainState]) -> TrainState:
-    """The states of several packs as one."""
-    tensors = {name: torch.cat([state.tensors()[name] for state in states]) for name in states[0].tensors()}
-    return TrainState(**tensors, progress=[progress for state in states for progress in state.progress])
 
 
 def init_state(
