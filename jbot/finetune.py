@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -31,10 +32,12 @@ from torch import Tensor
 
 from jbot.classifier import classifier_logits, classifier_shapes, init_classifier
 from jbot.config import Config, ModelConfig
+from jbot.data.jetdata import DataError
+from jbot.data.splits import TARGETS
 from jbot.engine import Forward
 from jbot.evaluate import GATHERED, embed_on_device
 from jbot.graphs import StepGraphs
-from jbot.model import Flat, Weights, encode_cls, forward, unpack, weight_count, weight_shapes
+from jbot.model import Flat, Weights, encode_cls, forward, init_weights, unpack, weight_count, weight_shapes
 from jbot.streams import Draws, numpy_generator
 from jbot.train import PackState
 
@@ -46,10 +49,6 @@ TERMS = ("loss", "correct")
 
 Particles = Float[Tensor, "trial jet particle 4"]
 Targets = Int64[Tensor, "trial jet"]
-
-
-class LabelError(ValueError):
-    """Labeled jets that no classifier can be trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,13 @@ class LabeledRows:
 
         Raises
         ------
-        LabelError
+        DataError
             Naming the first class that is not.
         """
         count = round(fraction * len(self.rows))
         missing = [name for c, name in enumerate(names) if not bool((self.targets[:count] == c).any())]
         if missing:
-            raise LabelError(
+            raise DataError(
                 f"finetune.fractions must leave at least one labeled jet of each class, "
                 f"got {fraction:g} of {len(self.rows)} training jets, {count} jets without class {missing[0]}"
             )
@@ -82,7 +81,7 @@ class Run:
     """One classifier to be trained."""
 
     name: str
-    """Also of its metrics and files: finetune_10, supervised_100."""
+    """As in its metrics and files: finetune_10, supervised_100."""
     config: Config
     """Of its trial: what counts here is `model`, `finetune` and `seed`."""
     encoder: Float[Tensor, "weight"]
@@ -140,6 +139,32 @@ class Knobs:
     """Of the values that are kept."""
     dropping: bool
     """Whether any run has dropout."""
+
+
+def runs_of(config: Config, encoder: Float[Tensor, "weight"], train: LabeledRows, val: LabeledRows) -> list[Run]:
+    """A trial's fine-tunings, one for each fraction of its labels, and their twins, as its Config wants them.
+
+    Raises
+    ------
+    DataError
+        When a fraction leaves a class without a jet.
+    """
+    names, wanted = list(TARGETS[config.data.task]), config.finetune
+    fresh = init_weights(config.model, config.seed)
+    starts = [("finetune", encoder, wanted.layer_decay)] + wanted.twin * [("supervised", fresh, 1.0)]
+    return [
+        Run(
+            name=f"{kind}_{100 * fraction:g}",
+            config=config,
+            encoder=weights,
+            layer_decay=decay,
+            classes=len(names),
+            train=train.head(fraction, names),
+            val=val,
+        )
+        for fraction in wanted.fractions
+        for kind, weights, decay in starts
+    ]
 
 
 def init_finetune(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = torch.float32) -> FinetuneState:
@@ -396,6 +421,13 @@ def class_probabilities_of(
 ) -> Float[Tensor, "row class"]:
     """Probability of each class for some jets, as :func:`class_logits`."""
     return torch.softmax(class_logits(weights, particles, rows, config, classes, forward), dim=1)
+
+
+def named_classifier(weights: Float[Tensor, "1 weight"], run: Run) -> dict[str, np.ndarray]:
+    """One run's weights by name, those of the head behind ``classifier.``, without the trial axis."""
+    encoder, head = unpack_classifier(weights, run.config.model, run.classes)
+    named = encoder | {f"classifier.{name}": value for name, value in head.items()}
+    return {name: value[0].detach().cpu().numpy() for name, value in named.items()}
 
 
 def unpack_classifier(flat: Flat, model: ModelConfig, classes: int) -> tuple[Weights, Weights]:

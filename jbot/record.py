@@ -7,6 +7,8 @@
                             scores.safetensors     what classifiers and scores say of each test jet, and its label
                             examples.safetensors   a few test jets with their masks: particles, masked, label
                             card.md                model card, for people
+                            finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
+                            classifier_<run>.safetensors  a fine-tuning's best weights: encoder, and head (classifier.*)
                             checkpoint/            only while the trial is unfinished
 <storage>/<study name>/study.json                  the plan and its trials
 """
@@ -198,6 +200,8 @@ class Record:
     those of probes on the particles themselves with ``raw/``."""
     uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
     """By metric: `error` from the number of test jets, `fold_sd` over ten folds of them, where there is one."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Fine-tunings without metrics, and why: those that diverged, which is an outcome too."""
     trainer_version: str
     git_commit: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
@@ -212,9 +216,11 @@ class Record:
     wall_seconds: float
     """Of all attempts together."""
     device_seconds: float
-    """Seconds of training steps and probes, of all attempts together; in a pack its share of the steps."""
+    """Seconds of training steps, fine-tunings and probes, of all attempts together; in a pack its share of them."""
     probe_seconds: float = 0.0
     """The share of device_seconds that went into probes."""
+    finetune_seconds: float = 0.0
+    """The share of device_seconds that went into fine-tunings and their twins."""
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     schema: int = SCHEMA
@@ -222,7 +228,7 @@ class Record:
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(State):
             raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
-        for name in ("config", "data", "metrics", "uncertainties", "libraries", "hardware", "resources"):
+        for name in ("config", "data", "metrics", "uncertainties", "missing", "libraries", "hardware", "resources"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
         if not isinstance(self.config.get("seed"), int):

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,16 +25,29 @@ from jbot.card import save_card
 from jbot.config import Config, DataConfig, MaskConfig, override, to_dict
 from jbot.data import JetData, split
 from jbot.data.shared import shared_tensor
+from jbot.data.splits import TARGETS, targets
 from jbot.engine import Engine, find_engine
 from jbot.evaluate import Evaluator, Judgement, LabeledJets, embed
+from jbot.finetune import (
+    FinetuneProgress,
+    FinetuneState,
+    LabeledRows,
+    Run,
+    class_probabilities_of,
+    finetune,
+    init_finetune,
+    named_classifier,
+    pack_key,
+    runs_of,
+)
 from jbot.masking import mask_views
 from jbot.meter import Meter
-from jbot.metrics import Measured, uncertainties
+from jbot.metrics import Measured, classification, uncertainties
 from jbot.model import unpack
 from jbot.pack import check_shared
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
 from jbot.streams import Draws
-from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
+from jbot.train import Metrics, PackState, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
@@ -43,6 +56,14 @@ EXAMPLE_JETS_PER_CLASS = 1
 
 # What a checkpoint holds beside arrays, and of what type.
 PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
+FINETUNE_PROGRESS = {
+    "epoch": int,
+    "seconds": float,
+    "best_accuracy": float,
+    "since_best": int,
+    "curves": list,
+    "reason": str | None,
+}
 HISTORY = {"attempts": int, "wall_seconds": float, "started": str}
 
 Report = Callable[[list[tuple["TrialSpec", dict[str, Any]]]], None]
@@ -116,6 +137,7 @@ def run_pack(
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
         ride = Ride(todo, data, storage, torch.device(device), dtype, report, ended, found)
         train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
+        ride.finetune()
         for trial in range(len(todo)):
             ride.conclude(trial)
         if ride.errors:
@@ -149,10 +171,13 @@ class Ride:
         parts = functools.cache(functools.partial(prepare, data=data, particles=self.particles))
         jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
+        self.runs = [self._runs(trial, judged["val"].rows) for trial, (_, judged) in enumerate(jets)]
+        self.tuned: list[dict[str, FinetuneState]] = [{} for _ in specs]
+        """Of each trial, its fine-tunings by name: views of the packs in which they step."""
         fp32 = override(self.configs[0], {"train.precision": "fp32"})
-        judge = find_engine("fused", fp32, device, dtype)  # compiling does not pay for the few calls of a probe
+        self.judge = find_engine("fused", fp32, device, dtype)  # compiling does not pay for the few calls of a probe
         self.evaluators = [
-            Evaluator(config, judged["bank"], judged["val"], judged["test"], judge.forward)
+            Evaluator(config, judged["bank"], judged["val"], judged["test"], self.judge.forward)
             for config, (_, judged) in zip(self.configs, jets, strict=True)
         ]
         self.sent = [0] * len(specs)
@@ -187,10 +212,44 @@ class Ride:
             if self.state.progress[trial].reason is not None:
                 self.conclude(trial)
 
+    def _runs(self, trial: int, val: Int64[Tensor, "_"]) -> list[Run]:
+        """A trial's fine-tunings. Made before its pre-training, of whose weights they are views: bad input stops it."""
+
+        def labeled(rows: Int64[Tensor, "_"]) -> LabeledRows:
+            found = targets(self.data.labels[rows.cpu().numpy()], self.configs[trial].data.task)
+            return LabeledRows(rows=rows, targets=torch.from_numpy(found).to(rows.device))
+
+        return runs_of(self.configs[trial], self.state.student[trial], labeled(self.rows[trial]), labeled(val))
+
+    def finetune(self) -> None:
+        """Fine-tune what is pre-trained, runs of equal shapes together; nothing of before is computed again."""
+        packs: dict[Any, list[tuple[int, Run]]] = {}
+        for trial in range(len(self.specs)):
+            if self.runs[trial] and not self._has_ended(trial):
+                self.tuned[trial] = self.checkpoints[trial].load_tuned(self.runs[trial], self.state.row(trial))
+                self.checkpoints[trial].save(self.state.row(trial), self.tuned[trial])
+                for run in self.runs[trial]:
+                    packs.setdefault(pack_key(run), []).append((trial, run))
+        for members in packs.values():
+            state = join_states([self.tuned[trial][run.name] for trial, run in members])
+            for row, (trial, run) in enumerate(members):
+                self.tuned[trial][run.name] = state.row(row)
+            after = functools.partial(self.after_finetune_epoch, members)
+            finetune([run for _, run in members], self.particles, state, after, self.judge.forward)
+
+    def after_finetune_epoch(self, members: list[tuple[int, Run]], done: list[int]) -> None:
+        """Save."""
+        self.meter.sample()
+        for trial in {members[number][0] for number in done}:
+            self.checkpoints[trial].save_if_due(self.state.row(trial), self.tuned[trial])
+
+    def _has_ended(self, trial: int) -> bool:
+        return self.specs[trial].trial_id in self.records or trial in self.errors
+
     def conclude(self, trial: int) -> None:
         """Write the record of a trial that has trained to the end or failed, once."""
         spec = self.specs[trial]
-        if spec.trial_id in self.records or trial in self.errors:
+        if self._has_ended(trial):
             return
         state, evaluator = self.state.row(trial), self.evaluators[trial]
         measured: dict[str, Measured] = {}
@@ -198,6 +257,8 @@ class Ride:
         try:
             if progress.reason is None:
                 judgement, measured = final_metrics(spec.config, state, evaluator)
+                for run in self.runs[trial]:
+                    measured |= self._judge_tuned(trial, run, judgement)
                 save_scores(self.storage, spec, judgement, evaluator.test)
                 save_pictures(self.storage, spec, state, evaluator.test)
         except TrialFailed as failure:
@@ -207,6 +268,7 @@ class Ride:
             return
         save_weights(self.storage, spec, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
+        self._save_tuned(trial)
         self.records[spec.trial_id] = self._record(trial, progress, measured)
         save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
@@ -214,12 +276,41 @@ class Ride:
         if self.ended:
             self.ended(spec, self.records[spec.trial_id])
 
+    def _judge_tuned(self, trial: int, run: Run, judgement: Judgement) -> dict[str, Measured]:
+        """A fine-tuned classifier's metrics on the test jets; none of one that diverged. Counted as probe seconds."""
+        started, test, state = time.perf_counter(), self.evaluators[trial].test, self.tuned[trial][run.name]
+        if state.progress[0].reason is not None:
+            return {}
+        found = class_probabilities_of(
+            state.best, self.particles, test.rows, run.config, run.classes, self.judge.forward
+        )
+        probabilities = found.cpu().numpy()
+        right = targets(test.labels, run.config.data.task)
+        named = classification(probabilities, right, list(TARGETS[run.config.data.task]))
+        judgement.scores[f"{run.name}/probability"] = probabilities
+        self.state.progress[trial].probe_seconds += time.perf_counter() - started
+        return {f"test/{run.name}_{metric}": one for metric, one in named.items()}
+
+    def _save_tuned(self, trial: int) -> None:
+        """Curves of a trial's fine-tunings, and the best weights of those that did not diverge."""
+        folder, rows = trial_folder(self.specs[trial].trial_id), []
+        for run in self.runs[trial] if self.tuned[trial] else []:
+            state = self.tuned[trial][run.name]
+            rows += [{"run": run.name} | row for row in _finite(state.progress[0].curves)]
+            if state.progress[0].reason is None:
+                arrays = named_classifier(state.best, run)
+                self.storage.write_arrays(f"{folder}/classifier_{run.name}.safetensors", arrays)
+        if rows:
+            self.storage.write_rows(f"{folder}/finetune.parquet", rows)
+
     def _engine(self) -> dict[str, Any]:
         why = {"engine_why": self.engine.why} if self.engine.why else {}
         return {"engine": self.engine.name} | why
 
     def _record(self, trial: int, progress: Progress, measured: dict[str, Measured]) -> Record:
         spec, checkpoint = self.specs[trial], self.checkpoints[trial]
+        tuned = {name: state.progress[0] for name, state in self.tuned[trial].items()}
+        finetune_seconds = sum(one.seconds for one in tuned.values())
         return Record(
             trial_id=spec.trial_id,
             state="complete" if progress.reason is None else "failed",
@@ -231,6 +322,7 @@ class Ride:
             data={"fingerprint": self.data.fingerprint, "source": self.data.source},
             metrics={name: one.value for name, one in measured.items() if np.isfinite(one.value)},
             uncertainties=uncertainties(measured),
+            missing={name: one.reason for name, one in tuned.items() if one.reason is not None},
             trainer_version=TRAINER_VERSION,
             git_commit=spec.git_commit,
             libraries=library_versions(),
@@ -238,8 +330,9 @@ class Ride:
             resources={"pack": len(self.specs)} | self._engine() | self.meter.read(),
             started=checkpoint.history["started"],
             wall_seconds=round(checkpoint.wall_seconds(), 3),
-            device_seconds=round(progress.train_seconds + progress.probe_seconds, 3),
+            device_seconds=round(progress.train_seconds + finetune_seconds + progress.probe_seconds, 3),
             probe_seconds=round(progress.probe_seconds, 3),
+            finetune_seconds=round(finetune_seconds, 3),
             attempts=checkpoint.history["attempts"],
         )
 
@@ -269,12 +362,9 @@ class Checkpoint:
         try:
             saved = self.storage.read_json(f"{self.folder}/state.json")
             arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
-            tensors = {name: torch.from_numpy(arrays[name]).to(device) for name in fresh.tensors()}
-            for name, value in fresh.tensors().items():
-                if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-                    raise RecordError(f"{self.folder} is of another model")
+            tensors = _like(fresh, arrays, "", device)
             progress = Progress(**_typed(saved["state"], PROGRESS))
-            return TrainState(**tensors, progress=[progress]), _typed(saved["history"], HISTORY)
+            return fresh.of(tensors, [progress]), _typed(saved["history"], HISTORY)
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history
@@ -283,36 +373,74 @@ class Checkpoint:
         """Of all attempts so far."""
         return float(self.history["wall_seconds"] + time.perf_counter() - self.started)
 
-    def save_if_due(self, state: TrainState) -> None:
+    def load_tuned(self, runs: Sequence[Run], trained: TrainState) -> dict[str, FinetuneState]:
+        """The saved state of each fine-tuning, a pack of one; a fresh one when none was saved."""
+        device, dtype = trained.student.device, trained.student.dtype
+        fresh = {run.name: init_finetune([run], device, dtype) for run in runs}
+        if not self.storage.exists(f"{self.folder}/finetune.json"):
+            return fresh
+        try:
+            saved = self.storage.read_json(f"{self.folder}/finetune.json")
+            arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
+            return {
+                name: state.of(
+                    _like(state, arrays, f"{name}/", device),
+                    [FinetuneProgress(**_typed(saved["runs"][name], FINETUNE_PROGRESS))],
+                )
+                for name, state in fresh.items()
+            }
+        except (RecordError, KeyError, TypeError) as error:
+            warnings.warn(f"fine-tunings of {self.folder} are damaged, starting them over: {error}", stacklevel=2)
+            return fresh
+
+    def save_if_due(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
         """Save when the last one is old enough."""
         if time.perf_counter() - self.saved >= CHECKPOINT_SECONDS:
-            self.save(state)
+            self.save(state, tuned)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
         """Save now. A crash in the middle leaves the previous checkpoint."""
-        arrays = f"state-{state.epoch:06d}.safetensors"
-        tensors = {name: value.detach().cpu().numpy() for name, value in state.tensors().items()}
-        self.storage.write_arrays(f"{self.folder}/{arrays}", tensors)
         (progress,) = state.progress
         scalars = {name: getattr(progress, name) for name in PROGRESS} | {"curves": _finite(progress.curves)}
         history = self.history | {"wall_seconds": self.wall_seconds()}
-        content = {"arrays": arrays, "state": scalars, "history": history}
-        self.storage.write_json(f"{self.folder}/state.json", content)
-        for name in self.storage.names(self.folder):
-            if name.endswith(".safetensors") and name != arrays:
-                self.storage.remove_file(f"{self.folder}/{name}")
+        self._write("state", state.epoch, state.tensors(), {"state": scalars, "history": history})
+        if tuned:
+            tensors = {f"{run}/{name}": x for run, one in tuned.items() for name, x in one.tensors().items()}
+            runs = {
+                run: vars(one.progress[0]) | {"curves": _finite(one.progress[0].curves)} for run, one in tuned.items()
+            }
+            self._write("finetune", sum(one.epoch for one in tuned.values()), tensors, {"runs": runs})
         self.saved = time.perf_counter()
+
+    def _write(self, part: str, number: int, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
+        """Arrays under a name of their own, then the JSON file that names them, then away with those of before."""
+        arrays = f"{part}-{number:06d}.safetensors"
+        named = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+        self.storage.write_arrays(f"{self.folder}/{arrays}", named)
+        self.storage.write_json(f"{self.folder}/{part}.json", {"arrays": arrays} | content)
+        for name in self.storage.names(self.folder):
+            if name.startswith(f"{part}-") and name != arrays:
+                self.storage.remove_file(f"{self.folder}/{name}")
 
     def remove(self) -> None:
         """The record has replaced it."""
         self.storage.remove(self.folder)
 
 
-def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
+def _like(state: PackState, arrays: dict[str, np.ndarray], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """Saved tensors by the names of a state, each checked to be as there."""
+    tensors = {name: torch.from_numpy(arrays[f"{prefix}{name}"]).to(device) for name in state.tensors()}
+    for name, value in state.tensors().items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise RecordError(f"{prefix}{name} is of another model")
+    return tensors
+
+
+def _typed(values: Any, types: Mapping[str, Any]) -> dict[str, Any]:
     """The values, each checked to be there and of its type."""
     for name, kind in types.items():
         if not isinstance(values[name], kind):
-            raise TypeError(f"{name} must be {kind.__name__}, got {values[name]!r}")
+            raise TypeError(f"{name} must be {getattr(kind, '__name__', kind)}, got {values[name]!r}")
     return {name: values[name] for name in types}
 
 

@@ -11,12 +11,12 @@ from conftest import make_jets
 
 from jbot.classifier import classifier_logits, classifier_shapes, init_classifier
 from jbot.config import Config, FinetuneConfig, ModelConfig, override
+from jbot.data import DataError
 from jbot.finetune import (
     Dropout,
     FinetuneProgress,
     FinetuneState,
     LabeledRows,
-    LabelError,
     Run,
     adam,
     class_probabilities_of,
@@ -292,7 +292,7 @@ def test_label_fractions_are_the_head_of_the_jets():
     assert jets.head(0.1, "abc").rows.tolist() == [100, 101, 102]
     assert len(jets.head(1.0, "abc").rows) == 30
     rule = r"finetune\.fractions must leave at least one labeled jet of each class, got 0\.05 of 30 .* without class c"
-    with pytest.raises(LabelError, match=rule):
+    with pytest.raises(DataError, match=rule):
         jets.head(0.05, "abc")
 
 
