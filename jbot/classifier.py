@@ -34,11 +34,22 @@ def init_classifier(dim: int, classes: int, seed: int) -> Float[Tensor, "weight"
 
     From streams ``init/classifier.<name>``: the same for every fine-tuning of a seed.
     """
-    rows = []
+    weights = {}
     for name, shape in classifier_shapes(dim, classes).items():
         limit = math.sqrt(6.0 / sum(shape)) if name.endswith("weight") else 0.0
-        rows.append(numpy_generator(seed, f"init/classifier.{name}").uniform(-limit, limit, shape).reshape(-1))
-    return torch.from_numpy(np.concatenate(rows).astype(np.float32))
+        weights[name] = numpy_generator(seed, f"init/classifier.{name}").uniform(-limit, limit, shape)
+    return pack_classifier(weights)
+
+
+def pack_classifier(weights: dict[str, np.ndarray]) -> Float[Tensor, "weight"]:
+    """One trial's named weights as a row."""
+    dim, classes = weights["hidden1.weight"].shape[0], weights["output.weight"].shape[1]
+    rows = []
+    for name, shape in classifier_shapes(dim, classes).items():
+        if weights[name].shape != shape:
+            raise ValueError(f"weight {name} must have shape {shape}, got {weights[name].shape}")
+        rows.append(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)).reshape(-1))
+    return torch.cat(rows)
 
 
 def classifier_logits(

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_jets
+from make_parity import CLASSES, DATA, MODELS, formula_weights, keras_backbone, keras_head, write_hdf5
+from safetensors.numpy import load_file
 
-from jbot.classifier import classifier_logits, classifier_shapes, init_classifier
+from jbot.classifier import classifier_logits, classifier_shapes, init_classifier, pack_classifier
 from jbot.config import Config, FinetuneConfig, ModelConfig, override
 from jbot.data import DataError
+from jbot.engine import find_engine
 from jbot.finetune import (
     Dropout,
     FinetuneProgress,
@@ -31,6 +34,7 @@ from jbot.finetune import (
     stack_knobs,
     unpack_classifier,
 )
+from jbot.keras_weights import frozen_student, load_backbone, load_head
 from jbot.model import cls_rows, encode, encode_cls, init_weights, unpack, weight_count, weight_shapes
 from jbot.streams import Draws
 from jbot.train import join_states
@@ -426,6 +430,21 @@ def test_weights_that_a_classifier_does_not_use_may_be_unknown(tuned, particles)
     there = ~torch.isnan(unknown.best)
     assert int((~there).sum()) == int(torch.isnan(flat).sum()) > 0
     assert torch.equal(known.best[there], unknown.best[there])
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_a_released_classifier_gives_the_released_probabilities(tmp_path, engine):
+    """Encoder and head through the importer, from files as Keras writes them; the numbers are those of its own code."""
+    write_hdf5(tmp_path / "backbone.h5", keras_backbone(MODELS["S"], formula_weights(weight_shapes(MODELS["S"]))))
+    write_hdf5(tmp_path / "head.h5", keras_head(formula_weights(classifier_shapes(MODELS["S"].dim, CLASSES))))
+    model, backbone = load_backbone(tmp_path / "backbone.h5")
+    head = load_head(tmp_path / "head.h5")
+    weights = torch.cat((frozen_student(model, backbone), pack_classifier(head)[None]), dim=1)
+    reference = {name: torch.from_numpy(value) for name, value in load_file(DATA).items()}
+    jets, config = reference["views"][0], Config(model=model)
+    forward = find_engine(engine, config, CPU).forward
+    found = class_probabilities_of(weights, jets, torch.arange(len(jets)), config, CLASSES, forward)
+    torch.testing.assert_close(found, reference["S/probability"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.gpu
