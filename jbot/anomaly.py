@@ -1,6 +1,7 @@
 """Anomaly detection: how well scores find jets of kinds that neither encoder nor bank have seen (arXiv:2601.11719).
 
     found = detect(train, test, seed=0)                   published settings
+    pilot = overlay_pilot(val, embed, seed=0)
     found = detect(train, test, seed=0, pilot=pilot)      and settings chosen behind the firewall
 
 The firewall: settings are chosen by :func:`choose`, which is handed background jets and a pilot signal and nothing
@@ -10,7 +11,7 @@ is the optimism.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +37,7 @@ from jbot.anomaly_scores import (
 )
 from jbot.data.jetdata import CLASSES
 from jbot.metrics import Measured, auc, detection
+from jbot.pilot import RADIUS, overlay
 from jbot.streams import numpy_generator
 
 Mask = Bool[np.ndarray, "jet"]
@@ -47,7 +49,19 @@ BANK_JETS = 20_000
 METRICS = ("auc", "eps_s_0.1", "eps_s_0.01", "eps_s_0.001", "sic")
 """Numbers of each score and signal, of those of jbot.metrics.detection."""
 
-__all__ = ["LEAST_BANK", "SCORES", "AnomalyError", "Bank", "Detection", "Embedded", "Pilot", "choose", "detect"]
+__all__ = [
+    "LEAST_BANK",
+    "SCORES",
+    "AnomalyError",
+    "Bank",
+    "Detection",
+    "Embedded",
+    "Pilot",
+    "choose",
+    "detect",
+    "metric_names",
+    "overlay_pilot",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +74,13 @@ class Embedded:
     particles: Particles | None = None
     """For the autoencoder."""
 
+    def __post_init__(self) -> None:
+        for name, array in (("labels", self.labels), ("particles", self.particles)):
+            if array is not None and len(array) != len(self.embedding):
+                raise AnomalyError(f"{name} must be of the same {len(self.embedding)} jets, got {len(array)}")
+        if not np.isin(self.labels, range(len(CLASSES))).all():
+            raise AnomalyError(f"labels must be positions in {', '.join(CLASSES)}, got {np.unique(self.labels)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pilot:
@@ -71,8 +92,11 @@ class Pilot:
     """Of the pilot signal's jets."""
     particles: Particles | None = None
     signal: str | None = None
-    """None: made of background (:func:`jbot.pilot.overlay`), good for every signal. Else a class of real signal jets,
+    """None: made of background (:func:`overlay_pilot`), good for every signal. Else a class of real signal jets,
     which then cannot be reported, nor can the combined signal, which has it inside."""
+
+    def __post_init__(self) -> None:
+        check_background(self.background.labels, "background of the pilot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +120,7 @@ def detect(
     seed: int,
     bank_jets: int = BANK_JETS,
     pilot: Pilot | None = None,
+    scores: Sequence[str] | None = None,
     signals: Sequence[str] = SIGNALS,
     normalise: bool = True,
 ) -> Detection:
@@ -112,7 +137,9 @@ def detect(
     bank_jets : int
         As many jets are in the bank, fewer when there are fewer.
     pilot : Pilot, optional
-        Also choose settings on it, find the oracle's, and score with LOF, isolation forest and, when there are
+        Also choose settings on it, and find the oracle's.
+    scores : sequence of str, optional
+        Names in `SCORES`. By default the published ones; with a pilot also LOF, isolation forest and, when there are
         particles, the autoencoder.
     signals : sequence of str
         What is reported, of `SIGNALS`.
@@ -129,15 +156,15 @@ def detect(
         check_firewall(pilot, signals)
     bank = draw_bank(train, bank_jets, seed, normalise)
     jets = bank.jets(test.embedding, test.particles)
-    names = PUBLISHED if pilot is None else [name for name in SCORES if _possible(SCORES[name], train, test)]
-    scores = {name: bank.fit(name)(jets) for name in names}
-    values = {key: value for name in names for key, value in _published(name, scores[name], truth).items()}
+    names = tuple(scores) if scores is not None else _default_scores(train, test, pilot)
+    published = {name: bank.fit(name)(jets) for name in names}
+    values = {key: value for name in names for key, value in _published(name, published[name], truth).items()}
     chosen = {} if pilot is None else choose_all(bank, pilot, names)
     oracle: dict[str, dict[str, Settings]] = {}
     for name in chosen:
         gap, oracle[name] = against_oracle(SCORES[name], bank, jets, chosen[name], truth)
         values |= gap
-    kept = {name: found.astype(np.float32) for name, found in scores.items()}
+    kept = {name: found.astype(np.float32) for name, found in published.items()}
     return Detection(values=values, scores=kept, chosen=chosen, oracle=oracle)
 
 
@@ -168,10 +195,31 @@ def choose(score: Score, bank: Bank, background: Jets, pilot: Jets) -> Settings:
 
 def choose_all(bank: Bank, pilot: Pilot, names: Sequence[str] = PUBLISHED) -> dict[str, Settings]:
     """Settings of each score, chosen on the pilot."""
-    check_background(pilot.background.labels, "background of the pilot")
     background = bank.jets(pilot.background.embedding, pilot.background.particles)
     signal = bank.jets(pilot.embedding, pilot.particles)
     return {name: choose(find_score(name), bank, background, signal) for name in names}
+
+
+def overlay_pilot(
+    background: Embedded, embed: Callable[[Particles], Points], seed: int, radius: float = RADIUS
+) -> Pilot:
+    """A pilot signal of overlaid background jets, drawn from the stream "pilot" of the seed.
+
+    The same jets are the background that it is told from.
+
+    Parameters
+    ----------
+    background : Embedded
+        With particles; jets of neither bank nor test.
+    embed : callable
+        The encoder: particles (jet, particle, 4) to embeddings (jet, dim).
+    radius : float
+        Of the jets.
+    """
+    if background.particles is None or len(background.particles) < 2:
+        raise AnomalyError("a pilot of overlays needs the particles of at least 2 background jets")
+    particles = overlay(background.particles, numpy_generator(seed, "pilot"), radius)
+    return Pilot(background=background, embedding=embed(particles), particles=particles)
 
 
 def check_firewall(pilot: Pilot, signals: Sequence[str]) -> None:
@@ -243,7 +291,8 @@ def against_oracle(
         ours, highest = (auc(every[row][rows], mask[rows]) for row in (score.grid.index(chosen), best))
         values[_key(score.name, "chosen_auc", signal)] = ours
         values[_key(score.name, "oracle_auc", signal)] = highest
-        values[_key(score.name, "optimism", signal)] = Measured(value=highest.value - ours.value)
+        gain = auc_difference(every[best], every[score.grid.index(chosen)], mask, truth.background)
+        values[_key(score.name, "optimism", signal)] = gain
         oracle[signal] = score.grid[best]
     return values, oracle
 
@@ -253,6 +302,19 @@ def share_below(scores: Scores, background: Scores) -> Scores:
     background = np.sort(background)
     left, right = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
     return (left + right) / (2 * len(background))
+
+
+def auc_difference(scores: Scores, others: Scores, signal: Mask, background: Mask) -> Measured:
+    """AUC of one score less that of another on the same jets; the error knows that they are the same.
+
+    DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837.
+    """
+    one, other = (
+        (share_below(s[signal], s[background]), share_below(s[background], s[signal])) for s in (scores, others)
+    )
+    gains = [a - b for a, b in zip(one, other, strict=True)]
+    error = np.sqrt(sum(np.var(gain, ddof=1) / len(gain) for gain in gains)) if min(map(len, gains)) > 1 else np.nan
+    return Measured(value=float(gains[0].mean()), error=float(error))
 
 
 def _published(name: str, scores: Scores, truth: Truth) -> dict[str, Measured]:
@@ -265,9 +327,19 @@ def _published(name: str, scores: Scores, truth: Truth) -> dict[str, Measured]:
     return found
 
 
+def metric_names(scan: bool = False) -> tuple[str, ...]:
+    """Names of all that :func:`detect` finds; with particles, as a scan has an autoencoder then."""
+    names = tuple(SCORES) if scan else PUBLISHED
+    metrics = METRICS + (("chosen_auc", "oracle_auc", "optimism") if scan else ())
+    return tuple(_key(name, metric, signal) for name in names for metric in metrics for signal in SIGNALS)
+
+
 def _key(score: str, metric: str, signal: str) -> str:
     return f"anomaly_{score}_{metric}" + ("" if signal == COMBINED else f"_{signal}")
 
 
-def _possible(score: Score, *samples: Embedded) -> bool:
-    return not score.uses_particles or all(sample.particles is not None for sample in samples)
+def _default_scores(train: Embedded, test: Embedded, pilot: Pilot | None) -> tuple[str, ...]:
+    if pilot is None:
+        return PUBLISHED
+    particles = all(some.particles is not None for some in (train, test, pilot.background, pilot))
+    return tuple(name for name, score in SCORES.items() if particles or not score.uses_particles)

@@ -5,9 +5,10 @@
     scores = bank.fit("knn", k=30, aggregate="mean")(jets)
 
 Every score is higher the more anomalous a jet is. A bank is prepared once and scores any number of sets of jets; all
-k-NN and cosine settings of a set share one search for neighbours. All arithmetic is in double precision whatever comes
-in: an embedding behind a LayerNorm has one direction that hardly varies, and single precision loses the fourth digit of
-a Mahalanobis distance there. Threads are the caller's to limit (threadpoolctl, OMP_NUM_THREADS).
+k-NN and cosine settings of a set share one search for neighbours. All arithmetic is in double precision whatever
+comes in: an embedding behind a LayerNorm has a direction that hardly varies (variance 5e-10 for jBOT-S), which single
+precision does not resolve; fed float32, the released code has Mahalanobis distances wrong by up to half a percent.
+Threads are the caller's to limit (threadpoolctl, OMP_NUM_THREADS).
 
 Settings that were published are the defaults. Nothing here knows which jets are signal.
 """
