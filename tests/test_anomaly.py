@@ -340,6 +340,26 @@ def test_overlays_are_jets():
     assert (found[..., 2] * np.hypot(found[..., 0], found[..., 1])).sum(1).mean() > 0.05
 
 
+def test_prongs_keep_what_lies_within_their_separation():
+    jets = np.zeros((2, 3, 4), np.float32)
+    jets[:, 0] = [0.0, 0.0, 0.75, 1]
+    jets[:, 1] = [0.35, 0.0, 0.25, 1]  # farther than any separation in a jet of radius 0.3
+    found = overlay(jets, np.random.default_rng(4), radius=0.3)
+    rng = np.random.default_rng(4)
+    rng.permutation(2)
+    z, apart = rng.uniform(0.1, 0.5, 2), rng.uniform(0.075, 0.3, 2)
+    assert found[:, :2, 2] == pytest.approx(np.stack((1 - z, z), axis=1), rel=1e-5)
+    assert np.hypot(*(found[:, 0, :2] - found[:, 1, :2]).T) == pytest.approx(apart, rel=1e-4)
+    assert (found[:, 2] == 0).all()
+
+
+def test_no_overlay_is_empty():
+    jets = np.zeros((4, 3, 4), np.float32)
+    jets[:, 0] = [0.9, 0.0, 1.0, 1]  # outside every jet
+    found = overlay(jets, np.random.default_rng(0))
+    assert found[:, 0] == pytest.approx(np.tile([0, 0, 1, 1], (4, 1)), abs=1e-6)
+
+
 def test_overlays_repeat_and_follow_the_seed():
     jets = make_jets(20, 1)
     one, same, other = (overlay(jets, np.random.default_rng(seed)) for seed in (0, 0, 1))
