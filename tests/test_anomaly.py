@@ -343,11 +343,12 @@ def test_overlays_are_jets():
 def test_prongs_keep_what_lies_within_their_separation():
     jets = np.zeros((2, 3, 4), np.float32)
     jets[:, 0] = [0.0, 0.0, 0.75, 1]
-    jets[:, 1] = [0.35, 0.0, 0.25, 1]  # farther than any separation in a jet of radius 0.3
-    found = overlay(jets, np.random.default_rng(4), radius=0.3)
-    rng = np.random.default_rng(4)
+    jets[:, 1] = [0.2, 0.0, 0.25, 1]
+    rng = np.random.default_rng(5)
     rng.permutation(2)
-    z, apart = rng.uniform(0.1, 0.5, 2), rng.uniform(0.075, 0.3, 2)
+    z, apart = rng.uniform(0.1, 0.5, 2), rng.uniform(0.1, 0.4, 2)
+    assert apart.max() < 0.2  # so the second particle lies inside the new jet, but too far from its prong
+    found = overlay(jets, np.random.default_rng(5))
     assert found[:, :2, 2] == pytest.approx(np.stack((1 - z, z), axis=1), rel=1e-5)
     assert np.hypot(*(found[:, 0, :2] - found[:, 1, :2]).T) == pytest.approx(apart, rel=1e-4)
     assert (found[:, 2] == 0).all()
