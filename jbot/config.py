@@ -27,6 +27,10 @@ Scheme = Literal[
 ]  # fmt: skip
 
 
+LEAST_ANOMALY_BANK = 100
+"""Neighbours that the published cosine score looks at (jbot.anomaly.LEAST_BANK)."""
+
+
 class ConfigError(ValueError):
     """A Config field that is unknown, of the wrong type, or out of its range."""
 
@@ -186,8 +190,8 @@ class FinetuneConfig:
 class AnomalyConfig:
     """How signal jets are found by an encoder that has seen q and g alone: for the task `qg`."""
 
-    bank_jets: int = bounded(20_000, 10)
-    """Background training jets that a score is made of (fewer when there are fewer)."""
+    bank_jets: int = bounded(20_000, LEAST_ANOMALY_BANK)
+    """Background training jets that a score is made of, drawn from the probes' bank (fewer when there are fewer)."""
     scan: bool = False
     """Beside the published settings of each score, those chosen without the signal, and the reference methods."""
 
@@ -218,6 +222,11 @@ class Config:
             )
         if self.model.dim < self.model.heads:
             raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
+        if self.data.task == "qg" and (bank := min(self.data.train_jets, self.probe.bank_jets)) < LEAST_ANOMALY_BANK:
+            raise ConfigError(
+                "data.train_jets and probe.bank_jets must be at least"
+                f" {LEAST_ANOMALY_BANK} for data.task qg, got {bank}"
+            )
         if len(set(self.finetune.fractions)) < len(self.finetune.fractions):
             raise ConfigError(f"finetune.fractions must differ, got {self.finetune.fractions}")
         if self.finetune.fractions and self.data.task == "qg":

@@ -16,6 +16,8 @@ from sklearn.metrics import adjusted_mutual_info_score
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from jbot.anomaly import AnomalyError, Detection, Embedded, detect, overlay_pilot
+from jbot.anomaly import metric_names as anomaly_names
 from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
 from jbot.engine import Forward
@@ -146,7 +148,8 @@ def metric_names(config: Config) -> list[str]:
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
     names = [f"{probe}_{metric}" for probe in probe_names(config) for metric in ("accuracy", *curve)]
-    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS)]
+    detected = anomaly_names(config.anomaly.scan) if config.data.task == "qg" else ()
+    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)]
 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
@@ -210,8 +213,8 @@ class Evaluator:
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
         return {f"val/{name}": value for name, value in point.items()}
 
-    def final(self, state: TrainState) -> Judgement:
-        """Every metric of the frozen encoder, on the test jets."""
+    def final(self, state: TrainState, scan: bool = False) -> Judgement:
+        """Every metric of the frozen encoder, on the test jets; with `scan`, anomaly scores at chosen settings too."""
         config = self.config
         bank, bank_targets = self._embed(state, self.bank)
         test, right = self._embed(state, self.test)
@@ -228,7 +231,32 @@ class Evaluator:
         measured = {name: Measured(value=value) for name, value in single.items()}
         measured |= self._classified(found, right)
         scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
+        if config.data.task == "qg":
+            detected = self._detect(state, bank, test, scan)
+            measured |= detected.values
+            scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
         return Judgement(measured=measured, scores=scores)
+
+    def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool) -> Detection:
+        """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
+
+        def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
+            particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
+            return Embedded(embedding=embedding.cpu().numpy(), labels=jets.labels, particles=particles)
+
+        def embed_overlays(particles: np.ndarray) -> np.ndarray:
+            jets = torch.from_numpy(particles).to(test.device, state.student.dtype)
+            return embed(state.student, jets, self.config, self.forward)
+
+        seed, pilot = self.config.seed, None
+        try:
+            if scan:
+                pilot = overlay_pilot(embedded(self.val, self._embed(state, self.val)[0]), embed_overlays, seed)
+            train, jets = embedded(self.bank, bank), embedded(self.test, test)
+            with self._pools.limit(limits=torch.get_num_threads()):
+                return detect(train, jets, seed=seed, bank_jets=self.config.anomaly.bank_jets, pilot=pilot)
+        except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
+            raise TrialFailed(f"no anomaly score: {error}") from error
 
     def raw(self) -> dict[str, Measured]:
         """The classifiers on the particles themselves, flattened: what can be had without an encoder."""

@@ -470,7 +470,7 @@ def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tu
     """
     started = time.perf_counter()
     untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
-    floor, judgement = evaluator.final(untrained), evaluator.final(state)
+    floor, judgement = evaluator.final(untrained), evaluator.final(state, scan=config.anomaly.scan)
     measured = {f"test/{name}": one for name, one in judgement.measured.items()}
     measured |= {f"untrained/test/{name}": one for name, one in floor.measured.items()}
     measured |= {f"raw/test/{name}": one for name, one in evaluator.raw().items()}

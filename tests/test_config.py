@@ -2,7 +2,18 @@ import json
 
 import pytest
 
-from jbot.config import JBOT_B, Config, ConfigError, flatten, from_dict, override, parse_value, to_dict
+from jbot.anomaly import LEAST_BANK
+from jbot.config import (
+    JBOT_B,
+    LEAST_ANOMALY_BANK,
+    Config,
+    ConfigError,
+    flatten,
+    from_dict,
+    override,
+    parse_value,
+    to_dict,
+)
 from jbot.record import trial_id
 
 
@@ -31,6 +42,7 @@ def test_defaults_are_the_papers_recipe():
         ({"finetune.fractions": ["all"]}, "finetune.fractions must be float, got 'all' (str)"),
         ({"finetune.fractions": [1, 1.0]}, "finetune.fractions must differ, got (1.0, 1.0)"),
         ({"finetune.fractions": [1], "data.task": "qg"}, "finetune.fractions must be empty for data.task qg"),
+        ({"data.task": "qg", "data.train_jets": 90}, "data.train_jets and probe.bank_jets must be at least 100"),
         ({"model.dim": 2}, "model.dim must be at least model.heads, got 2 < 4"),
     ],
 )
@@ -39,6 +51,10 @@ def test_bad_values_name_rule_and_value(changes, words):
         override(Config(), changes)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_least_bank_is_that_of_the_scores():
+    assert LEAST_ANOMALY_BANK == LEAST_BANK
 
 
 def test_round_trip_through_json_types():

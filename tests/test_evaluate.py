@@ -295,21 +295,43 @@ def test_quick_metrics_are_those_with_uncertainties(real):
 @pytest.mark.parametrize(("task", "classes"), [("tqg", 2), ("qg", 2), ("all", 5)])
 def test_each_task_has_its_targets(tiny, task, classes):
     # Top tagging tells t from the rest; the anomaly task has signal in its test jets that no classifier knows.
-    labels = {"tqg": np.array([0, 1, 4, 4]), "qg": np.array([0, 1, 2, 3, 4, 1]), "all": np.arange(5)}[task]
-    config = override(tiny, {"data.task": task})
-    test_labels = np.resize(labels, 60)
-    particles, rows = torch.from_numpy(make_jets(60, 1)), torch.arange(60)
-    known = np.resize(labels[np.isin(labels, [0, 1])] if task == "qg" else labels, 60)
-    train = LabeledJets(particles=particles, rows=rows, labels=known)
-    test = LabeledJets(particles=particles, rows=rows, labels=test_labels)
+    mixture = {"tqg": [0, 1, 4, 4], "qg": [0, 1, 2, 3, 4], "all": range(5)}[task]
+    config = override(tiny, {"data.train_jets": 110, "data.task": task})
+    test_labels = np.resize(mixture, 60)
+    train_labels = np.resize([0, 1] if task == "qg" else mixture, 110)
+    particles = torch.from_numpy(make_jets(170, 1))
+    train = LabeledJets(particles=particles, rows=torch.arange(110), labels=train_labels)
+    test = LabeledJets(particles=particles, rows=torch.arange(110, 170), labels=test_labels)
     final = Evaluator(config, train, train, test).final(init_state(config, [0], CPU))
     assert {f"test/{name}" for name in final.measured} == set(metric_names(config))
     assert final.scores["knn/probability"].shape == (60, classes)
     wanted = targets(test_labels, task)
-    assert (wanted >= 0).sum() == {"tqg": 60, "qg": 30, "all": 60}[task]
-    known_rows = wanted >= 0
-    right = final.scores["knn/probability"][known_rows].argmax(1) == wanted[known_rows]
+    known = wanted >= 0
+    assert known.sum() == {"tqg": 60, "qg": 24, "all": 60}[task]
+    right = final.scores["knn/probability"][known].argmax(1) == wanted[known]
     assert final.measured["knn_accuracy"].value == pytest.approx(right.mean())
+
+
+def test_anomaly_scores_are_judged_with_an_encoder_of_quarks_and_gluons(tiny):
+    config = override(tiny, {"data.train_jets": 110, "data.task": "qg", "anomaly.scan": True})
+    particles = torch.from_numpy(make_jets(230, 1))
+    particles[170:, :, :2] *= 3  # wider jets than the encoder's bank
+    background, mixed = np.resize([0, 1], 170), np.resize(np.arange(5), 60)
+    particles[170:][torch.from_numpy(mixed < 2)] = particles[:24]
+    labels = np.concatenate([background, mixed])
+    train, val, test = (
+        LabeledJets(particles=particles, rows=torch.arange(*part), labels=labels[slice(*part)])
+        for part in ((0, 110), (110, 170), (170, 230))
+    )
+    evaluator, state = Evaluator(config, train, val, test), init_state(config, [0], CPU)
+    found = evaluator.final(state, scan=True)
+    assert {f"test/{name}" for name in found.measured} == set(metric_names(config))
+    scores = found.scores["anomaly/knn"]
+    assert scores.shape == (60,)
+    expected = roc_auc_score(mixed >= 2, scores)
+    assert found.measured["anomaly_knn_auc"].value == pytest.approx(expected, abs=1e-6)
+    gap = found.measured["anomaly_gmm_oracle_auc_t"].value - found.measured["anomaly_gmm_chosen_auc_t"].value
+    assert found.measured["anomaly_gmm_optimism_t"].value == pytest.approx(gap, abs=1e-9)
 
 
 def test_raw_features_are_the_flattened_particles(tiny):

@@ -139,7 +139,7 @@ DIFFERENT = [
         "seed": 7, "mask.scheme": "geometric", "mask.ratio_high": 0.9, "mask.probability": 0.5,
         "augment.rotation": 1.0, "augment.smear_sigma": 1e-3, "augment.split_fraction": 0.5,
         "loss.student_temp": 0.2, "loss.particle_weight": 0.5, "teacher.center_momentum": 0.5,
-        "optim.beta2": 0.99, "optim.warmup_epochs": 3, "data.task": "qg",
+        "optim.beta2": 0.99, "optim.warmup_epochs": 3, "data.task": "tqg",
     },
 ]  # fmt: skip
 

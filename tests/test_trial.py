@@ -159,7 +159,7 @@ OUTSIDE_THE_STEP = {
     "data.train_jets": 50,
     "data.val_jets": 25,
     "data.test_jets": 35,
-    "data.task": "qg",
+    "data.task": "tqg",
     "data.particles": 12,
     "probe.bank_jets": 30,
     "probe.knn_k": 1,
@@ -181,7 +181,7 @@ def test_fields_outside_the_step_are_live(spec, tiny_data, tmp_path, knob):
 DIFFERENT = (
     {},
     {"seed": 4, "mask__scheme": "random", "augment__split_fraction": 0.0, "data__train_jets": 45},
-    {"seed": 6, "optim__lr": 5e-4, "loss__koleo_weight": 0.0, "mask__ratio_high": 0.8, "data__task": "qg"},
+    {"seed": 6, "optim__lr": 5e-4, "loss__koleo_weight": 0.0, "mask__ratio_high": 0.8, "data__task": "tqg"},
     {"seed": 5, "mask__scheme": "none", "loss__student_temp": 0.2, "teacher__ema_momentum": 0.9},
 )
 
@@ -278,10 +278,10 @@ def test_an_error_in_judging_one_trial_leaves_the_others_their_records(four, tin
     """No outcome of the trial: it has no record, and the same pack again runs it alone."""
     judge = getattr(jbot.trial.Evaluator, where)
 
-    def broken(self, state):
+    def broken(self, state, **options):
         if self.config == four[1].config and state.epoch > 0:
             raise MemoryError("no room for the probe")
-        return judge(self, state)
+        return judge(self, state, **options)
 
     storage = Storage(tmp_path)
     with monkeypatch.context() as patch:
