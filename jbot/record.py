@@ -5,7 +5,9 @@
                             student.safetensors    final weights
                             embedding.safetensors  test jets for the pictures: cls, label
                             scores.safetensors     what classifiers and scores say of each test jet, and its label
-                            examples.safetensors   a few test jets with their masks: particles, masked, label
+                            embedding-<epoch>.safetensors   the same jets at epochs 0, 1, 10 and 50
+                            examples.safetensors   a jet of each class: views, masks, attention (see jbot.pictures)
+                            figures/               drawn afterwards: <name>.svg (see analysis.pictures)
                             card.md                model card, for people
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
                             classifier_<run>.safetensors  a fine-tuning's best weights: encoder, and head (classifier.*)

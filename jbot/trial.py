@@ -22,12 +22,12 @@ from torch import Tensor
 
 from jbot import TRAINER_VERSION
 from jbot.card import save_card
-from jbot.config import Config, DataConfig, MaskConfig, override, to_dict
+from jbot.config import Config, DataConfig, override, to_dict
 from jbot.data import JetData, split
 from jbot.data.shared import shared_tensor
 from jbot.data.splits import TARGETS, targets
 from jbot.engine import Engine, find_engine
-from jbot.evaluate import Evaluator, Judgement, LabeledJets, embed
+from jbot.evaluate import Evaluator, Judgement, LabeledJets
 from jbot.finetune import (
     FinetuneProgress,
     FinetuneState,
@@ -40,19 +40,16 @@ from jbot.finetune import (
     pack_key,
     runs_of,
 )
-from jbot.masking import mask_views
 from jbot.meter import Meter
 from jbot.metrics import Measured, classification, uncertainties
 from jbot.model import unpack
 from jbot.pack import check_shared
+from jbot.pictures import save_pictures, save_snapshot
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
-from jbot.streams import Draws
 from jbot.train import Metrics, PackState, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
-PICTURE_JETS = 1_000
-EXAMPLE_JETS_PER_CLASS = 1
 
 # What a checkpoint holds beside arrays, and of what type.
 PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
@@ -200,7 +197,9 @@ class Ride:
         self.meter.sample()
         for trial in trials:
             if self.state.progress[trial].reason is None:
-                self.checkpoints[trial].save_if_due(self.state.row(trial))
+                spec, judge, state = self.specs[trial], self.evaluators[trial], self.state.row(trial)
+                save_snapshot(self.storage, spec.trial_id, spec.config, state, judge.test, judge.forward)
+                self.checkpoints[trial].save_if_due(state)
         rows = []
         for trial in trials:
             curves = self.state.progress[trial].curves
@@ -260,7 +259,7 @@ class Ride:
                 for run in self.runs[trial]:
                     measured |= self._judge_tuned(trial, run, judgement)
                 save_scores(self.storage, spec, judgement, evaluator.test)
-                save_pictures(self.storage, spec, state, evaluator.test)
+                save_pictures(self.storage, spec.trial_id, spec.config, state, evaluator.test, evaluator.forward)
         except TrialFailed as failure:
             progress.reason = str(failure)
         except Exception as error:
@@ -490,22 +489,6 @@ def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:
         name: value[0].detach().cpu().numpy() for name, value in unpack(state.student, spec.config.model).items()
     }
     storage.write_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors", weights)
-
-
-def save_pictures(storage: Storage, spec: TrialSpec, state: TrainState, test: LabeledJets) -> None:
-    """What the report draws: embeddings of some test jets, and one jet a class with its masked particles."""
-    folder = trial_folder(spec.trial_id)
-    some = test.take(slice(PICTURE_JETS))
-    cls = embed(state.student, some, spec.config)
-    storage.write_arrays(f"{folder}/embedding.safetensors", {"cls": cls, "label": test.labels[: len(some)]})
-    shown = np.concatenate([np.flatnonzero(test.labels == c)[:EXAMPLE_JETS_PER_CLASS] for c in np.unique(test.labels)])
-    jets = test.take(torch.from_numpy(shown).to(test.rows.device))
-    middle = (spec.config.mask.ratio_low + spec.config.mask.ratio_high) / 2
-    typical = MaskConfig(scheme=spec.config.mask.scheme, ratio_low=middle, ratio_high=middle)
-    draws = Draws(torch.tensor([spec.config.seed], device=jets.device), 0)
-    masked = mask_views(jets[None, None].expand(-1, 2, -1, -1, -1), draws, typical)[0, 0]
-    arrays = {"particles": jets.cpu().numpy(), "masked": masked.cpu().numpy(), "label": test.labels[shown]}
-    storage.write_arrays(f"{folder}/examples.safetensors", arrays)
 
 
 def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -50,8 +50,8 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
         [row["epoch"] for row in rows] == [row["epoch"] for row in load_curves(storage, spec.trial_id)] == [0, 1, 2, 3]
     )
     assert set(storage.names(trial_folder(spec.trial_id))) == {
-        "record.json", "curves.parquet", "student.safetensors", "scores.safetensors", "embedding.safetensors",
-        "examples.safetensors", "card.md",
+        "record.json", "curves.parquet", "student.safetensors", "scores.safetensors", "examples.safetensors",
+        "embedding.safetensors", "embedding-0000.safetensors", "embedding-0001.safetensors", "card.md",
     }  # fmt: skip
     examples = storage.read_arrays(f"{trial_folder(spec.trial_id)}/examples.safetensors")
     assert sorted(examples["label"]) == [0, 1, 2, 3, 4]
