@@ -262,7 +262,7 @@ def embedding_map(points: NDArray[np.float64], labels: NDArray[np.int64]) -> Fig
 
 @styled
 def example_jets(
-    particles: NDArray[np.float32], masked: NDArray[Any], labels: NDArray[np.int64], most: int = 3
+    particles: NDArray[np.float32], masked: NDArray[Any], labels: NDArray[np.int64], columns: int = 3
 ) -> Figure:
     """Jets in the (eta, phi) plane, masked particles in red, area by transverse momentum.
 
@@ -273,17 +273,20 @@ def example_jets(
     masked : array (jet, particle)
         1 where hidden from the student.
     labels : int array (jet,)
-    most : int
-        Jets drawn.
+    columns : int
+        Jets drawn beside each other; all are drawn.
     """
-    drawn = min(most, len(particles))
-    figure = Figure(figsize=(WIDTH, 1.85), layout="constrained")
-    panels = figure.subplots(1, drawn, squeeze=False)[0]
-    for axes, jet, hidden, label in zip(panels, particles, masked.astype(bool), labels, strict=False):
+    rows = -(-len(particles) // columns)
+    figure = Figure(figsize=(WIDTH, 1.85 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes, jet, hidden, label in zip(panels.flat, particles, masked.astype(bool), labels, strict=False):
         _jet(axes, jet[jet[:, 3] > 0.5], hidden[jet[:, 3] > 0.5])
         name = CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
         axes.set_title(f"{name} jet", loc="left", pad=4)
-    panels[0].set_ylabel(r"$\phi_\mathrm{rel}$")
+    for axes in panels[:, 0]:
+        axes.set_ylabel(r"$\phi_\mathrm{rel}$")
+    for axes in panels.flat[len(particles) :]:
+        axes.set_axis_off()
     return figure
 
 

@@ -18,8 +18,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis import provenance, sections, signatures, svg, tables
+from analysis.pictures import Picture
 from analysis.plan import StudyRecords, load_study
-from analysis.sections import Evidence, Picture
+from analysis.sections import Evidence
 from jbot.record import RecordError, Storage
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -82,6 +83,7 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "trials": sections.trials_section(evidence),
         "n_trials": len(evidence.trials),
         "pictures": _pictures(evidence, folder),
+        "closer": _closer(evidence, folder),
     }
 
 
@@ -98,6 +100,12 @@ def _pictures(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]
     return {group: [_saved(p, folder) for p in pictures if p is not None] for group, pictures in groups.items()}
 
 
+def _closer(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Figures of single trials, by trial. ``python -m analysis.pictures`` makes the PDFs, for all trials."""
+    drawn = sections.closer_pictures(evidence)
+    return {trial: [_saved(picture, folder, pdf=False) for picture in found] for trial, found in drawn.items()}
+
+
 def _all_differences(evidence: Evidence) -> list[Picture | None]:
     """A second, longer figure when the first screen does not hold all contrasts."""
     if len(evidence.verdicts) <= sections.MOST_HEADLINE_ROWS:
@@ -105,8 +113,8 @@ def _all_differences(evidence: Evidence) -> list[Picture | None]:
     return [sections.differences_picture(evidence, sections.MOST_CONTRASTS, "paired-differences-all")]
 
 
-def _saved(picture: Picture, folder: Path) -> dict[str, Any]:
-    drawn = svg.save(picture.figure, folder, picture.name)
+def _saved(picture: Picture, folder: Path, pdf: bool = True) -> dict[str, Any]:
+    drawn = svg.save(picture.figure, folder, picture.name, pdf)
     # The only markup that is not escaped: drawn by matplotlib, which escapes the text in it.
     element = Markup(svg.inline(drawn, picture.name, picture.alt))
     return {"name": picture.name, "svg": element, "alt": picture.alt, "caption": picture.caption}

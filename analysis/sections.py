@@ -5,24 +5,23 @@ The templates only lay out what stands here, so HTML and Markdown say the same.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from analysis import convergence, embedding, figures, signatures, statistics, tables, verdict, wording
+from analysis import convergence, figures, pictures, signatures, statistics, tables, verdict, wording
 from analysis.convergence import Convergence
+from analysis.pictures import Picture
 from analysis.plan import PlannedTrial, StudyRecords
 from analysis.signatures import Signatures
 from analysis.statistics import MeanInterval
 from analysis.verdict import Verdict
 from analysis.wording import NOTHING
-from jbot.record import RecordError
 
 MOST_ARMS = 8
 """Arms drawn in one figure; more lines than this nobody tells apart (assumed)."""
@@ -34,8 +33,8 @@ MOST_TRIALS = 400
 """Rows of the table of trials in the page; all of them are in trials.csv."""
 MOST_SIGNATURES, MOST_SEEDS = 60, 8
 """Rows of the table of failure signatures, and seeds named in each; all of them are in signatures.csv."""
-MOST_JETS = 500
-"""Jets of an embedding map: t-SNE of them takes about a second."""
+MOST_CLOSE = 24
+"""Figures of single trials in the page (assumed): those of as many arms as fit, but of one at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +46,6 @@ class Table:
     rows: Sequence[Sequence[str]]
     wordy: frozenset[int] = frozenset({0})
     """Columns of words, set flush left; the others are numbers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A figure with its words."""
-
-    name: str
-    """File name without ending."""
-    figure: Figure
-    alt: str
-    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +98,12 @@ def gather(study: StudyRecords) -> Evidence:
 
 def _shown_arms(study: StudyRecords) -> list[str]:
     """Arms of primary contrasts first, then the plan's order, at most MOST_ARMS; returned in the plan's order."""
-    primary = [arm for c in study.plan.contrasts if c.primary for arm in (c.treatment, c.control)]
-    chosen = list(dict.fromkeys([*primary, *study.plan.arms]))[:MOST_ARMS]
+    chosen = list(dict.fromkeys([*_primary_arms(study), *study.plan.arms]))[:MOST_ARMS]
     return [arm for arm in study.plan.arms if arm in chosen]
+
+
+def _primary_arms(study: StudyRecords) -> list[str]:
+    return [arm for c in study.plan.contrasts if c.primary for arm in (c.treatment, c.control)]
 
 
 def status(evidence: Evidence) -> str:
@@ -411,30 +402,41 @@ def _not_all(evidence: Evidence) -> str:
 
 
 def embedding_pictures(evidence: Evidence) -> Iterator[Picture]:
-    """One t-SNE map per arm, all at one seed where possible."""
+    """t-SNE maps over training, one trial per arm, all at one seed where possible."""
     for trial in _pictured_trials(evidence, "embedding"):
-        arrays = _arrays(evidence, trial, "embedding", ("cls", "label"))
-        labels = np.asarray(arrays["label"], dtype=np.int64)
-        chosen = embedding.thin(labels, MOST_JETS)
-        if not embedding.can_be_mapped(arrays["cls"][chosen]):
-            continue
-        points = embedding.tsne(arrays["cls"][chosen])
-        figure = figures.embedding_map(points, labels[chosen])
-        alt = f"t-SNE map of {len(chosen)} test jets for arm {trial.arm}, each jet drawn as the letter of its class."
-        yield Picture(
-            name=f"embedding-{_slug(trial.arm)}", figure=figure, alt=alt, caption=f"{trial.arm}, seed {trial.seed}"
-        )
+        for picture in pictures.embedding_pictures(evidence.study.storage, trial.trial_id):
+            yield _of_arm(picture, trial)
 
 
 def example_pictures(evidence: Evidence) -> Iterator[Picture]:
-    """A few test jets per arm, with what the student does not see in red."""
+    """A jet of each class per arm, before and after augmentation, with what the student does not see in red."""
     for trial in _pictured_trials(evidence, "examples"):
-        arrays = _arrays(evidence, trial, "examples", ("particles", "masked", "label"))
-        figure = figures.example_jets(arrays["particles"], arrays["masked"], arrays["label"])
-        share = float(arrays["masked"].sum() / max(1.0, (arrays["particles"][..., 3] > 0.5).sum()))
-        alt = f"Example jets of arm {trial.arm}; {share:.0%} of the particles are masked, in red."
-        caption = f"{trial.arm}, seed {trial.seed}: {share:.0%} of the particles masked"
-        yield Picture(name=f"jets-{_slug(trial.arm)}", figure=figure, alt=alt, caption=caption)
+        for picture in pictures.jet_pictures(evidence.study.storage, trial.trial_id):
+            yield _of_arm(picture, trial)
+
+
+def closer_pictures(evidence: Evidence) -> dict[str, list[Picture]]:
+    """What one trial of an arm can show beyond that, by "arm, seed": attention, ROC, scores, how training went."""
+    found: dict[str, list[Picture]] = {}
+    trials = {trial.arm: trial for trial in _pictured_trials(evidence, "examples")}
+    for arm in sorted(trials, key=lambda arm: arm not in _primary_arms(evidence.study)):
+        trial, record = trials[arm], evidence.study.records[trials[arm].trial_id]
+        most = max((len(of_arm) for of_arm in found.values()), default=0)
+        if record is None or (found and most * (len(found) + 1) > MOST_CLOSE):
+            break
+        drawn = pictures.closer_pictures(evidence.study.storage, trial.trial_id, record)
+        found[f"{trial.arm}, seed {trial.seed}"] = [_of_arm(picture, trial) for picture in drawn]
+    return {trial: drawn for trial, drawn in found.items() if drawn}
+
+
+def _of_arm(picture: Picture, trial: PlannedTrial) -> Picture:
+    """The figure of a trial, in words that name the arm it stands for."""
+    return dataclasses.replace(
+        picture,
+        name=f"{picture.name}-{_slug(trial.arm)}",
+        alt=f"Arm {trial.arm}, seed {trial.seed}. {picture.alt}",
+        caption=f"{trial.arm}, seed {trial.seed}: {picture.caption}",
+    )
 
 
 def _pictured_trials(evidence: Evidence, name: str) -> list[PlannedTrial]:
@@ -447,13 +449,6 @@ def _pictured_trials(evidence: Evidence, name: str) -> list[PlannedTrial]:
         if trial.arm not in found and evidence.study.arrays(trial.trial_id, name) is not None:
             found[trial.arm] = trial
     return [found[arm] for arm in evidence.shown if arm in found]
-
-
-def _arrays(evidence: Evidence, trial: PlannedTrial, name: str, keys: Sequence[str]) -> dict[str, Any]:
-    arrays = evidence.study.arrays(trial.trial_id, name) or {}
-    if not set(keys) <= set(arrays):
-        raise RecordError(f"{name} of trial {trial.trial_id} must hold {', '.join(keys)}, got {sorted(arrays)}")
-    return arrays
 
 
 def below_floor(evidence: Evidence) -> str:

@@ -18,13 +18,21 @@ THEMED = {figures.INK: "ink", figures.MUTED: "muted", figures.FAINT: "faint", fi
 """Colours of the figures and the CSS variables of the page that stand for them."""
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write ``<name>.svg`` and ``<name>.pdf``, the same bytes for the same figure; returns the SVG."""
+def save(figure: Figure, folder: Path, name: str, pdf: bool = True) -> str:
+    """Write ``<name>.svg`` and perhaps ``<name>.pdf``, the same bytes for the same figure; returns the SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     svg = to_svg(figure)
     (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    if pdf:
+        (folder / f"{name}.pdf").write_bytes(to_pdf(figure))
     return svg
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """A figure as a PDF document."""
+    content = io.BytesIO()
+    figure.savefig(content, format="pdf", metadata={"CreationDate": None})
+    return content.getvalue()
 
 
 def to_svg(figure: Figure) -> str:
@@ -34,7 +42,12 @@ def to_svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "jbot", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     figure.set_layout_engine("none")
-    return text.getvalue()
+    return re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r"^ +", "", text.getvalue(), flags=re.MULTILINE))
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point: what matplotlib writes beyond that makes pages much larger."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])
 
 
 def inline(svg: str, name: str, alt: str) -> str:
