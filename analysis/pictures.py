@@ -24,15 +24,15 @@ from matplotlib.figure import Figure
 
 from analysis import embedding, figures, svg, trial_figures
 from analysis.embedding import CLASSES
+from jbot.data.splits import TARGETS, targets
 from jbot.record import Record, RecordError, Storage, first_line, load_curves, load_record, open_folder, trial_folder
 
 MOST_JETS = 300
 """Jets of an embedding map: t-SNE of them takes about a second."""
 INDEX = "figures.json"
 """Name -> caption, beside the figures, written last: a folder with this file is whole."""
-TARGETS = {"all": CLASSES, "tqg": ("qcd", "t"), "qg": ("q", "g")}
-"""What the columns of ``<probe>/probability`` are, by data.task."""
-LABELS = {name: (label,) for label, name in enumerate(CLASSES)} | {"qcd": (0, 1)}
+LETTERS = {"w": "W", "z": "Z"}
+"""How classes are written where it is not as jbot.data has them."""
 SIGNALS = ("W", "Z", "t")
 """Of anomaly detection; q and g are its background."""
 
@@ -163,13 +163,13 @@ def score_pictures(storage: Storage, trial: str, task: str) -> Iterator[Picture]
 
 
 def _classifier_pictures(probe: str, probability: Any, labels: Any, task: str) -> Iterator[Picture]:
-    classes = TARGETS.get(task, ())
+    classes = [LETTERS.get(name, name) for name in TARGETS.get(task, ())]
     if probability.shape != (len(labels), len(classes)):
         raise RecordError(
             f"{probe}/probability must be ({len(labels)}, {len(classes)}) for task {task}, got {probability.shape}"
         )
-    of_class = {name: np.isin(labels, LABELS[name]) for name in classes}
-    known = np.any(list(of_class.values()), axis=0)
+    truth = targets(labels, task)
+    known, of_class = truth >= 0, {name: truth == position for position, name in enumerate(classes)}
     judged = classes if len(classes) > 2 else classes[1:]
     signals = {name: (probability[known, classes.index(name)], of_class[name][known]) for name in judged}
     panels = {

@@ -22,10 +22,10 @@ from matplotlib.path import Path
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import beta
-from sklearn.metrics import roc_curve
 
 from analysis.embedding import CLASSES
 from analysis.figures import CLASS_COLOURS, INK, MASKED, MUTED, PALETTE, WIDTH, styled
+from jbot.metrics import roc
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.int64]
@@ -200,20 +200,19 @@ def rejection_curves(signals: Mapping[str, tuple[Floats, NDArray[np.bool_]]]) ->
 def rejection_band(
     scores: Floats, positive: NDArray[np.bool_], efficiency: Floats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Background rejection at given signal efficiencies, with its 68% interval from counts; NaN where none passes.
+    """Background rejection at signal efficiencies in (0, 1], with its 68% interval from counts; NaN where none passes.
 
-    Between thresholds, and among jets of equal scores, efficiencies are interpolated, as if ties were cut at random.
+    At the tightest cut that keeps so much of the signal, like the numbers of the tables (jbot.metrics).
     """
-    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
-    n = int((~positive).sum())
-    passing = n * np.interp(efficiency, tpr, fpr)
+    curve = roc(scores, positive)
+    n = curve.background_jets
+    passing = np.rint(n * curve.background[np.searchsorted(curve.signal, efficiency)])
     tail = 0.5 * (1 - math.erf(1 / math.sqrt(2)))
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.where(passing < n, beta.ppf(1 - tail, passing + 1, n - passing), 1.0)
         least = beta.ppf(tail, passing, n - passing + 1)
-        # Less than one jet is no measurement: the line ends at the last jet that passes.
-        bands = (np.where(passing >= 1, 1 / share, np.nan) for share in (passing / n, most, least))
-        rejection, low, high = bands
+        # Where none passes the rejection is beyond what so many jets can measure.
+        rejection, low, high = (np.where(passing >= 1, 1 / share, np.nan) for share in (passing / n, most, least))
     return rejection, low, high
 
 

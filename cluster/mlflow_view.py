@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import queue
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from jbot.config import Config, flatten, from_dict
-from jbot.record import Record, Storage, first_line, load_curves, load_record
+from jbot.record import Record, Storage, first_line, load_curves, load_record, trial_folder
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -46,7 +48,7 @@ class View:
     def __init__(self, uri: str, info: StudyInfo):
         import mlflow
 
-        self.info = info
+        self.info, self.uri = info, uri
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self._runs: dict[tuple[str, str], str] = {}
         self._points: dict[str, set[int]] = {}
@@ -90,13 +92,31 @@ class View:
         self._log(run, [self._metric(name, value, 0, latest) for name, value in metrics.items()], {})
         self._status(run, "FINISHED", "complete")
 
+    def figures(self, trial_id: str, arm: str, record: Record, storage: Storage) -> None:
+        """The figures that were drawn of a trial, as artifacts of its run; those that are there are not sent again."""
+        folder = f"{trial_folder(trial_id)}/figures"
+        drawn = [name for name in storage.names(folder) if name.endswith(".svg")]
+        if drawn:
+            run = self._trial(trial_id, arm, from_dict(record.config))
+            there = {Path(found.path).name for found in self.client.list_artifacts(run, "figures")}
+            missing = {name: storage.read(f"{folder}/{name}") for name in drawn if name not in there}
+            self._upload(run, missing, "figures")
+
+    def report(self, page: bytes) -> None:
+        """The study's report, as an artifact of the parent run."""
+        self._upload(self.parent, {"report.html": page}, None)
+
     def finish(self, complete: bool) -> None:
         """The parent's state."""
         self._status(self.parent, *(("FINISHED", "complete") if complete else ("KILLED", "unfinished")))
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.info.name)
-        return found.experiment_id if found else self.client.create_experiment(self.info.name)
+        if found:
+            return found.experiment_id
+        return self.client.create_experiment(
+            self.info.name, artifact_location=artifact_folder(self.uri, self.info.name)
+        )
 
     def _trial(self, trial_id: str, arm: str, config: Config) -> str:
         if ("trial", trial_id) in self._runs:
@@ -152,6 +172,14 @@ class View:
             self.client.log_batch(
                 run, metrics[begin : begin + 900], tags=[RunTag(key, value) for key, value in tags.items()]
             )
+
+    def _upload(self, run: str, files: dict[str, bytes], folder: str | None) -> None:
+        if not files:
+            return
+        with tempfile.TemporaryDirectory() as here:
+            for name, content in files.items():
+                (Path(here) / name).write_bytes(content)
+            self.client.log_artifacts(run, here, folder)
 
     def _status(self, run: str, status: str, state: str) -> None:
         self.client.set_tag(run, "state", state)
@@ -209,14 +237,48 @@ class LiveView:
                 self.error = f"{type(error).__name__}: {first_line(error)}"
 
 
+def artifact_folder(uri: str, experiment: str) -> str | None:
+    """Where artifacts lie when the view is a SQLite file: beside it, not in whatever folder the study was started in.
+
+    None leaves it to the server.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow_artifacts" / experiment).as_uri()
+
+
 def rebuild(storage: Storage, study: str, uri: str) -> int:
-    """Make the view of a study from its records; returns the number of trials written.
+    """Make the view of a study from its records, and from figures and report if they were made; returns the trials.
 
     Parameters
     ----------
     study : str
         Name of the study's folder in the storage.
     """
+    view, ended, complete = _open(storage, study, uri)
+    by_arm: dict[str, list[Record]] = {}
+    for trial, arm, record in ended:
+        view.ended(trial, arm, record, load_curves(storage, trial))
+        view.figures(trial, arm, record, storage)
+        by_arm.setdefault(arm, []).append(record)
+    for arm, records in by_arm.items():
+        view.summarise(arm, records)
+    if storage.exists(f"{study}/report.html"):
+        view.report(storage.read(f"{study}/report.html"))
+    view.finish(complete)
+    return len(ended)
+
+
+def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
+    """Add the figures that were drawn, and the report, to the view of a study."""
+    view, ended, _ = _open(storage, study, uri)
+    for trial, arm, record in ended:
+        view.figures(trial, arm, record, storage)
+    view.report(report)
+
+
+def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str, str, Record]], bool]:
+    """The view of a study, (id, arm, record) of its trials that have ended, and whether those are all."""
     content = storage.read_json(f"{study}/study.json")
     plan = content["plan"]
     info = StudyInfo(
@@ -227,15 +289,6 @@ def rebuild(storage: Storage, study: str, uri: str) -> int:
         metric=plan["metric"],
         source=content["data"]["source"],
     )
-    view = View(uri, info)
-    by_arm: dict[str, list[Record]] = {}
-    for trial in content["trials"]:
-        record = load_record(storage, trial["trial_id"])
-        if record:
-            view.ended(trial["trial_id"], trial["arm"], record, load_curves(storage, trial["trial_id"]))
-            by_arm.setdefault(trial["arm"], []).append(record)
-    for arm, records in by_arm.items():
-        view.summarise(arm, records)
-    done = sum(len(records) for records in by_arm.values())
-    view.finish(done == len(content["trials"]))
-    return done
+    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in content["trials"]]
+    ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
+    return View(uri, info), ended, len(ended) == len(found)

@@ -83,6 +83,12 @@ def parser(study: Study) -> argparse.ArgumentParser:
         help="auto: the C++ kernel on CPUs, torch.compile on GPUs, plain torch where neither works",
     )
     where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
+    made.add_argument(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw every trial for MLflow when the study has ended, some seconds a trial on every core",
+    )
     return made
 
 
@@ -100,12 +106,17 @@ def run(study: Study, options: argparse.Namespace) -> int:
     specs = trial_specs(plan, base, data.fingerprint)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
+    page = None
     try:
-        run_trials(plan, specs, data, storage, held, options)
+        view = run_trials(plan, specs, data, storage, held, options)
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
-            write_report(storage, plan)
+            page = write_report(storage, plan)
+    if view and page and not view.error:
+        if options.figures:
+            draw_figures(specs, storage)
+        show_files(view, plan, storage, page)
     records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
         say(f"[yellow]the plain engine was used[/]: {why}")
@@ -150,8 +161,8 @@ def run_trials(
     storage: Storage,
     held: Resources,
     options: argparse.Namespace,
-) -> None:
-    """Run what has no record yet, watched by the progress bar and MLflow."""
+) -> Any:
+    """Run what has no record yet, watched by the progress bar and MLflow; returns the view, None without one."""
     done = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     say(f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}")
     if done:
@@ -171,6 +182,7 @@ def run_trials(
             listener.close()
         if view:
             finish_view(view, plan, storage)
+    return view
 
 
 def finish_view(view: Any, plan: Plan, storage: Storage) -> None:
@@ -183,23 +195,52 @@ def finish_view(view: Any, plan: Plan, storage: Storage) -> None:
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
         view.error = f"{type(error).__name__}: {first_line(error)}"
     if view.error:
-        say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
-        say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
+        _say_lost(view, plan, storage)
     else:
         say(see(view.uri))
 
 
-def write_report(storage: Storage, plan: Plan) -> None:
-    """The report of what has ended so far."""
+def _say_lost(view: Any, plan: Plan, storage: Storage) -> None:
+    say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
+    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
+
+
+def draw_figures(specs: list[TrialSpec], storage: Storage) -> None:
+    """Draw every trial that has ended, once. The report is out by now: this may wait."""
+    from analysis.pictures import draw_trials
+
+    say("drawing every trial for MLflow (Ctrl-C if you do not want to wait, --no-figures next time)")
+    try:
+        errors = draw_trials(storage, [spec.trial_id for spec in specs])
+    except (OSError, RuntimeError) as broken:
+        errors = {"at all": f"{type(broken).__name__}: {first_line(broken)}"}
+    for trial, error in errors.items():
+        say(f"[yellow]trial {trial} was not drawn[/]: {error}")
+
+
+def show_files(view: Any, plan: Plan, storage: Storage, page: Path) -> None:
+    """Figures and report as artifacts of their runs."""
+    from cluster import mlflow_view
+
+    try:
+        mlflow_view.show_files(storage, plan.study, view.uri, page.read_bytes())
+    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
+        view.error = f"{type(error).__name__}: {first_line(error)}"
+        _say_lost(view, plan, storage)
+
+
+def write_report(storage: Storage, plan: Plan) -> Path | None:
+    """The report of what has ended so far; None where it cannot be made."""
     try:
         from analysis.report import build_report
     except ModuleNotFoundError as missing:
         say(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
         say(f"  python -m analysis.report {storage.uri}/{plan.study}")
-        return
+        return None
     out = Path(storage.uri if storage.local else "results") / plan.study
     page = build_report(load_study(f"{storage.uri}/{plan.study}"), out)
     say(f"report: {page}")
+    return page
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:

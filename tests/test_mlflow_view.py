@@ -1,10 +1,12 @@
 """The MLflow view: one run per trial whatever happens, rebuilt from records, and never in the way."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from conftest import TINY
 
+from analysis.pictures import draw_trials
 from analysis.plan import Contrast, save_study
 from cluster.mirror import main as mirror
 from cluster.run import Resources, run_inline
@@ -13,7 +15,7 @@ from jbot.record import Storage, load_record
 from studies.study import Study, planned_trials, trial_specs
 
 mlflow = pytest.importorskip("mlflow")
-from cluster.mlflow_view import LiveView, StudyInfo, View, rebuild  # noqa: E402 - needs mlflow
+from cluster.mlflow_view import LiveView, StudyInfo, View, rebuild, show_files  # noqa: E402 - needs mlflow
 
 STUDY = Study(
     name="view_test",
@@ -44,6 +46,10 @@ class Case:
         run_inline(self.specs, self.data, self.storage, [view], Resources())
         view.close()
         return view
+
+    def artifacts(self, run, folder=None):
+        client = mlflow.MlflowClient(tracking_uri=self.uri)
+        return sorted(found.path for found in client.list_artifacts(run.info.run_id, folder) if not found.is_dir)
 
     def runs(self, role="trial"):
         client = mlflow.MlflowClient(tracking_uri=self.uri)
@@ -128,6 +134,40 @@ def test_a_point_that_comes_twice_is_one_point(case):
     (run,) = case.runs()
     assert len(view.client.get_metric_history(run.info.run_id, "train/loss")) == 1
     assert "val/knn_accuracy" not in run.data.metrics
+
+
+def test_figures_and_report_are_artifacts_of_their_runs(case, tmp_path):
+    case.run()
+    draw_trials(case.storage, [spec.trial_id for spec in case.specs], processes=1)
+    drawn = [name for name in case.storage.names(f"trials/{case.specs[0].trial_id}/figures") if name.endswith(".svg")]
+    assert {"embedding.svg", "jets.svg", "attention.svg", "roc-knn.svg", "scores-linear.svg", "training.svg"} <= {
+        *drawn
+    }
+    for _ in range(2):
+        show_files(case.storage, case.plan.study, case.uri, b"<html>the report</html>")
+    for run in case.runs():
+        assert case.artifacts(run, "figures") == [f"figures/{name}" for name in drawn]
+    (parent,) = case.runs("study")
+    assert case.artifacts(parent) == ["report.html"]
+    client = mlflow.MlflowClient(tracking_uri=case.uri)
+    run = next(run for run in case.runs() if run.data.tags["trial_id"] == case.specs[0].trial_id)
+    sent = client.download_artifacts(run.info.run_id, "figures/jets.svg", str(tmp_path))
+    assert Path(sent).read_bytes() == case.storage.read(f"trials/{case.specs[0].trial_id}/figures/jets.svg")
+    assert run.info.artifact_uri.startswith((tmp_path / "mlflow_artifacts").as_uri())
+
+
+def test_rebuilding_shows_figures_and_report_too(case, tmp_path):
+    """What the server missed is not lost: files in the storage are enough."""
+    case.run()
+    case.storage.write(f"trials/{case.specs[0].trial_id}/figures/jets.svg", b"<svg/>")
+    case.storage.write(f"{case.plan.study}/report.html", b"<html>")
+    elsewhere = f"sqlite:///{tmp_path}/elsewhere/mlflow.db"
+    (tmp_path / "elsewhere").mkdir()
+    assert mirror([f"{case.storage.uri}/{case.plan.study}", "--tracking-uri", elsewhere]) == 0
+    case.uri = elsewhere
+    artifacts = {run.data.tags["trial_id"]: case.artifacts(run, "figures") for run in case.runs()}
+    assert artifacts == {case.specs[0].trial_id: ["figures/jets.svg"], case.specs[1].trial_id: []}
+    assert case.artifacts(case.runs("study")[0]) == ["report.html"]
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "trials"])
