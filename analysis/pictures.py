@@ -99,7 +99,7 @@ def embedding_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
         name="embedding",
         figure=drawn,
         alt=f"t-SNE maps of {len(chosen)} test jets {when}, coloured by class.",
-        caption=f"The same {len(chosen)} test jets {when}",
+        caption=f"the same {len(chosen)} test jets {when}",
     )
 
 
@@ -311,7 +311,7 @@ def _slug(name: str) -> str:
 
 
 def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return words if words.startswith("k-NN") else words[:1].upper() + words[1:]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
