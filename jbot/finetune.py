@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
 from jbot.classifier import classifier_logits, classifier_shapes, init_classifier
@@ -133,7 +133,7 @@ class Knobs:
     seeds: Int64[Tensor, "trial"]
     rates: Flat
     """Learning rate of each weight."""
-    cut: Int64[Tensor, "trial 1"]
+    cut: Int16[Tensor, "trial 1"]
     """A value is dropped when its short (:meth:`jbot.streams.Draws.shorts`) is below."""
     scale: Float[Tensor, "trial 1"]
     """Of the values that are kept."""
@@ -348,7 +348,7 @@ def stack_knobs(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = 
         classes=classes,
         seeds=torch.tensor([run.config.seed for run in runs], device=device),
         rates=(lr[:, None] * factors).to(device, dtype),
-        cut=(drops - 2**15)[:, None].to(device),
+        cut=(drops - 2**15)[:, None].to(device, torch.int16),
         scale=(2**16 / (2**16 - drops))[:, None].to(device, dtype),
         dropping=bool(drops.any()),
     )

@@ -91,7 +91,10 @@ class Draws:
         return high, low
 
     def shorts(self, stream: str, count: int) -> Int16[Tensor, "trial count"]:
-        """Whole numbers uniform in [-2^15, 2^15) for each trial and position: four of each hash."""
+        """Whole numbers uniform in [-2^15, 2^15) for each trial and position: the four quarters of hashes, lowest first.
+
+        For draws that need few bits. (Lowest first is the byte order of every machine that torch supports well.)
+        """
         hashes = _positions(-(-count // 4), self._state.device)
         keys = splitmix(self._state + stream_number(stream))
         return splitmix(keys[:, None] + hashes).view(torch.int16)[:, :count]

@@ -4,7 +4,7 @@ from scipy import stats
 
 from jbot.streams import Draws, normals, splitmix, stream_number
 
-STREAMS = ("init", "order", "rotate", "smear", "split", "ratio", "mask", "probe")
+STREAMS = ("init", "order", "rotate", "smear", "split", "ratio", "mask", "probe", "dropout", "finetune_order")
 
 
 def test_splitmix_gives_the_published_sequence():
@@ -33,6 +33,21 @@ def test_a_draw_depends_on_seed_stream_step_and_place_alone():
     assert torch.equal(alone[0, 0], among[1, 1])
     later, _ = Draws(torch.tensor([3]), 8).uniforms(["mask"], (4, 5))
     assert not torch.equal(alone, later)
+
+
+def test_shorts_are_the_quarters_of_hashes():
+    draws = Draws(torch.tensor([9, 3]), 7)
+    shorts = draws.shorts("dropout", 20_001)
+    assert shorts.shape == (2, 20_001)
+    assert torch.equal(shorts[1:, :4], Draws(torch.tensor([3]), 7).shorts("dropout", 4))
+    # The two uniforms of a place are made of the upper and the lower 23 bits of the same hash.
+    (high,), (low,) = draws.uniforms(["dropout"], (5001,))
+    quarters = shorts[:, :20_000].view(2, 5000, 4).long() % 2**16
+    assert torch.equal(quarters[..., 3], ((high[:, :5000].double() * 2**23 - 0.5).long() >> 7))
+    assert torch.equal(quarters[..., 0], (low[:, :5000].double() * 2**23 - 0.5).long() % 2**16)
+    for column in quarters[0].unbind(-1):
+        assert stats.kstest((column.numpy() + 0.5) / 2**16, "uniform").pvalue > 1e-4
+    assert np.abs(np.corrcoef(quarters[0].T.numpy())[np.triu_indices(4, 1)]).max() < 5 / np.sqrt(5000)
 
 
 def test_normals_are_normal():
