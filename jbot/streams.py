@@ -91,9 +91,9 @@ class Draws:
         return high, low
 
     def shorts(self, stream: str, count: int) -> Int16[Tensor, "trial count"]:
-        """Whole numbers uniform in [-2^15, 2^15) for each trial and position: the four quarters of hashes, lowest first.
+        """Whole numbers uniform in [-2^15, 2^15) for each trial and position, for draws that need few bits.
 
-        For draws that need few bits. (Lowest first is the byte order of every machine that torch supports well.)
+        The four quarters of each hash, lowest first: the byte order of any machine with a CUDA device.
         """
         hashes = _positions(-(-count // 4), self._state.device)
         keys = splitmix(self._state + stream_number(stream))

@@ -229,12 +229,21 @@ class Ride:
                 self.checkpoints[trial].save(self.state.row(trial), self.tuned[trial])
                 for run in self.runs[trial]:
                     packs.setdefault(pack_key(run), []).append((trial, run))
-        for members in packs.values():
-            state = join_states([self.tuned[trial][run.name] for trial, run in members])
-            for row, (trial, run) in enumerate(members):
-                self.tuned[trial][run.name] = state.row(row)
-            after = functools.partial(self.after_finetune_epoch, members)
-            finetune([run for _, run in members], self.particles, state, after, self.judge.forward)
+        for all_members in packs.values():
+            members = [(trial, run) for trial, run in all_members if trial not in self.errors]
+            try:
+                self._finetune_together(members)
+            except Exception as error:
+                self.errors |= {trial: error for trial, _ in members}
+
+    def _finetune_together(self, members: list[tuple[int, Run]]) -> None:
+        if not members:
+            return
+        state = join_states([self.tuned[trial][run.name] for trial, run in members])
+        for row, (trial, run) in enumerate(members):
+            self.tuned[trial][run.name] = state.row(row)
+        after = functools.partial(self.after_finetune_epoch, members)
+        finetune([run for _, run in members], self.particles, state, after, self.judge.forward)
 
     def after_finetune_epoch(self, members: list[tuple[int, Run]], done: list[int]) -> None:
         """Save."""

@@ -10,7 +10,7 @@ from jbot.config import override
 from jbot.data import DataError
 from jbot.evaluate import metric_names
 from jbot.model import cls_rows, encode
-from jbot.record import Record, Storage, trial_folder
+from jbot.record import Record, Storage, load_record, trial_folder
 from jbot.trial import TrialSpec, run_pack
 
 RUNS = ["finetune_20", "supervised_20", "finetune_100", "supervised_100"]
@@ -255,6 +255,24 @@ def test_a_fine_tuning_that_diverges_is_an_outcome(spec, tiny_data, tmp_path):
     assert "test/knn_accuracy" in records[1].metrics
     assert not any(name.startswith("classifier") for name in Storage(tmp_path).names(trial_folder(wild.trial_id)))
     assert {row["run"] for row in rows_of(Storage(tmp_path), wild)} == set(RUNS)
+
+
+def test_an_error_in_fine_tuning_leaves_the_others_their_records(spec, tiny_data, tmp_path, monkeypatch):
+    """No outcome: a lack of memory, say, for the runs of two classes. The same pack again repeats these alone."""
+    two, storage, together = changed(spec, data__task="tqg"), Storage(tmp_path), jbot.trial.finetune
+
+    def cramped(runs, *arguments):
+        if runs[0].classes == 2:
+            raise MemoryError("no room for the step")
+        return together(runs, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jbot.trial, "finetune", cramped)
+        with pytest.raises(MemoryError, match="no room for the step"):
+            run_pack([spec, two], tiny_data, storage)
+    assert [load_record(storage, one.trial_id) is None for one in (spec, two)] == [False, True]
+    records = run_pack([spec, two], tiny_data, storage, report=pytest.fail)
+    assert [(record.state, record.attempts) for record in records] == [("complete", 1), ("complete", 2)]
 
 
 def test_a_trial_that_collapsed_is_not_fine_tuned(spec, tiny_data, tmp_path):
