@@ -6,7 +6,7 @@
 
 The supervised twin of a fine-tuning is the same run from fresh encoder weights, with layer_decay 1. Every tensor has a
 leading axis, called trial as everywhere: here one row is one run (a trial has one for each fraction of its labels, and
-as many twins). Runs of equal shapes step together, and none feels the others; those of a trial share its seed, so that a
+as many twins). Runs of equal shapes step together, and none feels the others; those of a trial share its seed: a
 fine-tuning and its twin begin with the same head, and see the same jets and the same dropout at each step.
 
 Differences from the released code (arXiv:2601.11719, `finetune` in its utils.py), which are slips there:
