@@ -37,12 +37,12 @@ from jbot.config import Config, from_dict, override
 from jbot.record import Record, RecordError
 
 FILE = "paper_tables"
-RELEASED = "released"
-"""Folder of the study in which released checkpoints leave their metrics."""
 VARIANTS = {"chosen": "chosen", "oracle": "oracle", "optimism": "optimism"}
 """Kinds of lines that are a metric of their own: ``test/anomaly_knn_chosen_auc_w``."""
-WIDTH = 132
-"""Columns of the printed tables where the terminal does not say."""
+WIDTH = 144
+"""Columns the printed tables take; on a narrower terminal lines wrap, and no figure is cut."""
+FEW_JETS = 10
+"""Background jets below which an efficiency at a cut is read off next to nothing (assumed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ def arm_config(study: StudyRecords, arm: str) -> Config:
 def load_released(study: StudyRecords, arms: Mapping[tuple[str, str], str]) -> Iterator[Released]:
     """Released checkpoints that were judged on the jets this study judges its own arms on."""
     wanted = {task: vars(arm_config(study, arm).data) for (task, _), arm in arms.items()}
-    folder = f"{study.plan.study}/{RELEASED}"
+    folder = f"{study.plan.study}/{published.RELEASED}"
     for name in study.storage.names(folder):
         content = study.storage.read_json(f"{folder}/{name}")
         try:
@@ -168,7 +168,7 @@ def _compare(
         lines += _released_line(table, row, released.get((table.task, row.model or "")))
         if lines:
             rows.append(Row(label=row.label, lines=lines))
-    notes = [*table.notes, *_missing(study, table, arms)]
+    notes = [*table.notes, *_few_jets(study, table, arms), *_missing(study, table, arms)]
     return ComparedTable(published=table, rows=rows, notes=notes)
 
 
@@ -181,13 +181,13 @@ def _paper_line(table: PublishedTable, row: PublishedRow) -> list[Line]:
 
 
 def _our_lines(study: StudyRecords, table: PublishedTable, row: PublishedRow, arm: str | None) -> Iterator[Line]:
-    """What the trials of an arm left; a row of the paper without any of it is an empty line, not nothing."""
+    """What the trials of an arm left; where it should have left something and has not, an empty line."""
     if arm is None:
         return
     records = complete_records(study, arm)
     ours = _mean_line("ours", table, row, records, f"test/{row.probe}_")
     if ours is None:
-        if row.values:
+        if row.values or _planned(row, arm_config(study, arm)):
             yield Line(kind="ours", label="ours: none", entries=dict.fromkeys(table.metrics, Entry()))
         return
     yield ours
@@ -195,6 +195,15 @@ def _our_lines(study: StudyRecords, table: PublishedTable, row: PublishedRow, ar
     for kind, variant in VARIANTS.items():
         yield from filter(None, [_mean_line(kind, table, row, records, f"test/{row.probe}_{variant}_")])
     yield from filter(None, [_mean_line("untrained", table, row, records, f"untrained/test/{row.probe}_")])
+
+
+def _planned(row: PublishedRow, config: Config) -> bool:
+    """Whether a complete trial of this Config measures the row."""
+    kind, _, rest = row.probe.partition("_")
+    if kind in ("finetune", "supervised"):
+        shares = [f"{100 * share:g}" for share in config.finetune.fractions]
+        return rest in shares and (kind == "finetune" or config.finetune.twin)
+    return rest not in published.SCANNED or config.anomaly.scan
 
 
 def complete_records(study: StudyRecords, arm: str) -> list[Record]:
@@ -241,6 +250,16 @@ def _released_line(table: PublishedTable, row: PublishedRow, found: Released | N
     return [Line(kind="released", label="released", entries=entries)]
 
 
+def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """Efficiencies that a handful of background jets decide."""
+    arm = next(arm for (task, _), arm in arms.items() if task == table.task)
+    jets = arm_config(study, arm).data.test_jets * published.BACKGROUND[table.task]
+    cuts = {head: float(metric.rpartition("_")[2]) for metric, head in table.metrics.items() if metric in published.EFFICIENCY}
+    thin = [f"{head} by {jets * cut:.2g}" for head, cut in cuts.items() if jets * cut < FEW_JETS]
+    if thin:
+        yield f"Of some {jets:,.0f} background jets in our test jets few decide: {', '.join(thin)} of them."
+
+
 def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> Iterator[str]:
     """Models that are not in the study, trials that gave no figures, and figures that no trial left."""
     for model in published.MODELS.values():
@@ -250,9 +269,9 @@ def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str
             continue
         yield from (_lost(study, trial) for trial in study.trials if trial.arm == arm and _lost(study, trial))
         if complete_records(study, arm):
-            rows = [row for row in table.rows if row.model == model and row.values]
-            lines = {row.label: next(_our_lines(study, table, row, arm)) for row in rows}
-            if absent := [label for label, line in lines.items() if not any(e.seeds for e in line.entries.values())]:
+            lines = {row.label: next(_our_lines(study, table, row, arm), None) for row in table.rows if row.model == model}
+            absent = [name for name, line in lines.items() if line and not any(e.seeds for e in line.entries.values())]
+            if absent:
                 yield f"No trial of {arm} left the figures of: {'; '.join(absent)}."
 
 
@@ -261,9 +280,9 @@ def _lost(study: StudyRecords, trial: PlannedTrial) -> str:
     record = study.records.get(trial.trial_id)
     if record is None:
         return f"Missing: {trial.arm} at seed {trial.seed} has not ended."
-    return "" if record.state == "complete" else f"Missing: {trial.arm} at seed {trial.seed} {record.state}: " + (
-        record.reason or "no reason given"
-    )
+    if record.state == "complete":
+        return ""
+    return f"Missing: {trial.arm} at seed {trial.seed} {record.state}: {(record.reason or 'no reason given').rstrip('.')}."
 
 
 def _text(kind: str, entry: Entry) -> str:
@@ -399,8 +418,8 @@ def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console)
 
 
 def console() -> Console:
-    """Standard output, wide enough for the tables where it is no terminal."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH)
+    """Standard output, wide enough for the tables."""
+    return Console(width=max(WIDTH, Console().width))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

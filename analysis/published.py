@@ -30,8 +30,14 @@ PAPER_JETS: Mapping[str, str] = {
 }
 """Training, validation and test jets of the paper."""
 
+BACKGROUND: Mapping[str, float] = {"all": 0.8, "tqg": 0.5, "qg": 0.4}
+"""Share of the test jets that is background: of one class against the rest, of t, of the three signals together."""
+
 MODELS: Mapping[tuple[int, int, int], str] = {(32, 4, 2): "S", (64, 6, 4): "B"}
 """Width, heads and layers, as in the names of the released files, and what the paper calls such a model."""
+
+RELEASED = "released"
+"""Folder of a study in which the authors' checkpoints leave their metrics (studies/released.py)."""
 
 AUC = "auc"
 EFFICIENCY = {"eps_s_0.1": "εs(0.1)", "eps_s_0.01": "εs(0.01)", "eps_s_0.001": "εs(0.001)"}
@@ -120,6 +126,8 @@ _SCORES = {
     "anomaly_autoencoder": ("Autoencoder", ()),
 }
 """Score -> name and, where the paper has it, AUC of W, Z, t and all together, for S."""
+SCANNED = ("lof", "isolation_forest", "autoencoder")
+"""Scores that a trial has with anomaly.scan only."""
 ANOMALY = PublishedTable(
     name="anomaly",
     title="Anomaly detection: pre-trained on q and g, signals W, Z and t",

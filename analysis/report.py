@@ -49,6 +49,7 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(evidence, out)
     content = _content(evidence, out / "figures")
+    content["paper_tables"] = (out / "paper_tables.html").exists()
     for name in ("report.md", "report.html"):
         write(out / name, environment().get_template(f"{name}.j2").render(content))
     return out / "report.html"

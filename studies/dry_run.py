@@ -59,7 +59,8 @@ def pre_training(plan: Plan, base: Config) -> list[str]:
 def packing(plan: Plan, base: Config, held: Resources) -> str:
     """How trials are put together on a device."""
     if held.pack is None and held.gpus > 0:
-        return f"what fits on the GPU, some {trial_bytes(base) / 1e6:,.0f} MB a trial"
+        most = max(trial_bytes(override(base, changes)) for changes in plan.arms.values())
+        return f"what fits on the GPU, some {most / 1e6:,.0f} MB a trial"
     sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, "any jets"), size=held.pack)]
     return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
 
@@ -71,7 +72,8 @@ def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:
     primary = [contrast for contrast in plan.contrasts if contrast.primary]
     n, family = len(plan.seeds), max(1, len(primary))
     floor = p_floor(n, family)
-    lines = [f"smallest p-value after Holm over {family} primary contrast(s) at n = {n}: {floor:.3g}"]
+    claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
+    lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
         enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')

@@ -22,6 +22,7 @@ from jbot.record import RecordError, Storage, first_line, load_record
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
 from studies.presets import PRESETS
+from studies.released import find_released, judge_released
 from studies.study import Study, get_preset, planned_trials, resources, trial_specs
 
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -99,6 +100,9 @@ def run(study: Study, options: argparse.Namespace) -> int:
     if options.dry_run:
         describe(plan, base, storage, held)
         return 0
+    released = Path(options.released).expanduser() if study.against_paper and options.released else None
+    if released:
+        find_released(released, plan)
     storage.remove_file(check_storage(storage))
     data = load_jets(plan, options)
     specs = trial_specs(plan, base, data.fingerprint)
@@ -110,7 +114,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
         left = len(open_trials(specs, storage))
         if left < len(specs):
             if study.against_paper:
-                write_paper_tables(storage, plan, data, options.released)
+                write_paper_tables(storage, plan, data, released)
             write_report(storage, plan)
     records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
@@ -210,12 +214,10 @@ def write_report(storage: Storage, plan: Plan) -> None:
     say(f"report: {page}")
 
 
-def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: str | None) -> None:
+def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> None:
     """The paper's tables beside what has ended so far, printed too; released checkpoints are judged first."""
-    from studies.released import judge_released
-
     if released:
-        judge_released(Path(released).expanduser(), plan, data, storage, say)
+        judge_released(released, plan, data, storage, say)
     try:
         from analysis import paper
     except ModuleNotFoundError as missing:

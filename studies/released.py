@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.paper import RELEASED
 from analysis.plan import Plan
-from analysis.published import MODELS
+from analysis.published import MODELS, RELEASED
 from jbot import TRAINER_VERSION
 from jbot.classifier import classifier_logits
 from jbot.config import Config, DataConfig, ModelConfig, digest, from_dict, override
@@ -88,16 +87,8 @@ def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, sa
     DataError
         When the folder holds no such checkpoint, or one cannot be read.
     """
-    found = [
-        (checkpoint, config)
-        for config in task_configs(plan)
-        for size in MODELS
-        if (checkpoint := Checkpoint(task=config.data.task, size=size, folder=folder)).files
-    ]
-    if not found:
-        raise DataError(f"{folder}: no released checkpoint like {task_name(plan)}, see studies/released.py")
     particles = functools.cache(lambda count: resident(data, count, torch.device("cpu")))
-    for checkpoint, config in found:
+    for checkpoint, config in find_released(folder, plan):
         name = f"{plan.study}/{RELEASED}/{checkpoint.task}_{MODELS[checkpoint.size]}.json"
         wanted = identity(checkpoint, config, data)
         if _identity_of(storage, name) == wanted:
@@ -111,17 +102,29 @@ def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, sa
         storage.write_json(name, content(checkpoint, config, data, measured) | {"identity": wanted})
 
 
+def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
+    """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by.
+
+    Raises
+    ------
+    DataError
+        When there are none.
+    """
+    configs = task_configs(plan)
+    checkpoints = [
+        (Checkpoint(task=config.data.task, size=size, folder=folder), config) for config in configs for size in MODELS
+    ]
+    found = [(checkpoint, config) for checkpoint, config in checkpoints if checkpoint.files]
+    if not found:
+        raise DataError(f"{folder}: no released checkpoint like {checkpoints[0][0].encoder.name}")
+    return found
+
+
 def task_configs(plan: Plan) -> list[Config]:
     """A Config for each task of the plan: its jets, probes and scores; the model is the checkpoint's."""
     base = from_dict(plan.base)
     configs = [override(base, {**changes, "seed": plan.seeds[0]}) for changes in plan.arms.values()]
     return list({config.data.task: config for config in reversed(configs)}.values())[::-1]
-
-
-def task_name(plan: Plan) -> str:
-    """The name of a file that would do, for a message."""
-    task = task_configs(plan)[0].data.task
-    return Checkpoint(task=task, size=next(iter(MODELS)), folder=Path()).encoder.name
 
 
 def judge(checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]) -> Iterator[tuple[str, Measured]]:
