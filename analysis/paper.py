@@ -121,9 +121,9 @@ def compare(study: StudyRecords) -> list[ComparedTable]:
 
 def arms_by_kind(study: StudyRecords) -> dict[tuple[str, str], str]:
     """(task, model) -> the arm that pre-trains this model for this task."""
-    base, found = from_dict(study.plan.base), {}
-    for arm, changes in study.plan.arms.items():
-        config = override(base, changes)
+    found: dict[tuple[str, str], str] = {}
+    for arm in study.plan.arms:
+        config = arm_config(study, arm)
         model = published.MODELS.get((config.model.dim, config.model.heads, config.model.layers))
         if model is None:
             continue
@@ -254,7 +254,11 @@ def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[st
     """Efficiencies that a handful of background jets decide."""
     arm = next(arm for (task, _), arm in arms.items() if task == table.task)
     jets = arm_config(study, arm).data.test_jets * published.BACKGROUND[table.task]
-    cuts = {head: float(metric.rpartition("_")[2]) for metric, head in table.metrics.items() if metric in published.EFFICIENCY}
+    cuts = {
+        head: float(metric.rpartition("_")[2])
+        for metric, head in table.metrics.items()
+        if metric in published.EFFICIENCY
+    }
     thin = [f"{head} by {jets * cut:.2g}" for head, cut in cuts.items() if jets * cut < FEW_JETS]
     if thin:
         yield f"Of some {jets:,.0f} background jets in our test jets few decide: {', '.join(thin)} of them."
@@ -269,7 +273,9 @@ def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str
             continue
         yield from (_lost(study, trial) for trial in study.trials if trial.arm == arm and _lost(study, trial))
         if complete_records(study, arm):
-            lines = {row.label: next(_our_lines(study, table, row, arm), None) for row in table.rows if row.model == model}
+            lines = {
+                row.label: next(_our_lines(study, table, row, arm), None) for row in table.rows if row.model == model
+            }
             absent = [name for name, line in lines.items() if line and not any(e.seeds for e in line.entries.values())]
             if absent:
                 yield f"No trial of {arm} left the figures of: {'; '.join(absent)}."
@@ -282,7 +288,9 @@ def _lost(study: StudyRecords, trial: PlannedTrial) -> str:
         return f"Missing: {trial.arm} at seed {trial.seed} has not ended."
     if record.state == "complete":
         return ""
-    return f"Missing: {trial.arm} at seed {trial.seed} {record.state}: {(record.reason or 'no reason given').rstrip('.')}."
+    return (
+        f"Missing: {trial.arm} at seed {trial.seed} {record.state}: {(record.reason or 'no reason given').rstrip('.')}."
+    )
 
 
 def _text(kind: str, entry: Entry) -> str:
@@ -321,12 +329,12 @@ def facts(study: StudyRecords) -> dict[str, str]:
         lines[f"Jets, {task}"] = f"{ours} to train, validate, test; {epochs} (the paper: {theirs})"
     return lines | {
         "Spread over seeds": "ours, ±: standard deviation over seeds, each trained from fresh weights",
-        "Spread over folds": "one seed, first figure: standard deviation over 10 stratified folds of its test jets, as in "
-        "the paper; each fold has a tenth of the jets",
+        "Spread over folds": "one seed, first figure: standard deviation over 10 stratified folds of its test jets, "
+        "each a tenth of them, as in the paper",
         "Error of test jets": "one seed, second figure: standard error from the number of its test jets",
         "The paper's ±": published.SPREAD,
-        "Released": "the authors' checkpoints, trained by them on JetNet, judged on our test jets; frozen-embedding probes "
-        "are fitted on our training jets, classifiers are used as they were released",
+        "Released": "the authors' checkpoints, trained by them on JetNet, judged on our test jets; k-NN, linear probe "
+        "and anomaly scores are fitted on our training jets, classifiers are used as they were released",
         "Untrained": "the same judgement of the encoder before training: what training must beat",
         "Plan hash": study.plan.hash,
         "Trainer": found["Trainer"],
@@ -337,7 +345,10 @@ def standing(study: StudyRecords) -> str:
     """How far ours may be held against the paper's, in one line; empty when nothing differs."""
     jetnet = str(study.data.get("source", "")).startswith("JetNet")
     same = all(_as_in_paper(arm_config(study, arm)) for arm in arms_by_kind(study).values())
-    why = [*([] if jetnet else ["on other jets than JetNet"]), *([] if same else ["with other numbers of jets or epochs"])]
+    why = [
+        *([] if jetnet else ["on other jets than JetNet"]),
+        *([] if same else ["with other numbers of jets or epochs"]),
+    ]
     if not why:
         return ""
     return f"Ours is trained {' and '.join(why)}: the paper's figures are beside it for scale, not to be reproduced."
@@ -400,8 +411,8 @@ def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console)
     """Print the tables: what the paper says, what we find, and what each line is."""
     for table in tables:
         grid = Table(title=table.published.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for head in ("", ""):
-            grid.add_column(head, no_wrap=True)
+        for _ in ("row", "line"):
+            grid.add_column(no_wrap=True)
         for head in table.published.metrics.values():
             grid.add_column(head, justify="right", no_wrap=True)
         for row in table.rows:
@@ -413,8 +424,8 @@ def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console)
             console.print(f"  {note}", style="dim", highlight=False, markup=False)
     if said := standing(study):
         console.print(said, highlight=False, markup=False)
-    for name, line in facts(study).items():
-        console.print(f"  {name}: {line}", highlight=False, markup=False)
+    for name, fact in facts(study).items():
+        console.print(f"  {name}: {fact}", highlight=False, markup=False)
 
 
 def console() -> Console:

@@ -36,7 +36,11 @@ def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> Non
     table.add_row("arms", ", ".join(plan.arms))
     table.add_row("trials", f"{trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
     table.add_row("each trial", "\n".join(pre_training(plan, base)))
-    each = f"{min(costs.values()):,.0f} to {max(costs.values()):,.0f}" if len(set(costs.values())) > 1 else f"{seconds:,.0f}"
+    each = (
+        f"{min(costs.values()):,.0f} to {max(costs.values()):,.0f}"
+        if len(set(costs.values())) > 1
+        else f"{seconds:,.0f}"
+    )
     table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({each} s a trial, {basis})")
     table.add_row("packs", packing(plan, base, held))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")

@@ -15,7 +15,7 @@ from cluster.events import Listener
 from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
-from jbot.config import Config, ConfigError, digest, from_dict, override, parse_value
+from jbot.config import ConfigError, digest, from_dict, override, parse_value
 from jbot.data import DataError, JetData, jets_needed, load
 from jbot.engine import ENGINES
 from jbot.record import RecordError, Storage, first_line, load_record

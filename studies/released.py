@@ -8,7 +8,7 @@ are. The files are found by the authors' names (https://github.com/hftsoi/jbot, 
     <task>_backbone_ft_..., <task>_mlp_ft_...                               finetune_100; ..._data10: finetune_10
     <task>_backbone_standalone_..., <task>_mlp_standalone_...               supervised_100; ..._data10: supervised_10
 
-What is found goes to <storage>/<study>/released/<task>_<size>.json, and is not computed again for the same weights and jets.
+What is found goes to <storage>/<study>/released/<task>_<size>.json; the same weights and jets are not judged again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from analysis.plan import Plan
 from analysis.published import MODELS, RELEASED
 from jbot import TRAINER_VERSION
 from jbot.classifier import classifier_logits
-from jbot.config import Config, DataConfig, ModelConfig, digest, from_dict, override
+from jbot.config import Config, digest, from_dict, override
 from jbot.data import DataError, JetData
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluate import GATHERED, Evaluator, LabeledJets, embed
@@ -160,9 +160,8 @@ def probabilities(encoder: Path, head: Path, config: Config, jets: LabeledJets) 
 
 def identity(checkpoint: Checkpoint, config: Config, data: JetData) -> str:
     """Changes when weights, jets, probes or the code that judges do."""
-    judged_by = {part: getattr(config, part) for part in ("data", "probe", "anomaly", "seed")}
-    parts = {name: dataclasses.asdict(one) if dataclasses.is_dataclass(one) else one for name, one in judged_by.items()}
-    return digest([parts, sha256(checkpoint), data.fingerprint, TRAINER_VERSION])
+    judged_by = [dataclasses.asdict(part) for part in (config.data, config.probe, config.anomaly)]
+    return digest([judged_by, config.seed, sha256(checkpoint), data.fingerprint, TRAINER_VERSION])
 
 
 def sha256(checkpoint: Checkpoint) -> dict[str, str]:

@@ -133,7 +133,7 @@ DATA = {"source": "jets <made> here", "fingerprint": "f00"}
 
 
 def make_study(folder, changes=None):
-    """A study of the three S arms at three seeds; `changes` maps (arm, seed) to fields of that record, None: pending."""
+    """A study of the three S arms at three seeds; `changes` maps (arm, seed) to fields of the record, None: pending."""
     plan = study.plan("smoke", seeds=3)
     storage = Storage(folder)
     trials = planned_trials(trial_specs(plan, from_dict(plan.base), "f00"))
@@ -214,7 +214,7 @@ class Rows(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
-        if "src" in given or tag == "link" and given.get("href") != "data:,":
+        if "src" in given or (tag == "link" and given.get("href") != "data:,"):
             self.loads.append(tag)
         if tag == "tr":
             self.columns.append(0)
@@ -227,7 +227,9 @@ def test_files_say_the_same_and_are_made_from_records_alone(tmp_path, capsys):
     folder = tmp_path / found.plan.study
     assert paper.main([str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert {"paper_tables.html", "paper_tables.md", "paper_tables.tex", "paper_tables.csv"} <= set(Storage(folder).names())
+    assert {"paper_tables.html", "paper_tables.md", "paper_tables.tex", "paper_tables.csv"} <= set(
+        Storage(folder).names()
+    )
     page = (folder / "paper_tables.html").read_text()
     assert "jets &lt;made&gt; here" in page
     rows = Rows()
@@ -321,10 +323,15 @@ def test_released_checkpoints_are_judged_on_our_jets(tmp_path):
     of_model, student = dataclasses.replace(Config(), model=model), frozen_student(model, weights)
     top = data.labels == CLASSES.index("t")
     bank = rows.train[:60]
-    cls = {name: embed(student, torch.from_numpy(data.particles[r]), of_model) for name, r in [("bank", bank), ("test", rows.test)]}
+    cls = {
+        name: embed(student, torch.from_numpy(data.particles[r]), of_model)
+        for name, r in [("bank", bank), ("test", rows.test)]
+    }
     votes = KNeighborsClassifier(5, algorithm="brute").fit(cls["bank"], top[bank]).predict_proba(cls["test"])[:, 1]
     assert found["metrics"]["test/knn_auc"] == pytest.approx(roc_auc_score(top[rows.test], votes), abs=1e-6)
-    head = {name: torch.from_numpy(w)[None] for name, w in load_head(folder / "tqg_mlp_ft_32_4_2_data10.weights.h5").items()}
+    head = {
+        name: torch.from_numpy(w)[None] for name, w in load_head(folder / "tqg_mlp_ft_32_4_2_data10.weights.h5").items()
+    }
     logits = classifier_logits(head, torch.from_numpy(cls["test"])[None])[0].numpy()
     accuracy = float(np.mean(logits.argmax(1) == top[rows.test]))
     assert found["metrics"]["test/finetune_10_accuracy"] == pytest.approx(accuracy)
@@ -335,7 +342,7 @@ def test_released_checkpoints_are_judged_on_our_jets(tmp_path):
 def test_released_checkpoints_are_judged_once(tmp_path):
     data, folder = make_data(150), tmp_path / "models"
     write_released(folder)
-    plan, storage, _ = judged(tmp_path, data, folder)
+    plan, _, _ = judged(tmp_path, data, folder)
     file = tmp_path / "results" / plan.study / "released/tqg_S.json"
     before = file.stat().st_mtime_ns
     assert judged(tmp_path, data, folder)[2] == []
