@@ -173,7 +173,10 @@ _FIVE = (
     ("jBOT B 100%", "B", "finetune_100"),
 )
 _FIVE_ROWS = tuple(PublishedRow(label=label, model=model, probe=probe) for label, model, probe in _FIVE)
-_FIVE_NOTE = "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. The columns average over classes, one against the rest."
+_FIVE_NOTE = (
+    "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. Apart from accuracy, the "
+    "columns are means over the classes, one against the rest."
+)
 FIVE_CLASS = PublishedTable(
     name="five_class",
     title="Five classes: q, g, W, Z, t",
