@@ -174,8 +174,8 @@ _FIVE = (
 )
 _FIVE_ROWS = tuple(PublishedRow(label=label, model=model, probe=probe) for label, model, probe in _FIVE)
 _FIVE_NOTE = (
-    "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. Apart from accuracy, the "
-    "columns are means over the classes, one against the rest."
+    "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. "
+    "Apart from accuracy, the columns are means over the classes, one against the rest."
 )
 FIVE_CLASS = PublishedTable(
     name="five_class",
