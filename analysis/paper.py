@@ -11,6 +11,7 @@ Each row has a line for each kind of figure, so that digits stand under digits:
                    and the count-based standard error of all its test jets
     chosen, oracle, optimism    anomaly scores: settings chosen behind the firewall, best on the signal, the gap
     untrained      the same judgement of the encoder before training: the floor
+    raw            the same of the particles themselves, without an encoder
     released       the authors' checkpoint, trained by them on JetNet, judged on our test jets (studies/released.py)
 """
 
@@ -37,8 +38,10 @@ from jbot.config import Config, from_dict, override
 from jbot.record import Record, RecordError
 
 FILE = "paper_tables"
-VARIANTS = {"chosen": "chosen", "oracle": "oracle", "optimism": "optimism"}
+VARIANTS = ("chosen", "oracle", "optimism")
 """Kinds of lines that are a metric of their own: ``test/anomaly_knn_chosen_auc_w``."""
+FLOORS = ("untrained", "raw")
+"""Kinds of lines whose metrics have this prefix: ``untrained/test/knn_auc``."""
 WIDTH = 144
 """Columns the printed tables take; on a narrower terminal lines wrap, and no figure is cut."""
 FEW_JETS = 10
@@ -192,9 +195,10 @@ def _our_lines(study: StudyRecords, table: PublishedTable, row: PublishedRow, ar
         return
     yield ours
     yield from _one_seed_line(table, row, records)
-    for kind, variant in VARIANTS.items():
-        yield from filter(None, [_mean_line(kind, table, row, records, f"test/{row.probe}_{variant}_")])
-    yield from filter(None, [_mean_line("untrained", table, row, records, f"untrained/test/{row.probe}_")])
+    for variant in VARIANTS:
+        yield from filter(None, [_mean_line(variant, table, row, records, f"test/{row.probe}_{variant}_")])
+    for floor in FLOORS:
+        yield from filter(None, [_mean_line(floor, table, row, records, f"{floor}/test/{row.probe}_")])
 
 
 def _planned(row: PublishedRow, config: Config) -> bool:
@@ -300,7 +304,7 @@ def _text(kind: str, entry: Entry) -> str:
     if kind == "one seed":
         spreads = [wording.number(s, wording.decimals_of(s)) for s in (entry.fold_sd, entry.error)]
         return "; ".join(spreads) if math.isfinite(entry.value) else wording.NOTHING
-    if entry.seeds > 1 and kind != "released":
+    if entry.seeds > 1 and kind != "raw":  # raw features know nothing of seeds
         return wording.with_error(entry.value, entry.seed_sd)
     return wording.number(entry.value)
 
@@ -335,7 +339,8 @@ def facts(study: StudyRecords) -> dict[str, str]:
         "The paper's ±": published.SPREAD,
         "Released": "the authors' checkpoints, trained by them on JetNet, judged on our test jets; k-NN, linear probe "
         "and anomaly scores are fitted on our training jets, classifiers are used as they were released",
-        "Untrained": "the same judgement of the encoder before training: what training must beat",
+        "Untrained, raw": "the same judgement of the encoder before training, and of the particles themselves: what "
+        "training must beat",
         "Plan hash": study.plan.hash,
         "Trainer": found["Trainer"],
     }

@@ -216,16 +216,20 @@ def write_report(storage: Storage, plan: Plan) -> None:
 
 def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> None:
     """The paper's tables beside what has ended so far, printed too; released checkpoints are judged first."""
-    if released:
-        judge_released(released, plan, data, storage, say)
     try:
         from analysis import paper
     except ModuleNotFoundError as missing:
         say(f"[yellow]no tables[/]: {missing.name} is not installed; make them elsewhere with")
         say(f"  python -m analysis.paper {storage.uri}/{plan.study}")
         return
-    found = load_study(f"{storage.uri}/{plan.study}")
-    tables, page = paper.write_tables(found, out_folder(storage, plan))
+    try:
+        if released:
+            judge_released(released, plan, data, storage, say)
+        found = load_study(f"{storage.uri}/{plan.study}")
+        tables, page = paper.write_tables(found, out_folder(storage, plan))
+    except (DataError, RecordError) as error:  # the trials are complete, and their report comes next
+        say(f"[yellow]no tables[/]: {error}")
+        return
     paper.show(tables, found, paper.console())
     say(f"the paper's tables and ours: {page}")
 

@@ -110,7 +110,7 @@ def make_record(plan, trial, data, **changes):
     config = configs_of(plan)[trial.arm]
     tails = ("accuracy", "auc", "eps_s_0.1", "eps_s_0.01", "eps_s_0.001", "auc_w", "auc_z", "auc_t")
     names = [f"test/{probe}_{tail}" for probe in METRICS[trial.arm] for tail in tails]
-    metrics = dict.fromkeys(names, VALUES[trial.seed]) | {"untrained/test/knn_accuracy": 0.5}
+    metrics = dict.fromkeys(names, VALUES[trial.seed]) | {"untrained/test/knn_accuracy": 0.5, "raw/test/knn_auc": 0.7}
     fields = {
         "trial_id": trial.trial_id,
         "state": "complete",
@@ -156,7 +156,8 @@ def lines_of(tables, name, label):
 
 def test_ours_stands_beside_the_papers(tmp_path):
     lines = lines_of(paper.compare(make_study(tmp_path)), "top_tagging", "k-NN, S")
-    assert list(lines) == ["paper", "ours", "one seed", "untrained"]
+    assert list(lines) == ["paper", "ours", "one seed", "untrained", "raw"]
+    assert lines["raw"].cells == ["–", "0.7000", "–", "–", "–"]
     assert lines["paper"].cells == ["0.8777", "0.9447", "0.8352", "0.3337", "–"]
     ours = lines["ours"].entries["auc"]
     assert ours.value == pytest.approx(0.83)  # the mean of .80 .82 .87
