@@ -226,7 +226,8 @@ def _mean_line(
         found = statistics.mean_interval(values)
         entries[metric] = Entry(value=found.mean, seed_sd=found.sd, seeds=found.n)
     seeds = max(entry.seeds for entry in entries.values())
-    return Line(kind=kind, label=f"{kind}, {wording.count(seeds, 'seed')}", entries=entries) if seeds else None
+    label = "raw features" if kind == "raw" else f"{kind}, {wording.count(seeds, 'seed')}"
+    return Line(kind=kind, label=label, entries=entries) if seeds else None
 
 
 def _one_seed_line(table: PublishedTable, row: PublishedRow, records: Sequence[Record]) -> Iterator[Line]:
@@ -275,14 +276,15 @@ def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str
         if arm is None:
             yield f"jBOT-{model} is not trained for this task in this study (preset {study.plan.preset})."
             continue
-        yield from (_lost(study, trial) for trial in study.trials if trial.arm == arm and _lost(study, trial))
-        if complete_records(study, arm):
-            lines = {
-                row.label: next(_our_lines(study, table, row, arm), None) for row in table.rows if row.model == model
-            }
-            absent = [name for name, line in lines.items() if line and not any(e.seeds for e in line.entries.values())]
-            if absent:
-                yield f"No trial of {arm} left the figures of: {'; '.join(absent)}."
+        yield from filter(None, (_lost(study, trial) for trial in study.trials if trial.arm == arm))
+        complete = len(complete_records(study, arm))
+        seeds: dict[int, list[str]] = {}
+        for row in table.rows:
+            if row.model == model and (line := next(_our_lines(study, table, row, arm), None)):
+                seeds.setdefault(max(entry.seeds for entry in line.entries.values()), []).append(row.label)
+        for n, labels in seeds.items():
+            if n < complete:
+                yield f"{n or 'None'} of {complete} complete trials of {arm} left the figures of: {'; '.join(labels)}."
 
 
 def _lost(study: StudyRecords, trial: PlannedTrial) -> str:

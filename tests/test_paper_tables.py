@@ -189,9 +189,18 @@ def test_what_is_missing_is_said(tmp_path):
     assert "Missing: S_tqg at seed 0 failed: diverged: loss is nan." in notes
     assert "Missing: S_tqg at seed 2 has not ended." in notes
     assert "jBOT-B is not trained for this task in this study (preset smoke)." in notes
-    absent = next(note for note in table_of(tables, "five_class").notes if note.startswith("No trial of S_all"))
+    start = "None of 3 complete trials of S_all left the figures of: "
+    absent = next(note for note in table_of(tables, "five_class").notes if note.startswith(start))
     assert absent.endswith("Linear, S; Sup. S 10%; jBOT S 10%; Sup. S 100%; jBOT S 100%.")
     assert any("79 background jets" in note and "εs(0.1) by 7.9" in note for note in notes)
+
+
+def test_a_fine_tuning_that_diverged_at_one_seed_is_said(tmp_path):
+    kept = {f"test/{probe}_auc": 0.8 for probe in METRICS["S_tqg"] if probe != "finetune_10"}
+    tables = paper.compare(make_study(tmp_path, {("S_tqg", 1): {"metrics": kept}}))
+    assert lines_of(tables, "top_tagging", "jBOT S 10%")["ours"].label == "ours, 2 seeds"
+    notes = table_of(tables, "top_tagging").notes
+    assert "2 of 3 complete trials of S_tqg left the figures of: jBOT S 10%." in notes
 
 
 def test_a_study_without_the_papers_models_has_no_tables(tmp_path, capsys):
