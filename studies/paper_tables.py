@@ -35,7 +35,7 @@ study = Study(
     metric="test/knn_accuracy",
     margin=0.01,
     against_paper=True,
-    arms_by_preset={"smoke": ("S_all", "S_tqg", "S_qg")},
+    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("S_all", "S_tqg", "S_qg")),
     seeds_by_preset={"quick": 3},
 )
 
