@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,10 @@ def run(study: Study, options: argparse.Namespace) -> int:
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
-            if study.against_paper:
-                write_paper_tables(storage, plan, data, released)
-            write_report(storage, plan)
+            tables = write_paper_tables(storage, plan, data, released) if study.against_paper else None
+            write_report(storage, plan)  # leads to the tables
+            if tables:
+                tables()
     records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
         say(f"[yellow]the plain engine was used[/]: {why}")
@@ -214,14 +216,14 @@ def write_report(storage: Storage, plan: Plan) -> None:
     say(f"report: {page}")
 
 
-def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> None:
-    """The paper's tables beside what has ended so far, printed too; released checkpoints are judged first."""
+def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> Callable[[], None] | None:
+    """The paper's tables beside what has ended so far; returns what prints them. Released checkpoints come first."""
     try:
         from analysis import paper
     except ModuleNotFoundError as missing:
         say(f"[yellow]no tables[/]: {missing.name} is not installed; make them elsewhere with")
         say(f"  python -m analysis.paper {storage.uri}/{plan.study}")
-        return
+        return None
     try:
         if released:
             judge_released(released, plan, data, storage, say)
@@ -229,9 +231,13 @@ def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Pa
         tables, page = paper.write_tables(found, out_folder(storage, plan))
     except (DataError, RecordError) as error:  # the trials are complete, and their report comes next
         say(f"[yellow]no tables[/]: {error}")
-        return
-    paper.show(tables, found, paper.console())
-    say(f"the paper's tables and ours: {page}")
+        return None
+
+    def show() -> None:
+        paper.show(tables, found, paper.console())
+        say(f"the paper's tables and ours: {page}")
+
+    return show
 
 
 def out_folder(storage: Storage, plan: Plan) -> Path:
