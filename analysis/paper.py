@@ -38,8 +38,9 @@ from jbot.config import Config, from_dict, override
 from jbot.record import Record, RecordError
 
 FILE = "paper_tables"
-VARIANTS = ("chosen", "oracle", "optimism")
-"""Kinds of lines that are a metric of their own: ``test/anomaly_knn_chosen_auc_w``."""
+TUNED = {"chosen": "chosen_", "oracle": "oracle_", "optimism": ""}
+"""Lines of anomaly scores, and what their metrics have before the AUC's: ``test/anomaly_knn_chosen_auc_w``; where it is
+not an AUC but a gain of it, ``test/anomaly_knn_optimism_w``."""
 FLOORS = ("untrained", "raw")
 """Kinds of lines whose metrics have this prefix: ``untrained/test/knn_auc``."""
 WIDTH = 144
@@ -195,8 +196,8 @@ def _our_lines(study: StudyRecords, table: PublishedTable, row: PublishedRow, ar
         return
     yield ours
     yield from _one_seed_line(table, row, records)
-    for variant in VARIANTS:
-        yield from filter(None, [_mean_line(variant, table, row, records, f"test/{row.probe}_{variant}_")])
+    for kind, tail in TUNED.items() if table is published.ANOMALY else ():
+        yield from filter(None, [_mean_line(kind, table, row, records, f"test/{row.probe}_{tail}")])
     for floor in FLOORS:
         yield from filter(None, [_mean_line(floor, table, row, records, f"{floor}/test/{row.probe}_")])
 
@@ -222,7 +223,8 @@ def _mean_line(
     """Mean and spread over seeds; None when no record has any of it."""
     entries = {}
     for metric in table.metrics:
-        values = [record.metrics[prefix + metric] for record in records if prefix + metric in record.metrics]
+        name = prefix + metric.replace("auc", "optimism") if kind == "optimism" else prefix + metric
+        values = [record.metrics[name] for record in records if name in record.metrics]
         found = statistics.mean_interval(values)
         entries[metric] = Entry(value=found.mean, seed_sd=found.sd, seeds=found.n)
     seeds = max(entry.seeds for entry in entries.values())

@@ -99,7 +99,7 @@ def test_published_figures_are_those_of_the_paper():
 
 METRICS = {
     "S_tqg": ("knn", "linear", "finetune_10", "finetune_100", "supervised_10", "supervised_100"),
-    "S_qg": ("anomaly_knn", "anomaly_knn_chosen", "anomaly_knn_oracle", "anomaly_knn_optimism", "anomaly_lof"),
+    "S_qg": ("anomaly_knn", "anomaly_knn_chosen", "anomaly_knn_oracle", "anomaly_lof"),
     "S_all": ("knn",),
 }
 VALUES = (0.80, 0.82, 0.87)
@@ -111,6 +111,7 @@ def make_record(plan, trial, data, **changes):
     tails = ("accuracy", "auc", "eps_s_0.1", "eps_s_0.01", "eps_s_0.001", "auc_w", "auc_z", "auc_t")
     names = [f"test/{probe}_{tail}" for probe in METRICS[trial.arm] for tail in tails]
     metrics = dict.fromkeys(names, VALUES[trial.seed]) | {"untrained/test/knn_accuracy": 0.5, "raw/test/knn_auc": 0.7}
+    metrics |= {"test/anomaly_knn_optimism": 0.01, "test/anomaly_knn_optimism_w": 0.02} if trial.arm == "S_qg" else {}
     fields = {
         "trial_id": trial.trial_id,
         "state": "complete",
@@ -174,6 +175,9 @@ def test_ours_stands_beside_the_papers(tmp_path):
 def test_anomaly_scores_show_what_was_chosen_and_the_optimism(tmp_path):
     tables = paper.compare(make_study(tmp_path))
     assert list(lines_of(tables, "anomaly", "k-NN, S")) == ["paper", "ours", "one seed", "chosen", "oracle", "optimism"]
+    gap = lines_of(tables, "anomaly", "k-NN, S")["optimism"].entries
+    assert (gap["auc_w"].value, gap["auc"].value) == (pytest.approx(0.02), pytest.approx(0.01))
+    assert np.isnan(gap["auc_z"].value)
     assert list(lines_of(tables, "anomaly", "Local outlier factor, S")) == ["ours", "one seed"]
     assert list(lines_of(tables, "anomaly", "GNNAE, as the paper cites it")) == ["paper"]
     assert lines_of(tables, "anomaly", "Cosine, S")["ours"].label == "ours: none"
