@@ -272,21 +272,35 @@ def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[st
 
 
 def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Models that are not in the study, trials that gave no figures, and figures that no trial left."""
+    """Models that are not in the study, trials that gave no figures, and figures that complete trials did not give."""
     for model in published.MODELS.values():
         arm = arms.get((table.task, model))
         if arm is None:
             yield f"jBOT-{model} is not trained for this task in this study (preset {study.plan.preset})."
             continue
         yield from filter(None, (_lost(study, trial) for trial in study.trials if trial.arm == arm))
-        complete = len(complete_records(study, arm))
-        seeds: dict[int, list[str]] = {}
-        for row in table.rows:
-            if row.model == model and (line := next(_our_lines(study, table, row, arm), None)):
-                seeds.setdefault(max(entry.seeds for entry in line.entries.values()), []).append(row.label)
-        for n, labels in seeds.items():
-            if n < complete:
-                yield f"{n or 'None'} of {complete} complete trials of {arm} left the figures of: {'; '.join(labels)}."
+        rows = [row for row in table.rows if row.model == model]
+        yield from _diverged(complete_records(study, arm), rows)
+        yield from _unmeasured(study, table, rows, arm)
+
+
+def _diverged(records: Sequence[Record], rows: Sequence[PublishedRow]) -> Iterator[str]:
+    """Fine-tunings that ended without figures."""
+    for row in rows:
+        for record in records:
+            if row.probe in record.missing:
+                yield f"Missing: {row.label} at seed {record.seed}: {record.missing[row.probe].rstrip('.')}."
+
+
+def _unmeasured(study: StudyRecords, table: PublishedTable, rows: Sequence[PublishedRow], arm: str) -> Iterator[str]:
+    """Rows that not every complete trial has."""
+    complete, seeds = len(complete_records(study, arm)), dict[int, list[str]]()
+    for row in rows:
+        if line := next(_our_lines(study, table, row, arm), None):
+            seeds.setdefault(max(entry.seeds for entry in line.entries.values()), []).append(row.label)
+    for n, labels in seeds.items():
+        if n < complete:
+            yield f"{n or 'None'} of {complete} complete trials of {arm} left the figures of: {'; '.join(labels)}."
 
 
 def _lost(study: StudyRecords, trial: PlannedTrial) -> str:

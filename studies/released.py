@@ -26,11 +26,12 @@ import torch
 from analysis.plan import Plan
 from analysis.published import MODELS, RELEASED
 from jbot import TRAINER_VERSION
-from jbot.classifier import classifier_logits
+from jbot.classifier import pack_classifier
 from jbot.config import Config, digest, from_dict, override
 from jbot.data import DataError, JetData
 from jbot.data.splits import TARGETS, targets
-from jbot.evaluate import GATHERED, Evaluator, LabeledJets, embed
+from jbot.evaluate import Evaluator, LabeledJets
+from jbot.finetune import class_probabilities_of
 from jbot.keras_weights import KerasWeightsError, frozen_student, load_backbone, load_head
 from jbot.metrics import Measured, classification, uncertainties
 from jbot.record import RecordError, Storage
@@ -146,16 +147,12 @@ def judge(checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]) 
 def probabilities(encoder: Path, head: Path, config: Config, jets: LabeledJets) -> np.ndarray:
     """Class probabilities of a released classifier, (jet, class)."""
     model, backbone = load_backbone(encoder)
-    student, of_model = frozen_student(model, backbone), dataclasses.replace(config, model=model)
-    weights = {name: torch.from_numpy(array)[None] for name, array in load_head(head).items()}
-    classes = weights["output.bias"].shape[1]
-    if classes != len(TARGETS[config.data.task]):
-        raise KerasWeightsError(f"{head}: must have {len(TARGETS[config.data.task])} outputs, got {classes}")
-    found = []
-    for first in range(0, len(jets.rows), GATHERED):
-        cls = torch.from_numpy(embed(student, jets.take(slice(first, first + GATHERED)), of_model))
-        found.append(torch.softmax(classifier_logits(weights, cls[None])[0], dim=1))
-    return torch.cat(found).numpy()
+    of_model, named = dataclasses.replace(config, model=model), load_head(head)
+    classes = len(TARGETS[config.data.task])
+    if len(named["output.bias"]) != classes:
+        raise KerasWeightsError(f"{head}: must have {classes} outputs, got {len(named['output.bias'])}")
+    weights = torch.cat((frozen_student(model, backbone), pack_classifier(named)[None]), dim=1)
+    return class_probabilities_of(weights, jets.particles, jets.rows, of_model, classes).numpy()
 
 
 def identity(checkpoint: Checkpoint, config: Config, data: JetData) -> str:

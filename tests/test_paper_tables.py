@@ -201,9 +201,12 @@ def test_what_is_missing_is_said(tmp_path):
 
 def test_a_fine_tuning_that_diverged_at_one_seed_is_said(tmp_path):
     kept = {f"test/{probe}_auc": 0.8 for probe in METRICS["S_tqg"] if probe != "finetune_10"}
-    tables = paper.compare(make_study(tmp_path, {("S_tqg", 1): {"metrics": kept}}))
+    tables = paper.compare(
+        make_study(tmp_path, {("S_tqg", 1): {"metrics": kept, "missing": {"finetune_10": "diverged"}}})
+    )
     assert lines_of(tables, "top_tagging", "jBOT S 10%")["ours"].label == "ours, 2 seeds"
     notes = table_of(tables, "top_tagging").notes
+    assert "Missing: jBOT S 10% at seed 1: diverged." in notes
     assert "2 of 3 complete trials of S_tqg left the figures of: jBOT S 10%." in notes
 
 
