@@ -50,8 +50,9 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(evidence, out)
     content = _content(evidence, out / "figures")
+    content["paper_tables"] = (out / "paper_tables.html").exists()
     for name in ("report.md", "report.html"):
-        _write(out / name, _environment().get_template(f"{name}.j2").render(content))
+        write(out / name, environment().get_template(f"{name}.j2").render(content))
     return out / "report.html"
 
 
@@ -128,7 +129,7 @@ def _write_tables(evidence: Evidence, out: Path) -> None:
         "signatures": signatures.as_table(evidence.signatures),
     }
     for name, frame in frames.items():
-        _write(out / f"{name}.csv", frame.to_csv(index=False))
+        write(out / f"{name}.csv", frame.to_csv(index=False))
     _write_parquet(out / "trials.parquet", evidence.trials)
 
 
@@ -138,14 +139,14 @@ def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
     temporary.replace(path)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Whole or not at all: a browser may be reading the last report."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and ".html" in name,

@@ -138,6 +138,8 @@ def plan_lines(evidence: Evidence) -> dict[str, str]:
 def _power_line(evidence: Evidence) -> str:
     """Floor and power of the full design, before any data."""
     plan = evidence.study.plan
+    if not plan.contrasts:
+        return "nothing is compared: every figure comes with its spread over seeds"
     n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
     floor = statistics.p_floor(n, family)
     effect = statistics.minimum_detectable_effect(n, alpha=plan.alpha / family)

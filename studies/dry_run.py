@@ -13,7 +13,7 @@ from analysis.plan import FILE, Plan, load_study
 from analysis.statistics import minimum_detectable_effect, p_floor
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources
-from jbot.config import Config, override
+from jbot.config import Config, digest, override
 from jbot.engine import find_engine
 from jbot.pack import Pack
 from jbot.record import Record, Storage
@@ -21,20 +21,27 @@ from jbot.train import VIEW_JETS, init_state, run_steps
 from studies.study import trial_specs
 
 PROBE_REPEATS = 3
+COSTLY = ("data", "train", "model", "probe", "finetune", "anomaly")
+"""Parts of a Config that decide how much work a trial is."""
 
 
 def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> None:
     """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
     trials = len(plan.arms) * len(plan.seeds)
     pilot = pilot_records(plan, storage)
-    seconds, basis = seconds_a_trial(base, [record for _, record in pilot], held)
+    costs, basis = arm_seconds(plan, base, [record for _, record in pilot], held)
+    seconds = sum(costs.values()) / len(costs)
     table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
     table.add_row("question", plan.question)
     table.add_row("arms", ", ".join(plan.arms))
     table.add_row("trials", f"{trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
-    jets, passes = base.data.train_jets, base.data.train_jets * base.train.epochs
-    table.add_row("each trial", f"{jets:,} jets x {base.train.epochs} epochs = {passes:,} jet passes")
-    table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({seconds:,.0f} s a trial, {basis})")
+    table.add_row("each trial", "\n".join(pre_training(plan, base)))
+    each = (
+        f"{min(costs.values()):,.0f} to {max(costs.values()):,.0f}"
+        if len(set(costs.values())) > 1
+        else f"{seconds:,.0f}"
+    )
+    table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({each} s a trial, {basis})")
     table.add_row("packs", packing(plan, base, held))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
     table.add_row("what it can answer", "\n".join(power_lines(plan, pilot)))
@@ -42,20 +49,35 @@ def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> Non
     Console().print(table)
 
 
+def pre_training(plan: Plan, base: Config) -> list[str]:
+    """Jet passes of a trial; a line for all arms, or one for those that share them."""
+    arms: dict[str, list[str]] = {}
+    for arm, changes in plan.arms.items():
+        config = override(base, changes)
+        jets, epochs = config.data.train_jets, config.train.epochs
+        line = f"{jets:,} jets x {epochs} epochs = {jets * epochs:,} jet passes"
+        arms.setdefault(line, []).append(arm)
+    return [line if len(arms) == 1 else f"{line}: {', '.join(names)}" for line, names in arms.items()]
+
+
 def packing(plan: Plan, base: Config, held: Resources) -> str:
     """How trials are put together on a device."""
     if held.pack is None and held.gpus > 0:
-        return f"what fits on the GPU, some {trial_bytes(base) / 1e6:,.0f} MB a trial"
+        most = max(trial_bytes(override(base, changes)) for changes in plan.arms.values())
+        return f"what fits on the GPU, some {most / 1e6:,.0f} MB a trial"
     sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, "any jets"), size=held.pack)]
     return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
 
 
 def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:
     """The p floor and minimum detectable effect of the primary family, in plain words."""
+    if not plan.contrasts:
+        return ["the plan states no contrast: nothing is compared, every figure comes with its spread over seeds"]
     primary = [contrast for contrast in plan.contrasts if contrast.primary]
     n, family = len(plan.seeds), max(1, len(primary))
     floor = p_floor(n, family)
-    lines = [f"smallest p-value after Holm over {family} primary contrast(s) at n = {n}: {floor:.3g}"]
+    claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
+    lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
         enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
@@ -85,21 +107,30 @@ def paired(treatment: str, control: str, pilot: list[tuple[str, Record]], metric
     return [values[treatment, seed] - values[control, seed] for seed in sorted(seeds)]
 
 
-def seconds_a_trial(base: Config, pilot: list[Record], held: Resources) -> tuple[float, str]:
-    """Device seconds of one trial: from earlier records, else from a few training steps timed here."""
-    same = [
-        record
-        for record in pilot
-        if all(record.config[part] == part_of(base, part) for part in ("data", "train", "model"))
-    ]
-    if same:
-        return float(np.median([record.device_seconds for record in same])), f"median of {len(same)} records"
+def arm_seconds(plan: Plan, base: Config, pilot: list[Record], held: Resources) -> tuple[dict[str, float], str]:
+    """Device seconds of a trial of each arm, and what they rest on: earlier records, else steps timed here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = override(base, {"train.batch": min(base.train.batch, 1024)})
-    steps = base.train.epochs * -(-base.data.train_jets // config.train.batch)
     torch.set_num_threads(1)  # as a trial on a CPU
     where = "one CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return steps * seconds_a_step(config, device, held.engine), f"steps timed here on {where}, probes not counted"
+    seconds, bases, timed = {}, [], {}
+    for arm, changes in plan.arms.items():
+        config = override(base, changes)
+        if same := [record.device_seconds for record in pilot if costs_as_much(record, config)]:
+            seconds[arm] = float(np.median(same))
+            bases.append("median of earlier records")
+            continue
+        step = override(config, {"train.batch": min(config.train.batch, 1024)})
+        shape = (step.model, step.train.batch, step.train.precision, step.data.particles)
+        if shape not in timed:  # arms of one shape differ little in what a step costs
+            timed[shape] = seconds_a_step(step, device, held.engine)
+        seconds[arm] = timed[shape] * config.train.epochs * -(-config.data.train_jets // step.train.batch)
+        bases.append(f"steps timed here on {where}, probes and fine-tuning not counted")
+    return seconds, "; ".join(dict.fromkeys(bases))
+
+
+def costs_as_much(record: Record, config: Config) -> bool:
+    """Whether a trial of this Config does as much work as the record's did."""
+    return all(digest(record.config.get(part)) == digest(part_of(config, part)) for part in COSTLY)
 
 
 def part_of(config: Config, part: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from cluster.events import Listener
 from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
-from jbot.config import Config, ConfigError, digest, from_dict, parse_value
+from jbot.config import ConfigError, digest, from_dict, override, parse_value
 from jbot.data import DataError, JetData, jets_needed, load
 from jbot.engine import ENGINES
 from jbot.record import RecordError, Storage, first_line, load_record
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
 from studies.presets import PRESETS
+from studies.released import find_released, judge_released
 from studies.study import Study, get_preset, planned_trials, resources, trial_specs
 
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -65,6 +67,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
     made.add_argument(
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
+    if study.against_paper:
+        made.add_argument(
+            "--released", metavar="FOLDER", help="the authors' .weights.h5 files, to be judged on the same test jets"
+        )
     where = made.add_argument_group("where")
     ray = where.add_mutually_exclusive_group()
     ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
@@ -101,8 +107,11 @@ def run(study: Study, options: argparse.Namespace) -> int:
     if options.dry_run:
         describe(plan, base, storage, held)
         return 0
+    released = Path(options.released).expanduser() if study.against_paper and options.released else None
+    if released:
+        find_released(released, plan)
     storage.remove_file(check_storage(storage))
-    data = load_jets(base, options)
+    data = load_jets(plan, options)
     specs = trial_specs(plan, base, data.fingerprint)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
@@ -112,7 +121,10 @@ def run(study: Study, options: argparse.Namespace) -> int:
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
-            page = write_report(storage, plan)
+            tables = write_paper_tables(storage, plan, data, released) if study.against_paper else None
+            page = write_report(storage, plan)  # leads to the tables
+            if tables:
+                tables()
     if view and page and not view.error:
         if options.figures:
             draw_figures(specs, storage)
@@ -127,10 +139,13 @@ def run(study: Study, options: argparse.Namespace) -> int:
     return UNFINISHED if left else 0
 
 
-def load_jets(base: Config, options: argparse.Namespace) -> JetData:
-    """The jets the plan needs, from the source the user named."""
-    wanted = base.data
-    needed = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+def load_jets(plan: Plan, options: argparse.Namespace) -> JetData:
+    """The jets the arms need, each class as many as the arm that wants most, from the source the user named."""
+    needed: dict[str, int] = {}
+    for changes in plan.arms.values():
+        wanted = override(from_dict(plan.base), changes).data
+        own = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+        needed |= {name: max(count, needed.get(name, 0)) for name, count in own.items()}
     executor = None
     if options.address and options.data == "pythia":
         from cluster.generate import cluster_executor
@@ -237,10 +252,38 @@ def write_report(storage: Storage, plan: Plan) -> Path | None:
         say(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
         say(f"  python -m analysis.report {storage.uri}/{plan.study}")
         return None
-    out = Path(storage.uri if storage.local else "results") / plan.study
-    page = build_report(load_study(f"{storage.uri}/{plan.study}"), out)
+    page = build_report(load_study(f"{storage.uri}/{plan.study}"), out_folder(storage, plan))
     say(f"report: {page}")
     return page
+
+
+def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> Callable[[], None] | None:
+    """The paper's tables beside what has ended so far; returns what prints them. Released checkpoints come first."""
+    try:
+        from analysis import paper
+    except ModuleNotFoundError as missing:
+        say(f"[yellow]no tables[/]: {missing.name} is not installed; make them elsewhere with")
+        say(f"  python -m analysis.paper {storage.uri}/{plan.study}")
+        return None
+    try:
+        if released:
+            judge_released(released, plan, data, storage, say)
+        found = load_study(f"{storage.uri}/{plan.study}")
+        tables, page = paper.write_tables(found, out_folder(storage, plan))
+    except (DataError, RecordError) as error:  # the trials are complete, and their report comes next
+        say(f"[yellow]no tables[/]: {error}")
+        return None
+
+    def show() -> None:
+        paper.show(tables, found, paper.console())
+        say(f"the paper's tables and ours: {page}")
+
+    return show
+
+
+def out_folder(storage: Storage, plan: Plan) -> Path:
+    """Where pages are written: the study's folder, or one here when that is in an object store."""
+    return Path(storage.uri if storage.local else "results") / plan.study
 
 
 def _changes(settings: list[str]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.plan import Contrast, Plan, PlannedTrial
+from analysis.published import RECIPES
 from cluster.run import Resources
-from jbot.config import Config, ConfigError, override, to_dict
+from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.evaluate import metric_names
 from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
@@ -39,6 +40,11 @@ class Study:
     """Differences of the metric below it do not matter."""
     arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Presets that run only some arms (and the contrasts among them)."""
+    seeds_by_preset: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Presets in which this study has another number of blocks than the preset says."""
+    against_paper: bool = False
+    """Arms follow the paper's recipe for their task: jets of each split and epochs are to the preset's as the paper's
+    are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper.py)."""
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.arms):
@@ -69,7 +75,7 @@ class Study:
             For an unknown preset or field, a value out of range, or two arms with the same Config.
         """
         size = get_preset(preset)
-        count = size.seeds if seeds is None else seeds
+        count = self.seeds_by_preset.get(preset, size.seeds) if seeds is None else seeds
         if not 1 <= count <= MAX_SEEDS:
             raise ConfigError(f"seeds must be at least 1 and at most {MAX_SEEDS}, got {count}")
         base = override(Config(), {**size.base, **(changes or {})})
@@ -77,6 +83,8 @@ class Study:
         if missing := set(names) - set(self.arms):
             raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
         arms = {name: dict(self.arms[name]) for name in names}
+        if self.against_paper:
+            arms = {name: _recipe(base, changes) | changes for name, changes in arms.items()}
         _check_changes(changes or {}, arms)
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
@@ -157,6 +165,15 @@ def _check_metric(metric: str, arm: str, config: Config) -> None:
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=3) or known[:3]
         raise ConfigError(f"metric {metric!r} is not measured in arm {arm!r}, which has {', '.join(close)}, ...")
+
+
+def _recipe(base: Config, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Jets and epochs of an arm's task, to the base as the paper's are to those of its five-class task."""
+    task = str(arm.get("data.task", base.data.task))
+    if task == "all":
+        return {}
+    whole, sizes = RECIPES["all"], flatten(base)
+    return {name: max(1, round(sizes[name] * n / whole[name])) for name, n in RECIPES[task].items()}
 
 
 def _check_arms_differ(base: Config, arms: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,0 +1,190 @@
+"""The authors' released checkpoints as rows of the paper's tables: their weights, our jets, our metrics.
+
+They were trained by the authors on JetNet, whose jets they may know better than ours. k-NN and linear probe and anomaly
+scores are fitted on our training jets, as for our own encoders; fine-tuned and supervised classifiers are used as they
+are. The files are found by the authors' names (https://github.com/hftsoi/jbot, folder models):
+
+    <task>_backbone_pretrain_<dim>_<heads>_<layers>.weights.h5              k-NN, linear, anomaly scores
+    <task>_backbone_ft_..., <task>_mlp_ft_...                               finetune_100; ..._data10: finetune_10
+    <task>_backbone_standalone_..., <task>_mlp_standalone_...               supervised_100; ..._data10: supervised_10
+
+What is found goes to <storage>/<study>/released/<task>_<size>.json; the same weights and jets are not judged again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.plan import Plan
+from analysis.published import MODELS, RELEASED
+from jbot import TRAINER_VERSION
+from jbot.classifier import pack_classifier
+from jbot.config import Config, digest, from_dict, override
+from jbot.data import DataError, JetData
+from jbot.data.splits import TARGETS, targets
+from jbot.evaluate import Evaluator, LabeledJets
+from jbot.finetune import class_probabilities_of
+from jbot.keras_weights import KerasWeightsError, frozen_student, load_backbone, load_head
+from jbot.metrics import Measured, classification, uncertainties
+from jbot.record import RecordError, Storage
+from jbot.train import init_state
+from jbot.trial import prepare, resident
+
+CLASSIFIERS = {
+    "finetune_100": ("ft", ""),
+    "finetune_10": ("ft", "_data10"),
+    "supervised_100": ("standalone", ""),
+    "supervised_10": ("standalone", "_data10"),
+}
+"""Our probe -> how the authors name its files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The released files of one task and model size."""
+
+    task: str
+    size: tuple[int, int, int]
+    folder: Path
+
+    def path(self, part: str, kind: str, share: str = "") -> Path:
+        """Of ``backbone`` or ``mlp``, whether it is there or not."""
+        return self.folder / f"{self.task}_{part}_{kind}_{'_'.join(map(str, self.size))}{share}.weights.h5"
+
+    @property
+    def encoder(self) -> Path:
+        """The pre-trained encoder."""
+        return self.path("backbone", "pretrain")
+
+    @property
+    def classifiers(self) -> dict[str, tuple[Path, Path]]:
+        """Probe -> encoder and head, of those whose two files are there."""
+        pairs = {
+            probe: (self.path("backbone", kind, share), self.path("mlp", kind, share))
+            for probe, (kind, share) in CLASSIFIERS.items()
+        }
+        return {probe: pair for probe, pair in pairs.items() if all(path.is_file() for path in pair)}
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file of it that is there."""
+        found = [self.encoder, *(path for pair in self.classifiers.values() for path in pair)]
+        return [path for path in found if path.is_file()]
+
+
+def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, say: Callable[[str], None]) -> None:
+    """Judge the released checkpoints of the plan's tasks on the plan's test jets; leaves a file each.
+
+    Raises
+    ------
+    DataError
+        When the folder holds no such checkpoint, or one cannot be read.
+    """
+    particles = functools.cache(lambda count: resident(data, count, torch.device("cpu")))
+    for checkpoint, config in find_released(folder, plan):
+        name = f"{plan.study}/{RELEASED}/{checkpoint.task}_{MODELS[checkpoint.size]}.json"
+        wanted = identity(checkpoint, config, data)
+        if _identity_of(storage, name) == wanted:
+            continue
+        say(f"judging the released {checkpoint.task} {MODELS[checkpoint.size]} on {config.data.test_jets:,} test jets")
+        _, jets = prepare(config.data, config.probe.bank_jets, data=data, particles=particles(config.data.particles))
+        try:
+            measured = dict(judge(checkpoint, config, jets))
+        except KerasWeightsError as error:
+            raise DataError(str(error)) from None
+        storage.write_json(name, content(checkpoint, config, data, measured) | {"identity": wanted})
+
+
+def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
+    """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by.
+
+    Raises
+    ------
+    DataError
+        When there are none.
+    """
+    configs = task_configs(plan)
+    checkpoints = [
+        (Checkpoint(task=config.data.task, size=size, folder=folder), config) for config in configs for size in MODELS
+    ]
+    found = [(checkpoint, config) for checkpoint, config in checkpoints if checkpoint.files]
+    if not found:
+        raise DataError(f"{folder}: no released checkpoint like {checkpoints[0][0].encoder.name}")
+    return found
+
+
+def task_configs(plan: Plan) -> list[Config]:
+    """A Config for each task of the plan: its jets, probes and scores; the model is the checkpoint's."""
+    base = from_dict(plan.base)
+    configs = [override(base, {**changes, "seed": plan.seeds[0]}) for changes in plan.arms.values()]
+    return list({config.data.task: config for config in reversed(configs)}.values())[::-1]
+
+
+def judge(checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]) -> Iterator[tuple[str, Measured]]:
+    """Metric -> value, of the frozen encoder and of the classifiers; names as in a record."""
+    if checkpoint.encoder.is_file():
+        model, backbone = load_backbone(checkpoint.encoder)
+        of_model = dataclasses.replace(config, model=model)
+        state = dataclasses.replace(init_state(of_model, [config.seed], torch.device("cpu")))
+        state.student = frozen_student(model, backbone)
+        judgement = Evaluator(of_model, jets["bank"], jets["val"], jets["test"]).final(state)
+        yield from ((f"test/{name}", one) for name, one in judgement.measured.items())
+    names = list(TARGETS[config.data.task])
+    right = targets(jets["test"].labels, config.data.task)
+    for probe, (encoder, head) in checkpoint.classifiers.items():
+        found = classification(probabilities(encoder, head, config, jets["test"]), right, names)
+        yield from ((f"test/{probe}_{name}", one) for name, one in found.items())
+
+
+def probabilities(encoder: Path, head: Path, config: Config, jets: LabeledJets) -> np.ndarray:
+    """Class probabilities of a released classifier, (jet, class)."""
+    model, backbone = load_backbone(encoder)
+    of_model, named = dataclasses.replace(config, model=model), load_head(head)
+    classes = len(TARGETS[config.data.task])
+    if len(named["output.bias"]) != classes:
+        raise KerasWeightsError(f"{head}: must have {classes} outputs, got {len(named['output.bias'])}")
+    weights = torch.cat((frozen_student(model, backbone), pack_classifier(named)[None]), dim=1)
+    return class_probabilities_of(weights, jets.particles, jets.rows, of_model, classes).numpy()
+
+
+def identity(checkpoint: Checkpoint, config: Config, data: JetData) -> str:
+    """Changes when weights, jets, probes or the code that judges do."""
+    judged_by = [dataclasses.asdict(part) for part in (config.data, config.probe, config.anomaly)]
+    return digest([judged_by, config.seed, sha256(checkpoint), data.fingerprint, TRAINER_VERSION])
+
+
+def sha256(checkpoint: Checkpoint) -> dict[str, str]:
+    """File name -> hash of its content."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.files}
+
+
+def content(checkpoint: Checkpoint, config: Config, data: JetData, measured: dict[str, Measured]) -> dict[str, Any]:
+    """What the tables read, and where it comes from."""
+    return {
+        "task": checkpoint.task,
+        "model": MODELS[checkpoint.size],
+        "about": "trained by the authors on JetNet, judged on our test jets",
+        "data": dataclasses.asdict(config.data),
+        "fingerprint": data.fingerprint,
+        "source": data.source,
+        "weights": sha256(checkpoint),
+        "trainer_version": TRAINER_VERSION,
+        "metrics": {name: one.value for name, one in measured.items() if np.isfinite(one.value)},
+        "uncertainties": uncertainties(measured),
+    }
+
+
+def _identity_of(storage: Storage, name: str) -> str | None:
+    """Of what was judged before; None when it was not, or cannot be read: it is done again then."""
+    try:
+        return storage.read_json(name)["identity"] if storage.exists(name) else None
+    except (RecordError, KeyError, TypeError):
+        return None
