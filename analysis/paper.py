@@ -43,7 +43,7 @@ TUNED = {"chosen": "chosen_", "oracle": "oracle_", "optimism": ""}
 not an AUC but a gain of it, ``test/anomaly_knn_optimism_w``."""
 FLOORS = ("untrained", "raw")
 """Kinds of lines whose metrics have this prefix: ``untrained/test/knn_auc``."""
-WIDTH = 144
+WIDTH = 160
 """Columns the printed tables take; on a narrower terminal lines wrap, and no figure is cut."""
 FEW_JETS = 10
 """Background jets below which an efficiency at a cut is read off next to nothing (assumed)."""

@@ -244,6 +244,7 @@ def test_files_say_the_same_and_are_made_from_records_alone(tmp_path, capsys):
     folder = tmp_path / found.plan.study
     assert paper.main([str(folder)]) == 0
     printed = capsys.readouterr().out
+    assert "…" not in printed  # no figure is cut
     assert {"paper_tables.html", "paper_tables.md", "paper_tables.tex", "paper_tables.csv"} <= set(
         Storage(folder).names()
     )
