@@ -35,14 +35,14 @@ ROOT = Path(__file__).parent.parent
 JETNET = {"q": 170_679, "g": 177_252, "w": 177_172, "z": 176_952, "t": 177_945}
 """Jets of each class (SCIENCE: Zenodo 6975118)."""
 TINY = {
-    "data.train_jets": 210,
+    "data.train_jets": 280,
     "data.val_jets": 100,
     "data.test_jets": 95,
     "train.epochs": 1,
     "finetune.epochs": 1,
     "finetune.batch": 64,
     "probe.knn_k": 5,
-    "probe.bank_jets": 60,
+    "probe.bank_jets": 100,
 }
 
 
@@ -340,7 +340,7 @@ def test_released_checkpoints_are_judged_on_our_jets(tmp_path):
     model, weights = load_backbone(folder / "tqg_backbone_pretrain_32_4_2.weights.h5")
     of_model, student = dataclasses.replace(Config(), model=model), frozen_student(model, weights)
     top = data.labels == CLASSES.index("t")
-    bank = rows.train[:60]
+    bank = rows.train[:100]
     cls = {
         name: embed(student, torch.from_numpy(data.particles[r]), of_model)
         for name, r in [("bank", bank), ("test", rows.test)]
@@ -402,9 +402,9 @@ def test_load_jets_takes_what_the_hungriest_arm_needs(tmp_path):
     write_jets(tmp_path / "jets.h5", 400)
     found = load_jets(plan, Options)
     counts = dict(zip(CLASSES, np.bincount(found.labels).tolist(), strict=True))
-    # all: (210 + 100 + 95) / 5 = 81 a class; tqg: q and g (86 + 40 + 50) / 4 rounded up by part, t twice that;
-    # qg: q and g (75 + 20) / 2 rounded up by part and 203 / 5 of every class.
-    assert counts == {"q": 38 + 10 + 41, "g": 38 + 10 + 41, "w": 81, "z": 81, "t": 2 * (22 + 10 + 13)}
+    # all: (280 + 100 + 95) / 5 a class; tqg: q and g (114 + 40 + 50) / 4 rounded up by part, t twice that;
+    # qg: q and g (100 + 20) / 2 and, of every class, 203 / 5 rounded up.
+    assert counts == {"q": 50 + 10 + 41, "g": 50 + 10 + 41, "w": 95, "z": 95, "t": 2 * (29 + 10 + 13)}
 
 
 @pytest.mark.parametrize("released", [False, True])
