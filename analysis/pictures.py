@@ -155,7 +155,8 @@ def score_pictures(storage: Storage, trial: str, task: str) -> Iterator[Picture]
     if not arrays:
         return
     labels = np.asarray(arrays["label"], dtype=np.int64)
-    for name, scores in arrays.items():
+    # Sorted: a safetensors file is read in no certain order.
+    for name, scores in sorted(arrays.items(), key=lambda item: (item[0].startswith("anomaly/"), item[0])):
         if name.endswith("/probability"):
             yield from _classifier_pictures(name.removesuffix("/probability"), scores, labels, task)
         elif name.startswith("anomaly/"):
