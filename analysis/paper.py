@@ -43,6 +43,8 @@ TUNED = {"chosen": "chosen_", "oracle": "oracle_", "optimism": ""}
 not an AUC but a gain of it, ``test/anomaly_knn_optimism_w``."""
 FLOORS = ("untrained", "raw")
 """Kinds of lines whose metrics have this prefix: ``untrained/test/knn_auc``."""
+DECIMALS = 4
+"""At most, as the paper prints them."""
 WIDTH = 160
 """Columns the printed tables take; on a narrower terminal lines wrap, and no figure is cut."""
 FEW_JETS = 10
@@ -320,10 +322,10 @@ def _text(kind: str, entry: Entry) -> str:
     if entry.words:
         return entry.words
     if kind == "one seed":
-        spreads = [wording.number(s, wording.decimals_of(s)) for s in (entry.fold_sd, entry.error)]
+        spreads = [wording.number(s, wording.decimals_of(s, DECIMALS)) for s in (entry.fold_sd, entry.error)]
         return "; ".join(spreads) if math.isfinite(entry.value) else wording.NOTHING
     if entry.seeds > 1 and kind != "raw":  # raw features know nothing of seeds
-        return wording.with_error(entry.value, entry.seed_sd)
+        return wording.with_error(entry.value, entry.seed_sd, most=DECIMALS)
     return wording.number(entry.value)
 
 

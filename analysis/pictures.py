@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import embedding, figures, svg, trial_figures
+from analysis import embedding, figures, svg, trial_figures, wording
 from analysis.embedding import CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.record import Record, RecordError, Storage, first_line, load_curves, load_record, open_folder, trial_folder
@@ -180,7 +180,7 @@ def _classifier_pictures(probe: str, probability: Any, labels: Any, task: str) -
         }
         for name, (score, _) in signals.items()
     }
-    words, rest = score_name(probe), "the rest" if len(classes) > 2 else classes[0]
+    words, rest = wording.classifier(probe), "the rest" if len(classes) > 2 else classes[0]
     yield _roc(f"roc-{_slug(probe)}", words, f"each of {', '.join(judged)} against {rest}", signals)
     yield Picture(
         name=f"scores-{_slug(probe)}",
@@ -198,7 +198,7 @@ def _against_rest(of_class: Mapping[str, Any], name: str) -> list[tuple[str, Any
 def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]:
     if values.shape != labels.shape:
         raise RecordError(f"anomaly/{score} must have shape {labels.shape}, got {values.shape}")
-    background, words = np.isin(labels, (0, 1)), f"anomaly score {score_name(score)}"
+    background, words = np.isin(labels, (0, 1)), f"anomaly score {wording.classifier(score)}"
     signals = {name: (labels == CLASSES.index(name)) for name in SIGNALS} | {"combined": ~background}
     pairs = {name: (values[chosen | background], chosen[chosen | background]) for name, chosen in signals.items()}
     yield _roc(f"roc-anomaly-{_slug(score)}", words, "each signal, and all together, against q and g", pairs)
@@ -232,7 +232,7 @@ def training_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
     rows = pd.DataFrame(storage.read_rows(name) if storage.exists(name) else [])
     if {"run", "epoch"} <= set(rows) and len(rows):
         words = "Loss and accuracy of fine-tuning"
-        runs = {run: score_name(run) for run in rows["run"].unique()}
+        runs = {run: wording.classifier(run) for run in rows["run"].unique()}
         figure = trial_figures.finetuning_curves(rows, runs)
         yield Picture(
             name="finetuning",
@@ -240,17 +240,6 @@ def training_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
             alt=f"{words} against epoch for {', '.join(runs.values())}.",
             caption=f"{words}; the twin starts from fresh weights",
         )
-
-
-SCORES = {"knn": "k-NN probe", "linear": "linear probe", "finetune": "fine-tuned", "supervised": "supervised twin"}
-
-
-def score_name(name: str) -> str:
-    """``fine-tuned, 10% of labels`` for ``finetune_10``; an unknown name in its own words."""
-    kind, _, share = name.rpartition("_")
-    if kind in ("finetune", "supervised"):
-        return f"{SCORES[kind]}, {share}% of labels"
-    return SCORES.get(name, name.replace("_", " "))
 
 
 def draw_trial(storage: Storage, trial: str, pdf: bool = False) -> list[str]:

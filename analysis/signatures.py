@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from analysis import statistics, tables, wording
 from analysis.plan import PlannedTrial, StudyRecords
 from jbot.data.jetdata import CLASSES
-from jbot.data.splits import TARGETS, targets
+from jbot.data.splits import COMPOSITION, TARGETS, targets
 from jbot.record import Record, RecordError
 
 LEAST_SPREAD = 0.01
@@ -201,7 +201,28 @@ def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: 
         return []
     share = wrong / decided
     evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
-    return [Case(subject=f"{pair}, {_classifier_name(classifier)}", evidence=evidence, weight=share)]
+    return [Case(subject=f"{pair}, {wording.classifier(classifier)}", evidence=evidence, weight=share)]
+
+
+def at_chance(record: Record, study: StudyRecords) -> list[Case] | None:
+    """A trained classifier that says no more than its most frequent class would: comparisons with it mean little."""
+    runs = [run for kind in ("finetune", "supervised") for run in _runs(record, kind)]
+    cases = []
+    for run in runs:
+        accuracy = _metric(record, f"{run}_accuracy") or 0.0
+        chance = chance_of(str(tables.lookup(record.config, "data.task")))
+        error = _error(record, f"test/{run}_accuracy", accuracy)
+        if accuracy <= chance + ERRORS * error:
+            evidence = f"accuracy {wording.with_error(accuracy, error)}, and {chance:g} by chance"
+            cases.append(Case(subject=wording.classifier(run), evidence=evidence, weight=chance - accuracy))
+    return cases if runs else None
+
+
+def chance_of(task: str) -> float:
+    """Share of the most frequent target among the test jets that a task's classifier knows."""
+    unit = COMPOSITION[task]["test"]
+    counts = [sum(unit.count(name) for name in names) for names in TARGETS[task].values()]
+    return max(counts) / sum(counts)
 
 
 def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
@@ -211,14 +232,14 @@ def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
     if not frozen or not tuned:
         return None
     best = max(frozen, key=lambda probe: _metric(record, f"{probe}_accuracy") or 0.0)
-    return [case for run in tuned for case in _below(record, run, best, _classifier_name(run))]
+    return [case for run in tuned for case in _below(record, run, best, wording.classifier(run))]
 
 
 def below_twin(record: Record, study: StudyRecords) -> list[Case] | None:
     """Fine-tuning that ends below the same network trained from fresh weights on the same labels."""
     runs = [(run, run.replace("finetune", "supervised")) for run in _runs(record, "finetune")]
     pairs = [(run, twin) for run, twin in runs if _metric(record, f"{twin}_accuracy") is not None]
-    cases = [case for run, twin in pairs for case in _below(record, run, twin, _classifier_name(run))]
+    cases = [case for run, twin in pairs for case in _below(record, run, twin, wording.classifier(run))]
     return cases if pairs else None
 
 
@@ -230,7 +251,7 @@ def below_untrained(record: Record, study: StudyRecords) -> list[Case] | None:
         if _metric(record, f"{probe}_accuracy") is not None
         and _metric(record, f"{probe}_accuracy", "untrained/test/") is not None
     ]
-    cases = [case for p in probes for case in _below(record, p, p, _classifier_name(p), "untrained/test/")]
+    cases = [case for p in probes for case in _below(record, p, p, wording.classifier(p), "untrained/test/")]
     return cases if probes else None
 
 
@@ -245,7 +266,7 @@ def _below(record: Record, lower: str, upper: str, subject: str, prefix: str = "
     gap, error = values[1] - values[0], math.hypot(*errors)
     if not gap > ERRORS * error:
         return []
-    than = "untrained encoder" if prefix != "test/" else _classifier_name(upper)
+    than = "untrained encoder" if prefix != "test/" else wording.classifier(upper)
     decimals = wording.decimals_of(error)
     evidence = (
         f"accuracy {wording.number(values[0], decimals)} against {wording.number(values[1], decimals)} ({than}): "
@@ -280,13 +301,6 @@ def _runs(record: Record, kind: str) -> list[str]:
     return [run for _, run in runs if _metric(record, f"{run}_accuracy") is not None]
 
 
-def _classifier_name(name: str) -> str:
-    """``fine-tuning on 10% of labels`` for ``finetune_10``."""
-    kind, _, percent = name.partition("_")
-    words = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuning", "supervised": "supervised twin"}
-    return f"{words.get(kind, kind)} on {percent}% of labels" if percent else words.get(kind, kind)
-
-
 def _class_name(name: str) -> str:
     """As physicists write it."""
     return {"w": "W", "z": "Z", "qcd": "q/g"}.get(name, name)
@@ -296,6 +310,7 @@ SIGNATURES: dict[str, Check] = {
     "collapse": collapse,
     "uniform attention": uniform_attention,
     "class confusion": class_confusion,
+    "classifier at chance": at_chance,
     "fine-tuning below the frozen embedding": below_frozen,
     "fine-tuning below its supervised twin": below_twin,
     "trained encoder below the untrained one": below_untrained,

@@ -8,8 +8,8 @@ NOTHING = "–"
 """What stands for a number that does not exist."""
 
 
-def decimals_of(error: float) -> int:
-    """Decimals that show an error to one digit, or to two when it starts with 1 or 2.
+def decimals_of(error: float, most: int = 8) -> int:
+    """Decimals that show an error to one digit, or to two when it starts with 1 or 2; at most `most`.
 
     References
     ----------
@@ -19,7 +19,7 @@ def decimals_of(error: float) -> int:
         return 4
     exponent = math.floor(math.log10(error))
     leading = error / 10.0**exponent
-    return min(8, max(0, -exponent + (1 if leading < 3 else 0)))
+    return min(most, max(0, -exponent + (1 if leading < 3 else 0)))
 
 
 def number(value: float | None, decimals: int = 4, sign: bool = False) -> str:
@@ -40,9 +40,9 @@ def compact(value: float | None, digits: int = 3) -> str:
     return f"{float(f'{value:.{digits}g}'):g}".replace("-", "−")
 
 
-def with_error(value: float, error: float, sign: bool = False) -> str:
-    """``0.021 ± 0.006``, both rounded by the error."""
-    decimals = decimals_of(error)
+def with_error(value: float, error: float, sign: bool = False, most: int = 8) -> str:
+    """``0.021 ± 0.006``, both rounded by the error, to at most so many decimals."""
+    decimals = decimals_of(error, most)
     return f"{number(value, decimals, sign)} ± {number(error, decimals)}"
 
 
@@ -105,3 +105,14 @@ def quantity_on(metric: str) -> str:
     """``k-NN accuracy on test jets`` for ``test/knn_accuracy``."""
     split = metric.split("/")[0]
     return f"{quantity(metric)} on {SPLITS[split]}" if split in SPLITS else quantity(metric)
+
+
+CLASSIFIERS = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuning", "supervised": "supervised twin"}
+
+
+def classifier(name: str) -> str:
+    """``fine-tuning on 10% of labels`` for ``finetune_10``; an unknown name in its own words."""
+    kind, _, percent = name.rpartition("_")
+    if kind in CLASSIFIERS:
+        return f"{CLASSIFIERS[kind]} on {percent}% of labels"
+    return CLASSIFIERS.get(name, name.replace("_", " "))

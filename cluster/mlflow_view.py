@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jbot.config import Config, flatten, from_dict
-from jbot.record import Record, Storage, first_line, load_curves, load_record, trial_folder
+from jbot.record import Record, Storage, first_line, load_curves, load_finetune_curves, load_record, trial_folder
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -51,7 +51,8 @@ class View:
         self.info, self.uri = info, uri
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self._runs: dict[tuple[str, str], str] = {}
-        self._points: dict[str, set[int]] = {}
+        self._points: dict[tuple[str, str], set[int]] = {}
+        """Epochs that are there, by run and the name of their clock."""
         self.experiment = self._experiment()
         self.parent = self._run("study", info.name, f"{info.name} ({info.preset})", {"question": info.question})
         for tag, value in {"plan_hash": info.plan_hash, "metric": info.metric}.items():  # of the plan that ran last
@@ -146,17 +147,16 @@ class View:
         return run
 
     def _log_rows(self, run: str, rows: list[dict[str, Any]]) -> None:
-        if run not in self._points:
-            self._points[run] = {int(m.step) for m in self.client.get_metric_history(run, "epoch")}
-        new = [row for row in rows if row["epoch"] not in self._points[run]]
-        metrics = [
-            self._metric(name, value, row["epoch"], None)
-            for row in new
-            for name, value in row.items()
-            if isinstance(value, int | float)
-        ]
+        metrics = []
+        for row in rows:
+            clock = next(name for name in row if name.rpartition("/")[2] == "epoch")  # of training, or of a fine-tuning
+            if (run, clock) not in self._points:
+                self._points[run, clock] = {int(m.step) for m in self.client.get_metric_history(run, clock)}
+            if row[clock] not in self._points[run, clock]:
+                self._points[run, clock].add(row[clock])
+                known = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                metrics += [self._metric(name, value, row[clock], None) for name, value in known.items()]
         self._log(run, metrics, {})
-        self._points[run] |= {row["epoch"] for row in new}
 
     def _metric(self, name: str, value: float, step: int, at: str | None) -> Any:
         """A value with a time of its own, so that writing it twice is writing it once."""
@@ -210,7 +210,7 @@ class LiveView:
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """See View.ended."""
         trial = spec.trial_id
-        self._tasks.put(lambda view: view.ended(trial, spec.arm, record, load_curves(self.storage, trial)))
+        self._tasks.put(lambda view: view.ended(trial, spec.arm, record, all_curves(self.storage, trial)))
 
     def interrupted(self, spec: TrialSpec) -> None:
         """Its run goes on when the trial does."""
@@ -247,6 +247,11 @@ def artifact_folder(uri: str, experiment: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow_artifacts" / experiment).as_uri()
 
 
+def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
+    """Of pre-training, and of fine-tunings."""
+    return load_curves(storage, trial) + load_finetune_curves(storage, trial)
+
+
 def rebuild(storage: Storage, study: str, uri: str) -> int:
     """Make the view of a study from its records, and from figures and report if they were made; returns the trials.
 
@@ -258,7 +263,7 @@ def rebuild(storage: Storage, study: str, uri: str) -> int:
     view, ended, complete = _open(storage, study, uri)
     by_arm: dict[str, list[Record]] = {}
     for trial, arm, record in ended:
-        view.ended(trial, arm, record, load_curves(storage, trial))
+        view.ended(trial, arm, record, all_curves(storage, trial))
         view.figures(trial, arm, record, storage)
         by_arm.setdefault(arm, []).append(record)
     for arm, records in by_arm.items():

@@ -74,7 +74,8 @@ def trial_bytes(config: Config) -> int:
     block = 4 * inner + 2 * model.heads * tokens + 6 * d + 2 * FFN_WIDTH * d
     head = 2 * HEAD_WIDTH * model.projection + 3 * model.projection
     weights = sum(math.prod(shape) for shape in weight_shapes(model).values())
-    jets = 2 * config.train.batch
+    # A fine-tuning sees one view, and steps together with its twin.
+    jets = 2 * max(config.train.batch, config.finetune.batch if config.finetune.fractions else 0)
     activations = jets * tokens * (2 * d + model.layers * block + head) * FLOAT
     return 7 * weights * FLOAT + activations + jets * tokens**2 * 12
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from jbot.evaluate import fine_tunings
 from jbot.record import Record
 from jbot.trial import TrialSpec
 
@@ -26,13 +27,18 @@ class TimeLeft(ProgressColumn):
         return Text(task.fields["left"], style="cyan")
 
 
+def epochs_of(spec: TrialSpec) -> float:
+    """Epochs of a trial over all its jets; one of fine-tuning counts as its share of the labels."""
+    return spec.config.train.epochs + spec.config.finetune.epochs * sum(fine_tunings(spec.config).values())
+
+
 class StudyProgress:
     """A bar over all trials, moved by every reported epoch."""
 
     def __init__(self, specs: list[TrialSpec], done: list[Record], console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.specs = specs
-        self.epochs = {spec.trial_id: 0 for spec in specs}
+        self.epochs = {spec.trial_id: 0.0 for spec in specs}
         self.states: dict[str, str] = {record.trial_id: record.state for record in done}
         self.running: set[str] = set()
         self.begun, self.logged = time.monotonic(), 0.0
@@ -57,7 +63,11 @@ class StudyProgress:
 
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """Move the bar."""
-        self.epochs[spec.trial_id] = max(self.epochs[spec.trial_id], row["epoch"])
+        if "epoch" in row:
+            self.epochs[spec.trial_id] = max(self.epochs[spec.trial_id], row["epoch"])
+        else:  # of a fine-tuning, which sees a share of the jets
+            share = next(share for name, share in fine_tunings(spec.config).items() if f"{name}/epoch" in row)
+            self.epochs[spec.trial_id] += share
         self._show()
 
     def interrupted(self, spec: TrialSpec) -> None:
@@ -99,7 +109,7 @@ class StudyProgress:
 
     def time_left(self) -> str:
         """From the share of all epochs done since this run began."""
-        total = sum(spec.config.train.epochs for spec in self.specs)
+        total = sum(epochs_of(spec) for spec in self.specs)
         done = self._work_done()
         gained, seconds = done - self.before, time.monotonic() - self.begun
         if not gained or done == total:
@@ -107,10 +117,9 @@ class StudyProgress:
         left = int(seconds * (total - done) / gained)
         return f"{timedelta(seconds=left)} left"
 
-    def _work_done(self) -> int:
+    def _work_done(self) -> float:
         return sum(
-            spec.config.train.epochs if spec.trial_id in self.states else self.epochs[spec.trial_id]
-            for spec in self.specs
+            epochs_of(spec) if spec.trial_id in self.states else self.epochs[spec.trial_id] for spec in self.specs
         )
 
     def _show(self) -> None:

@@ -36,7 +36,7 @@ from jbot.anomaly_scores import (
     find_score,
 )
 from jbot.data.jetdata import CLASSES
-from jbot.metrics import Measured, auc, detection
+from jbot.metrics import Measured, auc, auc_difference, detection, share_below
 from jbot.pilot import RADIUS, overlay
 from jbot.streams import numpy_generator
 
@@ -291,30 +291,10 @@ def against_oracle(
         ours, highest = (auc(every[row][rows], mask[rows]) for row in (score.grid.index(chosen), best))
         values[_key(score.name, "chosen_auc", signal)] = ours
         values[_key(score.name, "oracle_auc", signal)] = highest
-        gain = auc_difference(every[best], every[score.grid.index(chosen)], mask, truth.background)
+        gain = auc_difference(every[best][rows], every[score.grid.index(chosen)][rows], mask[rows])
         values[_key(score.name, "optimism", signal)] = gain
         oracle[signal] = score.grid[best]
     return values, oracle
-
-
-def share_below(scores: Scores, background: Scores) -> Scores:
-    """Share of the background that scores lower, equal ones counted half; its mean over signal jets is the AUC."""
-    background = np.sort(background)
-    left, right = (np.searchsorted(background, scores, side=side) for side in ("left", "right"))
-    return (left + right) / (2 * len(background))
-
-
-def auc_difference(scores: Scores, others: Scores, signal: Mask, background: Mask) -> Measured:
-    """AUC of one score less that of another on the same jets; the error knows that they are the same.
-
-    DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837.
-    """
-    one, other = (
-        (share_below(s[signal], s[background]), share_below(s[background], s[signal])) for s in (scores, others)
-    )
-    gains = [a - b for a, b in zip(one, other, strict=True)]
-    error = np.sqrt(sum(np.var(gain, ddof=1) / len(gain) for gain in gains)) if min(map(len, gains)) > 1 else np.nan
-    return Measured(value=float(gains[0].mean()), error=float(error))
 
 
 def _published(name: str, scores: Scores, truth: Truth) -> dict[str, Measured]:

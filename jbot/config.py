@@ -30,6 +30,9 @@ Scheme = Literal[
 LEAST_ANOMALY_BANK = 100
 """Neighbours that the published cosine score looks at (jbot.anomaly.LEAST_BANK)."""
 
+LEAST_LABELED = 5
+"""Any five jets in a row of a split hold every class of its task (jbot.data.splits.COMPOSITION)."""
+
 
 class ConfigError(ValueError):
     """A Config field that is unknown, of the wrong type, or out of its range."""
@@ -229,6 +232,12 @@ class Config:
             )
         if len(set(self.finetune.fractions)) < len(self.finetune.fractions):
             raise ConfigError(f"finetune.fractions must differ, got {self.finetune.fractions}")
+        for fraction in self.finetune.fractions:
+            if (jets := round(fraction * self.data.train_jets)) < LEAST_LABELED:
+                raise ConfigError(
+                    f"finetune.fractions must leave at least {LEAST_LABELED} labeled jets, so that each class has one,"
+                    f" got {fraction:g} of data.train_jets {self.data.train_jets}: {jets}"
+                )
         if self.finetune.fractions and self.data.task == "qg":
             raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
 

@@ -132,10 +132,10 @@ def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> 
     }
 
 
-def probe_names(config: Config) -> list[str]:
-    """The classifiers that judge the encoder of a complete trial."""
+def fine_tunings(config: Config) -> dict[str, float]:
+    """The fine-tunings of a trial and their twins by name, and the share of the labels each is trained on."""
     kinds = ("finetune", "supervised") if config.finetune.twin else ("finetune",)
-    return ["knn", "linear", *(f"{kind}_{100 * share:g}" for share in config.finetune.fractions for kind in kinds)]
+    return {f"{kind}_{100 * share:g}": share for share in config.finetune.fractions for kind in kinds}
 
 
 def metric_names(config: Config) -> list[str]:
@@ -147,7 +147,8 @@ def metric_names(config: Config) -> list[str]:
     """
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
-    names = [f"{probe}_{metric}" for probe in probe_names(config) for metric in ("accuracy", *curve)]
+    probes = ("knn", "linear", *fine_tunings(config))
+    names = [f"{probe}_{metric}" for probe in probes for metric in ("accuracy", *curve)]
     detected = anomaly_names(config.anomaly.scan) if config.data.task == "qg" else ()
     return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)]
 

@@ -286,6 +286,13 @@ def read_record(storage: Storage, name: str) -> Record:
         raise RecordError(f"{storage.uri}/{name} is not a record: {error}") from None
 
 
+def load_finetune_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
+    """Learning curves of a trial's fine-tunings as they were reported, by ``finetune_10/epoch``; empty without any."""
+    name = f"{trial_folder(trial)}/finetune.parquet"
+    rows = storage.read_rows(name) if storage.exists(name) else []
+    return [{f"{row['run']}/{key}": value for key, value in row.items() if key != "run"} for row in rows]
+
+
 def load_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
     """Learning curves of a trial, by epoch: `epoch`, `device_seconds`, and metrics; empty when it left none."""
     name = f"{trial_folder(trial)}/curves.parquet"

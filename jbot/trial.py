@@ -107,7 +107,8 @@ def run_pack(
     device : str
         A torch device.
     report : callable, optional
-        Called with new rows of learning curves, each with its trial, all those of an epoch at once.
+        Called with new rows of learning curves, each with its trial, all those of an epoch at once. Names in a row of
+        a fine-tuning start with the run's: ``finetune_10/epoch``.
     ended : callable, optional
         Called with a trial and its record as soon as that is written: a trial that fails ends before the others.
     engine : str
@@ -246,10 +247,16 @@ class Ride:
         finetune([run for _, run in members], self.particles, state, after, self.judge.forward)
 
     def after_finetune_epoch(self, members: list[tuple[int, Run]], done: list[int]) -> None:
-        """Save."""
+        """Save, and tell."""
         self.meter.sample()
         for trial in {members[number][0] for number in done}:
             self.checkpoints[trial].save_if_due(self.state.row(trial), self.tuned[trial])
+        if self.report:
+            rows = []
+            for trial, run in (members[number] for number in done):
+                last = _finite(self.tuned[trial][run.name].progress[0].curves[-1:])[0]
+                rows.append((self.specs[trial], {f"{run.name}/{name}": value for name, value in last.items()}))
+            self.report(rows)
 
     def _has_ended(self, trial: int) -> bool:
         return self.specs[trial].trial_id in self.records or trial in self.errors

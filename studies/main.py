@@ -26,6 +26,7 @@ from studies.presets import PRESETS
 from studies.released import find_released, judge_released
 from studies.study import Study, get_preset, planned_trials, resources, trial_specs
 
+FIGURES = ("first", "all", "none")
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 console = Console(stderr=True)
@@ -91,9 +92,10 @@ def parser(study: Study) -> argparse.ArgumentParser:
     where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     made.add_argument(
         "--figures",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw every trial for MLflow when the study has ended, some seconds a trial on every core",
+        choices=FIGURES,
+        default="first",
+        help="trials drawn for MLflow when the study has ended, 5 to 40 s of a core each: the first seed of each arm"
+        " (default), all, none",
     )
     return made
 
@@ -126,8 +128,8 @@ def run(study: Study, options: argparse.Namespace) -> int:
             if tables:
                 tables()
     if view and page and not view.error:
-        if options.figures:
-            draw_figures(specs, storage)
+        drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": specs}
+        draw_figures(drawn[options.figures], storage)
         show_files(view, plan, storage, page)
     records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
@@ -221,10 +223,11 @@ def _say_lost(view: Any, plan: Plan, storage: Storage) -> None:
 
 
 def draw_figures(specs: list[TrialSpec], storage: Storage) -> None:
-    """Draw every trial that has ended, once. The report is out by now: this may wait."""
+    """Draw trials that have ended, once. The report is out by now: this may wait."""
     from analysis.pictures import draw_trials
 
-    say("drawing every trial for MLflow (Ctrl-C if you do not want to wait, --no-figures next time)")
+    if specs:
+        say(f"drawing {len(specs)} trials for MLflow; nothing is lost by Ctrl-C, --figures none leaves it out")
     try:
         errors = draw_trials(storage, [spec.trial_id for spec in specs])
     except (OSError, RuntimeError) as broken:

@@ -25,7 +25,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(
-        about="proves the path, answers nothing: under a minute once the jets exist",
+        about="proves the path, answers nothing: a minute or two once the jets exist",
         base={
             "data.train_jets": 600,
             "data.val_jets": 150,

@@ -19,17 +19,16 @@ from jbot.anomaly import (
     SIGNALS,
     Embedded,
     Pilot,
-    auc_difference,
     choose,
     choose_all,
     detect,
     draw_bank,
     metric_names,
     overlay_pilot,
-    share_below,
 )
 from jbot.anomaly_scores import LEAST_BANK, PUBLISHED, REFERENCES, SCORES, AnomalyError, Bank
 from jbot.autoencoder import BATCH, HIDDEN, LEARNING_RATE
+from jbot.metrics import auc_difference, share_below
 from jbot.pilot import RADIUS, overlay
 
 DIM = 6
@@ -497,11 +496,11 @@ def test_error_of_a_difference_of_areas_knows_that_jets_are_the_same():
     differences, errors = [], []
     for _ in range(100):
         scores = rng.normal(size=600) + signal
-        found = auc_difference(scores + 0.3 * rng.normal(size=600), scores, signal, ~signal)
+        found = auc_difference(scores + 0.3 * rng.normal(size=600), scores, signal)
         differences.append(found.value)
         errors.append(found.error)
     assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.25)
-    same = auc_difference(scores, scores, signal, ~signal)
+    same = auc_difference(scores, scores, signal)
     assert (same.value, same.error) == (0, 0)
 
 

@@ -20,7 +20,7 @@ from cluster.mlflow_view import LiveView, StudyInfo, View, rebuild, show_files  
 STUDY = Study(
     name="view_test",
     question="Does it show?",
-    arms={"on": {}, "off": {"loss.koleo_weight": 0.0}},
+    arms={"on": {"finetune.fractions": [1.0], "finetune.epochs": 2}, "off": {"loss.koleo_weight": 0.0}},
     contrasts=(Contrast(treatment="on", control="off", primary=True),),
     margin=0.02,
 )
@@ -88,6 +88,8 @@ def test_a_live_run_shows_everything_a_record_holds(case):
     client = mlflow.MlflowClient(tracking_uri=case.uri)
     curve = client.get_metric_history(runs["on"].info.run_id, "val/knn_accuracy")
     assert [point.step for point in curve] == [0, 1, 2, 3]
+    for name in ("finetune_100/val_accuracy", "supervised_100/train_loss"):
+        assert [point.step for point in client.get_metric_history(runs["on"].info.run_id, name)] == [1, 2]
 
 
 def test_continuing_and_rebuilding_make_no_duplicates(case):
@@ -100,9 +102,11 @@ def test_continuing_and_rebuilding_make_no_duplicates(case):
     assert len(case.runs("study")) == 1
     client = mlflow.MlflowClient(tracking_uri=case.uri)
     for run in case.runs():
-        for name in ("val/knn_accuracy", "test/knn_accuracy", "epoch"):
+        tuned = 2 if run.data.tags["arm"] == "on" else 0
+        points = {"val/knn_accuracy": 4, "test/knn_accuracy": 1, "epoch": 4, "finetune_100/val_loss": tuned}
+        for name, count in points.items():
             steps = [(point.step, point.timestamp) for point in client.get_metric_history(run.info.run_id, name)]
-            assert len(set(steps)) == len(steps) == (1 if name.startswith("test") else 4)
+            assert len(set(steps)) == len(steps) == count
 
 
 def test_arm_summaries_have_mean_and_count(case):
@@ -139,14 +143,14 @@ def test_a_point_that_comes_twice_is_one_point(case):
 def test_figures_and_report_are_artifacts_of_their_runs(case, tmp_path):
     case.run()
     draw_trials(case.storage, [spec.trial_id for spec in case.specs], processes=1)
-    drawn = [name for name in case.storage.names(f"trials/{case.specs[0].trial_id}/figures") if name.endswith(".svg")]
-    assert {"embedding.svg", "jets.svg", "attention.svg", "roc-knn.svg", "scores-linear.svg", "training.svg"} <= {
-        *drawn
-    }
+    names = {spec.arm: case.storage.names(f"trials/{spec.trial_id}/figures") for spec in case.specs}
+    drawn = {arm: [name for name in found if name.endswith(".svg")] for arm, found in names.items()}
+    frozen = {"embedding.svg", "jets.svg", "attention.svg", "roc-knn.svg", "scores-linear.svg", "training.svg"}
+    assert frozen <= set(drawn["off"]) < set(drawn["on"])
     for _ in range(2):
         show_files(case.storage, case.plan.study, case.uri, b"<html>the report</html>")
     for run in case.runs():
-        assert case.artifacts(run, "figures") == [f"figures/{name}" for name in drawn]
+        assert case.artifacts(run, "figures") == [f"figures/{name}" for name in drawn[run.data.tags["arm"]]]
     (parent,) = case.runs("study")
     assert case.artifacts(parent) == ["report.html"]
     client = mlflow.MlflowClient(tracking_uri=case.uri)

@@ -8,7 +8,7 @@ from test_analysis_report import make_plan, planned_trials, write_study
 
 from analysis import report, signatures
 from analysis.plan import load_study
-from analysis.signatures import SIGNATURES, absent_line, confusion_matrix, look, mutual_confusion
+from analysis.signatures import SIGNATURES, absent_line, chance_of, confusion_matrix, look, mutual_confusion
 from jbot import train
 from jbot.data import CLASSES
 from jbot.record import RecordError, Storage, trial_folder
@@ -88,6 +88,7 @@ def test_a_healthy_trial_has_none(tmp_path):
             with_metrics(finetune_100_accuracy=0.65),
             ("fine-tuning below its supervised twin", 0, "fine-tuning on 100% of labels"),
         ),
+        (with_metrics(supervised_10_accuracy=0.2), ("classifier at chance", 0, "supervised twin on 10% of labels")),
         (with_metrics(knn_accuracy=0.3), ("trained encoder below the untrained one", 0, "k-NN")),
         (with_metrics(linear_accuracy=0.4), ("trained encoder below the untrained one", 0, "linear probe")),
     ],
@@ -110,6 +111,10 @@ def test_just_inside_the_thresholds_there_is_none(tmp_path, changes):
 
 def point(**changes):
     return {"val/spread": 0.5, "train/teacher_entropy": 1.0, "val/attention_entropy": 0.5} | changes
+
+
+def test_chance_is_the_share_of_the_most_frequent_target():
+    assert [chance_of(task) for task in ("all", "tqg", "qg")] == [0.2, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +224,12 @@ def test_what_a_trial_did_not_leave_is_not_looked_for(tmp_path):
     assert found.found == []
     assert {name for name, looked in found.looked.items() if looked} == {
         "collapse",
+        "classifier at chance",
         "fine-tuning below the frozen embedding",
     }
     assert absent_line(found) == (
-        "None found. Looked for: collapse (1 trial), fine-tuning below the frozen embedding (1 trial). "
+        "None found. Looked for: collapse (1 trial), classifier at chance (1 trial), "
+        "fine-tuning below the frozen embedding (1 trial). "
         "Not looked for, because no trial left what it takes: uniform attention, class confusion, "
         "fine-tuning below its supervised twin, trained encoder below the untrained one."
     )
