@@ -123,6 +123,7 @@ def detect(
     scores: Sequence[str] | None = None,
     signals: Sequence[str] = SIGNALS,
     normalise: bool = True,
+    folds: bool = True,
 ) -> Detection:
     """Score test jets against a bank of training jets, and judge the scores on each signal.
 
@@ -145,6 +146,8 @@ def detect(
         What is reported, of `SIGNALS`.
     normalise : bool
         Embeddings on the unit sphere, as published.
+    folds : bool
+        With the spread over folds of the test jets.
 
     Raises
     ------
@@ -158,7 +161,7 @@ def detect(
     jets = bank.jets(test.embedding, test.particles)
     names = tuple(scores) if scores is not None else _default_scores(train, test, pilot)
     published = {name: bank.fit(name)(jets) for name in names}
-    values = {key: value for name in names for key, value in _published(name, published[name], truth).items()}
+    values = {key: value for name in names for key, value in _published(name, published[name], truth, folds).items()}
     chosen = {} if pilot is None else choose_all(bank, pilot, names)
     oracle: dict[str, dict[str, Settings]] = {}
     for name in chosen:
@@ -297,12 +300,12 @@ def against_oracle(
     return values, oracle
 
 
-def _published(name: str, scores: Scores, truth: Truth) -> dict[str, Measured]:
+def _published(name: str, scores: Scores, truth: Truth, folds: bool) -> dict[str, Measured]:
     """Metrics of one score for every signal."""
     found: dict[str, Measured] = {}
     for signal, mask in truth.signals.items():
         rows = mask | truth.background
-        measured = detection(scores[rows], mask[rows])
+        measured = detection(scores[rows], mask[rows], folds)
         found |= {_key(name, metric, signal): measured[metric] for metric in METRICS}
     return found
 

@@ -214,8 +214,16 @@ class Evaluator:
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
         return {f"val/{name}": value for name, value in point.items()}
 
-    def final(self, state: TrainState, scan: bool = False) -> Judgement:
-        """Every metric of the frozen encoder, on the test jets; with `scan`, anomaly scores at chosen settings too."""
+    def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> Judgement:
+        """Every metric of the frozen encoder, on the test jets.
+
+        Parameters
+        ----------
+        scan : bool
+            Anomaly scores at chosen settings too, and the reference methods.
+        folds : bool
+            With the spread over folds of the test jets.
+        """
         config = self.config
         bank, bank_targets = self._embed(state, self.bank)
         test, right = self._embed(state, self.test)
@@ -230,15 +238,15 @@ class Evaluator:
             single |= geometry(test, labels, self._two_views(state))
         single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
         measured = {name: Measured(value=value) for name, value in single.items()}
-        measured |= self._classified(found, right)
+        measured |= self._classified(found, right, folds)
         scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
         if config.data.task == "qg":
-            detected = self._detect(state, bank, test, scan)
+            detected = self._detect(state, bank, test, scan, folds)
             measured |= detected.values
             scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
         return Judgement(measured=measured, scores=scores)
 
-    def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool) -> Detection:
+    def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
         """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
 
         def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
@@ -255,7 +263,8 @@ class Evaluator:
                 pilot = overlay_pilot(embedded(self.val, self._embed(state, self.val)[0]), embed_overlays, seed)
             train, jets = embedded(self.bank, bank), embedded(self.test, test)
             with self._pools.limit(limits=torch.get_num_threads()):
-                return detect(train, jets, seed=seed, bank_jets=self.config.anomaly.bank_jets, pilot=pilot)
+                size = self.config.anomaly.bank_jets
+                return detect(train, jets, seed=seed, bank_jets=size, pilot=pilot, folds=folds)
         except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
             raise TrialFailed(f"no anomaly score: {error}") from error
 
@@ -268,7 +277,7 @@ class Evaluator:
                 "knn": knn_probe(bank, bank_targets, test, self.config.probe.knn_k),
                 "linear": linear_probe(bank, bank_targets, test),
             }
-        return self._classified(found, right)
+        return self._classified(found, right, folds=False)
 
     def _two_views(self, state: TrainState) -> Float[Tensor, "2 jet dim"]:
         """Embeddings of some test jets, augmented twice."""
@@ -276,12 +285,12 @@ class Evaluator:
         parts = [embed_on_device(state.student, view, self.config, self.forward) for view in views]
         return torch.stack(parts)
 
-    def _classified(self, found: dict[str, Tensor], right: Labels) -> dict[str, Measured]:
+    def _classified(self, found: dict[str, Tensor], right: Labels, folds: bool) -> dict[str, Measured]:
         """The numbers of each probe on the jets whose class it knows: the anomaly task has signal among them."""
         measured: dict[str, Measured] = {}
         known, classes = right >= 0, list(TARGETS[self.config.data.task])
         for probe, probabilities in found.items():
-            named = classification(probabilities[known].cpu().numpy(), right[known].cpu().numpy(), classes)
+            named = classification(probabilities[known].cpu().numpy(), right[known].cpu().numpy(), classes, folds)
             measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
         return measured
 

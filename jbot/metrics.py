@@ -82,8 +82,11 @@ def auc(scores: Scores, signal: Signal) -> Measured:
 
     The error is that of DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837.
     """
-    curve = roc(scores, signal)
-    return Measured(value=float(area(curve.background, curve.signal)), error=_error_of(_shares(scores, signal)))
+    return Measured(value=_area(roc(scores, signal)), error=_error_of(_shares(scores, signal)))
+
+
+def _area(curve: Roc) -> float:
+    return float(area(curve.background, curve.signal))
 
 
 def auc_difference(scores: Scores, others: Scores, signal: Signal) -> Measured:
@@ -176,11 +179,14 @@ def accuracy(probabilities: Probabilities, targets: Targets) -> Measured:
     return Measured(value=value, error=math.sqrt(value * (1 - value) / len(targets)))
 
 
-def separation(scores: Scores, signal: Signal) -> dict[str, Measured]:
-    """Every number of one ROC curve: `auc`, `eps_s_<eps_b>`, `rejection_<eps_s>`, `sic`."""
+def separation(scores: Scores, signal: Signal, errors: bool = True) -> dict[str, Measured]:
+    """Every number of one ROC curve: `auc`, `eps_s_<eps_b>`, `rejection_<eps_s>`, `sic`.
+
+    The error of the AUC takes as long as the rest: it is left out where no error is wanted.
+    """
     curve = roc(scores, signal)
     return (
-        {"auc": auc(scores, signal)}
+        {"auc": Measured(value=_area(curve), error=_error_of(_shares(scores, signal)) if errors else math.nan)}
         | {f"eps_s_{eps_b:g}": signal_efficiency(curve, eps_b) for eps_b in BACKGROUND_EFFICIENCIES}
         | {f"rejection_{eps_s:g}": background_rejection(curve, eps_s) for eps_s in SIGNAL_EFFICIENCIES}
         | {"sic": significance_improvement(curve)}
@@ -191,14 +197,16 @@ SEPARATION = tuple(separation(np.array([0.0, 1.0]), np.array([False, True])))
 """Names of the numbers of one ROC curve."""
 
 
-def detection(scores: Scores, signal: Signal) -> dict[str, Measured]:
-    """How well a score tells signal from background, with the spread over folds.
+def detection(scores: Scores, signal: Signal, folds: bool = True) -> dict[str, Measured]:
+    """How well a score tells signal from background.
 
     Parameters
     ----------
     scores : float array (jet,)
         Higher is more like signal.
     signal : bool array (jet,)
+    folds : bool
+        With the spread over folds, which takes as long again.
 
     Raises
     ------
@@ -206,11 +214,15 @@ def detection(scores: Scores, signal: Signal) -> dict[str, Measured]:
         When signal or background is missing, or a score is not finite.
     """
     scores = np.asarray(scores, np.float64)
-    roc(scores, signal)  # checked here: the folds index by jet
-    return _with_folds(lambda rows: separation(scores[rows], signal[rows]), signal.astype(int))
+    whole = separation(scores, signal)
+    if not folds:
+        return whole
+    return _with_folds(whole, lambda rows: separation(scores[rows], signal[rows], False), signal.astype(int))
 
 
-def classification(probabilities: Probabilities, targets: Targets, classes: Sequence[str]) -> dict[str, Measured]:
+def classification(
+    probabilities: Probabilities, targets: Targets, classes: Sequence[str], folds: bool = True
+) -> dict[str, Measured]:
     """`accuracy`, and the numbers of the ROC curve of each class against the rest.
 
     Parameters
@@ -221,6 +233,8 @@ def classification(probabilities: Probabilities, targets: Targets, classes: Sequ
         Columns of the right classes.
     classes : sequence of str
         Names of the columns.
+    folds : bool
+        With the spread over folds, which takes as long again.
 
     Returns
     -------
@@ -245,14 +259,19 @@ def classification(probabilities: Probabilities, targets: Targets, classes: Sequ
     if not np.isfinite(probabilities).all():
         row = int(np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[0])
         raise MetricError(f"probabilities must be finite, got {probabilities[row].tolist()} at jet {row}")
-    return _with_folds(lambda rows: _classified(probabilities[rows], targets[rows], classes), targets)
+    whole = _classified(probabilities, targets, classes)
+    if not folds:
+        return whole
+    return _with_folds(whole, lambda rows: _classified(probabilities[rows], targets[rows], classes, False), targets)
 
 
-def _classified(probabilities: Probabilities, targets: Targets, classes: Sequence[str]) -> dict[str, Measured]:
+def _classified(
+    probabilities: Probabilities, targets: Targets, classes: Sequence[str], errors: bool = True
+) -> dict[str, Measured]:
     found = {"accuracy": accuracy(probabilities, targets)}
     if len(classes) == 2:
-        return found | separation(probabilities[:, 1], targets == 1)
-    each = [separation(probabilities[:, column], targets == column) for column in range(len(classes))]
+        return found | separation(probabilities[:, 1], targets == 1, errors)
+    each = [separation(probabilities[:, column], targets == column, errors) for column in range(len(classes))]
     for metric in SEPARATION:
         of_classes = [measured[metric] for measured in each]
         value, error = (float(np.mean([getattr(m, part) for m in of_classes])) for part in ("value", "error"))
@@ -262,9 +281,10 @@ def _classified(probabilities: Probabilities, targets: Targets, classes: Sequenc
     return found
 
 
-def _with_folds(measure: Callable[[Rows], dict[str, Measured]], strata: Targets) -> dict[str, Measured]:
-    """All jets together, and the standard deviation over ten stratified folds where each has every class."""
-    whole = measure(np.arange(len(strata)))
+def _with_folds(
+    whole: dict[str, Measured], measure: Callable[[Rows], dict[str, Measured]], strata: Targets
+) -> dict[str, Measured]:
+    """With the standard deviation over ten stratified folds, where each has every class."""
     if np.unique(strata, return_counts=True)[1].min() < FOLDS:
         return whole
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=FOLD_SEED).split(strata, strata)

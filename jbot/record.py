@@ -12,6 +12,7 @@
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
                             classifier_<run>.safetensors  a fine-tuning's best weights: encoder, and head (classifier.*)
                             checkpoint/            only while the trial is unfinished
+<storage>/floors/raw-<hash>.json                   metrics without an encoder, shared by trials with the same jets
 <storage>/<study name>/study.json                  the plan and its trials
 """
 

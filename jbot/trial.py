@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jbot import TRAINER_VERSION
 from jbot.card import save_card
-from jbot.config import Config, DataConfig, override, to_dict
+from jbot.config import Config, DataConfig, digest, override, to_dict
 from jbot.data import JetData, split
 from jbot.data.shared import shared_tensor
 from jbot.data.splits import TARGETS, targets
@@ -272,6 +272,7 @@ class Ride:
         try:
             if progress.reason is None:
                 judgement, measured = final_metrics(spec.config, state, evaluator)
+                measured |= raw_floor(self.storage, self.data.fingerprint, evaluator)
                 for run in self.runs[trial]:
                     measured |= self._judge_tuned(trial, run, judgement)
                 save_scores(self.storage, spec, judgement, evaluator.test)
@@ -479,18 +480,33 @@ def prepare(
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
-    """The trained encoder on the test jets; and its metrics with their floors, before training and without encoder.
+    """The trained encoder on the test jets; and its metrics with those before training, the floor.
 
     Counted as probe seconds.
     """
     started = time.perf_counter()
     untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
-    floor, judgement = evaluator.final(untrained), evaluator.final(state, scan=config.anomaly.scan)
+    floor, judgement = evaluator.final(untrained, folds=False), evaluator.final(state, scan=config.anomaly.scan)
     measured = {f"test/{name}": one for name, one in judgement.measured.items()}
     measured |= {f"untrained/test/{name}": one for name, one in floor.measured.items()}
-    measured |= {f"raw/test/{name}": one for name, one in evaluator.raw().items()}
     state.progress[0].probe_seconds += time.perf_counter() - started
     return judgement, measured
+
+
+def raw_floor(storage: Storage, fingerprint: str, evaluator: Evaluator) -> dict[str, Measured]:
+    """Metrics without an encoder. They are the same in every trial with these jets: the first one leaves them here."""
+    config = evaluator.config
+    asked = [fingerprint, to_dict(config)["data"], config.probe.bank_jets, config.probe.knn_k, TRAINER_VERSION]
+    name = f"floors/raw-{digest(asked)}.json"
+    try:
+        found = {metric: Measured(**parts) for metric, parts in storage.read_json(name).items()}
+    except (RecordError, AttributeError, TypeError):  # not there yet, or damaged: made again
+        found = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
+        known = uncertainties(found)
+        storage.write_json(
+            name, {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
+        )
+    return {f"raw/test/{metric}": one for metric, one in found.items()}
 
 
 def save_scores(storage: Storage, spec: TrialSpec, judgement: Judgement, test: LabeledJets) -> None:

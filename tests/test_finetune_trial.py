@@ -7,10 +7,9 @@ import torch
 import jbot.trial
 from jbot.classifier import classifier_logits
 from jbot.config import override
-from jbot.data import DataError
 from jbot.evaluate import metric_names
 from jbot.model import cls_rows, encode
-from jbot.record import Record, Storage, load_record, trial_folder
+from jbot.record import Record, Storage, load_finetune_curves, load_record, trial_folder
 from jbot.trial import TrialSpec, run_pack
 
 RUNS = ["finetune_20", "supervised_20", "finetune_100", "supervised_100"]
@@ -116,12 +115,19 @@ def test_fractions_and_twin_are_live(spec, tiny_data, tmp_path):
     assert none.finetune_seconds == 0
 
 
-def test_a_fraction_that_leaves_a_class_out_stops_before_training(spec, tiny_data, tmp_path):
-    rule = (
-        r"finetune\.fractions must leave at least one labeled jet of each class, got 0\.05 of 60 training jets, 3 jets"
-    )
-    with pytest.raises(DataError, match=rule):
-        run_trial(changed(spec, finetune__fractions=(0.05,)), tiny_data, Storage(tmp_path), report=pytest.fail)
+def no_pre_training(rows):
+    """A report that only fine-tunings may call."""
+    assert all(name.startswith(("finetune_", "supervised_")) for _, row in rows for name in row)
+
+
+def test_every_epoch_of_a_fine_tuning_is_reported(spec, tiny_data, tmp_path):
+    told = []
+    run_trial(spec, tiny_data, Storage(tmp_path), report=lambda rows: told.extend(row for _, row in rows))
+    tuned = [row for row in told if "epoch" not in row]
+    assert [(run, row[f"{run}/epoch"]) for row in tuned for run in RUNS if f"{run}/epoch" in row] == [
+        (run, epoch) for share in (RUNS[:2], RUNS[2:]) for epoch in (1, 2) for run in share
+    ]
+    assert load_finetune_curves(Storage(tmp_path), spec.trial_id)[0] == tuned[0]
 
 
 class Killed(BaseException):
@@ -151,7 +157,7 @@ def test_a_killed_fine_tuning_goes_on_bit_for_bit(spec, tiny_data, tmp_path, mon
     with pytest.raises(Killed):
         run_trial(spec, tiny_data, broken)
     context.__exit__(None, None, None)
-    resumed = run_trial(spec, tiny_data, broken, report=pytest.fail)  # no epoch of pre-training, no probe
+    resumed = run_trial(spec, tiny_data, broken, report=no_pre_training)  # no epoch of pre-training, no probe
     assert resumed.attempts == 2
     assert resumed.metrics == undisturbed.metrics
     assert rows_of(broken, spec) == rows_of(straight, spec)
@@ -170,7 +176,7 @@ def test_pre_training_is_saved_before_fine_tuning(spec, tiny_data, tmp_path, mon
         patch.setattr(jbot.trial, "finetune", dying)
         with pytest.raises(Killed):
             run_trial(spec, tiny_data, Storage(tmp_path))
-    assert run_trial(spec, tiny_data, Storage(tmp_path), report=pytest.fail).state == "complete"
+    assert run_trial(spec, tiny_data, Storage(tmp_path), report=no_pre_training).state == "complete"
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"arrays": "finetune-000002.safetensors", "runs": {}}'])
@@ -183,7 +189,7 @@ def test_a_damaged_fine_tuning_starts_over_alone(spec, tiny_data, tmp_path, monk
     context.__exit__(None, None, None)
     storage.write(f"{trial_folder(spec.trial_id)}/checkpoint/finetune.json", damage)
     with pytest.warns(UserWarning, match="are damaged, starting them over"):
-        record = run_trial(spec, tiny_data, storage, report=pytest.fail)
+        record = run_trial(spec, tiny_data, storage, report=no_pre_training)
     assert record.metrics == undisturbed.metrics
 
 
@@ -271,7 +277,7 @@ def test_an_error_in_fine_tuning_leaves_the_others_their_records(spec, tiny_data
         with pytest.raises(MemoryError, match="no room for the step"):
             run_pack([spec, two], tiny_data, storage)
     assert [load_record(storage, one.trial_id) is None for one in (spec, two)] == [False, True]
-    records = run_pack([spec, two], tiny_data, storage, report=pytest.fail)
+    records = run_pack([spec, two], tiny_data, storage, report=no_pre_training)
     assert [(record.state, record.attempts) for record in records] == [("complete", 1), ("complete", 2)]
 
 

@@ -178,6 +178,24 @@ def test_fields_outside_the_step_are_live(spec, tiny_data, tmp_path, knob):
     ]
 
 
+def test_the_floor_without_an_encoder_is_made_once(spec, tiny_data, tmp_path, monkeypatch):
+    storage = Storage(tmp_path)
+    first = run_trial(spec, tiny_data, storage)
+    (name,) = storage.names("floors")
+    with monkeypatch.context() as patch:
+        patch.setattr(jbot.trial.Evaluator, "raw", lambda self: pytest.fail("made again"))
+        second = run_trial(changed(spec, seed=3), tiny_data, storage)
+    floor = {metric: value for metric, value in first.metrics.items() if metric.startswith("raw/")}
+    assert floor["raw/test/knn_accuracy"] > 0
+    assert floor == {metric: value for metric, value in second.metrics.items() if metric.startswith("raw/")}
+    assert first.uncertainties["raw/test/knn_auc"] == second.uncertainties["raw/test/knn_auc"]
+    storage.write(f"floors/{name}", b'{"knn_accuracy": 1}')  # damaged
+    third = run_trial(changed(spec, seed=4), tiny_data, storage)
+    assert floor == {metric: value for metric, value in third.metrics.items() if metric.startswith("raw/")}
+    run_trial(changed(spec, data__test_jets=35), tiny_data, storage)
+    assert len(storage.names("floors")) == 2
+
+
 DIFFERENT = (
     {},
     {"seed": 4, "mask__scheme": "random", "augment__split_fraction": 0.0, "data__train_jets": 45},
