@@ -155,9 +155,10 @@ def detect(
         For bad jets (see :class:`Bank`), a missing class, too few jets, or a pilot signal that would be reported.
     """
     truth = truth_of(test.labels, signals)
+    bank = draw_bank(train, bank_jets, seed, normalise)
     if pilot is not None:
         check_firewall(pilot, signals)
-    bank = draw_bank(train, bank_jets, seed, normalise)
+        check_unseen(pilot, test, truth)
     jets = bank.jets(test.embedding, test.particles)
     names = tuple(scores) if scores is not None else _default_scores(train, test, pilot)
     published = {name: bank.fit(name)(jets) for name in names}
@@ -244,6 +245,22 @@ def check_firewall(pilot: Pilot, signals: Sequence[str]) -> None:
             f"settings chosen on {pilot.signal} cannot be reported for {' and '.join(barred)}: report"
             f" {', '.join(rest)}, or choose on overlays of background"
         )
+
+
+def check_unseen(pilot: Pilot, test: Embedded, truth: Truth) -> None:
+    """No jet that is reported may be among those that settings are chosen on.
+
+    Raises
+    ------
+    AnomalyError
+        When an embedding of the pilot is that of a reported test jet, number for number.
+    """
+    reported = np.logical_or.reduce([truth.background, *truth.signals.values()])
+    known = {row.tobytes() for row in np.asarray(test.embedding, np.float64)[reported]}
+    for name, points in (("background", pilot.background.embedding), ("signal", pilot.embedding)):
+        seen = sum(row.tobytes() in known for row in np.asarray(points, np.float64))
+        if seen:
+            raise AnomalyError(f"settings must not be chosen on reported jets, got {seen} of them as pilot {name}")
 
 
 # What looks at the reported signals.

@@ -119,9 +119,22 @@ class Bank:
             raise AnomalyError(f"{name} has no setting {unknown[0]!r}, it has {', '.join(score.defaults)}")
         settings = score.defaults | settings
         key = (name, *settings.items())
-        if key not in self._fitted:
-            self._fitted[key] = score.fit(self, **settings)
+        try:
+            if key not in self._fitted:
+                self._fitted[key] = self._own(score.fit(self, **settings))
+        except TypeError:  # a setting that is a list cannot be a key
+            raise AnomalyError(f"{name}: settings must be single values, got {settings}") from None
         return self._fitted[key]
+
+    def _own(self, fitted: Fitted) -> Fitted:
+        """Scores only jets that were prepared by this bank: their distances are to its jets."""
+
+        def score(jets: Jets) -> Scores:
+            if jets.bank is not self:
+                raise AnomalyError("jets must be prepared by the bank that scores them, got those of another bank")
+            return fitted(jets)
+
+        return score
 
     def rows_of(self, name: str) -> Points:
         """Jets of one class.
@@ -409,9 +422,11 @@ def find_score(name: str) -> Score:
 
 def check_background(labels: Labels, what: str) -> None:
     """Labels of quark and gluon jets only."""
-    for name in CLASSES:
-        if name not in BACKGROUND and (np.asarray(labels) == CLASSES.index(name)).any():
-            raise AnomalyError(f"{what}: jets must be background ({', '.join(BACKGROUND)}), got {name}")
+    found = np.unique(np.asarray(labels))
+    strange = [one for one in found if one not in [CLASSES.index(name) for name in BACKGROUND]]
+    if strange:
+        named = CLASSES[strange[0]] if strange[0] in range(len(CLASSES)) else repr(strange[0])
+        raise AnomalyError(f"{what}: jets must be background ({', '.join(BACKGROUND)}), got {named}")
 
 
 def check_neighbours(bank: Bank, k: int, beside: int = 0) -> None:

@@ -230,8 +230,12 @@ class Config:
                 "data.train_jets and probe.bank_jets must be at least"
                 f" {LEAST_ANOMALY_BANK} for data.task qg, got {bank}"
             )
-        if len(set(self.finetune.fractions)) < len(self.finetune.fractions):
-            raise ConfigError(f"finetune.fractions must differ, got {self.finetune.fractions}")
+        if self.probe.knn_k > (bank := min(self.data.train_jets, self.probe.bank_jets)):
+            raise ConfigError(
+                f"probe.knn_k must not exceed data.train_jets and probe.bank_jets, got {self.probe.knn_k} > {bank}"
+            )
+        if len({f"{share:g}" for share in self.finetune.fractions}) < len(self.finetune.fractions):
+            raise ConfigError(f"finetune.fractions must differ in six digits, got {self.finetune.fractions}")
         for fraction in self.finetune.fractions:
             if (jets := round(fraction * self.data.train_jets)) < LEAST_LABELED:
                 raise ConfigError(
@@ -296,6 +300,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(nested: Mapping[str, Any]) -> Config:
     """A Config from the nested dictionary that :func:`to_dict` makes of it."""
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"a Config must be an object, got {type(nested).__name__}")
     flat = {
         f"{group}.{leaf}" if isinstance(value, Mapping) else group: item
         for group, value in nested.items()

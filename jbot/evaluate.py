@@ -7,6 +7,7 @@ GPU judging an encoder is a small part of training it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
 from jbot.engine import Forward
 from jbot.geometry import GEOMETRY_METRICS, geometry, views_for_alignment
-from jbot.metrics import SEPARATION, Measured, classification
+from jbot.metrics import SEPARATION, Measured, MetricError, classification
 from jbot.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
 from jbot.probes import area_under_curve, class_probabilities, kmeans, logistic_regression, nearest, silhouette
 from jbot.streams import numpy_generator
@@ -36,6 +37,8 @@ GATHERED = 8_192
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
+RAW_SCORES = ("knn", "cosine", "mahalanobis")
+"""Anomaly scores that are had of the particles themselves: mixtures in 120 dimensions would take minutes."""
 UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
 
 Embedding = Float[Tensor, "jet dim"]
@@ -54,6 +57,8 @@ class Judgement:
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     """What stands behind ROC curves and histograms: ``<probe>/probability`` (jet, class) and ``anomaly/<score>`` (jet,)
     of the test jets, in their order; float32."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of anomaly scores, where they were scanned: `chosen` by score, `oracle` by score and signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +111,35 @@ def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], conf
 
 def knn_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding, k: int) -> Probabilities:
     """Share of the k nearest training jets in each class: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
-    voters = bank_targets[nearest(bank, jets, min(k, len(bank)))]
-    classes = range(int(bank_targets.max()) + 1)
-    return torch.stack([(voters == c).double().mean(1) for c in classes], dim=1)
+    classes = _check_probe(bank, bank_targets, jets)
+    if k > len(bank):
+        raise MetricError(f"k-NN needs at least k = {k} training jets, got {len(bank)}")
+    voters = bank_targets[nearest(bank, jets, k)]
+    return torch.stack([(voters == c).double().mean(1) for c in range(classes)], dim=1)
 
 
 def linear_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding) -> Probabilities:
     """Logistic regression on the standardised embedding."""
+    _check_probe(bank, bank_targets, jets)
     mean, scale = bank.double().mean(0), bank.double().std(0, correction=0)
     scale = torch.where(scale > 1e-7 * mean.abs(), scale, 1.0)  # a constant feature, but for rounding, stays constant
     weights = logistic_regression((bank - mean) / scale, bank_targets)
     return class_probabilities(weights, (jets - mean) / scale)
+
+
+def _check_probe(bank: Tensor, bank_targets: Tensor, jets: Tensor) -> int:
+    """The number of classes, each of which must be in the bank; embeddings must be finite."""
+    for name, embedding in (("training", bank), ("judged", jets)):
+        if not bool(torch.isfinite(embedding).all()):
+            row = int((~torch.isfinite(embedding)).any(1).nonzero()[0])
+            raise MetricError(f"probes need finite embeddings, got NaN or infinity in {name} jet {row}")
+    if len(bank) == 0 or int(bank_targets.min()) < 0:
+        raise MetricError(f"probes need training jets with targets >= 0, got {len(bank)} jets")
+    counts = torch.bincount(bank_targets)
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing or len(counts) < 2:
+        raise MetricError(f"probes need training jets of each class and at least two classes, got {counts.tolist()}")
+    return len(counts)
 
 
 def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> Metrics:
@@ -143,7 +166,8 @@ def metric_names(config: Config) -> list[str]:
 
     Some may be missing: a rejection that so few background jets cannot measure, a number of the geometry that the
     embedding does not have, all of a fine-tuning that diverged. ``untrained/test/...`` is the same of the encoder
-    before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes on the particles themselves.
+    before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes, and
+    some anomaly scores, on the particles themselves.
     """
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
@@ -240,11 +264,13 @@ class Evaluator:
         measured = {name: Measured(value=value) for name, value in single.items()}
         measured |= self._classified(found, right, folds)
         scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
+        settings: dict[str, Any] = {}
         if config.data.task == "qg":
             detected = self._detect(state, bank, test, scan, folds)
             measured |= detected.values
             scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
-        return Judgement(measured=measured, scores=scores)
+            settings = {"chosen": detected.chosen, "oracle": detected.oracle} if scan else {}
+        return Judgement(measured=measured, scores=scores, settings=settings)
 
     def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
         """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
@@ -277,7 +303,16 @@ class Evaluator:
                 "knn": knn_probe(bank, bank_targets, test, self.config.probe.knn_k),
                 "linear": linear_probe(bank, bank_targets, test),
             }
-        return self._classified(found, right, folds=False)
+        measured = self._classified(found, right, folds=False)
+        if self.config.data.task == "qg":
+            train, jets = (
+                Embedded(embedding=flat.cpu().numpy(), labels=of.labels)
+                for flat, of in ((bank, self.bank), (test, self.test))
+            )
+            size = self.config.anomaly.bank_jets
+            with self._pools.limit(limits=torch.get_num_threads()):
+                measured |= detect(train, jets, seed=0, bank_jets=size, scores=RAW_SCORES, folds=False).values
+        return measured
 
     def _two_views(self, state: TrainState) -> Float[Tensor, "2 jet dim"]:
         """Embeddings of some test jets, augmented twice."""

@@ -64,12 +64,7 @@ def roc(scores: Scores, signal: Signal) -> Roc:
     MetricError
         When signal or background is missing, or a score is not a number.
     """
-    scores = np.asarray(scores, np.float64)
-    if scores.shape != signal.shape:
-        raise MetricError(f"scores and labels must be of the same jets, got shapes {scores.shape} and {signal.shape}")
-    if not np.isfinite(scores).all():
-        row = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise MetricError(f"scores must be finite, got {scores[row]} at jet {row}")
+    scores, signal = _checked(scores, signal)
     jets = int(signal.sum())
     if jets in (0, len(signal)):
         raise MetricError(f"an ROC curve needs signal and background jets, got {jets} and {len(signal) - jets}")
@@ -77,11 +72,25 @@ def roc(scores: Scores, signal: Signal) -> Roc:
     return Roc(background=background, signal=efficiency, signal_jets=jets, background_jets=len(signal) - jets)
 
 
+def _checked(scores: Scores, signal: Signal) -> tuple[Scores, Signal]:
+    """Finite scores in double precision, and a bool for each: 0 and 1 would pick jets by number."""
+    scores, labels = np.asarray(scores, np.float64), np.asarray(signal)
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise MetricError(f"scores and labels must be of the same jets, got shapes {scores.shape} and {labels.shape}")
+    if not np.isin(labels, (0, 1)).all():
+        raise MetricError(f"signal must be true or false for each jet, got {np.unique(labels)[:5].tolist()}")
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise MetricError(f"scores must be finite, got {scores[row]} at jet {row}")
+    return scores, labels.astype(bool)
+
+
 def auc(scores: Scores, signal: Signal) -> Measured:
     """Area under the ROC curve: the chance that signal scores above background, ties counted half.
 
     The error is that of DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837.
     """
+    scores, signal = _checked(scores, signal)
     return Measured(value=_area(roc(scores, signal)), error=_error_of(_shares(scores, signal)))
 
 
@@ -91,6 +100,9 @@ def _area(curve: Roc) -> float:
 
 def auc_difference(scores: Scores, others: Scores, signal: Signal) -> Measured:
     """AUC of one score less that of another on the same jets; the error knows that they are the same (DeLong)."""
+    for one in (scores, others):
+        roc(one, signal)
+    (scores, signal), (others, _) = _checked(scores, signal), _checked(others, signal)
     gains = [one - other for one, other in zip(_shares(scores, signal), _shares(others, signal), strict=True)]
     return Measured(value=float(gains[0].mean()), error=_error_of(gains))
 
@@ -156,12 +168,15 @@ def background_rejection(curve: Roc, eps_s: float) -> Measured:
 def significance_improvement(curve: Roc, floor: float | None = None) -> Measured:
     """Largest eps_s / sqrt(eps_b) over all cuts that keep at least the share `floor` of the background.
 
-    By default `LEAST_BACKGROUND` background jets must pass: below, the maximum is made by a few jets. The error is that
-    at the best cut; that it was searched for makes the value a little too large.
+    By default `LEAST_BACKGROUND` background jets must pass: below, the maximum is made by a few jets. NaN where there
+    are no more than so many, or the floor is less than one jet. The error is that at the best cut; that it was searched
+    for makes the value a little too large.
     """
-    floor = min(1.0, LEAST_BACKGROUND / curve.background_jets) if floor is None else floor
-    if not 0 < floor <= 1:
-        raise MetricError(f"the floor on eps_b must be in (0, 1], got {floor:g}")
+    floor = LEAST_BACKGROUND / curve.background_jets if floor is None else floor
+    if not floor > 0:
+        raise MetricError(f"the floor on eps_b must be > 0, got {floor:g}")
+    if floor >= 1 or floor * curve.background_jets < 1:
+        return Measured(value=math.nan)
     allowed = curve.background >= floor
     background, signal = curve.background[allowed], curve.signal[allowed]
     best = int(np.argmax(signal / np.sqrt(background)))
@@ -175,21 +190,29 @@ def significance_improvement(curve: Roc, floor: float | None = None) -> Measured
 
 def accuracy(probabilities: Probabilities, targets: Targets) -> Measured:
     """Share of jets whose most probable class, the first of equal ones, is the right one; binomial error."""
+    if len(targets) == 0:
+        raise MetricError("an accuracy needs at least one jet, got none")
     value = float(np.mean(np.argmax(probabilities, axis=1) == targets))
     return Measured(value=value, error=math.sqrt(value * (1 - value) / len(targets)))
 
 
-def separation(scores: Scores, signal: Signal, errors: bool = True) -> dict[str, Measured]:
+def separation(scores: Scores, signal: Signal, errors: bool = True, floor: float | None = None) -> dict[str, Measured]:
     """Every number of one ROC curve: `auc`, `eps_s_<eps_b>`, `rejection_<eps_s>`, `sic`.
 
-    The error of the AUC takes as long as the rest: it is left out where no error is wanted.
+    Parameters
+    ----------
+    errors : bool
+        The error of the AUC takes as long as the rest: it may be left out.
+    floor : float, optional
+        Of :func:`significance_improvement`; that of all jets, where these are a fold of them.
     """
+    scores, signal = _checked(scores, signal)
     curve = roc(scores, signal)
     return (
         {"auc": Measured(value=_area(curve), error=_error_of(_shares(scores, signal)) if errors else math.nan)}
         | {f"eps_s_{eps_b:g}": signal_efficiency(curve, eps_b) for eps_b in BACKGROUND_EFFICIENCIES}
         | {f"rejection_{eps_s:g}": background_rejection(curve, eps_s) for eps_s in SIGNAL_EFFICIENCIES}
-        | {"sic": significance_improvement(curve)}
+        | {"sic": significance_improvement(curve, floor)}
     )
 
 
@@ -213,11 +236,11 @@ def detection(scores: Scores, signal: Signal, folds: bool = True) -> dict[str, M
     MetricError
         When signal or background is missing, or a score is not finite.
     """
-    scores = np.asarray(scores, np.float64)
-    whole = separation(scores, signal)
+    scores, signal = _checked(scores, signal)
+    whole, floor = separation(scores, signal), LEAST_BACKGROUND / max(1, int((~signal).sum()))
     if not folds:
         return whole
-    return _with_folds(whole, lambda rows: separation(scores[rows], signal[rows], False), signal.astype(int))
+    return _with_folds(whole, lambda rows: separation(scores[rows], signal[rows], False, floor), signal.astype(int))
 
 
 def classification(
@@ -253,6 +276,8 @@ def classification(
         raise MetricError(
             f"probabilities must be of {len(targets)} jets and {len(classes)} classes, got shape {probabilities.shape}"
         )
+    if not np.isin(targets, range(len(classes))).all():
+        raise MetricError(f"targets must be columns 0 to {len(classes) - 1}, got {np.unique(targets).tolist()}")
     for column, name in enumerate(classes):
         if not (targets == column).any():
             raise MetricError(f"every class must have a jet, {name} has none among {len(targets)}")
@@ -262,16 +287,26 @@ def classification(
     whole = _classified(probabilities, targets, classes)
     if not folds:
         return whole
-    return _with_folds(whole, lambda rows: _classified(probabilities[rows], targets[rows], classes, False), targets)
+    floors = [LEAST_BACKGROUND / max(1, int((targets != column).sum())) for column in range(len(classes))]
+    return _with_folds(
+        whole, lambda rows: _classified(probabilities[rows], targets[rows], classes, False, floors), targets
+    )
 
 
 def _classified(
-    probabilities: Probabilities, targets: Targets, classes: Sequence[str], errors: bool = True
+    probabilities: Probabilities,
+    targets: Targets,
+    classes: Sequence[str],
+    errors: bool = True,
+    floors: Sequence[float | None] | None = None,
 ) -> dict[str, Measured]:
-    found = {"accuracy": accuracy(probabilities, targets)}
+    found, floors = {"accuracy": accuracy(probabilities, targets)}, floors or [None] * len(classes)
+    each = [
+        separation(probabilities[:, column], targets == column, errors, floors[column])
+        for column in range(1 if len(classes) == 2 else 0, len(classes))
+    ]
     if len(classes) == 2:
-        return found | separation(probabilities[:, 1], targets == 1, errors)
-    each = [separation(probabilities[:, column], targets == column, errors) for column in range(len(classes))]
+        return found | each[0]
     for metric in SEPARATION:
         of_classes = [measured[metric] for measured in each]
         value, error = (float(np.mean([getattr(m, part) for m in of_classes])) for part in ("value", "error"))

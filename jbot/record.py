@@ -205,6 +205,8 @@ class Record:
     """By metric: `error` from the number of test jets, `fold_sd` over ten folds of them, where there is one."""
     missing: dict[str, str] = field(default_factory=dict)
     """Fine-tunings without metrics, and why: those that diverged, which is an outcome too."""
+    anomaly_settings: dict[str, Any] = field(default_factory=dict)
+    """Where they were scanned: `chosen` by score, and the `oracle`'s by score and signal."""
     trainer_version: str
     git_commit: str | None = None
     libraries: dict[str, str] = field(default_factory=dict)
@@ -231,7 +233,17 @@ class Record:
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(State):
             raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
-        for name in ("config", "data", "metrics", "uncertainties", "missing", "libraries", "hardware", "resources"):
+        for name in (
+            "config",
+            "data",
+            "metrics",
+            "uncertainties",
+            "anomaly_settings",
+            "missing",
+            "libraries",
+            "hardware",
+            "resources",
+        ):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
         if not isinstance(self.config.get("seed"), int):

@@ -268,11 +268,13 @@ class Ride:
             return
         state, evaluator = self.state.row(trial), self.evaluators[trial]
         measured: dict[str, Measured] = {}
+        settings: dict[str, Any] = {}
         (progress,) = state.progress
         try:
             if progress.reason is None:
                 judgement, measured = final_metrics(spec.config, state, evaluator)
                 measured |= raw_floor(self.storage, self.data.fingerprint, evaluator)
+                settings = judgement.settings
                 for run in self.runs[trial]:
                     measured |= self._judge_tuned(trial, run, judgement)
                 save_scores(self.storage, spec, judgement, evaluator.test)
@@ -285,7 +287,7 @@ class Ride:
         save_weights(self.storage, spec, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
         self._save_tuned(trial)
-        self.records[spec.trial_id] = self._record(trial, progress, measured)
+        self.records[spec.trial_id] = self._record(trial, progress, measured, settings)
         save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
         self.checkpoints[trial].remove()
@@ -323,7 +325,9 @@ class Ride:
         why = {"engine_why": self.engine.why} if self.engine.why else {}
         return {"engine": self.engine.name} | why
 
-    def _record(self, trial: int, progress: Progress, measured: dict[str, Measured]) -> Record:
+    def _record(
+        self, trial: int, progress: Progress, measured: dict[str, Measured], settings: dict[str, Any]
+    ) -> Record:
         spec, checkpoint = self.specs[trial], self.checkpoints[trial]
         tuned = {name: state.progress[0] for name, state in self.tuned[trial].items()}
         finetune_seconds = sum(one.seconds for one in tuned.values())
@@ -338,6 +342,7 @@ class Ride:
             data={"fingerprint": self.data.fingerprint, "source": self.data.source},
             metrics={name: one.value for name, one in measured.items() if np.isfinite(one.value)},
             uncertainties=uncertainties(measured),
+            anomaly_settings=settings,
             missing={name: one.reason for name, one in tuned.items() if one.reason is not None},
             trainer_version=TRAINER_VERSION,
             git_commit=spec.git_commit,

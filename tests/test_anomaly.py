@@ -523,6 +523,22 @@ def test_settings_chosen_on_a_signal_are_not_reported_for_it():
         detect(TRAIN, TEST, seed=0, pilot=Pilot(background=VAL, embedding=TEST.embedding, signal="q"))
 
 
+def test_settings_are_not_chosen_on_jets_that_are_reported():
+    w = TEST.labels == W
+    unnamed = Pilot(background=VAL, embedding=TEST.embedding[w], particles=TEST.particles[w])
+    with pytest.raises(AnomalyError, match=rf"on reported jets, got {w.sum()} of them as pilot signal"):
+        detect(TRAIN, TEST, seed=0, pilot=unnamed)
+    background = Pilot(background=only(TEST, Q, G), embedding=PILOT.embedding, particles=PILOT.particles)
+    with pytest.raises(AnomalyError, match=r"on reported jets, got \d+ of them as pilot background"):
+        detect(TRAIN, TEST, seed=0, pilot=background)
+
+
+def test_distances_are_to_the_jets_of_ones_own_bank():
+    one, other = (Bank(unit(np.random.default_rng(seed).normal(size=(150, 4)))) for seed in (0, 1))
+    with pytest.raises(AnomalyError, match="prepared by the bank that scores them"):
+        one.fit("knn", k=5)(other.jets(unit(np.ones((3, 4)))))
+
+
 # Bad input, one line each
 
 

@@ -40,13 +40,17 @@ def test_defaults_are_the_papers_recipe():
         ({"finetune.fractions": 0.1}, "finetune.fractions must be a list like [0.1, 1], got 0.1"),
         ({"finetune.fractions": [0.1, 0]}, "finetune.fractions must be finite and in (0, 1], got 0"),
         ({"finetune.fractions": ["all"]}, "finetune.fractions must be float, got 'all' (str)"),
-        ({"finetune.fractions": [1, 1.0]}, "finetune.fractions must differ, got (1.0, 1.0)"),
+        ({"finetune.fractions": [1, 1.0]}, "finetune.fractions must differ in six digits, got (1.0, 1.0)"),
         (
             {"finetune.fractions": [0.1], "data.train_jets": 44},
             "at least 5 labeled jets, so that each class has one, got",
         ),
         ({"finetune.fractions": [1], "data.task": "qg"}, "finetune.fractions must be empty for data.task qg"),
         ({"data.task": "qg", "data.train_jets": 90}, "data.train_jets and probe.bank_jets must be at least 100"),
+        (
+            {"probe.knn_k": 31, "probe.bank_jets": 30},
+            "must not exceed data.train_jets and probe.bank_jets, got 31 > 30",
+        ),
         ({"model.dim": 2}, "model.dim must be at least model.heads, got 2 < 4"),
     ],
 )

@@ -27,7 +27,7 @@ from jbot.evaluate import (
     quick_metrics,
     spread,
 )
-from jbot.metrics import classification, uncertainties
+from jbot.metrics import MetricError, classification, uncertainties
 from jbot.model import encode, hidden_keys, relative_entropy, unpack
 from jbot.pack import Pack
 from jbot.probes import (
@@ -89,8 +89,25 @@ def test_knn_by_hand():
     assert metrics["knn_auc"] == pytest.approx(1.0)  # votes for class 1: 0, 2/3, 1
 
 
+@pytest.mark.parametrize("probe", [lambda *jets: knn_probe(*jets, k=3), linear_probe])
+def test_probes_name_what_they_cannot_use(probe):
+    broken = LINE.clone()
+    broken[4] = torch.nan
+    with pytest.raises(MetricError, match="finite embeddings, got NaN or infinity in training jet 4"):
+        probe(broken, SIDES, LINE)
+    with pytest.raises(MetricError, match="finite embeddings, got NaN or infinity in judged jet 4"):
+        probe(LINE, SIDES, broken)
+    with pytest.raises(MetricError, match=r"of each class and at least two classes, got \[3, 0, 3\]"):
+        probe(LINE, 2 * SIDES, LINE)
+    with pytest.raises(MetricError, match=r"at least two classes, got \[6\]"):
+        probe(LINE, 0 * SIDES, LINE)
+    with pytest.raises(MetricError, match="training jets with targets >= 0, got 0 jets"):
+        probe(LINE[:0], SIDES[:0], LINE)
+
+
 def test_knn_with_fewer_jets_than_k():
-    assert knn(LINE, SIDES, LINE, SIDES, k=30)["knn_auc"] == pytest.approx(0.5)
+    with pytest.raises(MetricError, match="k-NN needs at least k = 30 training jets, got 6"):
+        knn_probe(LINE, SIDES, LINE, k=30)
 
 
 def test_linear_probe_separates_a_line_and_not_noise():

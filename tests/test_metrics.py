@@ -40,7 +40,7 @@ def test_all_scores_equal():
     assert metrics.auc(np.zeros(8), SIGNAL).value == 0.5
     assert metrics.signal_efficiency(curve, 0.1).value == 0
     assert metrics.background_rejection(curve, 0.5).value == 1
-    assert metrics.significance_improvement(curve, 0.1).value == 1
+    assert metrics.significance_improvement(curve, 0.25).value == 1
 
 
 def test_against_scikit_learn():
@@ -78,6 +78,28 @@ def test_error_of_an_accuracy():
     probabilities = np.eye(2)[[0, 0, 1, 1]]
     one = metrics.accuracy(probabilities, np.array([0, 1, 1, 1]))
     assert (one.value, one.error) == (0.75, math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_zeros_and_ones_are_labels_too():
+    for number in (metrics.auc, metrics.detection):
+        assert number(SCORES, SIGNAL.astype(int)) == number(SCORES, SIGNAL)
+    with pytest.raises(MetricError, match=r"signal must be true or false for each jet, got \[0, 1, 4\]"):
+        metrics.auc(np.array([1.0, 2, 3]), np.array([0, 1, 4]))
+
+
+def test_a_difference_of_areas_checks_both_scores():
+    gap = metrics.auc_difference(SCORES, -SCORES, SIGNAL)
+    assert gap.value == pytest.approx(13.5 / 16 - 2.5 / 16)
+    with pytest.raises(MetricError, match="scores must be finite, got nan at jet 0"):
+        metrics.auc_difference(SCORES, np.full(8, math.nan), SIGNAL)
+
+
+def test_significance_improvement_needs_background_to_pass():
+    scores, signal = np.arange(50.0), np.arange(50) >= 25
+    assert math.isnan(metrics.significance_improvement(metrics.roc(scores, signal)).value)  # 25 background jets
+    found = metrics.detection(np.arange(400.0), np.arange(400) % 2 == 0)
+    assert math.isfinite(found["sic"].value)
+    assert found["sic"].fold_sd > 0  # at the floor of all jets: 2.5 of a fold's 20
 
 
 def test_few_background_jets_make_a_tight_cut_uncertain():
@@ -151,6 +173,8 @@ def test_bad_scores_are_named(scores, signal, words):
 def test_bad_probabilities_are_named(probabilities, words):
     with pytest.raises(MetricError, match=words):
         metrics.classification(probabilities, np.array([0, 1, 0, 1]), ["q", "g"])
+    with pytest.raises(MetricError, match=r"targets must be columns 0 to 1, got \[-1, 0, 1\]"):
+        metrics.classification(np.ones((3, 2)), np.array([0, 1, -1]), ["q", "g"])
     with pytest.raises(MetricError, match="every class must have a jet, g has none among 2"):
         metrics.classification(np.ones((2, 2)), np.array([0, 0]), ["q", "g"])
 
@@ -163,7 +187,7 @@ def test_impossible_shares_are_refused(share):
     if share != 1.0:
         with pytest.raises(MetricError, match="eps_s must be in"):
             metrics.background_rejection(curve, share)
-        with pytest.raises(MetricError, match="floor on eps_b must be in"):
+        with pytest.raises(MetricError, match="floor on eps_b must be > 0"):
             metrics.significance_improvement(curve, share)
 
 
