@@ -96,7 +96,7 @@ def main() -> None:
     cpu = torch.device("cpu")
     config = short_config(options.model, options.batch)
     data = enough(read_jets(options.data), config)
-    small = override(config, {"data.train_jets": 20, "data.val_jets": 10, "data.test_jets": 10, "train.batch": 10})
+    small = override(config, {"data.train_jets": 40, "data.val_jets": 10, "data.test_jets": 10, "train.batch": 10})
     run_trials(small, data, 1, cpu, options.engine)  # libraries that are loaded on first use belong to no trial
     CLEAR.write_text("5")  # the peak starts again from here
     before = _status("VmRSS")

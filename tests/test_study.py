@@ -222,7 +222,7 @@ def test_a_damaged_study_file_is_one_line(content, tiny_data, tmp_path, capsys):
     storage.write("masking_ablation_smoke/study.json", content)
     sample = Path(__file__).parent / "data/jets_sample.h5"
     assert (
-        call("--preset", "smoke", "--inline", "--data", sample, "--storage", tmp_path, *["--set", "data.train_jets=20"])
+        call("--preset", "smoke", "--inline", "--data", sample, "--storage", tmp_path, *["--set", "data.train_jets=40"])
         == 2
     )
     assert "study.json" in capsys.readouterr().err
