@@ -14,7 +14,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,9 @@ class Provenance:
     """File or folder, as a path or URI."""
     sha256: str
     """Of the weights file."""
-    record: Record | None = None
+    record: Record | None = field(default=None, repr=False)
     """Of the trial that trained them."""
-    training: Config | None = None
+    training: Config | None = field(default=None, repr=False)
     """Of that trial."""
 
 
