@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def main(study: Study, arguments: list[str] | None = None) -> None:
-    """Run a study from the command line; exits with 0, 1 (trials left), 2 (bad input) or 130 (Ctrl-C)."""
+    """Run a study from the command line; exits with 0, 1 (trials or checkpoints left), 2 (bad input), 130 (Ctrl-C)."""
     try:
         sys.exit(run(study, parser(study).parse_args(arguments)))
     except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
@@ -106,27 +106,29 @@ def run(study: Study, options: argparse.Namespace) -> int:
     base = from_dict(plan.base)
     held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
     storage = Storage(options.storage)
-    if options.dry_run:
-        describe(plan, base, storage, held)
-        return 0
     released = Path(options.released).expanduser() if study.against_paper and options.released else None
     if released:
         find_released(released, plan)
+    if options.dry_run:
+        describe(plan, base, storage, held)
+        return 0
     storage.remove_file(check_storage(storage))
     data = load_jets(plan, options)
     specs = trial_specs(plan, base, data.fingerprint)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
-    page = None
+    page, ended, whole = None, False, True
     try:
         view = run_trials(plan, specs, data, storage, held, options)
+        ended = True
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
-            tables = write_paper_tables(storage, plan, data, released) if study.against_paper else None
+            judged = released if ended else None  # who presses Ctrl-C does not wait for them
+            tables = write_paper_tables(storage, plan, data, judged) if study.against_paper else None
             page = write_report(storage, plan)  # leads to the tables
             if tables:
-                tables()
+                whole = tables(ended)
     if view and page and not view.error:
         drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": specs}
         draw_figures(drawn[options.figures], storage)
@@ -138,7 +140,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
         print("every trial has failed: the report says why", file=sys.stderr)
     if left:
         print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
-    return UNFINISHED if left else 0
+    return 0 if whole and not left else UNFINISHED
 
 
 def load_jets(plan: Plan, options: argparse.Namespace) -> JetData:
@@ -260,8 +262,13 @@ def write_report(storage: Storage, plan: Plan) -> Path | None:
     return page
 
 
-def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Path | None) -> Callable[[], None] | None:
-    """The paper's tables beside what has ended so far; returns what prints them. Released checkpoints come first."""
+def write_paper_tables(
+    storage: Storage, plan: Plan, data: JetData, released: Path | None
+) -> Callable[[bool], bool] | None:
+    """The paper's tables beside what has ended so far. Released checkpoints come first.
+
+    Returns what prints them, or their path alone, and tells whether all released checkpoints could be judged.
+    """
     try:
         from analysis import paper
     except ModuleNotFoundError as missing:
@@ -269,17 +276,18 @@ def write_paper_tables(storage: Storage, plan: Plan, data: JetData, released: Pa
         say(f"  python -m analysis.paper {storage.uri}/{plan.study}")
         return None
     try:
-        if released:
-            judge_released(released, plan, data, storage, say)
+        whole = judge_released(released, plan, data, storage, say) if released else True
         found = load_study(f"{storage.uri}/{plan.study}")
         tables, page = paper.write_tables(found, out_folder(storage, plan))
     except (DataError, RecordError) as error:  # the trials are complete, and their report comes next
         say(f"[yellow]no tables[/]: {error}")
         return None
 
-    def show() -> None:
-        paper.show(tables, found, paper.console())
+    def show(figures: bool) -> bool:
+        if figures:
+            paper.show(tables, found, paper.console())
         say(f"the paper's tables and ours: {page}")
+        return whole
 
     return show
 

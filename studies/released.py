@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from analysis.plan import Plan
 from analysis.published import MODELS, RELEASED
 from jbot import TRAINER_VERSION
+from jbot.anomaly import AnomalyError
 from jbot.classifier import pack_classifier
 from jbot.config import Config, digest, from_dict, override
 from jbot.data import DataError, JetData
@@ -33,9 +34,9 @@ from jbot.data.splits import TARGETS, targets
 from jbot.evaluate import Evaluator, LabeledJets
 from jbot.finetune import class_probabilities_of
 from jbot.keras_weights import KerasWeightsError, frozen_student, load_backbone, load_head
-from jbot.metrics import Measured, classification, uncertainties
+from jbot.metrics import Measured, MetricError, classification, uncertainties
 from jbot.record import RecordError, Storage
-from jbot.train import init_state
+from jbot.train import MIN_SPREAD, TrialFailed, init_state
 from jbot.trial import prepare, resident
 
 CLASSIFIERS = {
@@ -80,8 +81,15 @@ class Checkpoint:
         return [path for path in found if path.is_file()]
 
 
-def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, say: Callable[[str], None]) -> None:
+def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, say: Callable[[str], None]) -> bool:
     """Judge the released checkpoints of the plan's tasks on the plan's test jets; leaves a file each.
+
+    A checkpoint that cannot be judged is a line, and the others are judged all the same.
+
+    Returns
+    -------
+    bool
+        Whether every one could be judged.
 
     Raises
     ------
@@ -89,27 +97,33 @@ def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, sa
         When the folder holds no such checkpoint, or one cannot be read.
     """
     particles = functools.cache(lambda count: resident(data, count, torch.device("cpu")))
+    whole = True
     for checkpoint, config in find_released(folder, plan):
         name = f"{plan.study}/{RELEASED}/{checkpoint.task}_{MODELS[checkpoint.size]}.json"
         wanted = identity(checkpoint, config, data)
-        if _identity_of(storage, name) == wanted:
-            continue
-        say(f"judging the released {checkpoint.task} {MODELS[checkpoint.size]} on {config.data.test_jets:,} test jets")
-        _, jets = prepare(config.data, config.probe.bank_jets, data=data, particles=particles(config.data.particles))
-        try:
-            measured = dict(judge(checkpoint, config, jets))
-        except KerasWeightsError as error:
-            raise DataError(str(error)) from None
-        storage.write_json(name, content(checkpoint, config, data, measured) | {"identity": wanted})
+        failed = _failed_before(storage, name, wanted)
+        if failed is None:
+            size, count = MODELS[checkpoint.size], config.data.test_jets
+            say(f"judging the released {checkpoint.task} {size} on {count:,} test jets")
+            _, jets = prepare(
+                config.data, config.probe.bank_jets, data=data, particles=particles(config.data.particles)
+            )
+            measured, failed = judge(checkpoint, config, jets)
+            found = content(checkpoint, config, data, measured)
+            storage.write_json(name, found | {"failed": failed, "identity": wanted})
+        for file, why in failed.items():
+            say(f"{folder / file} cannot be judged: {why}")
+        whole = whole and not failed
+    return whole
 
 
 def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
-    """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by.
+    """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by; every file is read.
 
     Raises
     ------
     DataError
-        When there are none.
+        When there are none, or a file is damaged or of another model or task than its name says.
     """
     configs = task_configs(plan)
     checkpoints = [
@@ -118,7 +132,34 @@ def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
     found = [(checkpoint, config) for checkpoint, config in checkpoints if checkpoint.files]
     if not found:
         raise DataError(f"{folder}: no released checkpoint like {checkpoints[0][0].encoder.name}")
+    try:
+        for checkpoint, _ in found:
+            check_files(checkpoint)
+    except KerasWeightsError as error:
+        raise DataError(str(error)) from None
     return found
+
+
+def check_files(checkpoint: Checkpoint) -> None:
+    """Read every file of a checkpoint: its width, heads and layers are its name's, its outputs the task's.
+
+    Raises
+    ------
+    KerasWeightsError
+        When one cannot be read or is of another model or task.
+    """
+    pairs = checkpoint.classifiers.values()
+    encoders = [path for path in (checkpoint.encoder, *(encoder for encoder, _ in pairs)) if path.is_file()]
+    for path in encoders:
+        model, _ = load_backbone(path)
+        size = (model.dim, model.heads, model.layers)
+        if size != checkpoint.size:
+            raise KerasWeightsError(f"{path}: dim, heads, layers must be {checkpoint.size} as in its name, got {size}")
+    for _, path in pairs:
+        head, wanted = load_head(path), (checkpoint.size[0], len(TARGETS[checkpoint.task]))
+        shape = (len(head["hidden1.weight"]), len(head["output.bias"]))
+        if shape != wanted:
+            raise KerasWeightsError(f"{path}: must have {wanted[0]} inputs and {wanted[1]} outputs, got {shape}")
 
 
 def task_configs(plan: Plan) -> list[Config]:
@@ -128,31 +169,58 @@ def task_configs(plan: Plan) -> list[Config]:
     return list({config.data.task: config for config in reversed(configs)}.values())[::-1]
 
 
-def judge(checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]) -> Iterator[tuple[str, Measured]]:
-    """Metric -> value, of the frozen encoder and of the classifiers; names as in a record."""
+def judge(
+    checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Metrics of the frozen encoder and of the classifiers, named as in a record; and why a file has none."""
+    parts: dict[Path, Callable[[], dict[str, Measured]]] = {}
     if checkpoint.encoder.is_file():
-        model, backbone = load_backbone(checkpoint.encoder)
-        of_model = dataclasses.replace(config, model=model)
-        state = dataclasses.replace(init_state(of_model, [config.seed], torch.device("cpu")))
-        state.student = frozen_student(model, backbone)
-        judgement = Evaluator(of_model, jets["bank"], jets["val"], jets["test"]).final(state)
-        yield from ((f"test/{name}", one) for name, one in judgement.measured.items())
-    names = list(TARGETS[config.data.task])
-    right = targets(jets["test"].labels, config.data.task)
+        parts[checkpoint.encoder] = functools.partial(judge_encoder, checkpoint.encoder, config, jets)
     for probe, (encoder, head) in checkpoint.classifiers.items():
-        found = classification(probabilities(encoder, head, config, jets["test"]), right, names)
-        yield from ((f"test/{probe}_{name}", one) for name, one in found.items())
+        parts[head] = functools.partial(judge_classifier, probe, encoder, head, config, jets["test"])
+    measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
+    for path, found in parts.items():
+        try:
+            measured |= found()
+        except (TrialFailed, AnomalyError, MetricError) as error:  # what the files hold, not how they hold it
+            failed[path.name] = " ".join(str(error).split())
+    return measured, failed
 
 
-def probabilities(encoder: Path, head: Path, config: Config, jets: LabeledJets) -> np.ndarray:
-    """Class probabilities of a released classifier, (jet, class)."""
+def judge_encoder(path: Path, config: Config, jets: dict[str, LabeledJets]) -> dict[str, Measured]:
+    """Metrics of a frozen encoder, as of a trial's.
+
+    Raises
+    ------
+    TrialFailed
+        When its embedding is not finite, the same for all jets, or of no use to an anomaly score.
+    """
+    model, backbone = load_backbone(path)
+    of_model = dataclasses.replace(config, model=model)
+    state = init_state(of_model, [config.seed], torch.device("cpu"))
+    state.student = frozen_student(model, backbone)
+    judgement = Evaluator(of_model, jets["bank"], jets["val"], jets["test"]).final(state, scan=config.anomaly.scan)
+    spread = judgement.measured["spread"].value
+    if not spread >= MIN_SPREAD:
+        raise TrialFailed(f"collapsed: the spread of the embedding is {spread:.2g}, below {MIN_SPREAD:g}")
+    return {f"test/{name}": one for name, one in judgement.measured.items()}
+
+
+def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets: LabeledJets) -> dict[str, Measured]:
+    """Metrics of a classifier as it was released.
+
+    Raises
+    ------
+    MetricError
+        When its probabilities are not finite.
+    """
     model, backbone = load_backbone(encoder)
-    of_model, named = dataclasses.replace(config, model=model), load_head(head)
-    classes = len(TARGETS[config.data.task])
-    if len(named["output.bias"]) != classes:
-        raise KerasWeightsError(f"{head}: must have {classes} outputs, got {len(named['output.bias'])}")
-    weights = torch.cat((frozen_student(model, backbone), pack_classifier(named)[None]), dim=1)
-    return class_probabilities_of(weights, jets.particles, jets.rows, of_model, classes).numpy()
+    of_model, names = dataclasses.replace(config, model=model), list(TARGETS[config.data.task])
+    weights = torch.cat((frozen_student(model, backbone), pack_classifier(load_head(head))[None]), dim=1)
+    probabilities = class_probabilities_of(weights, jets.particles, jets.rows, of_model, len(names)).numpy()
+    found = classification(probabilities, targets(jets.labels, config.data.task), names)
+    return {f"test/{probe}_{name}": one for name, one in found.items()}
 
 
 def identity(checkpoint: Checkpoint, config: Config, data: JetData) -> str:
@@ -182,9 +250,10 @@ def content(checkpoint: Checkpoint, config: Config, data: JetData, measured: dic
     }
 
 
-def _identity_of(storage: Storage, name: str) -> str | None:
-    """Of what was judged before; None when it was not, or cannot be read: it is done again then."""
+def _failed_before(storage: Storage, name: str, wanted: str) -> dict[str, str] | None:
+    """File -> why it cannot be judged, of the same weights and jets before; None when it is to be judged (again)."""
     try:
-        return storage.read_json(name)["identity"] if storage.exists(name) else None
-    except (RecordError, KeyError, TypeError):
+        kept = storage.read_json(name) if storage.exists(name) else {}
+        return dict(kept["failed"]) if kept["identity"] == wanted else None
+    except (RecordError, KeyError, TypeError, ValueError):
         return None

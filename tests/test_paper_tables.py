@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from analysis import paper, published, report
 from analysis.plan import load_study, save_study
 from jbot.classifier import classifier_logits, classifier_shapes
 from jbot.config import JBOT_B, Config, ModelConfig, from_dict, override
-from jbot.data import CLASSES, jets_needed, split
+from jbot.data import CLASSES, DataError, jets_needed, split
 from jbot.data.hdf5 import write
 from jbot.evaluate import embed
 from jbot.keras_weights import frozen_student, load_backbone, load_head
@@ -28,7 +29,7 @@ from jbot.model import weight_shapes
 from jbot.record import Record, RecordError, Storage, save_record
 from studies.main import load_jets
 from studies.paper_tables import study
-from studies.released import judge_released
+from studies.released import find_released, judge_released
 from studies.study import planned_trials, trial_specs
 
 ROOT = Path(__file__).parent.parent
@@ -370,6 +371,60 @@ def test_released_checkpoints_are_judged_once(tmp_path):
     assert len(judged(tmp_path, data, folder)[2]) == 1
 
 
+def rewrite(path, **arrays):
+    """Change datasets of a weights file."""
+    with h5py.File(path, "r+") as file:
+        for name, value in arrays.items():
+            file[name][...] = value
+
+
+def test_a_damaged_or_foreign_released_file_is_found_before_anything_runs(tmp_path):
+    plan, folder = study.plan("smoke", seeds=1, changes=TINY), tmp_path / "models"
+    write_released(folder)
+    find_released(folder, plan)
+    write_released(tmp_path / "five", classes=5)
+    head = "tqg_mlp_ft_32_4_2_data10.weights.h5"
+    (folder / head).write_bytes((tmp_path / "five" / head).read_bytes())
+    with pytest.raises(DataError, match=rf"{head}: must have 32 inputs and 2 outputs, got \(32, 5\)"):
+        find_released(folder, plan)
+    write_released(folder)
+    wide, small = (folder / f"tqg_backbone_pretrain_{size}.weights.h5" for size in ("64_6_4", "32_4_2"))
+    wide.write_bytes(small.read_bytes())
+    with pytest.raises(DataError, match=r"must be \(64, 6, 4\) as in its name, got \(32, 4, 2\)"):
+        find_released(folder, plan)
+    wide.unlink()
+    rewrite(small, **{"layers/dense/vars/1": np.nan})
+    with pytest.raises(DataError, match="layers/dense/vars/1 must be finite"):
+        find_released(folder, plan)
+
+
+@pytest.mark.parametrize("task", ["tqg", "qg"])
+def test_a_collapsed_released_encoder_is_a_line_and_the_others_are_judged(tmp_path, task):
+    data, folder = make_data(150), tmp_path / "models"
+    write_released(folder, task=task)
+    encoder = folder / f"{task}_backbone_pretrain_32_4_2.weights.h5"
+
+    with h5py.File(encoder, "r+") as file:
+        file.visititems(lambda name, item: item.write_direct(np.zeros_like(item)) if hasattr(item, "shape") else None)
+    plan, storage, said = judged(tmp_path, data, folder)
+    assert len(said) == 2
+    assert said[1].startswith(f"{encoder} cannot be judged: ")
+    found = storage.read_json(f"{plan.study}/released/{task}_S.json")
+    assert list(found["failed"]) == [encoder.name]
+    assert "test/finetune_10_accuracy" in found["metrics"]
+    assert "test/knn_auc" not in found["metrics"]
+    assert judged(tmp_path, data, folder)[2] == said[1:]  # said again, not judged again
+
+
+def test_released_encoders_have_chosen_settings_where_ours_have(tmp_path):
+    data, folder = make_data(150), tmp_path / "models"
+    write_released(folder, task="qg")
+    plan, storage, _ = judged(tmp_path, data, folder)
+    assert configs_of(plan)["S_qg"].anomaly.scan
+    found = storage.read_json(f"{plan.study}/released/qg_S.json")["metrics"]
+    assert {"test/anomaly_knn_chosen_auc_w", "test/anomaly_knn_oracle_auc", "test/anomaly_knn_optimism"} <= set(found)
+
+
 def test_released_rows_need_the_jets_of_the_study(tmp_path):
     found = make_study(tmp_path)
     config = configs_of(found.plan)["S_tqg"]
@@ -437,6 +492,8 @@ def test_a_folder_without_checkpoints_is_one_line(tmp_path):
     assert done.returncode == 2
     assert "no released checkpoint like all_backbone_pretrain_32_4_2.weights.h5" in done.stderr
     assert not (tmp_path / "out").exists()
+    dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    assert (dry.returncode, dry.stderr) == (2, done.stderr)
 
 
 def test_dry_run_costs_every_arm(tmp_path, capsys):
