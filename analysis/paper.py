@@ -1,18 +1,21 @@
 """The paper's tables with ours beside them, from records alone: ``python -m analysis.paper <study folder>``.
 
-Writes paper_tables.html, .md, .tex (booktabs) and .csv beside the study or into ``--out``, and prints the tables. An
-arm finds its rows by what it is, task and model size, so every study with an arm of the paper's has tables.
+Writes paper_tables.html, .md, .tex (longtable) and .csv beside the study or into ``--out``, and prints the lines that
+matter most. An arm finds its rows by what it is, task and model size, so every study with an arm of the paper's has
+tables.
 
 Each row has a line for each kind of figure, so that digits stand under digits:
 
     paper          the published figure (analysis/published.py)
     ours           mean over the seeds of this study, ± the standard deviation over seeds
-    one seed       the two inner spreads of the first complete seed: over 10 folds of its test jets, as in the paper,
-                   and the count-based standard error of all its test jets
+    folds          of the first complete seed: standard deviation over 10 folds of its test jets, as in the paper
+    test jets      of the same seed: standard error from the number of its test jets
     chosen, oracle, optimism    anomaly scores: settings chosen behind the firewall, best on the signal, the gap
     untrained      the same judgement of the encoder before training: the floor
     raw            the same of the particles themselves, without an encoder
     released       the authors' checkpoint, trained by them on JetNet, judged on our test jets (studies/released.py)
+
+What stands on one seed or one checkpoint has the error of its test jets for its ±.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis import provenance, published, report, statistics, wording
+from analysis import provenance, published, report, signatures, statistics, wording
 from analysis.plan import PlannedTrial, StudyRecords, load_study
 from analysis.published import PublishedRow, PublishedTable
 from jbot.config import Config, from_dict, override
@@ -49,6 +52,14 @@ WIDTH = 160
 """Columns the printed tables take; on a narrower terminal lines wrap, and no figure is cut."""
 FEW_JETS = 10
 """Background jets below which an efficiency at a cut is read off next to nothing (assumed)."""
+LEAST_JETS = 3
+"""Background jets below which it is not shown of a single model (assumed)."""
+SPREADS = {"folds": "sd of 10 folds", "test jets": "error of test jets"}
+"""Lines of one seed that show a spread in place of the value, and what they are called."""
+PRINTED = ("paper", "ours", "chosen", "released", "released chosen")
+"""Lines that stand in the terminal; the page has all."""
+AT_CHANCE = "†"
+"""Marks the first cell of a classifier that did not leave chance at some seed, and the note that says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,10 @@ class Entry:
     """Standard deviation over 10 folds of the test jets of one seed."""
     error: float = math.nan
     """Standard error from the number of test jets, of one seed."""
+    few: bool = False
+    """Decided by fewer than LEAST_JETS background jets: shown as a mean over seeds only."""
+    at_chance: int = 0
+    """Seeds at which the classifier did not leave chance."""
     words: str = ""
     """In place of the value."""
 
@@ -108,7 +123,28 @@ class Released:
     """The DataConfig they were judged with."""
     fingerprint: str
     metrics: dict[str, float]
-    uncertainties: dict[str, dict[str, float]] = field(default_factory=dict)
+    uncertainties: dict[str, dict[str, float]]
+    failed: dict[str, str] = field(default_factory=dict)
+    """File -> why it cannot be judged."""
+
+    def __post_init__(self) -> None:
+        for name in ("task", "model", "fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a text, got {getattr(self, name)!r}")
+        for name in ("data", "metrics", "uncertainties", "failed"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
+        _check_numbers("metrics", self.metrics)
+        for name, spreads in self.uncertainties.items():
+            if not isinstance(spreads, dict):
+                raise TypeError(f"uncertainties of {name} must be an object, got {spreads!r}")
+            _check_numbers(f"uncertainties of {name}", spreads)
+
+
+def _check_numbers(what: str, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{what}: {name} must be a number, got {value!r}")
 
 
 def compare(study: StudyRecords) -> list[ComparedTable]:
@@ -153,10 +189,13 @@ def load_released(study: StudyRecords, arms: Mapping[tuple[str, str], str]) -> I
     folder = f"{study.plan.study}/{published.RELEASED}"
     for name in study.storage.names(folder):
         content = study.storage.read_json(f"{folder}/{name}")
+        fields = Released.__dataclass_fields__.keys()
         try:
-            found = Released(**{key: content[key] for key in Released.__dataclass_fields__})
-        except (KeyError, TypeError) as error:
-            raise RecordError(f"{folder}/{name} is not of a released checkpoint: {error!r}") from None
+            if not isinstance(content, dict):
+                raise TypeError(f"must be an object, got {content!r}")
+            found = Released(**{key: content[key] for key in fields if key in content})
+        except TypeError as error:
+            raise RecordError(f"{folder}/{name} is not of a released checkpoint: {error}") from None
         if found.data == wanted.get(found.task) and found.fingerprint == study.data.get("fingerprint"):
             yield found
 
@@ -167,14 +206,17 @@ def _compare(
     arms: Mapping[tuple[str, str], str],
     released: Mapping[tuple[str, str], Released],
 ) -> ComparedTable:
-    rows = []
+    rows, few, notes = [], _few_jets(study, table, arms), [*table.notes]
     for row in table.rows:
         arm = arms.get((table.task, row.model or ""))
-        lines = [*_paper_line(table, row), *_our_lines(study, table, row, arm)]
-        lines += _released_line(table, row, released.get((table.task, row.model or "")))
+        checkpoint = released.get((table.task, row.model or ""))
+        stuck = _stuck_seeds(study, row, arm)
+        lines = [*_paper_line(table, row), *_our_lines(study, table, row, arm, few, stuck)]
+        lines += _released_lines(table, row, checkpoint, few)
         if lines:
             rows.append(Row(label=row.label, lines=lines))
-    notes = [*table.notes, *_few_jets(study, table, arms), *_missing(study, table, arms)]
+        notes += _chance_note(study, row, arm, stuck)
+    notes += [*_few_jets_note(table, few), *_missing(study, table, arms), *_unjudged(table, released)]
     return ComparedTable(published=table, rows=rows, notes=notes)
 
 
@@ -186,22 +228,31 @@ def _paper_line(table: PublishedTable, row: PublishedRow) -> list[Line]:
     return [Line(kind="paper", label="paper", entries=entries)]
 
 
-def _our_lines(study: StudyRecords, table: PublishedTable, row: PublishedRow, arm: str | None) -> Iterator[Line]:
+def _our_lines(
+    study: StudyRecords,
+    table: PublishedTable,
+    row: PublishedRow,
+    arm: str | None,
+    few: Mapping[str, float],
+    stuck: Sequence[int] = (),
+) -> Iterator[Line]:
     """What the trials of an arm left; where it should have left something and has not, an empty line."""
     if arm is None:
         return
     records = complete_records(study, arm)
-    ours = _mean_line("ours", table, row, records, f"test/{row.probe}_")
+    ours = _mean_line("ours", table, records, f"test/{row.probe}_", few)
     if ours is None:
         if row.values or _planned(row, arm_config(study, arm)):
             yield Line(kind="ours", label="ours: none", entries=dict.fromkeys(table.metrics, Entry()))
         return
+    first = next(iter(table.metrics))
+    ours.entries[first] = replace(ours.entries[first], at_chance=len(stuck))
     yield ours
-    yield from _one_seed_line(table, row, records)
+    yield from _one_seed_lines(table, row, records, few)
     for kind, tail in TUNED.items() if table is published.ANOMALY else ():
-        yield from filter(None, [_mean_line(kind, table, row, records, f"test/{row.probe}_{tail}")])
+        yield from filter(None, [_mean_line(kind, table, records, f"test/{row.probe}_{tail}", few)])
     for floor in FLOORS:
-        yield from filter(None, [_mean_line(floor, table, row, records, f"{floor}/test/{row.probe}_")])
+        yield from filter(None, [_mean_line(floor, table, records, f"{floor}/test/{row.probe}_", few)])
 
 
 def _planned(row: PublishedRow, config: Config) -> bool:
@@ -220,57 +271,121 @@ def complete_records(study: StudyRecords, arm: str) -> list[Record]:
 
 
 def _mean_line(
-    kind: str, table: PublishedTable, row: PublishedRow, records: Sequence[Record], prefix: str
+    kind: str, table: PublishedTable, records: Sequence[Record], prefix: str, few: Mapping[str, float]
 ) -> Line | None:
-    """Mean and spread over seeds; None when no record has any of it."""
+    """Mean and spread over seeds, of one seed the error of its test jets; None when no record has any of it."""
     entries = {}
     for metric in table.metrics:
-        name = prefix + metric.replace("auc", "optimism") if kind == "optimism" else prefix + metric
-        values = [record.metrics[name] for record in records if name in record.metrics]
-        found = statistics.mean_interval(values)
-        entries[metric] = Entry(value=found.mean, seed_sd=found.sd, seeds=found.n)
+        name = _metric_name(kind, prefix, metric)
+        having = [record for record in records if name in record.metrics]
+        found = statistics.mean_interval([record.metrics[name] for record in having])
+        entry = Entry(value=found.mean, seed_sd=found.sd, seeds=found.n, few=few.get(metric, math.inf) < LEAST_JETS)
+        alone = having and (found.n == 1 or kind == "raw")  # raw features know nothing of seeds
+        entries[metric] = replace(entry, error=_spread_of(having[0], name, "error")) if alone else entry
     seeds = max(entry.seeds for entry in entries.values())
     label = "raw features" if kind == "raw" else f"{kind}, {wording.count(seeds, 'seed')}"
     return Line(kind=kind, label=label, entries=entries) if seeds else None
 
 
-def _one_seed_line(table: PublishedTable, row: PublishedRow, records: Sequence[Record]) -> Iterator[Line]:
-    """Inner spreads of the first seed that has this row."""
-    names = {metric: f"test/{row.probe}_{metric}" for metric in table.metrics}
+def _metric_name(kind: str, prefix: str, metric: str) -> str:
+    return prefix + (metric.replace("auc", "optimism") if kind == "optimism" else metric)
+
+
+def _spread_of(record: Record | Released, name: str, spread: str) -> float:
+    return float(record.uncertainties.get(name, {}).get(spread, math.nan))
+
+
+def _one_seed_lines(
+    table: PublishedTable, row: PublishedRow, records: Sequence[Record], few: Mapping[str, float]
+) -> Iterator[Line]:
+    """Inner spreads of the first seed that has this row, a line each."""
+    prefix = f"test/{row.probe}_"
     for record in records:
-        if any(name in record.uncertainties for name in names.values()):
-            entries = {metric: _inner(record, name) for metric, name in names.items()}
-            yield Line(kind="one seed", label=f"seed {record.seed}: folds; test jets", entries=entries)
+        if any(prefix + metric in record.uncertainties for metric in table.metrics):
+            for kind, words in SPREADS.items():
+                entries = _single_entries("", table, record, prefix, few)
+                yield Line(kind=kind, label=f"{words}, seed {record.seed}", entries=entries)
             return
 
 
-def _inner(record: Record | Released, name: str) -> Entry:
-    spreads = record.uncertainties.get(name, {})
-    fold_sd, error = (float(spreads.get(key, math.nan)) for key in ("fold_sd", "error"))
-    return Entry(value=record.metrics.get(name, math.nan), seeds=1, fold_sd=fold_sd, error=error)
+def _single_entries(
+    kind: str, table: PublishedTable, found: Record | Released, prefix: str, few: Mapping[str, float]
+) -> dict[str, Entry]:
+    """Value and inner spreads of one model."""
+    names = {metric: _metric_name(kind, prefix, metric) for metric in table.metrics}
+    return {
+        metric: Entry(
+            value=found.metrics.get(name, math.nan),
+            seeds=int(name in found.metrics),
+            fold_sd=_spread_of(found, name, "fold_sd"),
+            error=_spread_of(found, name, "error"),
+            few=few.get(metric, math.inf) < LEAST_JETS,
+        )
+        for metric, name in names.items()
+    }
 
 
-def _released_line(table: PublishedTable, row: PublishedRow, found: Released | None) -> list[Line]:
+def _released_lines(
+    table: PublishedTable, row: PublishedRow, found: Released | None, few: Mapping[str, float]
+) -> Iterator[Line]:
+    """What the authors' checkpoint reaches; of an anomaly score at chosen settings too."""
     if found is None or not row.probe:
-        return []
-    entries = {metric: _inner(found, f"test/{row.probe}_{metric}") for metric in table.metrics}
-    if all(math.isnan(entry.value) for entry in entries.values()):
-        return []
-    return [Line(kind="released", label="released", entries=entries)]
+        return
+    for kind, tail in ({"": ""} | (TUNED if table is published.ANOMALY else {})).items():
+        entries = _single_entries(kind, table, found, f"test/{row.probe}_{tail}", few)
+        if any(entry.seeds for entry in entries.values()):
+            words = f"released {kind}".strip()
+            yield Line(kind=words, label=words.replace(" ", ", "), entries=entries)
 
 
-def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Efficiencies that a handful of background jets decide."""
+def _unjudged(table: PublishedTable, released: Mapping[tuple[str, str], Released]) -> Iterator[str]:
+    """Released files that could not be judged."""
+    for (task, _), found in released.items():
+        if task == table.task:
+            yield from (f"Missing: released {file}: {why.rstrip('.')}." for file, why in found.failed.items())
+
+
+def _stuck_seeds(study: StudyRecords, row: PublishedRow, arm: str | None) -> list[int]:
+    """Seeds at which a trained classifier says no more than its most frequent class would."""
+    if arm is None or not row.probe.startswith(("finetune", "supervised")):
+        return []
+    subject = wording.classifier(row.probe)
+    return [
+        record.seed
+        for record in complete_records(study, arm)
+        if any(case.subject == subject for case in signatures.at_chance(record, study) or ())
+    ]
+
+
+def _chance_note(study: StudyRecords, row: PublishedRow, arm: str | None, stuck: Sequence[int]) -> Iterator[str]:
+    if arm is None or not stuck:
+        return
+    having = [r for r in complete_records(study, arm) if f"test/{row.probe}_accuracy" in r.metrics]
+    chance = signatures.chance_of(arm_config(study, arm).data.task)
+    seeds = wording.count(len(having), "seed")
+    yield f"{AT_CHANCE} {row.label}: {len(stuck)} of {seeds} did not leave chance (accuracy {chance:.4g})."
+
+
+def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> dict[str, float]:
+    """Efficiency -> background jets of our test jets that decide it, on average."""
     arm = next(arm for (task, _), arm in arms.items() if task == table.task)
     jets = arm_config(study, arm).data.test_jets * published.BACKGROUND[table.task]
-    cuts = {
-        head: float(metric.rpartition("_")[2])
-        for metric, head in table.metrics.items()
-        if metric in published.EFFICIENCY
+    return {
+        metric: jets * float(metric.rpartition("_")[2]) for metric in table.metrics if metric in published.EFFICIENCY
     }
-    thin = [f"{head} by {jets * cut:.2g}" for head, cut in cuts.items() if jets * cut < FEW_JETS]
+
+
+def _few_jets_note(table: PublishedTable, few: Mapping[str, float]) -> Iterator[str]:
+    """Efficiencies that a handful of background jets decide."""
+    thin = [f"{table.metrics[metric]} by {jets:.2g}" for metric, jets in few.items() if jets < FEW_JETS]
     if thin:
-        yield f"Of some {jets:,.0f} background jets in our test jets few decide: {', '.join(thin)} of them."
+        metric, jets = next(iter(few.items()))
+        background = jets / float(metric.rpartition("_")[2])
+        hidden = f"; of one model, what fewer than {LEAST_JETS} decide is not shown"
+        yield (
+            f"Of some {background:,.0f} background jets in our test jets few decide: {', '.join(thin)} of them"
+            f"{hidden if any(jets < LEAST_JETS for jets in few.values()) else ''}."
+        )
 
 
 def _missing(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> Iterator[str]:
@@ -298,7 +413,7 @@ def _unmeasured(study: StudyRecords, table: PublishedTable, rows: Sequence[Publi
     """Rows that not every complete trial has."""
     complete, seeds = len(complete_records(study, arm)), dict[int, list[str]]()
     for row in rows:
-        if line := next(_our_lines(study, table, row, arm), None):
+        if line := next(_our_lines(study, table, row, arm, {}), None):
             seeds.setdefault(max(entry.seeds for entry in line.entries.values()), []).append(row.label)
     for n, labels in seeds.items():
         if n < complete:
@@ -321,12 +436,14 @@ def _text(kind: str, entry: Entry) -> str:
     """A figure as it stands in a cell: each ± is the one that the line's label names."""
     if entry.words:
         return entry.words
-    if kind == "one seed":
-        spreads = [wording.number(s, wording.decimals_of(s, DECIMALS)) for s in (entry.fold_sd, entry.error)]
-        return "; ".join(spreads) if math.isfinite(entry.value) else wording.NOTHING
-    if entry.seeds > 1 and kind != "raw":  # raw features know nothing of seeds
-        return wording.with_error(entry.value, entry.seed_sd, most=DECIMALS)
-    return wording.number(entry.value)
+    if not math.isfinite(entry.value) or (entry.few and (entry.seeds <= 1 or kind == "raw")):
+        return wording.NOTHING
+    if kind in SPREADS:
+        spread = entry.fold_sd if kind == "folds" else entry.error
+        return wording.number(spread, wording.decimals_of(spread, DECIMALS))
+    error = entry.seed_sd if entry.seeds > 1 and kind != "raw" else entry.error
+    text = wording.with_error(entry.value, error, most=DECIMALS) if error >= 0 else wording.number(entry.value)
+    return f"{text} {AT_CHANCE}" if entry.at_chance else text
 
 
 def frame(tables: Sequence[ComparedTable]) -> pd.DataFrame:
@@ -340,8 +457,26 @@ def frame(tables: Sequence[ComparedTable]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
+READING: Mapping[str, str] = {
+    "paper": f"the published figure. {published.SPREAD}",
+    "ours": "mean over seeds, each trained from fresh weights; ±: standard deviation over seeds, and of one seed the "
+    "standard error from the number of its test jets",
+    "sd of 10 folds": "standard deviation over 10 stratified folds of one seed's test jets, each a tenth of them, as "
+    "in the paper",
+    "error of test jets": "standard error from the number of one seed's test jets",
+    "chosen, oracle, optimism": "anomaly scores: settings chosen without the reported signal; the best settings on it; "
+    "and what that gains",
+    "untrained, raw features": "the same judgement of the encoder before training, and of the particles themselves: "
+    "what training must beat",
+    "released": "the authors' checkpoints, trained by them on JetNet, judged on our test jets; ±: standard error from "
+    "their number; k-NN, linear probe and anomaly scores are fitted on our training jets, classifiers are used as they "
+    "were released",
+}
+"""What each line is."""
+
+
 def facts(study: StudyRecords) -> dict[str, str]:
-    """Where our figures come from, and what each ± is: name -> one line."""
+    """Where our figures come from: name -> one line."""
     found = provenance.facts(study)
     arms = arms_by_kind(study)
     lines = {"Data": found["Data"], "Preset": study.plan.preset, "Seeds": found["Seeds"]}
@@ -351,19 +486,7 @@ def facts(study: StudyRecords) -> dict[str, str]:
         epochs = f"{config.train.epochs} epochs in batches of {config.train.batch}"
         theirs = f"{published.PAPER_JETS[task]}, {published.RECIPES[task][published.EPOCHS]} epochs, 1024"
         lines[f"Jets, {task}"] = f"{ours} to train, validate, test; {epochs} (the paper: {theirs})"
-    return lines | {
-        "Spread over seeds": "ours, ±: standard deviation over seeds, each trained from fresh weights",
-        "Spread over folds": "one seed, first figure: standard deviation over 10 stratified folds of its test jets, "
-        "each a tenth of them, as in the paper",
-        "Error of test jets": "one seed, second figure: standard error from the number of its test jets",
-        "The paper's ±": published.SPREAD,
-        "Released": "the authors' checkpoints, trained by them on JetNet, judged on our test jets; k-NN, linear probe "
-        "and anomaly scores are fitted on our training jets, classifiers are used as they were released",
-        "Untrained, raw": "the same judgement of the encoder before training, and of the particles themselves: what "
-        "training must beat",
-        "Plan hash": study.plan.hash,
-        "Trainer": found["Trainer"],
-    }
+    return lines | {"Plan hash": study.plan.hash, "Trainer": found["Trainer"]}
 
 
 def standing(study: StudyRecords) -> str:
@@ -394,6 +517,7 @@ def write_tables(study: StudyRecords, out: Path) -> tuple[list[ComparedTable], P
     """
     tables = compare(study)
     content = {"study": study, "plan": study.plan, "tables": tables, "facts": facts(study), "standing": standing(study)}
+    content |= {"reading": READING}
     content |= {"paper": published.PAPER}
     out.mkdir(parents=True, exist_ok=True)
     environment = report.environment()
@@ -419,6 +543,7 @@ SIGNS = {
     "−": "$-$",
     "–": "--",
     "×": r"$\times$",
+    "†": r"\dag{}",
     "ε": r"$\varepsilon$",
     "’": "'",
     "~": r"\textasciitilde{}",
@@ -432,8 +557,8 @@ def tex(text: object) -> str:
     return re.sub(r"\$\\varepsilon\$([sb])(?=\W)", r"$\\varepsilon_\1$", line)
 
 
-def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console) -> None:
-    """Print the tables: what the paper says, what we find, and what each line is."""
+def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console, page: Path) -> None:
+    """Print what the paper says and what we find; the page has the other lines, notes, and what each line is."""
     for table in tables:
         grid = Table(title=table.published.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         for _ in ("row", "line"):
@@ -441,16 +566,17 @@ def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console)
         for head in table.published.metrics.values():
             grid.add_column(head, justify="right", no_wrap=True)
         for row in table.rows:
-            for number, line in enumerate(row.lines):
+            for number, line in enumerate(line for line in row.lines if line.kind in PRINTED):
                 style = {"paper": "bold", "ours": "bold green"}.get(line.kind, "dim")
                 grid.add_row(row.label if number == 0 else "", line.label, *line.cells, style=style)
         console.print(grid)
-        for note in [f"Source: {table.published.source}.", *table.notes]:
-            console.print(f"  {note}", style="dim", highlight=False, markup=False)
+        for note in table.notes:
+            if note.startswith((AT_CHANCE, "Missing: released")):
+                console.print(f"  {note}", style="dim", highlight=False, markup=False)
     if said := standing(study):
         console.print(said, highlight=False, markup=False)
-    for name, fact in facts(study).items():
-        console.print(f"  {name}: {fact}", highlight=False, markup=False)
+    words = f"Spreads, floors, notes and what each line is are on the page: {page}"
+    console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def console() -> Console:
@@ -472,8 +598,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecordError, ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    show(tables, study, console())
-    print(path)
+    show(tables, study, console(), path)
     return 0
 
 

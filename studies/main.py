@@ -285,8 +285,9 @@ def write_paper_tables(
 
     def show(figures: bool) -> bool:
         if figures:
-            paper.show(tables, found, paper.console())
-        say(f"the paper's tables and ours: {page}")
+            paper.show(tables, found, paper.console(), page)
+        else:
+            say(f"the paper's tables and ours: {page}")
         return whole
 
     return show

@@ -158,7 +158,7 @@ def lines_of(tables, name, label):
 
 def test_ours_stands_beside_the_papers(tmp_path):
     lines = lines_of(paper.compare(make_study(tmp_path)), "top_tagging", "k-NN, S")
-    assert list(lines) == ["paper", "ours", "one seed", "untrained", "raw"]
+    assert list(lines) == ["paper", "ours", "folds", "test jets", "untrained", "raw"]
     assert lines["raw"].cells == ["–", "0.7000", "–", "–", "–"]
     assert lines["paper"].cells == ["0.8777", "0.9447", "0.8352", "0.3337", "–"]
     ours = lines["ours"].entries["auc"]
@@ -166,20 +166,21 @@ def test_ours_stands_beside_the_papers(tmp_path):
     assert ours.seed_sd == pytest.approx(0.0360555)  # n - 1 in the denominator
     assert (ours.seeds, lines["ours"].label) == (3, "ours, 3 seeds")
     assert lines["ours"].cells[1] == "0.83 ± 0.04"
-    assert (lines["one seed"].entries["auc"].fold_sd, lines["one seed"].entries["auc"].error) == (0.0456, 0.0123)
-    assert lines["one seed"].label == "seed 0: folds; test jets"
-    assert lines["one seed"].cells[1] == "0.05; 0.012"
+    assert (lines["folds"].entries["auc"].fold_sd, lines["test jets"].entries["auc"].error) == (0.0456, 0.0123)
+    assert (lines["folds"].label, lines["folds"].cells[1]) == ("sd of 10 folds, seed 0", "0.05")
+    assert (lines["test jets"].label, lines["test jets"].cells[1]) == ("error of test jets, seed 0", "0.012")
     assert lines["untrained"].entries["accuracy"].value == 0.5
     assert np.isnan(lines["untrained"].entries["auc"].value)
 
 
 def test_anomaly_scores_show_what_was_chosen_and_the_optimism(tmp_path):
     tables = paper.compare(make_study(tmp_path))
-    assert list(lines_of(tables, "anomaly", "k-NN, S")) == ["paper", "ours", "one seed", "chosen", "oracle", "optimism"]
+    kinds = ["paper", "ours", "folds", "test jets", "chosen", "oracle", "optimism"]
+    assert list(lines_of(tables, "anomaly", "k-NN, S")) == kinds
     gap = lines_of(tables, "anomaly", "k-NN, S")["optimism"].entries
     assert (gap["auc_w"].value, gap["auc"].value) == (pytest.approx(0.02), pytest.approx(0.01))
     assert np.isnan(gap["auc_z"].value)
-    assert list(lines_of(tables, "anomaly", "Local outlier factor, S")) == ["ours", "one seed"]
+    assert list(lines_of(tables, "anomaly", "Local outlier factor, S")) == ["ours", "folds", "test jets"]
     assert list(lines_of(tables, "anomaly", "GNNAE, as the paper cites it")) == ["paper"]
     assert lines_of(tables, "anomaly", "Cosine, S")["ours"].label == "ours: none"
 
@@ -188,8 +189,8 @@ def test_what_is_missing_is_said(tmp_path):
     changes = {("S_tqg", 0): {"state": "failed", "reason": "diverged: loss is nan", "metrics": {}}, ("S_tqg", 2): None}
     tables = paper.compare(make_study(tmp_path, changes))
     lines = lines_of(tables, "top_tagging", "jBOT S 10%")
-    assert (lines["ours"].label, lines["ours"].cells[0]) == ("ours, 1 seed", "0.8200")
-    assert lines["one seed"].label == "seed 1: folds; test jets"
+    assert (lines["ours"].label, lines["ours"].cells[0]) == ("ours, 1 seed", "0.820 ± 0.012")
+    assert lines["folds"].label == "sd of 10 folds, seed 1"
     notes = table_of(tables, "top_tagging").notes
     assert "Missing: S_tqg at seed 0 failed: diverged: loss is nan." in notes
     assert "Missing: S_tqg at seed 2 has not ended." in notes
@@ -198,6 +199,32 @@ def test_what_is_missing_is_said(tmp_path):
     absent = next(note for note in table_of(tables, "five_class").notes if note.startswith(start))
     assert absent.endswith("Linear, S; Sup. S 10%; jBOT S 10%; Sup. S 100%; jBOT S 100%.")
     assert any("79 background jets" in note and "εs(0.1) by 7.9" in note for note in notes)
+    assert lines["ours"].cells[3:] == ["–", "–"]  # of one seed: 0.79 and 0.079 background jets
+    assert lines["ours"].entries["eps_s_0.01"].value == pytest.approx(0.82)
+    assert any("what fewer than 3 decide is not shown" in note for note in notes)
+
+
+def test_classifiers_that_did_not_leave_chance_are_marked(tmp_path):
+    usual = dict.fromkeys((f"test/{probe}_accuracy" for probe in METRICS["S_tqg"]), 0.8)
+    stuck = {"metrics": usual | {"test/supervised_10_accuracy": 0.51}}  # within two errors of a half
+    tables = paper.compare(make_study(tmp_path, {("S_tqg", 0): stuck, ("S_tqg", 2): stuck}))
+    lines = lines_of(tables, "top_tagging", "Sup. S 10%")
+    assert lines["ours"].entries["accuracy"].at_chance == 2
+    assert lines["ours"].cells[0].endswith(" †")
+    assert not any("†" in cell for cell in lines_of(tables, "top_tagging", "jBOT S 10%")["ours"].cells)
+    notes = table_of(tables, "top_tagging").notes
+    assert [note for note in notes if "†" in note] == [
+        "† Sup. S 10%: 2 of 3 seeds did not leave chance (accuracy 0.5)."
+    ]
+
+
+def test_raw_features_have_anomaly_scores_where_a_record_has_them(tmp_path):
+    plan = study.plan("smoke", seeds=3)
+    trial = next(t for t in planned_trials(trial_specs(plan, from_dict(plan.base), "f00")) if t.arm == "S_qg")
+    metrics = make_record(plan, trial, DATA).metrics | {"raw/test/anomaly_knn_auc": 0.6}
+    errors = {"uncertainties": {"raw/test/anomaly_knn_auc": {"error": 0.02}}}
+    tables = paper.compare(make_study(tmp_path, {("S_qg", 0): {"metrics": metrics, **errors}}))
+    assert lines_of(tables, "anomaly", "k-NN, S")["raw"].cells == ["–", "–", "–", "0.600 ± 0.020"]
 
 
 def test_a_fine_tuning_that_diverged_at_one_seed_is_said(tmp_path):
@@ -256,7 +283,10 @@ def test_files_say_the_same_and_are_made_from_records_alone(tmp_path, capsys):
     assert not rows.loads
     assert max(rows.columns) == 7  # row, line, five metrics
     text = (folder / "paper_tables.md").read_text()
-    for words in ("0.83 ± 0.04", "0.05; 0.012", "0.9447", "0.8313"):
+    assert "sd of 10 folds" not in printed
+    assert printed.rstrip().endswith(f"on the page: {folder / 'paper_tables.html'}")
+    assert "sd of 10 folds, seed 0" in text
+    for words in ("0.83 ± 0.04", "0.9447", "0.8313"):
         assert words in printed
         assert words in text
         assert words.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") in page
@@ -271,9 +301,13 @@ def test_latex_is_ascii_with_as_many_columns_as_it_declares(tmp_path):
     assert all(line.isascii() for line in code)
     assert r"$\varepsilon_s$(0.01)" in text
     assert r"0.83 $\pm$ 0.04" in text
-    for block in text.split(r"\begin{tabular}")[1:]:
+    blocks = text.split(r"\begin{longtable}")[1:]
+    assert len(blocks) == len(paper.compare(found))
+    for block in blocks:
         columns = block[1 : block.index("}")]
-        body = [line for line in block[: block.index(r"\end{tabular}")].splitlines() if line.endswith(r"\\")]
+        lines = block[: block.index(r"\end{longtable}")].splitlines()
+        body = [line for line in lines if line.endswith((r"\\", r"\\*")) and not line.startswith(r"\label")]
+        assert len(body) >= 10
         assert {line.count("&") - line.count(r"\&") for line in body} == {len(columns) - 1}
     assert paper.tex("50% of a_b & c ± 1 − 2") == r"50\% of a\_b \& c $\pm$ 1 $-$ 2"
 
@@ -438,9 +472,27 @@ def test_released_rows_need_the_jets_of_the_study(tmp_path):
     for change in ({"fingerprint": "others"}, {"data": content["data"] | {"test_jets": 7}}):
         found.storage.write_json(name, content | change)
         assert list(lines_of(paper.compare(found), "top_tagging", "k-NN, B")) == ["paper"]
-    found.storage.write_json(name, {})
-    with pytest.raises(RecordError, match=r"tqg_B\.json is not of a released checkpoint"):
-        paper.compare(found)
+    errors = {"test/knn_auc": {"error": 0.0041}, "test/knn_eps_s_0.01": {"error": 0.01}}
+    measured = content["metrics"] | {"test/knn_eps_s_0.01": 0.3}
+    found.storage.write_json(name, content | {"metrics": measured, "uncertainties": errors})
+    assert lines_of(paper.compare(found), "top_tagging", "k-NN, B")["released"].cells[1:4] == [
+        "0.901 ± 0.004",
+        "–",
+        "–",
+    ]
+    found.storage.write_json(name, content | {"failed": {"tqg_mlp.h5": "collapsed"}})
+    assert "Missing: released tqg_mlp.h5: collapsed." in table_of(paper.compare(found), "top_tagging").notes
+    for damaged in (
+        {},
+        [],
+        content | {"metrics": [1]},
+        content | {"metrics": {"test/knn_auc": "high"}},
+        content | {"uncertainties": {"test/knn_auc": 0.1}},
+    ):
+        found.storage.write_json(name, damaged)
+        with pytest.raises(RecordError, match=r"tqg_B\.json is not of a released checkpoint") as error:
+            paper.compare(found)
+        assert "\n" not in str(error.value)
 
 
 def write_jets(path: Path, per_class: int) -> None:
