@@ -29,6 +29,8 @@ MOST_CONTRASTS = 30
 """Contrasts drawn and told in words; the table has all."""
 MOST_HEADLINES, MOST_HEADLINE_ROWS = 4, 8
 """Verdicts told, and contrasts drawn, on the first screen."""
+MOST_COLUMNS = 8
+"""Metrics beside each other in the table of the others; more are set one below the other, with arms across."""
 MOST_TRIALS = 400
 """Rows of the table of trials in the page; all of them are in trials.csv."""
 MOST_SIGNATURES, MOST_SEEDS = 60, 8
@@ -239,16 +241,25 @@ def _mean_and_error(values: MeanInterval, sign: bool = False) -> str:
 
 
 def metrics_section(evidence: Evidence, metrics: Sequence[str]) -> Table:
-    """Mean ± standard error of the other final metrics per arm; the untrained encoder as the last row."""
+    """Mean ± standard error of the other final metrics per arm, then of their floors; arms across if that fits better.
+
+    Arms with other data or another model have a floor of their own.
+    """
     plan = evidence.study.plan
     columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
     rows = [[arm, *(_cell(column[arm]) for column in columns)] for arm in plan.arms]
     for name, words in tables.REFERENCES.items():
         floors = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
-        if any(floor.notna().any(axis=None) for floor in floors):
-            rows.append([words, *(_cell(floor.mean(axis=1)) for floor in floors)])
-    heads = ["arm", *(wording.quantity_on(metric) for metric in metrics)]
-    return Table(label="Other metrics", head=heads, rows=rows)
+        for group, arms in tables.floor_groups(plan).items():
+            if any(floor[arms].notna().any(axis=None) for floor in floors):
+                cells = [_cell(floor[arms].mean(axis=1)) for floor in floors]
+                rows.append([f"{words}, {group}" if group else words, *cells])
+    names = [wording.quantity(name) if name.startswith("test/") else wording.quantity_on(name) for name in metrics]
+    table = [["arm", *names], *rows]
+    if len(metrics) > max(MOST_COLUMNS, len(rows)):
+        table = [list(cells) for cells in zip(*table, strict=True)]
+        table[0][0] = "metric"
+    return Table(label="Other metrics", head=table[0], rows=table[1:])
 
 
 def _cell(values: pd.Series) -> str:

@@ -21,8 +21,12 @@ PENDING = "pending"
 REFERENCES = {"untrained": "untrained encoder", "raw": "raw features", "supervised": "supervised twin"}
 """Prefixes of metrics that give a table its floor and ceiling, and what to call them."""
 
-DETAIL = r"_(eps_s|rejection)_[\d.]+|_sic\b|_(auc|sic)_[a-z]+$"
+DETAIL = r"_(eps_s|rejection)_[\d.]+|_sic\b|_(auc|sic)_[a-z]+$|_(chosen|oracle)_|_optimism"
 """What other_metrics leaves out."""
+ORDER = (r"_accuracy$", r"^(?!.*/anomaly_).*_auc$", r"_auc$", r"")
+"""Metrics in the order of a table: accuracies, areas of classifiers, of anomaly scores, and the rest."""
+FLOOR_GROUPS = ("data", "model", "probe", "anomaly")
+"""Parts of a Config that its floors depend on."""
 
 
 def trial_table(study: StudyRecords) -> pd.DataFrame:
@@ -147,14 +151,42 @@ def _contrast_row(verdict: Verdict) -> dict[str, Any]:
 
 
 def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
-    """Keys of final metrics besides the primary one, in order of their names.
+    """Keys of final metrics besides the primary one: accuracies, areas under ROC curves, the rest.
 
-    References are left out, and the many numbers of one ROC curve but its area: those of a class, and at one cut.
+    References are left out, and the many numbers of one ROC curve but its area: those of a class, at one cut, and at
+    other settings than the published ones.
     trials.csv has them all.
     """
     names = [column for column in table.columns if "/" in column and not column.startswith("config.")]
     whole = [name for name in names if not re.search(DETAIL, name)]
-    return sorted(name for name in whole if name != plan.metric and name.split("/")[0] not in REFERENCES)
+    kept = [name for name in whole if name != plan.metric and name.split("/")[0] not in REFERENCES]
+    return sorted(kept, key=_place)
+
+
+def _place(metric: str) -> tuple[int, list[tuple[float, str]]]:
+    """Sorts by kind (ORDER), and then by name with its numbers as numbers: 10% of labels before 100%."""
+    kind = next(i for i, pattern in enumerate(ORDER) if re.search(pattern, metric))
+    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric)
+    return kind, [(float(digits or 0), words) for digits, words in parts]
+
+
+def floor_groups(plan: Plan) -> dict[str, list[str]]:
+    """Arms that have the same floors, by what tells the groups apart: empty words when there is one group.
+
+    The untrained encoder of one task, or of one size, is no floor of another.
+    """
+    fields = sorted({name for changes in plan.arms.values() for name in changes if name.split(".")[0] in FLOOR_GROUPS})
+    groups: dict[str, list[str]] = {}
+    tasks = {}
+    for arm, changes in plan.arms.items():
+        settings = {name: changes.get(name, lookup(plan.base, name)) for name in fields}
+        key = json.dumps(settings, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(arm)
+        tasks[key] = changes.get("data.task", lookup(plan.base, "data.task"))
+    if len(groups) == 1:
+        return {"": list(plan.arms)}
+    by_task = len(set(tasks.values())) == len(groups)
+    return {f"task {tasks[key]}" if by_task else ", ".join(arms): arms for key, arms in groups.items()}
 
 
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:

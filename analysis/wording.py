@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 NOTHING = "–"
 """What stands for a number that does not exist."""
@@ -88,17 +89,50 @@ QUANTITIES = {
     "kmeans_ami": "k-means AMI",
     "silhouette": "silhouette",
     "effective_rank": "effective rank",
+    "spread": "spread of the embedding",
     "nc1": "neural collapse NC1",
     "teacher_entropy": "teacher entropy",
     "student_entropy": "student entropy",
 }
+CLASSIFIERS = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuning", "supervised": "supervised twin"}
+ANOMALY_SCORES = {
+    "knn": "k-NN",
+    "gmm": "Gaussian mixture",
+    "lof": "local outlier factor",
+    "mahalanobis": "Mahalanobis",
+    "mahalanobis_labels": "Mahalanobis with labels",
+    "relative_mahalanobis_labels": "relative Mahalanobis with labels",
+}
+CURVE = {
+    "accuracy": "accuracy",
+    "auc": "AUC",
+    "eps_s": "signal efficiency at background {}",
+    "rejection": "background rejection at signal efficiency {}",
+    "sic": "largest significance improvement",
+    "chosen_auc": "AUC at chosen settings",
+    "oracle_auc": "AUC at the oracle's settings",
+    "optimism": "optimism of the oracle",
+}
+"""Numbers of a ROC curve; {} is the cut."""
+LETTERS = {"w": "W", "z": "Z", "qcd": "q/g"}
+"""How classes are written where it is not as jbot.data has them."""
+OF_A_CURVE = re.compile(rf"(?P<who>\w+?(_[\d.]+)?)_(?P<what>{'|'.join(CURVE)})(_(?P<cut>[\d.]+))?(_(?P<on>[a-z]+))?")
+
 SPLITS = {"test": "test jets", "val": "validation jets", "train": "training jets"}
 
 
 def quantity(metric: str) -> str:
-    """``k-NN accuracy`` for ``test/knn_accuracy``; an unknown key in its own words."""
+    """``k-NN accuracy`` for ``test/knn_accuracy``, ``fine-tuning on 10% of labels, AUC (t)`` for
+    ``test/finetune_10_auc_t``; an unknown key in its own words."""
     name = metric.rpartition("/")[2]
-    return QUANTITIES.get(name, name.replace("_", " "))
+    match = OF_A_CURVE.fullmatch(name)
+    if name in QUANTITIES or not match:
+        return QUANTITIES.get(name, name.replace("_", " "))
+    what, on = CURVE[match["what"]].format(match["cut"]), LETTERS.get(match["on"], match["on"])
+    if match["who"].startswith("anomaly_"):
+        score = anomaly_score(match["who"].removeprefix("anomaly_"))
+        return f"anomaly detection, {score}, {on or 'all signals'}: {what}"
+    return f"{classifier(match['who'])}, {what}" + (f" ({on})" if on else "")
 
 
 def quantity_on(metric: str) -> str:
@@ -107,7 +141,9 @@ def quantity_on(metric: str) -> str:
     return f"{quantity(metric)} on {SPLITS[split]}" if split in SPLITS else quantity(metric)
 
 
-CLASSIFIERS = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuning", "supervised": "supervised twin"}
+def anomaly_score(name: str) -> str:
+    """``Gaussian mixture`` for ``gmm``; an unknown name in its own words."""
+    return ANOMALY_SCORES.get(name, name.replace("_", " "))
 
 
 def classifier(name: str) -> str:
@@ -116,3 +152,10 @@ def classifier(name: str) -> str:
     if kind in CLASSIFIERS:
         return f"{CLASSIFIERS[kind]} on {percent}% of labels"
     return CLASSIFIERS.get(name, name.replace("_", " "))
+
+
+def short_classifier(name: str) -> str:
+    """``fine-tuned 10%`` for ``finetune_10``, where there is little room."""
+    kind, _, percent = name.rpartition("_")
+    short = {"finetune": "fine-tuned", "supervised": "twin"}
+    return f"{short[kind]} {percent}%" if kind in short else classifier(name)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import convergence, provenance, report, sections, tables
+from analysis import convergence, provenance, report, sections, tables, wording
 from analysis.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.config import Config, from_dict, override
+from jbot.evaluate import metric_names
 from jbot.record import Record, Storage, save_record, trial_folder, trial_id
 
 ARMS = {"momentum": {}, "random": {"mask.scheme": "random"}, "none": {"mask.scheme": "none"}}
@@ -409,3 +410,71 @@ def test_tidy_table_keeps_trials_that_have_not_ended(tmp_path):
     table = tables.trial_table(study)
     assert len(table) == 18
     assert table["state"].value_counts().to_dict() == {"complete": 17, "pending": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.task": "all", "finetune.fractions": (0.1, 0.025, 1.0)},
+        {"data.task": "tqg", "finetune.fractions": (0.1, 1.0)},
+        {"data.task": "qg", "anomaly.scan": True},
+    ],
+)
+def test_every_metric_has_words_of_its_own(changes):
+    names = metric_names(override(Config(), changes))
+    words = [wording.quantity(name) for name in names]
+    assert len(set(words)) == len(names)
+    assert not [word for word in words if "_" in word or "auc" in word or "eps" in word or "knn" in word]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("test/knn_accuracy", "k-NN accuracy"),
+        ("test/finetune_100_auc", "fine-tuning on 100% of labels, AUC"),
+        ("test/supervised_2.5_accuracy", "supervised twin on 2.5% of labels, accuracy"),
+        ("test/knn_eps_s_0.01_w", "k-NN, signal efficiency at background 0.01 (W)"),
+        ("test/linear_rejection_0.5_z", "linear probe, background rejection at signal efficiency 0.5 (Z)"),
+        ("test/anomaly_knn_auc_t", "anomaly detection, k-NN, t: AUC"),
+        ("test/anomaly_relative_mahalanobis_labels_chosen_auc",
+         "anomaly detection, relative Mahalanobis with labels, all signals: AUC at chosen settings"),
+        ("test/own_number", "own number"),
+    ],
+)  # fmt: skip
+def test_words_of_a_metric(metric, words):
+    assert wording.quantity(metric) == words
+
+
+def test_floors_are_those_of_the_task(tmp_path):
+    arms = {"all": {}, "masked": {"mask.scheme": "none"}, "qg": {"data.task": "qg"}}
+    plan = make_plan(arms=arms, contrasts=(), seeds=(0, 1))
+    metrics = {"test/knn_accuracy": 0.5, "test/knn_auc": 0.7}
+    floor = {"all": 0.3, "masked": 0.4, "qg": 0.6}
+    changes = {
+        (arm, seed): {"metrics": metrics | {"untrained/test/knn_auc": floor[arm]}} for arm in arms for seed in (0, 1)
+    }
+    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
+    table = sections.metrics_section(evidence, ["test/knn_auc"])
+    assert table.head == ["arm", "k-NN AUC"]
+    shown = {row[0]: float(row[1].split()[0]) for row in table.rows}
+    assert shown["untrained encoder, task all"] == pytest.approx(0.35)
+    assert shown["untrained encoder, task qg"] == pytest.approx(0.6)
+
+
+def test_many_metrics_are_set_below_each_other_and_accuracies_first(tmp_path):
+    plan = make_plan(seeds=(0,), contrasts=())
+    names = [f"finetune_{share}_{what}" for share in (1, 10, 100, 5) for what in ("auc", "accuracy")]
+    names += ["anomaly_gmm_auc", "anomaly_gmm_auc_t", "anomaly_gmm_oracle_auc", "anomaly_gmm_optimism", "alignment"]
+    metrics = {f"test/{name}": 0.5 for name in [*names, "knn_accuracy"]}
+    changes = {(arm, 0): {"metrics": metrics} for arm in plan.arms}
+    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
+    shown = tables.other_metrics(evidence.trials, plan)
+    assert [name.removeprefix("test/") for name in shown] == [
+        *(f"finetune_{share}_accuracy" for share in (1, 5, 10, 100)),
+        *(f"finetune_{share}_auc" for share in (1, 5, 10, 100)),
+        "anomaly_gmm_auc",
+        "alignment",
+    ]
+    table = sections.metrics_section(evidence, shown)
+    assert table.head == ["metric", *plan.arms]
+    assert table.rows[0][0] == "fine-tuning on 1% of labels, accuracy"
