@@ -145,17 +145,19 @@ def uniform_attention(record: Record, study: StudyRecords) -> list[Case] | None:
 
 
 def class_confusion(record: Record, study: StudyRecords) -> list[Case] | None:
-    """Pairs of classes that a probe or classifier hardly tells apart."""
+    """Pairs of classes that a probe or classifier hardly tells apart, if it is better than chance at all."""
     scores = study.arrays(record.trial_id, "scores") if record.state == "complete" else None
     if scores is None:
         return None
     task = tables.lookup(record.config, "data.task")
     if task not in TARGETS:
         raise RecordError(f"data.task of trial {record.trial_id} must be one of {', '.join(TARGETS)}, got {task!r}")
-    names = [_class_name(name) for name in TARGETS[task]]
+    names = [wording.LETTERS.get(name, name) for name in TARGETS[task]]
     cases, classifiers = [], _classifiers(scores)
     for classifier, probability in classifiers.items():
         counts = _confusion_of(record, scores, classifier, probability, task)
+        if _guesses(counts):
+            continue
         for a, b in itertools.combinations(range(len(names)), 2):
             cases += _confused(counts, a, b, f"{names[a]} and {names[b]}", classifier)
     return cases if classifiers else None
@@ -192,6 +194,13 @@ def mutual_confusion(counts: NDArray[np.int64], a: int, b: int) -> tuple[int, in
     """Of the jets of two classes that were given one of the two: those given the other one, and all."""
     wrong = int(counts[a, b] + counts[b, a])
     return wrong, wrong + int(counts[a, a] + counts[b, b])
+
+
+def _guesses(counts: NDArray[np.int64]) -> bool:
+    """Whether a classifier is no better than its most frequent class: it confuses all pairs, and none is news."""
+    jets = int(counts.sum())
+    accuracy, chance = float(np.trace(counts)) / max(1, jets), float(counts.sum(axis=1).max()) / max(1, jets)
+    return accuracy <= chance + ERRORS * math.sqrt(accuracy * (1 - accuracy) / max(1, jets))
 
 
 def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: str) -> list[Case]:
@@ -301,21 +310,16 @@ def _runs(record: Record, kind: str) -> list[str]:
     return [run for _, run in runs if _metric(record, f"{run}_accuracy") is not None]
 
 
-def _class_name(name: str) -> str:
-    """As physicists write it."""
-    return {"w": "W", "z": "Z", "qcd": "q/g"}.get(name, name)
-
-
 SIGNATURES: dict[str, Check] = {
     "collapse": collapse,
     "uniform attention": uniform_attention,
-    "class confusion": class_confusion,
     "classifier at chance": at_chance,
     "fine-tuning below the frozen embedding": below_frozen,
     "fine-tuning below its supervised twin": below_twin,
     "trained encoder below the untrained one": below_untrained,
+    "class confusion": class_confusion,
 }
-"""What is looked for, in the order of the report."""
+"""What is looked for, in the order of the report: what makes a trial useless first."""
 
 
 def by_arm(signatures: Signatures) -> Iterator[tuple[str, str, str, list[Finding], int]]:

@@ -164,6 +164,12 @@ def test_confused_classes_are_named_with_their_interval(tmp_path):
     assert finding.case.evidence == "85 of 200 decisions between them wrong: 42.5% (35.9% to 49.4%)"
 
 
+@pytest.mark.parametrize("guess", [np.full(5000, 2), np.random.default_rng(1).integers(5, size=5000)])
+def test_a_classifier_at_chance_confuses_no_classes(tmp_path, guess):
+    scores = {"label": LABELS, "knn/probability": np.eye(5, dtype=np.float32)[guess]}
+    assert named(study_of(tmp_path, scores={0: scores})) == []
+
+
 def test_few_jets_do_not_show_a_confusion(tmp_path):
     label = np.array([2] * 10 + [3] * 10)
     probability = np.eye(5, dtype=np.float32)[np.array([2] * 5 + [3] * 10 + [2] * 5)]  # a half, but of 20
@@ -174,9 +180,9 @@ def test_few_jets_do_not_show_a_confusion(tmp_path):
 def test_confusion_between_the_targets_of_a_task(tmp_path, task, pair):
     plan = one_arm()
     plan.base["data"]["task"] = task
-    label = LABELS if task == "qg" else np.where(LABELS < 2, LABELS, 4)
+    label = LABELS if task == "qg" else np.tile([0, 1, 4, 4], 1250)
     position = {"tqg": np.array([0, 0, -1, -1, 1]), "qg": np.array([0, 1, 0, 0, 0])}[task][label]
-    said_other = np.random.default_rng(0).random(len(label)) < 0.5
+    said_other = np.random.default_rng(0).random(len(label)) < 0.4
     scores = {
         "label": label,
         "knn/probability": np.eye(2, dtype=np.float32)[np.where(said_other, 1 - position, position)],
@@ -230,8 +236,8 @@ def test_what_a_trial_did_not_leave_is_not_looked_for(tmp_path):
     assert absent_line(found) == (
         "None found. Looked for: collapse (1 trial), classifier at chance (1 trial), "
         "fine-tuning below the frozen embedding (1 trial). "
-        "Not looked for, because no trial left what it takes: uniform attention, class confusion, "
-        "fine-tuning below its supervised twin, trained encoder below the untrained one."
+        "Not looked for, because no trial left what it takes: uniform attention, "
+        "fine-tuning below its supervised twin, trained encoder below the untrained one, class confusion."
     )
 
 
