@@ -198,7 +198,7 @@ def _against_rest(of_class: Mapping[str, Any], name: str) -> list[tuple[str, Any
 def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]:
     if values.shape != labels.shape:
         raise RecordError(f"anomaly/{score} must have shape {labels.shape}, got {values.shape}")
-    background, words = np.isin(labels, (0, 1)), f"anomaly score {wording.classifier(score)}"
+    background, words = np.isin(labels, (0, 1)), f"anomaly score {wording.anomaly_score(score)}"
     signals = {name: (labels == CLASSES.index(name)) for name in SIGNALS} | {"combined": ~background}
     pairs = {name: (values[chosen | background], chosen[chosen | background]) for name, chosen in signals.items()}
     yield _roc(f"roc-anomaly-{_slug(score)}", words, "each signal, and all together, against q and g", pairs)
@@ -233,12 +233,14 @@ def training_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
     if {"run", "epoch"} <= set(rows) and len(rows):
         words = "Loss and accuracy of fine-tuning"
         runs = {run: wording.classifier(run) for run in rows["run"].unique()}
-        figure = trial_figures.finetuning_curves(rows, runs)
+        # Short ones in the legend: two columns of them must fit the width.
+        figure = trial_figures.finetuning_curves(rows, {run: wording.short_classifier(run) for run in runs})
         yield Picture(
             name="finetuning",
             figure=figure,
             alt=f"{words} against epoch for {', '.join(runs.values())}.",
-            caption=f"{words}; the twin starts from fresh weights",
+            caption=f"{words}; the twin starts from fresh weights. Accuracy and loss on training jets are measured "
+            "with dropout while the weights still change, so they may look worse than on validation jets.",
         )
 
 
