@@ -72,6 +72,9 @@ STYLE: Any = dict(mplhep.style.ATLAS) | {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
+LEAST_BAND = 4
+"""Seeds from which on a t interval is drawn (assumed): that of three is 2.5 standard deviations to either side, and
+says more about Student's t than about the curve. Fewer seeds are drawn one by one."""
 WIDTH = 4.6
 """Inches."""
 
@@ -145,7 +148,7 @@ def _widen_to(axes: Axes, reach: float) -> None:
 
 @styled
 def learning_curves(curves: pd.DataFrame, metric: str, arms: Sequence[str], all_arms: Sequence[str]) -> Figure:
-    """Mean over complete trials with the 95% t interval as a band, against epoch.
+    """Mean over complete trials with the 95% t interval as a band, or few seeds one by one, against epoch.
 
     Parameters
     ----------
@@ -169,7 +172,7 @@ def learning_curves(curves: pd.DataFrame, metric: str, arms: Sequence[str], all_
 def paired_curves(
     gaps: pd.DataFrame, metric: str, control: str, arms: Sequence[str], all_arms: Sequence[str]
 ) -> Figure:
-    """Mean paired difference to a control arm with its 95% t interval, against epoch.
+    """Mean paired difference to a control arm with its 95% t interval, or few seeds one by one, against epoch.
 
     Parameters
     ----------
@@ -200,12 +203,19 @@ def _curve(axes: Axes, curves: pd.DataFrame, metric: str, label: str, all_arms: 
     epochs = np.array([epoch for epoch, _ in points], dtype=float)
     mean, low, high = (np.array([getattr(point, name) for _, point in points]) for name in ("mean", "low", "high"))
     colour, marker = colours(all_arms)[arm], MARKERS[list(all_arms).index(arm) % len(MARKERS)]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.14, lw=0)
+    by_seed = curves.sort_values("epoch").groupby("seed")
+    if len(by_seed) >= LEAST_BAND:
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.14, lw=0)
+    else:
+        for _, trial in by_seed:
+            axes.plot(trial["epoch"], trial[metric], color=colour, lw=0.7, alpha=0.5)
     axes.plot(epochs, mean, marker=marker, color=colour, label=_literal(label), mew=0)
 
 
 @styled
-def scores_by_seed(scores: pd.DataFrame, metric: str, arms: Sequence[str], floor: pd.Series | None = None) -> Figure:
+def scores_by_seed(
+    scores: pd.DataFrame, metric: str, arms: Sequence[str], floor: pd.Series | None = None, paired: bool = True
+) -> Figure:
     """Every trial: one row per arm, one grey line per seed that joins its block.
 
     Parameters
@@ -216,11 +226,13 @@ def scores_by_seed(scores: pd.DataFrame, metric: str, arms: Sequence[str], floor
         To draw.
     floor : Series (arm,), optional
         Mean of the untrained encoder, drawn as a tick.
+    paired : bool
+        Join the blocks: not where arms are not compared.
     """
     figure = Figure(figsize=(WIDTH, 0.75 + 0.36 * len(arms)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(arms))
-    for _, block in scores[list(arms)].iterrows():
+    for _, block in scores[list(arms)].iterrows() if paired else ():
         axes.plot(block.to_numpy(dtype=float), rows, color=FAINT, lw=0.8, zorder=1)
     palette = colours(list(scores.columns))
     for row, arm in enumerate(arms):

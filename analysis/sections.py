@@ -365,9 +365,10 @@ def scores_picture(evidence: Evidence) -> Picture | None:
         return None
     floors = evidence.arms.set_index("arm")["untrained"] if "untrained" in evidence.arms else None
     metric = evidence.study.plan.metric
-    figure = figures.scores_by_seed(evidence.scores, metric, evidence.shown, floors)
+    paired = bool(evidence.study.plan.contrasts)
+    figure = figures.scores_by_seed(evidence.scores, metric, evidence.shown, floors, paired)
     means = ", ".join(f"{row.arm} {wording.number(row.mean)}" for row in evidence.arms.itertuples())
-    caption = "Dots: trials; dark ticks: means; grey lines join the trials of a seed."
+    caption = "Dots: trials; dark ticks: means" + ("; grey lines join the trials of a seed." if paired else ".")
     caption += " Grey ticks: the untrained encoder." if floors is not None else ""
     return Picture(
         name="scores-by-seed",
@@ -385,7 +386,8 @@ def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
     for metric in [*filter(None, [first]), *(name for name in comparable_curves(evidence.curves) if name != first)]:
         figure = figures.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
         words = wording.quantity_on(metric)
-        caption = f"{words}: mean over complete trials, band: 95% interval.{_not_all(evidence)}"
+        complete = evidence.curves[evidence.curves["state"] == "complete"]
+        caption = f"{words}: {_spread_words(complete, metric, 'complete trials')}.{_not_all(evidence)}"
         alt = f"Learning curves of {words} for {', '.join(evidence.shown)}."
         yield Picture(name=f"curves-{_slug(metric)}", figure=figure, alt=alt, caption=caption)
 
@@ -398,8 +400,18 @@ def _paired_curve_picture(evidence: Evidence, metric: str) -> Iterator[Picture]:
         return
     figure = figures.paired_curves(gaps, metric, control, [a for a in evidence.shown if a != control], all_arms)
     words = wording.quantity_on(metric)
-    caption = f"Paired difference to {control} in {words}: mean over seeds, band: 95% interval.{_not_all(evidence)}"
+    spread = _spread_words(gaps, metric, "seeds")
+    caption = f"Paired difference to {control} in {words}: {spread}.{_not_all(evidence)}"
     yield Picture(name="curves-paired", figure=figure, alt=f"Learning curves. {caption}", caption=caption)
+
+
+def _spread_words(curves: pd.DataFrame, metric: str, over: str) -> str:
+    """What figures.learning_curves draws around a mean."""
+    seeds = curves.dropna(subset=[metric]).groupby("arm")["seed"].nunique()
+    bands, lines = bool((seeds >= figures.LEAST_BAND).any()), bool((seeds < figures.LEAST_BAND).any())
+    parts = [f"mean over {over}", *["band: 95% interval"] * bands]
+    parts += [f"thin lines: single seeds, where they are fewer than {figures.LEAST_BAND}"] * lines
+    return ", ".join(parts)
 
 
 def comparable_curves(curves: pd.DataFrame) -> list[str]:
@@ -466,14 +478,16 @@ def _pictured_trials(evidence: Evidence, name: str) -> list[PlannedTrial]:
 
 def below_floor(evidence: Evidence) -> str:
     """Names the arms that training did not help, in one line; empty when there is none."""
-    arms = evidence.arms
+    arms, contrasts = evidence.arms, evidence.study.plan.contrasts
     if "untrained" not in arms:
         return ""
     gain = (arms["mean"] - arms["untrained"]) * (1 if evidence.study.plan.higher_is_better else -1)
     lost = [str(arm) for arm in arms.loc[gain <= 0, "arm"]]
     if not lost:
         return ""
-    return f"No better than the untrained encoder on average: {', '.join(lost)}. Comparisons with them say little."
+    compared = [arm for arm in lost if any(arm in (c.treatment, c.control) for c in contrasts)]
+    warning = f" Comparisons with {', '.join(compared)} say little." if compared else ""
+    return f"No better than the untrained encoder on average: {', '.join(lost)}.{warning}"
 
 
 def inner_error(evidence: Evidence) -> str:

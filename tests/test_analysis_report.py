@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import convergence, provenance, report, sections, tables, wording
+from analysis.figures import FAINT
 from analysis.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.config import Config, from_dict, override
 from jbot.evaluate import metric_names
@@ -401,7 +402,8 @@ def test_arms_below_the_untrained_encoder_are_named(tmp_path, folder):
     metrics = {"test/knn_accuracy": 0.2, "untrained/test/knn_accuracy": 0.35}
     plan = make_plan(seeds=(0, 1))
     study = load_study(str(write_study(tmp_path, plan, changes={("none", s): {"metrics": metrics} for s in (0, 1)})))
-    assert "untrained encoder on average: none." in sections.below_floor(sections.gather(study))
+    said = sections.below_floor(sections.gather(study))
+    assert said == "No better than the untrained encoder on average: none. Comparisons with none say little."
     assert sections.below_floor(sections.gather(load_study(str(folder)))) == ""
 
 
@@ -478,3 +480,33 @@ def test_many_metrics_are_set_below_each_other_and_accuracies_first(tmp_path):
     table = sections.metrics_section(evidence, shown)
     assert table.head == ["metric", *plan.arms]
     assert table.rows[0][0] == "fine-tuning on 1% of labels, accuracy"
+
+
+def test_without_contrasts_nothing_is_joined_or_warned_of(tmp_path):
+    metrics = {"test/knn_accuracy": 0.2, "untrained/test/knn_accuracy": 0.35}
+    plan = make_plan(seeds=(0, 1), contrasts=())
+    changes = {("none", seed): {"metrics": metrics} for seed in (0, 1)}
+    study = load_study(str(write_study(tmp_path, plan, changes=changes, files=True)))
+    evidence = sections.gather(study)
+    assert sections.below_floor(evidence) == "No better than the untrained encoder on average: none."
+    picture = sections.scores_picture(evidence)
+    assert "join" not in picture.caption
+    assert FAINT not in [line.get_color() for line in picture.figure.axes[0].lines]
+    text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert "There are no learning curves" not in text
+    assert "No contrasts were planned, so there is no control arm" in text
+
+
+@pytest.mark.parametrize(("seeds", "bands"), [(3, 0), (4, 3)])
+def test_few_seeds_are_drawn_one_by_one(tmp_path, seeds, bands):
+    plan = make_plan(seeds=tuple(range(seeds)), contrasts=())
+    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, files=True))))
+    picture = next(sections.curve_pictures(evidence))
+    (axes,) = picture.figure.axes
+    assert len(axes.collections) == bands
+    assert len(axes.lines) == len(plan.arms) * (1 if bands else 1 + seeds)
+    assert ("band" in picture.caption, "thin lines" in picture.caption) == (bool(bands), not bands)
+    drawn = evidence.curves["val/knn_accuracy"]
+    if not bands:
+        low, high = axes.get_ylim()
+        assert high - low < 1.3 * (drawn.max() - drawn.min())
