@@ -36,6 +36,9 @@ LETTERS = {"w": "W", "z": "Z"}
 SIGNALS = ("W", "Z", "t")
 """Of anomaly detection; q and g are its background."""
 
+JETS = ("particles", "masked", "views", "views_masked", "label")
+"""Arrays of examples.safetensors that the figure of example jets shows."""
+
 Arrays = Mapping[str, Any]
 
 

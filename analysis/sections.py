@@ -6,12 +6,14 @@ The templates only lay out what stands here, so HTML and Markdown say the same.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import convergence, figures, pictures, signatures, statistics, tables, verdict, wording
@@ -36,7 +38,10 @@ MOST_TRIALS = 400
 MOST_SIGNATURES, MOST_SEEDS = 60, 8
 """Rows of the table of failure signatures, and seeds named in each; all of them are in signatures.csv."""
 MOST_CLOSE = 24
-"""Figures of single trials in the page (assumed): those of as many arms as fit, but of one at least."""
+"""Figures of single trials in the page (assumed): those of as many arms as fit, but of one of each task at least. Tasks
+that do not fit share them, see `CLOSE_FIRST`."""
+CLOSE_FIRST = ("attention", "training", "finetuning", "roc-", "scores-")
+"""How the names of these figures begin, in the order in which they are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,33 +439,63 @@ def embedding_pictures(evidence: Evidence) -> Iterator[Picture]:
 
 
 def example_pictures(evidence: Evidence) -> Iterator[Picture]:
-    """A jet of each class per arm, before and after augmentation, with what the student does not see in red."""
+    """A jet of each class, before and after augmentation, with what the student does not see in red.
+
+    One figure for all arms that show the same: the same jets, views and masks.
+    """
+    alike: dict[bytes, list[PlannedTrial]] = {}
     for trial in _pictured_trials(evidence, "examples"):
-        for picture in pictures.jet_pictures(evidence.study.storage, trial.trial_id):
-            yield _of_arm(picture, trial)
+        alike.setdefault(_shown_jets(evidence, trial), []).append(trial)
+    for trials in alike.values():
+        for picture in pictures.jet_pictures(evidence.study.storage, trials[0].trial_id):
+            yield _of_arm(picture, trials[0], ", ".join(trial.arm for trial in trials))
+
+
+def _shown_jets(evidence: Evidence, trial: PlannedTrial) -> bytes:
+    """Digest of what a figure of example jets is made of."""
+    arrays, digest = evidence.study.arrays(trial.trial_id, "examples") or {}, hashlib.sha256()
+    for name in pictures.JETS:
+        if name in arrays:
+            array = np.ascontiguousarray(arrays[name])
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return digest.digest()
 
 
 def closer_pictures(evidence: Evidence) -> dict[str, list[Picture]]:
     """What one trial of an arm can show beyond that, by "arm, seed": attention, ROC, scores, how training went."""
     found: dict[str, list[Picture]] = {}
-    trials = {trial.arm: trial for trial in _pictured_trials(evidence, "examples")}
-    for arm in sorted(trials, key=lambda arm: arm not in _primary_arms(evidence.study)):
-        trial, record = trials[arm], evidence.study.records[trials[arm].trial_id]
+    trials = _pictured_trials(evidence, "examples")
+    trials.sort(key=lambda trial: trial.arm not in _primary_arms(evidence.study))
+    first = {_task(evidence, trial): trial for trial in reversed(trials)}
+    trials.sort(key=lambda trial: trial not in first.values())
+    for trial in trials:
+        record = evidence.study.records[trial.trial_id]
         most = max((len(of_arm) for of_arm in found.values()), default=0)
-        if record is None or (found and most * (len(found) + 1) > MOST_CLOSE):
+        if record is None or (len(found) >= len(first) and most * (len(found) + 1) > MOST_CLOSE):
             break
-        drawn = pictures.closer_pictures(evidence.study.storage, trial.trial_id, record)
+        drawn = list(pictures.closer_pictures(evidence.study.storage, trial.trial_id, record))
+        if len(first) > 1:
+            drawn = sorted(drawn, key=_closeness)[: max(1, MOST_CLOSE // len(first))]
         found[f"{trial.arm}, seed {trial.seed}"] = [_of_arm(picture, trial) for picture in drawn]
     return {trial: drawn for trial, drawn in found.items() if drawn}
 
 
-def _of_arm(picture: Picture, trial: PlannedTrial) -> Picture:
-    """The figure of a trial, in words that name the arm it stands for."""
+def _task(evidence: Evidence, trial: PlannedTrial) -> str:
+    record = evidence.study.records[trial.trial_id]
+    return "" if record is None else str(tables.lookup(record.config, "data.task"))
+
+
+def _closeness(picture: Picture) -> int:
+    return next((i for i, begin in enumerate(CLOSE_FIRST) if picture.name.startswith(begin)), len(CLOSE_FIRST))
+
+
+def _of_arm(picture: Picture, trial: PlannedTrial, arms: str = "") -> Picture:
+    """The figure of a trial, in words that name the arm, or the arms, it stands for."""
     return dataclasses.replace(
         picture,
         name=f"{picture.name}-{_slug(trial.arm)}",
-        alt=f"Arm {trial.arm}, seed {trial.seed}. {picture.alt}",
-        caption=f"{trial.arm}, seed {trial.seed}: {picture.caption}",
+        alt=f"Arm {arms or trial.arm}, seed {trial.seed}. {picture.alt}",
+        caption=f"{arms or trial.arm}, seed {trial.seed}: {picture.caption}",
     )
 
 

@@ -510,3 +510,31 @@ def test_few_seeds_are_drawn_one_by_one(tmp_path, seeds, bands):
     if not bands:
         low, high = axes.get_ylim()
         assert high - low < 1.3 * (drawn.max() - drawn.min())
+
+
+def test_jets_that_are_the_same_in_all_arms_are_drawn_once(tmp_path):
+    plan = make_plan(seeds=(0,))
+    root = write_study(tmp_path, plan, files=True)
+    study = load_study(str(root))
+    trials = {trial.arm: f"{trial_folder(trial.trial_id)}/examples.safetensors" for trial in study.trials}
+    study.storage.write_arrays(trials["none"], study.storage.read_arrays(trials["momentum"]))
+    captions = [picture.caption for picture in sections.example_pictures(sections.gather(study))]
+    assert [caption.partition(":")[0] for caption in captions] == ["momentum, none, seed 0", "random, seed 0"]
+
+
+def test_single_trials_show_one_of_each_task(tmp_path, monkeypatch):
+    arms = {"a": {}, "b": {"mask.scheme": "none"}, "c": {"data.task": "tqg"}}
+    root = write_study(tmp_path, make_plan(arms=arms, contrasts=(), seeds=(0,)), files=True)
+    study = load_study(str(root))
+    rng = np.random.default_rng(0)
+    for trial in study.trials:
+        classes, labels = (2, np.tile([0, 4], 20)) if trial.arm == "c" else (5, np.arange(40) % 5)
+        scores = {f"{probe}/probability": rng.dirichlet(np.ones(classes), size=40) for probe in ("knn", "linear")}
+        scores = {name: one.astype(np.float32) for name, one in scores.items()} | {"label": labels}
+        study.storage.write_arrays(f"{trial_folder(trial.trial_id)}/scores.safetensors", scores)
+    monkeypatch.setattr(sections, "MOST_CLOSE", 4)
+    drawn = sections.closer_pictures(sections.gather(study))
+    assert {trial: [picture.name for picture in found] for trial, found in drawn.items()} == {
+        "a, seed 0": ["training-a", "roc-knn-a"],
+        "c, seed 0": ["training-c", "roc-knn-c"],
+    }
