@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,16 @@ CARD = "card.md"
 METHOD = "H. F. Tsoi and D. Rankin, jBOT, arXiv:2601.11719"
 RELEASED = "https://github.com/hftsoi/jbot"
 TAGS = ("jets", "high-energy-physics", "self-supervised-learning", "self-distillation", "jbot")
+HEADLINES = (
+    r"test/knn_(accuracy|auc)",
+    r"test/linear_(accuracy|auc)",
+    r"test/finetune_[\d.]+_(accuracy|auc)",
+    r"test/supervised_[\d.]+_(accuracy|auc)",
+    r"test/anomaly_knn_auc",
+    r"test/anomaly_knn_auc_[a-z]+",
+)
+"""Metrics shown first, in this order; the others of some hundred are folded away."""
+MOST_HEADLINES = 12
 FLOORS = ("untrained/", "raw/")
 """Open the names of what the encoder must be better than, see Record.metrics."""
 
@@ -151,11 +162,15 @@ def _summary(record: Record) -> str:
 def _heads(record: Record) -> str:
     """How to load what was fine-tuned, for those runs that have a metric."""
     probes = {name.removeprefix("test/").rpartition("_accuracy")[0] for name in record.metrics}
-    runs = sorted(probe for probe in probes if probe.startswith(("finetune_", "supervised_")))
-    if not runs:
-        return ""
-    files = ", ".join(f"`classifier_{run}.safetensors`" for run in runs)
-    return f"\n\nFine-tuned, with a classification head: {files}; `jbot.load(file).predict_proba(jets)`."
+    kinds = {
+        "finetune_": "Fine-tuned from this encoder",
+        "supervised_": "Trained from fresh weights on the same labels",
+    }
+    found = []
+    for kind, words in kinds.items():
+        files = [f"`classifier_{run}.safetensors`" for run in sorted(probes) if run.startswith(kind)]
+        found += [f"{words}, with a classification head: {', '.join(files)}."] if files else []
+    return "\n\n" + " ".join([*found, "`jbot.load(file).predict_proba(jets)`."]) if found else ""
 
 
 def _data(record: Record) -> str:
@@ -197,19 +212,31 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 def _metrics(record: Record) -> str:
     if not record.metrics:
         return "None: the trial ended before its embedding was judged."
-    rows = []
-    for name, value in record.metrics.items():
-        if not name.startswith(FLOORS):
-            known = record.uncertainties.get(name, {})
-            floors = (record.metrics.get(f"{floor}{name}") for floor in FLOORS)
-            rows.append((f"`{name}`", value, known.get("error"), known.get("fold_sd"), *floors))
-    columns = ["metric", "value", "error", "sd of 10 folds", "untrained encoder", "particles without encoder"]
-    used = [i for i in range(len(columns)) if i < 2 or any(row[i] is not None for row in rows)]
-    table = _table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
+    names = [name for name in record.metrics if not name.startswith(FLOORS)]
+    first = [name for pattern in HEADLINES for name in names if re.fullmatch(pattern, name)][:MOST_HEADLINES] or names
+    rest = [name for name in names if name not in first]
     notes = ["knn, linear: probes that train on labels, of the frozen embedding."]
+    if any(name.startswith("test/anomaly_") for name in first):
+        notes.append("anomaly_knn: anomaly detection by distance to quark and gluon jets, of all signals and of each.")
     if record.uncertainties:
         notes.append("error: standard error from the number of test jets; sd of 10 folds: scatter over test folds.")
-    return f"{table}\n\n{' '.join(notes)}"
+    text = f"{_metric_table(record, first)}\n\n{' '.join(notes)}"
+    if rest:
+        summary = f"<details><summary>{len(rest)} more metrics</summary>"
+        text += f"\n\n{summary}\n\n{_metric_table(record, rest)}\n\n</details>"
+    return text
+
+
+def _metric_table(record: Record, names: Sequence[str]) -> str:
+    """Value, errors and floors of metrics; columns that would be empty are left out."""
+    rows = []
+    for name in names:
+        known = record.uncertainties.get(name, {})
+        floors = (record.metrics.get(f"{floor}{name}") for floor in FLOORS)
+        rows.append((f"`{name}`", record.metrics[name], known.get("error"), known.get("fold_sd"), *floors))
+    columns = ["metric", "value", "error", "sd of 10 folds", "untrained encoder", "particles without encoder"]
+    used = [i for i in range(len(columns)) if i < 2 or any(row[i] is not None for row in rows)]
+    return _table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def _training(record: Record) -> str:

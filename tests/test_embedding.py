@@ -32,7 +32,7 @@ from jbot.checkpoint import CheckpointError, check_jets
 from jbot.classifier import classifier_logits, classifier_shapes
 from jbot.config import Config, ModelConfig, from_dict, override
 from jbot.data import CLASSES, DataError, JetData, hdf5
-from jbot.evaluate import embed
+from jbot.evaluate import embed, metric_names
 from jbot.keras_weights import main as import_main
 from jbot.model import pack, weight_shapes
 from jbot.record import Storage, load_record
@@ -539,6 +539,30 @@ def test_uncertainties_and_fine_tuning_on_the_card(trial: Path) -> None:
     text = model_card(dataclasses.replace(record, metrics=metrics, uncertainties=errors))
     assert "| `test/finetune_10_accuracy` | 0.75 | 0.0125 |" in text
     assert "`classifier_finetune_10.safetensors`" in text
+    assert "fresh weights" not in text
+
+
+def test_the_card_has_a_dozen_metrics_first_and_the_rest_folded_away(trial: Path) -> None:
+    record = load_record(Storage(trial.parent.parent), trial.name)
+    config = override(Config(), {"finetune.fractions": (0.01, 0.1, 1.0)})
+    metrics = dict.fromkeys(sorted(metric_names(config)), 0.5)
+    text = model_card(dataclasses.replace(record, metrics=metrics))
+    head, _, folded = text.partition("<details>")
+    shown = re.findall(r"\| `(test/\S+)` \|", head)
+    assert shown[:4] == ["test/knn_accuracy", "test/knn_auc", "test/linear_accuracy", "test/linear_auc"]
+    assert len(shown) == 12
+    assert sorted(shown + re.findall(r"\| `(test/\S+)` \|", folded)) == list(metrics)
+    tuned, _, twins = text.partition("Trained from fresh weights on the same labels, with a classification head: ")
+    assert "classifier_supervised" not in tuned
+    assert twins.startswith("`classifier_supervised_1.safetensors`")
+    assert "Fine-tuned from this encoder, with a classification head: `classifier_finetune_1.safetensors`" in tuned
+
+
+def test_the_card_of_anomaly_detection_has_the_area_of_each_signal(trial: Path) -> None:
+    record = load_record(Storage(trial.parent.parent), trial.name)
+    metrics = dict.fromkeys(metric_names(override(Config(), {"data.task": "qg", "anomaly.scan": True})), 0.5)
+    head = model_card(dataclasses.replace(record, metrics=metrics)).partition("<details>")[0]
+    assert re.findall(r"`test/anomaly_(\S+)`", head) == ["knn_auc", "knn_auc_w", "knn_auc_z", "knn_auc_t"]
 
 
 def test_the_card_of_a_failed_trial_says_so(failed: Path) -> None:
