@@ -240,7 +240,8 @@ def _mean_columns(values: MeanInterval) -> list[str]:
 
 
 def _mean_and_error(values: MeanInterval, sign: bool = False) -> str:
-    if values.n < 2:
+    # The same number at every seed, such as that of the particles themselves, has no error of seeds.
+    if values.n < 2 or values.standard_error == 0:
         return wording.number(values.mean, sign=sign)
     return wording.with_error(values.mean, values.standard_error, sign)
 
