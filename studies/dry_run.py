@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,11 @@ from analysis.statistics import minimum_detectable_effect, p_floor
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources
 from jbot.config import Config, digest, override
+from jbot.data.splits import TARGETS
 from jbot.engine import find_engine
+from jbot.evaluate import fine_tunings
+from jbot.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_knobs
+from jbot.model import init_weights
 from jbot.pack import Pack
 from jbot.record import Record, Storage
 from jbot.train import VIEW_JETS, init_state, run_steps
@@ -112,7 +117,9 @@ def arm_seconds(plan: Plan, base: Config, pilot: list[Record], held: Resources) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # as a trial on a CPU
     where = "one CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    seconds, bases, timed = {}, [], {}
+    seconds: dict[str, float] = {}
+    bases: list[str] = []
+    timed: dict[tuple[Any, ...], float] = {}
     for arm, changes in plan.arms.items():
         config = override(base, changes)
         if same := [record.device_seconds for record in pilot if costs_as_much(record, config)]:
@@ -124,7 +131,12 @@ def arm_seconds(plan: Plan, base: Config, pilot: list[Record], held: Resources) 
         if shape not in timed:  # arms of one shape differ little in what a step costs
             timed[shape] = seconds_a_step(step, device, held.engine)
         seconds[arm] = timed[shape] * config.train.epochs * -(-config.data.train_jets // step.train.batch)
-        bases.append(f"steps timed here on {where}, probes and fine-tuning not counted")
+        if config.finetune.fractions:
+            tuning = (*shape, config.finetune.batch)
+            if tuning not in timed:
+                timed[tuning] = seconds_a_finetune_step(config, device)
+            seconds[arm] += timed[tuning] * finetune_steps(config)
+        bases.append(f"steps timed here on {where}, probes not counted")
     return seconds, "; ".join(dict.fromkeys(bases))
 
 
@@ -136,6 +148,29 @@ def costs_as_much(record: Record, config: Config) -> bool:
 def part_of(config: Config, part: str) -> dict[str, object]:
     """One part of a Config as a record holds it."""
     return dict(vars(getattr(config, part)))
+
+
+def finetune_steps(config: Config) -> int:
+    """Of all fine-tunings and twins of a trial, if none ends early."""
+    wanted, jets = config.finetune, config.data.train_jets
+    return sum(wanted.epochs * -(-round(share * jets) // wanted.batch) for share in fine_tunings(config).values())
+
+
+def seconds_a_finetune_step(config: Config, device: torch.device) -> float:
+    """Wall seconds of one step of one fine-tuning, on jets of random numbers."""
+    batch, classes = config.finetune.batch, len(TARGETS[config.data.task])
+    targets = torch.arange(batch, device=device) % classes
+    jets = LabeledRows(rows=torch.arange(batch, device=device), targets=targets)
+    whole = override(config, {"finetune.fractions": [1.0]})
+    (run, *_) = runs_of(whole, init_weights(config.model, 0), jets, jets)
+    state, knobs = init_finetune([run], device), stack_knobs([run], device)
+    particles = torch.rand(1, batch, config.data.particles, 4, device=device)
+    particles[..., 3] = 1.0
+    for repeat in range(PROBE_REPEATS + 1):
+        if repeat == 1:  # the first one warms up
+            started = time.perf_counter()
+        finetune_step(state, particles, targets[None], knobs)["loss"].item()  # waits for the device
+    return (time.perf_counter() - started) / PROBE_REPEATS
 
 
 def seconds_a_step(config: Config, device: torch.device, engine: str) -> float:

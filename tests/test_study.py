@@ -5,17 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 
 from analysis.plan import Contrast, PlanError, load_study, save_study
 from analysis.tables import scores_and_states, trial_table
 from analysis.verdict import Verdict, judge
 from cluster.run import Resources, run_inline
-from jbot.config import ConfigError, from_dict
+from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import JetData
 from jbot.record import Storage
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
+from studies.dry_run import finetune_steps, seconds_a_finetune_step
 from studies.main import keep_other_plan, main
 from studies.masking_ablation import study
 from studies.presets import PRESETS
@@ -227,6 +229,14 @@ def test_a_damaged_study_file_is_one_line(content, tiny_data, tmp_path, capsys):
     )
     assert "study.json" in capsys.readouterr().err
     assert storage.read("masking_ablation_smoke/study.json") == content
+
+
+def test_a_dry_run_counts_the_steps_of_fine_tunings():
+    changes = {"data.train_jets": 1000, "finetune.fractions": [0.1, 1.0], "finetune.epochs": 3, "finetune.batch": 64}
+    config = override(Config(), changes)
+    assert finetune_steps(config) == 2 * 3 * (2 + 16)  # with twins; 100 and 1,000 jets in batches of 64
+    assert finetune_steps(override(config, {"finetune.twin": False})) == 3 * (2 + 16)
+    assert seconds_a_finetune_step(config, torch.device("cpu")) > 0
 
 
 def test_noise_labels_decide_nothing(tiny_data, tmp_path):
