@@ -51,7 +51,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
 
 def parser(study: Study) -> argparse.ArgumentParser:
     """The options; one help text for all studies."""
-    presets = "\n".join(f"  {name:8}{preset.about}" for name, preset in PRESETS.items())
+    presets = "\n".join(f"  {name:8}{preset.about}; {size_of(study, name)}" for name, preset in PRESETS.items())
     made = argparse.ArgumentParser(
         allow_abbrev=False,
         description=study.question,
@@ -98,6 +98,12 @@ def parser(study: Study) -> argparse.ArgumentParser:
         " (default), all, none",
     )
     return made
+
+
+def size_of(study: Study, preset: str) -> str:
+    """``4 arms x 6 seeds``."""
+    arms = len(study.arms_by_preset.get(preset, tuple(study.arms)))
+    return f"{arms} arms x {study.seeds_by_preset.get(preset, PRESETS[preset].seeds)} seeds"
 
 
 def run(study: Study, options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ Design   Arms differ in mask.scheme alone and share weights, data order and mask
          each jet, drawn blindly; `random` masks a share of the count, the others ask whether the place in the jet, or
          the hardness of what is hidden, matters.
 Command  python studies/masking_ablation.py                        ten minutes on two cores
-         python studies/masking_ablation.py --preset gpu           an hour on one GPU
+         python studies/masking_ablation.py --preset gpu           on one GPU (not timed yet)
          python studies/masking_ablation.py --address auto --preset paper --data jetnet
 Read     The verdict on momentum - random_count decides the question; the other contrasts are exploratory.
 """

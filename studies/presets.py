@@ -25,7 +25,7 @@ class Preset:
 
 PRESETS = {
     "smoke": Preset(
-        about="proves the path, answers nothing: a minute or two once the jets exist",
+        about="proves the path, answers nothing",
         base={
             "data.train_jets": 600,
             "data.val_jets": 150,
@@ -41,7 +41,7 @@ PRESETS = {
         seeds=2,
     ),
     "quick": Preset(
-        about="15,000 jets, 24 trials: ten minutes on two cores once the jets exist (made in two)",
+        about="15,000 jets of five classes, for two cores and some minutes",
         base={
             "data.train_jets": 10_000,
             "data.val_jets": 1_500,
@@ -58,7 +58,7 @@ PRESETS = {
         seeds=6,
     ),
     "gpu": Preset(
-        about="100,000 jets: an hour on one GPU (assumed until measured)",
+        about="135,000 jets of five classes, for one GPU (its hours are not measured yet)",
         base={
             "data.train_jets": 100_000,
             "data.val_jets": 10_000,
@@ -76,7 +76,7 @@ PRESETS = {
         gpus=1.0,
     ),
     "paper": Preset(
-        about="the paper's 700,000 jets, batch 1024, 80 epochs",
+        about="the paper's jets, batches of 1024 and epochs",
         base={},
         seeds=8,
         cpus=4.0,
