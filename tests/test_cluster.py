@@ -93,7 +93,7 @@ def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
     assert sorted(log.points) == sorted(inline.points)
     assert len(log.ends) == 4
     assert log.most_running == 2  # one on each node
-    assert there.names() == ["trials"]  # nothing of Ray's own is left behind
+    assert there.names() == ["floors", "trials"]  # nothing of Ray's own is left behind
     again = Log()
     run_ray(specs, tiny_data, there, [again], address=two_nodes)
     assert again.starts == []
@@ -210,6 +210,7 @@ def test_a_killed_pack_goes_on_with_what_has_not_ended(two_nodes, tiny_data, tmp
 def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path):
     data = Path(__file__).parent / "data/jets_sample.h5"
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--storage", tmp_path]
+    command += ["--figures", "none"]
     command += ["--data", data, "--set", "train.epochs=20", "--set", "probe.every=20"]
     environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
@@ -232,6 +233,7 @@ def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path)
 def test_the_command_line_packs_trials_under_ray(tmp_path):
     data = Path(__file__).parent / "data/jets_sample.h5"
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--pack", "4"]
+    command += ["--figures", "none"]
     command += ["--storage", tmp_path, "--data", data, "--set", "train.epochs=1"]
     environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
