@@ -130,6 +130,8 @@ def run(study: Study, options: argparse.Namespace) -> int:
     finally:
         left = len(open_trials(specs, storage))
         if left < len(specs):
+            if not ended:
+                say("stopped; the report of what has ended is written, Ctrl-C again leaves it out")
             judged = released if ended else None  # who presses Ctrl-C does not wait for them
             tables = write_paper_tables(storage, plan, data, judged) if study.against_paper else None
             page = write_report(storage, plan)  # leads to the tables
