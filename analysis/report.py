@@ -147,6 +147,7 @@ def write(path: Path, text: str) -> None:
 
 
 def environment() -> jinja2.Environment:
+    """The templates of all pages: text is escaped in HTML, and a name that is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and ".html" in name,
