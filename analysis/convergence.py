@@ -23,7 +23,7 @@ from scipy import integrate
 from statsmodels.duration.survfunc import SurvfuncRight
 
 from analysis import statistics
-from analysis.plan import Plan, StudyRecords
+from analysis.plan import Contrast, Plan, StudyRecords
 from analysis.statistics import MeanInterval
 
 FRACTION = 0.5
@@ -215,9 +215,9 @@ def converge(
         None when the curves do not hold the metric or the clock.
     """
     metric = validation_metric(plan, curves)
-    if metric is None or clock not in curves or not plan.contrasts:
-        return None
     control = control_arm(plan)
+    if metric is None or clock not in curves or control is None:
+        return None
     level = control_threshold(curves, metric, control) if threshold is None else threshold
     complete = curves[curves["state"] == "complete"].dropna(subset=[metric, clock])
     if complete.empty or not math.isfinite(level):
@@ -232,13 +232,19 @@ def converge(
         threshold=level,
         horizon=horizon,
         arms=tuple(_of_arm(trials, arm, horizon) for arm in plan.arms),
-        contrasts=tuple(_of_contrast(trials, c.treatment, c.control, c.name) for c in plan.contrasts),
+        contrasts=tuple(_of_contrast(trials, c.treatment, c.control, c.name) for c in of_arms(plan)),
     )
 
 
-def control_arm(plan: Plan) -> str:
-    """The control of the first primary contrast, or of the first contrast when none is primary."""
-    return next((contrast for contrast in plan.contrasts if contrast.primary), plan.contrasts[0]).control
+def of_arms(plan: Plan) -> list[Contrast]:
+    """Contrasts that learning curves can follow."""
+    return [contrast for contrast in plan.contrasts if contrast.of_arms]
+
+
+def control_arm(plan: Plan) -> str | None:
+    """The control of the first primary contrast of arms, or of the first one when none is primary."""
+    found = sorted(of_arms(plan), key=lambda contrast: not contrast.primary)
+    return found[0].control if found else None
 
 
 def _per_trial(

@@ -132,7 +132,7 @@ def _forest_row(axes: Axes, row: int, verdict: Verdict, gaps: Sequence[float]) -
     if difference.n:
         axes.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
         axes.plot([difference.mean], [row], "D", color=colour, ms=5.5, zorder=4)
-    name = f"{verdict.contrast.treatment} − {verdict.contrast.control}"
+    name = wording.contrast(verdict.contrast.name)
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
     axes.text(0.015, row - 0.36, _literal(name), ha="left", **place)
     kind = "" if verdict.contrast.primary else " (exploratory)"

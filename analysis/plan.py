@@ -24,11 +24,33 @@ class Contrast:
     control: str
     primary: bool = False
     """Primary contrasts are confirmatory, corrected by Holm; the others are exploratory, by Benjamini-Hochberg."""
+    metric: str = ""
+    """What is compared, where that is not the plan's metric; with the plan's direction and margin."""
+    control_metric: str = ""
+    """The control's, where that is another one: its floor, say ``untrained/test/knn_accuracy``."""
+
+    @property
+    def against(self) -> str:
+        """What the treatment is compared with: ``random``, or ``untrained base``."""
+        reference, _, split = self.control_metric.partition("/")
+        if not self.control_metric:
+            return self.control
+        return f"{reference} {self.control}" if split.startswith("test") else f"{self.control} on {self.control_metric}"
 
     @property
     def name(self) -> str:
-        """For tables: ``momentum - random``."""
-        return f"{self.treatment} - {self.control}"
+        """``momentum - random``, ``a - b on test_500/knn_accuracy``, ``base - untrained base``."""
+        return f"{self.treatment} - {self.against}" + (f" on {self.metric}" if self.metric else "")
+
+    @property
+    def of_arms(self) -> bool:
+        """Whether the two arms differ in the plan's own metric: what learning curves can follow."""
+        return not self.metric and not self.control_metric
+
+    def metrics(self, default: str) -> tuple[str, str]:
+        """The treatment's and the control's, `default` being the plan's."""
+        own = self.metric or default
+        return own, self.control_metric or own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +72,8 @@ class Plan:
     margin: float
     """Differences below it do not matter, in units of the metric."""
     contrasts: tuple[Contrast, ...]
+    factors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Component -> the overrides that take it out: the arms are then read as what is left in."""
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
@@ -61,7 +85,7 @@ class Plan:
             for arm in (contrast.treatment, contrast.control):
                 if arm not in self.arms:
                     raise PlanError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
-            if contrast.treatment == contrast.control:
+            if contrast.treatment == contrast.control and len(set(contrast.metrics(self.metric))) == 1:
                 raise PlanError(f"contrast {contrast.name!r} compares an arm with itself")
 
     @property

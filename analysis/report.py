@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import provenance, sections, signatures, svg, tables
+from analysis import extras, provenance, sections, signatures, svg, tables
 from analysis.pictures import Picture
 from analysis.plan import StudyRecords, load_study
 from analysis.sections import Evidence
@@ -72,6 +72,7 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "arms": sections.arms_section(evidence),
         "inner_error": sections.inner_error(evidence),
         "contrasts": sections.contrasts_section(evidence),
+        "extras": [(extra, [_saved(p, folder) for p in extra.pictures]) for extra in extras.gather(evidence)],
         "convergence": [(found, *sections.convergence_section(found)) for found in evidence.convergence],
         "metrics": sections.metrics_section(evidence, metrics) if metrics else None,
         "metric_differences": sections.metric_differences_section(evidence, metrics),

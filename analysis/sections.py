@@ -56,6 +56,22 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A section that only some studies have, see :mod:`analysis.extras`."""
+
+    title: str
+    text: Sequence[str] = ()
+    """Paragraphs, plain sentences."""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def anchor(self) -> str:
+        """Its place in the page."""
+        return _slug(self.title)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Everything a report is made of, computed once."""
 
@@ -94,7 +110,7 @@ def gather(study: StudyRecords) -> Evidence:
         scores=scores,
         states=states,
         arms=tables.arms_table(trials, plan),
-        verdicts=verdict.judge(plan, scores, states),
+        verdicts=verdict.judge(plan, scores, states, tables.other_scores(trials, plan)),
         curves=curves,
         compared_curves=compared,
         convergence=[found for found in clocks if found is not None],
@@ -347,9 +363,7 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
     drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
     if not any(item.difference.n for item in drawn):
         return None
-    gaps = {
-        item.contrast.name: tables.seed_differences(evidence.scores, evidence.states, item.contrast) for item in drawn
-    }
+    gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item.contrast) for item in drawn}
     figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
     said = "; ".join(f"{item.contrast.name}: {_contrast_row(item)[2]}, {item.outcome}" for item in drawn)
     more = (
@@ -387,8 +401,9 @@ def scores_picture(evidence: Evidence) -> Picture | None:
 def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
     """Learning curves of what may be compared between masking schemes: probes and entropies, no losses."""
     first = convergence.validation_metric(evidence.study.plan, evidence.curves)
-    if first and evidence.study.plan.contrasts:
-        yield from _paired_curve_picture(evidence, first)
+    control = convergence.control_arm(evidence.study.plan)
+    if first and control:
+        yield from _paired_curve_picture(evidence, first, control)
     for metric in [*filter(None, [first]), *(name for name in comparable_curves(evidence.curves) if name != first)]:
         figure = figures.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
         words = wording.quantity_on(metric)
@@ -398,9 +413,9 @@ def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
         yield Picture(name=f"curves-{_slug(metric)}", figure=figure, alt=alt, caption=caption)
 
 
-def _paired_curve_picture(evidence: Evidence, metric: str) -> Iterator[Picture]:
+def _paired_curve_picture(evidence: Evidence, metric: str, control: str) -> Iterator[Picture]:
     """What the bands of single arms hide: they hold the spread over seeds, which pairs share."""
-    control, all_arms = convergence.control_arm(evidence.study.plan), list(evidence.study.plan.arms)
+    all_arms = list(evidence.study.plan.arms)
     gaps = convergence.paired_curve_table(evidence.compared_curves, metric, control)
     if gaps.empty:
         return

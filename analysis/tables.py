@@ -92,11 +92,18 @@ def scores_and_states(table: pd.DataFrame, plan: Plan, metric: str | None = None
     return scores.loc[list(plan.seeds), order].astype(float), states.loc[list(plan.seeds), order]
 
 
-def seed_differences(scores: pd.DataFrame, states: pd.DataFrame, contrast: Contrast) -> list[float]:
+def other_scores(table: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
+    """Scores (seed, arm) of the metrics that single contrasts name, by metric."""
+    names = {metric for contrast in plan.contrasts for metric in contrast.metrics(plan.metric)} - {plan.metric}
+    return {name: scores_and_states(table, plan, name)[0] for name in sorted(names)}
+
+
+def seed_differences(table: pd.DataFrame, plan: Plan, contrast: Contrast) -> list[float]:
     """Treatment minus control at the seeds that a verdict compares, in units of the metric."""
+    own, other = contrast.metrics(plan.metric)
+    (treatment, states), (control, _) = (scores_and_states(table, plan, metric) for metric in (own, other))
     ended = ~(states == PENDING).any(axis=1)
-    pairs = scores.loc[ended, [contrast.treatment, contrast.control]].dropna()
-    return list(pairs[contrast.treatment] - pairs[contrast.control])
+    return list((treatment[contrast.treatment] - control[contrast.control])[ended].dropna())
 
 
 def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -143,6 +150,7 @@ def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 def _contrast_row(verdict: Verdict) -> dict[str, Any]:
     contrast, difference = verdict.contrast, verdict.difference
     row = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
+    row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
     row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
     row |= vars(difference) | {"standard_error": difference.standard_error}
     names = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "family", "dropped", "pruned")
@@ -190,7 +198,7 @@ def floor_groups(plan: Plan) -> dict[str, list[str]]:
 
 
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:
-    """Paired differences of secondary metrics for every contrast, corrected together by Benjamini-Hochberg.
+    """Paired differences of secondary metrics for every contrast of arms, corrected together by Benjamini-Hochberg.
 
     No verdicts: the plan has a direction and a margin for its primary metric only.
 
@@ -201,10 +209,11 @@ def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) 
     """
     rng = np.random.default_rng(0)
     rows = []
+    between = [contrast for contrast in plan.contrasts if contrast.of_arms]
     for metric in metrics:
         scores, states = scores_and_states(table, plan, metric)
         ended = scores[~(states == PENDING).any(axis=1)]
-        for contrast in plan.contrasts:
+        for contrast in between:
             gaps = (ended[contrast.treatment] - ended[contrast.control]).dropna()
             if len(gaps) >= 2:
                 interval = statistics.mean_interval(gaps, 1 - plan.alpha)

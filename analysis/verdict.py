@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +101,9 @@ class _Evidence:
     failures: tuple[FailureRate, FailureRate]
 
 
-def judge(plan: Plan, scores: pd.DataFrame, states: pd.DataFrame) -> list[Verdict]:
+def judge(
+    plan: Plan, scores: pd.DataFrame, states: pd.DataFrame, others: Mapping[str, pd.DataFrame] | None = None
+) -> list[Verdict]:
     """The verdict on every contrast of a plan, in the plan's order.
 
     Parameters
@@ -111,18 +113,25 @@ def judge(plan: Plan, scores: pd.DataFrame, states: pd.DataFrame) -> list[Verdic
         Primary metric of complete trials, NaN elsewhere.
     states : DataFrame (seed, arm)
         `complete`, `failed`, `pruned` or `pending`; a complete trial without a score counts as failed.
+    others : mapping, optional
+        Scores like `scores` of the metrics that single contrasts name, by metric.
 
     Raises
     ------
     ValueError
-        When scores and states have different seeds or arms.
+        When scores and states have different seeds or arms, or the scores of a contrast's metric are missing.
     """
-    if not (scores.index.equals(states.index) and scores.columns.equals(states.columns)):
+    known = {**(others or {}), plan.metric: scores}
+    if any(not (one.index.equals(states.index) and one.columns.equals(states.columns)) for one in known.values()):
         raise ValueError("scores and states must have the same seeds and arms")
+    if missing := {name for c in plan.contrasts for name in c.metrics(plan.metric)} - set(known):
+        raise ValueError(f"no scores of {', '.join(sorted(missing))}")
     ended = ~(states == "pending").any(axis=1)
     interim = not bool(ended.all())
     rng = np.random.default_rng(SEED)
-    evidence = [_weigh(plan, contrast, scores[ended], states[ended], rng) for contrast in plan.contrasts]
+    evidence = [
+        _weigh(plan, contrast, _sides(plan, contrast, known)[ended], states[ended], rng) for contrast in plan.contrasts
+    ]
     verdicts = {
         item.contrast: verdict
         for primary in (True, False)
@@ -131,12 +140,19 @@ def judge(plan: Plan, scores: pd.DataFrame, states: pd.DataFrame) -> list[Verdic
     return [verdicts[contrast] for contrast in plan.contrasts]
 
 
+def _sides(plan: Plan, contrast: Contrast, scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Scores of treatment and control, (seed, 2), each of its metric."""
+    metrics = contrast.metrics(plan.metric)
+    arms = (contrast.treatment, contrast.control)
+    return pd.concat([scores[metric][arm] for metric, arm in zip(metrics, arms, strict=True)], axis=1, keys=(0, 1))
+
+
 def _weigh(
-    plan: Plan, contrast: Contrast, scores: pd.DataFrame, states: pd.DataFrame, rng: np.random.Generator
+    plan: Plan, contrast: Contrast, values: pd.DataFrame, states: pd.DataFrame, rng: np.random.Generator
 ) -> _Evidence:
-    """The evidence on one contrast, over blocks that have ended."""
+    """The evidence on one contrast, over blocks that have ended; `values` from :func:`_sides`."""
     arms = [contrast.treatment, contrast.control]
-    values, pair_states = scores[arms], states[arms]
+    pair_states = states[arms]
     pruned = (pair_states == "pruned").any(axis=1)
     scored = values.notna().all(axis=1) & (pair_states == "complete").all(axis=1)
     pairs = values[scored].to_numpy(dtype=float)
@@ -149,12 +165,12 @@ def _weigh(
         p_equivalent=statistics.tost(gaps, plan.margin),
         dropped=int((~scored & ~pruned).sum()),
         pruned=int(pruned.sum()),
-        failures=(_failure_rate(scores, states, arms[0]), _failure_rate(scores, states, arms[1])),
+        failures=(_failure_rate(arms[0], values[0], states), _failure_rate(arms[1], values[1], states)),
     )
 
 
-def _failure_rate(scores: pd.DataFrame, states: pd.DataFrame, arm: str) -> FailureRate:
-    failed = (states[arm] == "failed") | ((states[arm] == "complete") & scores[arm].isna())
+def _failure_rate(arm: str, scores: pd.Series, states: pd.DataFrame) -> FailureRate:
+    failed = (states[arm] == "failed") | ((states[arm] == "complete") & scores.isna())
     return FailureRate(arm=arm, failed=int(failed.sum()), ended=int((states[arm] != "pruned").sum()))
 
 
@@ -227,7 +243,9 @@ def _in_words(plan: Plan, verdict: Verdict) -> Verdict:
 
 
 def _finding(plan: Plan, verdict: Verdict) -> str:
-    d, treatment, control = verdict.difference, verdict.contrast.treatment, verdict.contrast.control
+    d, treatment, control = verdict.difference, verdict.contrast.treatment, verdict.contrast.against
+    if verdict.contrast.metric:
+        control += f" in {wording.quantity_on(verdict.contrast.metric)}"
     if d.n < 2:
         found = "no seed has" if d.n == 0 else "only one seed has"
         return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."

@@ -102,8 +102,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
 
 def size_of(study: Study, preset: str) -> str:
     """``4 arms x 6 seeds``."""
-    arms = len(study.arms_by_preset.get(preset, tuple(study.arms)))
-    return f"{arms} arms x {study.seeds_by_preset.get(preset, PRESETS[preset].seeds)} seeds"
+    return f"{len(study.arms_at(preset))} arms x {study.seeds_at(preset)} seeds"
 
 
 def run(study: Study, options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,11 @@ from jbot.evaluate import metric_names
 from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
 
+Arms = Mapping[str, Mapping[str, Any]]
+
+FLOORS = ("untrained", "raw")
+"""Prefixes of the metrics that a trial has of what was not trained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -30,14 +35,19 @@ class Study:
     name: str
     """Names the results folder and the MLflow experiment."""
     question: str
-    arms: Mapping[str, Mapping[str, Any]]
-    """Arm name -> overrides of the base. An arm without overrides is the base itself."""
+    arms: Arms | Callable[[Config], Arms]
+    """Arm name -> overrides of the base, or a function of the base where they are in proportion to it. An arm without
+    overrides is the base itself."""
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What is other than the preset's in every arm."""
     contrasts: tuple[Contrast, ...]
     metric: str = "test/knn_accuracy"
     """Primary metric, fixed before anything runs."""
     higher_is_better: bool = True
     margin: float
     """Differences of the metric below it do not matter."""
+    factors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Component -> the overrides that take it out. Arms made of them are reported by what they leave in."""
     arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Presets that run only some arms (and the contrasts among them)."""
     seeds_by_preset: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -47,15 +57,36 @@ class Study:
     are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper.py)."""
 
     def __post_init__(self) -> None:
-        for name in (self.name, *self.arms):
-            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-                raise ConfigError(f"names of studies and arms are letters, digits and _ . -, got {name!r}")
+        _check_name(self.name)
+        if isinstance(self.arms, Mapping):
+            self._check_arms(self.arms)
+        if len({dataclasses.replace(contrast, primary=False) for contrast in self.contrasts}) < len(self.contrasts):
+            raise ConfigError(f"study {self.name} has the same contrast twice")
+
+    def _check_arms(self, arms: Arms) -> None:
+        for name in arms:
+            _check_name(name)
         for contrast in self.contrasts:
             for arm in (contrast.treatment, contrast.control):
-                if arm not in self.arms:
-                    raise ConfigError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
-        if len({(contrast.treatment, contrast.control) for contrast in self.contrasts}) < len(self.contrasts):
-            raise ConfigError(f"study {self.name} has the same contrast twice")
+                if arm not in arms:
+                    raise ConfigError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(arms)}")
+
+    def base_at(self, preset: str, changes: Mapping[str, Any] | None = None) -> Config:
+        """What the arms change, at a preset."""
+        return override(Config(), {**get_preset(preset).base, **self.base, **(changes or {})})
+
+    def arms_at(self, preset: str, base: Config | None = None) -> dict[str, dict[str, Any]]:
+        """The arms that a preset runs; `base` where it is not the preset's."""
+        made = self.arms if isinstance(self.arms, Mapping) else self.arms(base or self.base_at(preset))
+        self._check_arms(made)
+        names = self.arms_by_preset.get(preset, tuple(made))
+        if missing := set(names) - set(made):
+            raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
+        return {name: dict(made[name]) for name in names}
+
+    def seeds_at(self, preset: str) -> int:
+        """Blocks of a preset."""
+        return self.seeds_by_preset.get(preset, get_preset(preset).seeds)
 
     def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
         """The frozen design at one preset.
@@ -74,22 +105,20 @@ class Study:
         ConfigError
             For an unknown preset or field, a value out of range, or two arms with the same Config.
         """
-        size = get_preset(preset)
-        count = self.seeds_by_preset.get(preset, size.seeds) if seeds is None else seeds
+        count = self.seeds_at(preset) if seeds is None else seeds
         if not 1 <= count <= MAX_SEEDS:
             raise ConfigError(f"seeds must be at least 1 and at most {MAX_SEEDS}, got {count}")
-        base = override(Config(), {**size.base, **(changes or {})})
-        names = self.arms_by_preset.get(preset, tuple(self.arms))
-        if missing := set(names) - set(self.arms):
-            raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
-        arms = {name: dict(self.arms[name]) for name in names}
+        base = self.base_at(preset, changes)
+        arms = self.arms_at(preset, base)
         if self.against_paper:
             arms = {name: _recipe(base, changes) | changes for name, changes in arms.items()}
         _check_changes(changes or {}, arms)
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
-        for name in {arm for contrast in contrasts for arm in (contrast.treatment, contrast.control)}:
-            _check_metric(self.metric, name, override(base, arms[name]))
+        for contrast in contrasts:
+            sides = zip((contrast.treatment, contrast.control), contrast.metrics(self.metric), strict=True)
+            for name, metric in sides:
+                _check_metric(metric, name, override(base, arms[name]))
         return Plan(
             study=self.name if preset == "quick" else f"{self.name}_{preset}",
             question=self.question,
@@ -101,6 +130,7 @@ class Study:
             higher_is_better=self.higher_is_better,
             margin=self.margin,
             contrasts=contrasts,
+            factors={name: dict(changes) for name, changes in self.factors.items()},
         )
 
 
@@ -160,9 +190,14 @@ def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
             raise ConfigError(f"arm {name!r} must not set the seed: arms of a block share it")
 
 
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ConfigError(f"names of studies and arms are letters, digits and _ . -, got {name!r}")
+
+
 def _check_metric(metric: str, arm: str, config: Config) -> None:
     known = metric_names(config)
-    if metric not in known:
+    if re.sub(rf"^({'|'.join(FLOORS)})/", "", metric) not in known:
         close = difflib.get_close_matches(metric, known, n=3) or known[:3]
         raise ConfigError(f"metric {metric!r} is not measured in arm {arm!r}, which has {', '.join(close)}, ...")
 

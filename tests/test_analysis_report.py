@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import convergence, provenance, report, sections, tables, wording
+from analysis import convergence, extras, provenance, report, sections, tables, wording
 from analysis.figures import FAINT
 from analysis.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.config import Config, from_dict, override
@@ -494,7 +494,7 @@ def test_without_contrasts_nothing_is_joined_or_warned_of(tmp_path):
     assert FAINT not in [line.get_color() for line in picture.figure.axes[0].lines]
     text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert "There are no learning curves" not in text
-    assert "No contrasts were planned, so there is no control arm" in text
+    assert "No contrast of arms was planned, so there is no control arm" in text
 
 
 @pytest.mark.parametrize(("seeds", "bands"), [(3, 0), (4, 3)])
@@ -538,3 +538,20 @@ def test_single_trials_show_one_of_each_task(tmp_path, monkeypatch):
         "a, seed 0": ["training-a", "roc-knn-a"],
         "c, seed 0": ["training-c", "roc-knn-c"],
     }
+
+
+def test_sections_of_their_own_are_in_both_reports(tmp_path, monkeypatch):
+    def section(evidence):
+        table = sections.Table(label="Worth", head=["component", "worth"], rows=[["<b>", "0.1 ± 0.2"]])
+        return sections.Extra(title="Components & more", text=["Plain words <i>."], tables=[table])
+
+    monkeypatch.setattr(extras, "SECTIONS", (section, lambda evidence: None))
+    study = load_study(str(write_study(tmp_path, make_plan())))
+    page = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert '<h2 id="components-more">Components &amp; more</h2>' in page
+    assert '<a href="#components-more">' in page
+    assert "Plain words &lt;i&gt;." in page
+    assert "&lt;b&gt;" in page
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Components & more" in text
+    assert "| \\<b\\> | 0.1 ± 0.2 |" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.plan import Contrast, Plan
+from analysis.plan import Contrast, Plan, PlanError
 from analysis.statistics import sign_flip_test
 from analysis.verdict import judge
 
@@ -156,3 +156,34 @@ def test_p_is_never_printed_below_the_floor():
 def test_scores_and_states_must_match():
     with pytest.raises(ValueError, match="same seeds and arms"):
         judge(make_plan(), pd.DataFrame({"a": [1.0], "b": [1.0]}), pd.DataFrame({"a": ["complete"]}))
+
+
+def test_a_contrast_may_name_the_metric_of_each_side():
+    """An arm against its own untrained encoder, and two arms on another metric, beside a plain contrast."""
+    contrasts = (
+        Contrast(treatment="a", control="a", control_metric="untrained/test/x", primary=True),
+        Contrast(treatment="a", control="b", metric="test_500/x"),
+        Contrast(treatment="a", control="b"),
+    )
+    scores = pd.DataFrame({"a": BASE + 0.05 + NOISE, "b": BASE})
+    states = pd.DataFrame("complete", scores.index, scores.columns)
+    others = {
+        "untrained/test/x": scores - 0.1 - NOISE.mean(),
+        "test_500/x": scores[["b", "b"]].set_axis(["a", "b"], axis=1),
+    }
+    floor, elsewhere, plain = judge(make_plan("ab", contrasts), scores, states, others)
+    assert floor.outcome == "better"
+    assert floor.difference.mean == pytest.approx(0.1 + NOISE.mean())
+    assert floor.sentence.startswith("a is better than untrained a by 0.1")
+    assert floor.contrast.name == "a - untrained a"
+    assert (elsewhere.difference.mean, elsewhere.contrast.name) == (0, "a - b on test_500/x")
+    assert plain.difference.mean == pytest.approx(0.05 + NOISE.mean())
+    with pytest.raises(ValueError, match="no scores of test_500/x, untrained/test/x"):
+        judge(make_plan("ab", contrasts), scores, states)
+
+
+def test_an_arm_is_not_compared_with_itself():
+    with pytest.raises(PlanError, match="compares an arm with itself"):
+        make_plan("ab", (Contrast(treatment="a", control="a"),))
+    with pytest.raises(PlanError, match="compares an arm with itself"):
+        make_plan("ab", (Contrast(treatment="a", control="a", metric="test/y"),))

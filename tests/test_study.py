@@ -282,3 +282,33 @@ def test_a_persons_own_study_anywhere_on_disk(tmp_path, tiny_data):
     second = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "4 of 4 trials have a record already" in second.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").rglob("record.json")}
+
+
+def test_arms_may_be_in_proportion_to_the_base():
+    def sizes(base: Config):
+        return {f"x{scale}": {"data.train_jets": base.data.train_jets // scale} for scale in (2, 4)} | {"whole": {}}
+
+    found = Study(
+        name="x",
+        question="?",
+        arms=sizes,
+        base={"train.batch": 25},
+        contrasts=(Contrast(treatment="whole", control="x2"),),
+        margin=0.1,
+        arms_by_preset={"quick": ("whole", "x2")},
+    )
+    smoke, quick = found.plan("smoke"), found.plan("quick", changes={"data.train_jets": 4000})
+    assert smoke.arms == {"x2": {"data.train_jets": 300}, "x4": {"data.train_jets": 150}, "whole": {}}
+    assert quick.arms == {"whole": {}, "x2": {"data.train_jets": 2000}}
+    assert from_dict(smoke.base).train.batch == 25
+    with pytest.raises(ConfigError, match="no arm 'x8'; arms are x2, x4, whole"):
+        dataclasses.replace(found, contrasts=(Contrast(treatment="whole", control="x8"),)).plan("smoke")
+
+
+def test_metrics_of_a_contrast_must_be_measured():
+    def with_floor(metric):
+        return make_study({"a": {}}, (Contrast(treatment="a", control="a", control_metric=metric),))
+
+    assert with_floor("untrained/test/knn_accuracy").plan("smoke").contrasts[0].name == "a - untrained a"
+    with pytest.raises(ConfigError, match="metric 'untrained/test/knn_acuracy' is not measured in arm 'a'"):
+        with_floor("untrained/test/knn_acuracy").plan("smoke")
