@@ -22,6 +22,7 @@ from typing import Any, Literal
 Precision = Literal["fp32", "bf16"]
 Variant = Literal["corrected", "reference"]
 Task = Literal["all", "tqg", "qg"]
+MaskToken = Literal["learned", "zero", "none"]
 Scheme = Literal[
     "momentum", "random", "random_count", "geometric", "geometric_count", "hardest", "softest", "none"
 ]  # fmt: skip
@@ -75,6 +76,16 @@ class AugmentConfig:
     """Smallest momentum share of a split particle's first half; the largest is 1 - split_low."""
     split_variant: Variant = "corrected"
     """`reference` loses the second half of each split particle."""
+    translation: float = bounded(0.0, 0, 1)
+    """Shift of the whole view, uniform in [-translation, translation] in eta and in phi (radians)."""
+    boost: float = bounded(0.0, 0, 1)
+    """Boost along the jet axis, rapidity uniform in [-boost, boost]: angles shrink, shares of the pT stay."""
+    pt_sigma: float = bounded(0.0, 0, 1)
+    """Relative pT resolution at pt_rel = 1: sigma = pt_sigma / sqrt(pt_rel), the stochastic term of a calorimeter."""
+    soft_dropout: float = bounded(0.0, 0, 1)
+    """Chance of each particle softer than soft_pt to be missing in a view; the hardest always stays."""
+    soft_pt: float = bounded(0.01, 0, 1)
+    """Share of the jet's pT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,8 @@ class MaskConfig:
     """The masked share of a view is uniform in [ratio_low, ratio_high]."""
     probability: float = bounded(1.0, 0, 1)
     """Share of the views that are masked at all."""
+    token: MaskToken = "learned"
+    """What stands for a hidden particle: a vector, `learned` or `zero`; with `none` it is seen, but its loss counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +138,9 @@ class TeacherConfig:
     """The teacher: an average of the student, and what keeps its targets from collapsing."""
 
     ema_momentum: float = bounded(0.996, 0, 1)
-    """At epoch 0; rises to 1 along a cosine."""
+    """At epoch 0; goes to ema_final along a cosine."""
+    ema_final: float = bounded(1.0, 0, 1)
+    """After the last epoch. Where both are 0, the teacher is the student: no average."""
     centering: bool = True
     center_momentum: float = bounded(0.9, 0, 1)
 
@@ -153,6 +168,8 @@ class TrainConfig:
     """Jets a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
     precision: Precision = "fp32"
     """Of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
+    dropout: float = bounded(0.0, 0, 0.99)
+    """Of the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none here."""
 
 
 @dataclass(frozen=True, kw_only=True)

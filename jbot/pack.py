@@ -26,6 +26,11 @@ PER_TRIAL = frozenset({
     "augment.smear_sigma",
     "augment.split_fraction",
     "augment.split_low",
+    "augment.translation",
+    "augment.boost",
+    "augment.pt_sigma",
+    "augment.soft_dropout",
+    "augment.soft_pt",
     "mask.scheme",
     "mask.ratio_low",
     "mask.ratio_high",
@@ -36,6 +41,7 @@ PER_TRIAL = frozenset({
     "loss.student_temp",
     "loss.teacher_temp",
     "teacher.ema_momentum",
+    "teacher.ema_final",
     "teacher.center_momentum",
     "optim.lr",
     "optim.warmup_epochs",
@@ -43,6 +49,7 @@ PER_TRIAL = frozenset({
     "optim.beta1",
     "optim.beta2",
     "optim.eps",
+    "train.dropout",
     "finetune.lr",
     "finetune.layer_decay",
     "finetune.dropout",
@@ -58,6 +65,7 @@ SHARED = frozenset({
     "data.particles",
     "augment.smear_variant",
     "augment.split_variant",
+    "mask.token",
     "model.dim",
     "model.heads",
     "model.layers",
@@ -105,8 +113,9 @@ def stack(configs: Sequence[Config], device: torch.device, dtype: torch.dtype = 
     """One Config-shaped object for a pack.
 
     Shared fields are plain values. A numeric field of PER_TRIAL is a (trial,) tensor on `device`: int64 for whole
-    numbers, float64 for the optimiser and the teacher (1 - beta2 needs the digits), else `dtype`; an augmentation that
-    is off in every trial is the plain number 0. A text field is the text when all agree, else {text: its rows}.
+    numbers, float64 for optimiser, teacher and dropout (1 - beta2 needs the digits), else `dtype`; an augmentation or a
+    dropout that is off in every trial is the plain number 0. A text field is the text when all agree, else
+    {text: its rows}.
     """
     flat = [flatten(config) for config in configs]
     values = {
@@ -122,7 +131,7 @@ def column(value: Tensor | float | int, dims: int) -> Any:
 
 
 def is_off(strength: Tensor | float | int) -> bool:
-    """Whether an augmentation is off in every trial."""
+    """Whether an augmentation or a dropout is off in every trial."""
     return not isinstance(strength, Tensor) and strength == 0
 
 
@@ -151,11 +160,10 @@ def _stacked(name: str, values: list[Any], device: torch.device, dtype: torch.dt
         return {text: torch.tensor(found, device=device) for text, found in rows.items()}
     if isinstance(DEFAULTS[name], int):
         return torch.tensor(values, device=device)
-    if name.startswith("augment.") and not any(values):
+    if name.startswith(("augment.", "train.")) and not any(values):
         return 0.0
-    return torch.tensor(
-        values, device=device, dtype=torch.float64 if name.startswith(("optim.", "teacher.")) else dtype
-    )
+    exact = name.startswith(("optim.", "teacher.", "train."))
+    return torch.tensor(values, device=device, dtype=torch.float64 if exact else dtype)
 
 
 def _unchecked(values: Mapping[str, Any]) -> Config:
