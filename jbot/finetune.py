@@ -35,6 +35,7 @@ from jbot.classifier import classifier_logits, classifier_shapes, init_classifie
 from jbot.config import Config, ModelConfig
 from jbot.data.jetdata import DataError
 from jbot.data.splits import TARGETS
+from jbot.dropout import cut_and_scale, factors
 from jbot.engine import Forward
 from jbot.evaluate import GATHERED, embed_on_device
 from jbot.graphs import StepGraphs
@@ -135,9 +136,8 @@ class Knobs:
     rates: Flat
     """Learning rate of each weight."""
     cut: Int16[Tensor, "trial 1"]
-    """A value is dropped when its short (:meth:`jbot.streams.Draws.shorts`) is below."""
     scale: Float[Tensor, "trial 1"]
-    """Of the values that are kept."""
+    """Of dropout, see :func:`jbot.dropout.cut_and_scale`."""
     dropping: bool
     """Whether any run has dropout."""
 
@@ -290,7 +290,7 @@ def finetune_step(
     """
     jets, slots = particles.shape[1:3]
     draws = Draws(knobs.seeds, state.step)
-    drop = Dropout(draws, knobs, dropout_sizes(knobs.model, jets, slots), particles.dtype) if knobs.dropping else None
+    drop = Dropout(draws, knobs, dropout_sizes(knobs.model, jets, slots)) if knobs.dropping else None
     flat = state.weights.detach().requires_grad_()
     encoder, head = unpack_classifier(flat, knobs.model, knobs.classes)
     logits = classifier_logits(head, encode_cls(encoder, particles, knobs.model, drop), drop)
@@ -302,16 +302,11 @@ def finetune_step(
 
 
 class Dropout:
-    """Dropout of one step: by a value's place in its layer, whatever device or pack it is on.
+    """Dropout of one step, see :mod:`jbot.dropout`."""
 
-    Each value is dropped with chance rate, a multiple of 2^-16, and kept times 1 / (1 - rate). All places are drawn in
-    one go: one hash serves four values.
-    """
-
-    def __init__(self, draws: Draws, knobs: Knobs, sizes: dict[str, int], dtype: torch.dtype):
-        kept = draws.shorts("dropout", sum(sizes.values())) >= knobs.cut
-        factors = (kept.to(dtype) * knobs.scale).split(list(sizes.values()), dim=1)
-        self.factors = dict(zip(sizes, factors, strict=True))
+    def __init__(self, draws: Draws, knobs: Knobs, sizes: dict[str, int]):
+        drawn = factors(draws, sum(sizes.values()), knobs.cut, knobs.scale).split(list(sizes.values()), dim=1)
+        self.factors = dict(zip(sizes, drawn, strict=True))
 
     def __call__(self, name: str, values: Float[Tensor, "trial row width"]) -> Float[Tensor, "trial row width"]:
         """The outputs of the layer of this name, some of them dropped."""
@@ -343,15 +338,16 @@ def stack_knobs(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = 
     model, classes, wanted = runs[0].config.model, runs[0].classes, [run.config.finetune for run in runs]
     factors = torch.stack([decay_factors(model, classes, run.layer_decay) for run in runs])
     lr = torch.tensor([one.lr for one in wanted], dtype=torch.float64)
-    drops = torch.tensor([round(one.dropout * 2**16) for one in wanted])  # of 2^16 values
+    drops = torch.tensor([one.dropout for one in wanted], dtype=torch.float64, device=device)
+    cut, scale = cut_and_scale(drops, dtype)
     return Knobs(
         model=model,
         classes=classes,
         seeds=torch.tensor([run.config.seed for run in runs], device=device),
         rates=(lr[:, None] * factors).to(device, dtype),
-        cut=(drops - 2**15)[:, None].to(device, torch.int16),
-        scale=(2**16 / (2**16 - drops))[:, None].to(device, dtype),
-        dropping=bool(drops.any()),
+        cut=cut,
+        scale=scale,
+        dropping=any(one.dropout for one in wanted),
     )
 
 

@@ -352,7 +352,7 @@ struct alignas(64) Activations {  // of a group of jets
 struct alignas(64) Workspace {
   Activations activations;
   Head head;
-  Panel<DIM> dx[GROUP], d_update;
+  Panel<DIM> dx[GROUP], d_update;  // the latter with dropout alone
   Panel<INNER> d_mixed[GROUP];
   Panel<3 * INNER> d_qkv;
   Panel<FFN> d_ffn;
@@ -370,6 +370,13 @@ struct Call {
   const float* particles;  // (jet, SLOTS, 4)
   const uint8_t* masked;   // (jet, SLOTS), or null
   const int32_t* place;    // (jet, TOKENS): row of the output, or -1; null when all tokens are wanted
+  const float* factors;    // of dropout, block by block (row, 2, DIM), see model.by_layer; null without
+  int64_t jets;            // of the trial
+
+  // The factors of a row of a block: a token of all jets, in the last block a wanted one.
+  const float* of_row(int layer, int64_t row) const {
+    return factors + (layer * jets * TOKENS + row) * 2 * DIM;
+  }
 };
 
 // ---- one jet ----
@@ -473,30 +480,50 @@ void attention_backward(const float* w, const Block& b, const Attention& a, cons
 }
 
 // ---- one panel of rows ----
-void rest(const float* w, const Block& b, Rest& r) {
+// Where the factors of each lane stand; null without dropout. Lanes behind `count` are no rows.
+struct Dropped {
+  const float* of_lane[LANES];
+  int count = 0;
+};
+
+// to = from times the factors of one of the two updates; lanes that are no rows stay as they are.
+inline void drop(const Dropped& dropped, int update, const Panel<DIM>& from, Panel<DIM>& to) {
+  alignas(64) float factor[DIM][LANES];
+  for (int l = 0; l < LANES; l++)
+    for (int d = 0; d < DIM; d++) factor[d][l] = l < dropped.count ? dropped.of_lane[l][update * DIM + d] : 1.0f;
+  for (int d = 0; d < DIM; d++)
+    for (int l = 0; l < LANES; l += V) store(to[d] + l, load(from[d] + l) * load(factor[d] + l));
+}
+
+void rest(const float* w, const Block& b, Rest& r, const Dropped* dropped) {
   linear<INNER, DIM>(w, b.out_w, b.out_b, r.mixed[0], r.update[0]);
+  if (dropped) drop(*dropped, 0, r.update, r.update);
   layer_norm(w + b.norm1_w, w + b.norm1_b, r.x, r.update, r.norm1, r.middle);
   linear<DIM, FFN>(w, b.ffn1_w, b.ffn1_b, r.middle[0], r.before[0]);
   gelu<FFN>(r.before, r.after);
   linear<FFN, DIM>(w, b.ffn2_w, b.ffn2_b, r.after[0], r.update[0]);
+  if (dropped) drop(*dropped, 1, r.update, r.update);
   layer_norm(w + b.norm2_w, w + b.norm2_b, r.middle, r.update, r.norm2, r.out);
 }
 
 // d: from dL/dout to dL/dx, in place; d_mixed is set.
-void rest_backward(const float* w, const Block& b, const Rest& r, Panel<DIM>& d, Panel<INNER>& d_mixed,
-                   BlockGradient& gradient, Workspace& ws) {
+void rest_backward(const float* w, const Block& b, const Rest& r, const Dropped* dropped, Panel<DIM>& d,
+                   Panel<INNER>& d_mixed, BlockGradient& gradient, Workspace& ws) {
+  Panel<DIM>& update = dropped ? ws.d_update : d;  // dL/dupdate, before its dropout
   layer_norm_backward(w + b.norm2_w, r.norm2, d, gradient.norm2_w, gradient.norm2_b);
-  add_lanes<DIM>(d, gradient.ffn2_b);
-  outer<FFN, DIM>(r.after[0], d[0], gradient.ffn2[0]);
-  linear_backward<FFN, DIM, ZERO>(w, b.ffn2_w, d[0], ws.d_ffn[0]);
+  if (dropped) drop(*dropped, 1, d, update);
+  add_lanes<DIM>(update, gradient.ffn2_b);
+  outer<FFN, DIM>(r.after[0], update[0], gradient.ffn2[0]);
+  linear_backward<FFN, DIM, ZERO>(w, b.ffn2_w, update[0], ws.d_ffn[0]);
   gelu_backward<FFN>(r.before, ws.d_ffn);
   add_lanes<FFN>(ws.d_ffn, gradient.ffn1_b);
   outer<FFN, DIM>(ws.d_ffn[0], r.middle[0], gradient.ffn1[0]);
   linear_backward<DIM, FFN, ADD>(w, b.ffn1_w, ws.d_ffn[0], d[0]);
   layer_norm_backward(w + b.norm1_w, r.norm1, d, gradient.norm1_w, gradient.norm1_b);
-  add_lanes<DIM>(d, gradient.out_b);
-  outer<DIM, INNER>(d[0], r.mixed[0], gradient.out[0]);
-  linear_backward<INNER, DIM, ZERO>(w, b.out_w, d[0], d_mixed[0]);
+  if (dropped) drop(*dropped, 0, d, update);
+  add_lanes<DIM>(update, gradient.out_b);
+  outer<DIM, INNER>(update[0], r.mixed[0], gradient.out[0]);
+  linear_backward<INNER, DIM, ZERO>(w, b.out_w, update[0], d_mixed[0]);
 }
 
 void head(const float* w, const Panel<DIM>& raw, Head& h) {
@@ -543,6 +570,22 @@ void find_rows(const Call& call, int64_t first, int jets, Activations& act) {
     }
 }
 
+// The dropout of a jet's tokens in a block that is not the last; null where there is none.
+const Dropped* of_jet(const Call& call, int layer, int64_t jet, Dropped& dropped) {
+  if (!call.factors) return nullptr;
+  dropped.count = TOKENS;
+  for (int t = 0; t < TOKENS; t++) dropped.of_lane[t] = call.of_row(layer, jet * TOKENS + t);
+  return &dropped;
+}
+
+// The dropout of a panel of wanted rows in the last block.
+const Dropped* of_rows(const Call& call, const Activations& act, int start, Dropped& dropped) {
+  if (!call.factors) return nullptr;
+  dropped.count = act.count - start < LANES ? act.count - start : LANES;
+  for (int l = 0; l < dropped.count; l++) dropped.of_lane[l] = call.of_row(LAYERS - 1, act.rows[start + l].place);
+  return &dropped;
+}
+
 template <int N>
 inline void copy_lane(const Panel<N>& from, int lane, Panel<N>& to, int to_lane) {
   for (int n = 0; n < N; n++) to[n][to_lane] = from[n][lane];
@@ -550,6 +593,7 @@ inline void copy_lane(const Panel<N>& from, int lane, Panel<N>& to, int to_lane)
 
 // Every block but the last whole, the last up to its attention, and then its rest on panels of wanted rows.
 void encode(const Call& call, int64_t first, int jets, Activations& act) {
+  Dropped dropped;
   for (int j = 0; j < jets; j++) {
     const float* particles = call.particles + (first + j) * SLOTS * FEATURES;
     embed(call, first + j, act.attention[0][j].x);
@@ -560,7 +604,7 @@ void encode(const Call& call, int64_t first, int jets, Activations& act) {
       Rest& r = act.rest[layer][j];
       std::memcpy(r.x, a.x, sizeof r.x);
       std::memcpy(r.mixed, a.mixed, sizeof r.mixed);
-      rest(call.weights, block(layer), r);
+      rest(call.weights, block(layer), r, of_jet(call, layer, first + j, dropped));
       std::memcpy(act.attention[layer + 1][j].x, r.out, sizeof r.out);
     }
   }
@@ -572,7 +616,7 @@ void encode(const Call& call, int64_t first, int jets, Activations& act) {
       copy_lane<DIM>(act.attention[LAYERS - 1][row.jet].x, row.token, r.x, l);
       copy_lane<INNER>(act.attention[LAYERS - 1][row.jet].mixed, row.token, r.mixed, l);
     }
-    rest(call.weights, block(LAYERS - 1), r);
+    rest(call.weights, block(LAYERS - 1), r, of_rows(call, act, start, dropped));
   }
 }
 
@@ -595,6 +639,7 @@ void group_forward(const Call& call, int64_t first, int jets, float* raw, float*
 void group_backward(const Call& call, int64_t first, int jets, const float* d_raw, const float* d_projected,
                     const Activations& act, Workspace& ws) {
   const int rows = act.count;
+  Dropped dropped;
   for (int j = 0; j < jets; j++) {
     std::memset(ws.dx[j], 0, sizeof ws.dx[j]);
     std::memset(ws.d_mixed[j], 0, sizeof ws.d_mixed[j]);
@@ -609,7 +654,8 @@ void group_backward(const Call& call, int64_t first, int jets, const float* d_ra
       for (int n = 0; n < PROJECTION; n++) ws.d_z[n][l] = used ? d_projected[place * PROJECTION + n] : 0;
     }
     head_backward(call.weights, r.out, ws.head, ws.row_dx, ws);
-    rest_backward(call.weights, block(LAYERS - 1), r, ws.row_dx, ws.row_mixed, ws.gradient.blocks[LAYERS - 1], ws);
+    rest_backward(call.weights, block(LAYERS - 1), r, of_rows(call, act, start, dropped), ws.row_dx, ws.row_mixed,
+                  ws.gradient.blocks[LAYERS - 1], ws);
     for (int l = 0; l < LANES && start + l < rows; l++) {
       const Row& row = act.rows[start + l];
       copy_lane<DIM>(ws.row_dx, l, ws.dx[row.jet], row.token);
@@ -620,7 +666,8 @@ void group_backward(const Call& call, int64_t first, int jets, const float* d_ra
     for (int layer = LAYERS - 1; layer >= 0; layer--) {
       BlockGradient& gradient = ws.gradient.blocks[layer];
       if (layer < LAYERS - 1)
-        rest_backward(call.weights, block(layer), act.rest[layer][j], ws.dx[j], ws.d_mixed[j], gradient, ws);
+        rest_backward(call.weights, block(layer), act.rest[layer][j], of_jet(call, layer, first + j, dropped), ws.dx[j],
+                      ws.d_mixed[j], gradient, ws);
       attention_backward(call.weights, block(layer), act.attention[layer][j], ws.d_mixed[j], ws.dx[j], gradient, ws);
     }
     embed_backward(call, first + j, ws.dx[j], ws.gradient);
@@ -681,12 +728,14 @@ Workspace& workspace() {
 extern "C" int64_t jbot_group() { return GROUP; }
 extern "C" int64_t jbot_activation_bytes() { return sizeof(Activations); }
 
-// Jets [begin, end) of one trial; begin is a multiple of the group. raw (row, DIM); projected (row, PROJECTION).
+// Jets [begin, end) of all_jets of one trial; begin is a multiple of the group.
+// raw (row, DIM); projected (row, PROJECTION).
 // kept: null, or room for the activations of all groups, for the backward pass.
 extern "C" void jbot_forward(const float* weights, const float* particles, const uint8_t* masked, const int32_t* place,
-                             int64_t begin, int64_t end, Activations* kept, float* raw, float* projected) {
+                             const float* factors, int64_t all_jets, int64_t begin, int64_t end, Activations* kept,
+                             float* raw, float* projected) {
   const FlushDenormals flush;
-  const Call call{weights, particles, masked, place};
+  const Call call{weights, particles, masked, place, factors, all_jets};
   Workspace& ws = workspace();
   for (int64_t first = begin; first < end; first += GROUP) {
     const int jets = end - first < GROUP ? int(end - first) : GROUP;
@@ -696,10 +745,10 @@ extern "C" void jbot_forward(const float* weights, const float* particles, const
 
 // The same jets: adds dL/dweights to gradient (WEIGHTS).
 extern "C" void jbot_backward(const float* weights, const float* particles, const uint8_t* masked,
-                              const int32_t* place, int64_t begin, int64_t end, const Activations* kept,
-                              const float* d_raw, const float* d_projected, float* gradient) {
+                              const int32_t* place, const float* factors, int64_t all_jets, int64_t begin, int64_t end,
+                              const Activations* kept, const float* d_raw, const float* d_projected, float* gradient) {
   const FlushDenormals flush;
-  const Call call{weights, particles, masked, place};
+  const Call call{weights, particles, masked, place, factors, all_jets};
   Workspace& ws = workspace();
   std::memset(static_cast<void*>(&ws.gradient), 0, sizeof ws.gradient);
   for (int64_t first = begin; first < end; first += GROUP) {

@@ -39,9 +39,9 @@ KEEP_BYTES = 32 * 2**20
 (jBOT-S: 145 against 288 ms at batch 1024, but 2.8 against 2.3 ms at batch 16)."""
 
 
-Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot), and for each token its row among
-the wanted ones or -1, int32 (trial, jet * token and one more)."""
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot); for each token its row among
+the wanted ones or -1, int32 (trial, jet * token and one more); and what dropout multiplies with, (trial, value)."""
 
 
 class Unavailable(RuntimeError):  # noqa: N818 - not an error: the plain version is used
@@ -63,8 +63,8 @@ class Kernel:
         self._forward, self._backward = library.jbot_forward, library.jbot_backward
         self._forward.restype = self._backward.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._forward.argtypes = [pointer] * 4 + [number] * 2 + [pointer] * 3
-        self._backward.argtypes = [pointer] * 4 + [number] * 2 + [pointer] * 4
+        self._forward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 3
+        self._backward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 4
         library.jbot_activation_bytes.restype = library.jbot_group.restype = number
         self._group, self._activation_bytes = library.jbot_group(), library.jbot_activation_bytes()
 
@@ -75,11 +75,12 @@ class Kernel:
         config: ModelConfig,
         masked: Tensor | None = None,
         rows: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Raw and projected outputs of the wanted rows, as :func:`jbot.model.forward`."""
         if config != self.shape or particles.shape[2] != self.slots:
             raise ValueError(f"this kernel is for {self.shape} and {self.slots} particles")
-        return _Fused.apply(self, flat, particles, masked, rows)
+        return _Fused.apply(self, flat, particles, masked, rows, factors)
 
     def keep(self, trials: int, jets: int) -> Tensor | None:
         """Room for the activations of all jets, or None when there would be too many."""
@@ -98,7 +99,7 @@ class Kernel:
         def work(_: int, begin: int, end: int) -> None:
             for t in range(trials):
                 at = (_at(x, t) for x in inputs)
-                self._forward(*at, begin, end, _at(kept, t), _at(raw, t), _at(projected, t))
+                self._forward(*at, jets, begin, end, _at(kept, t), _at(raw, t), _at(projected, t))
 
         self._in_parts(work, jets)
         return raw, projected
@@ -113,7 +114,7 @@ class Kernel:
             for t in range(trials):
                 at = (_at(x, t) for x in inputs)
                 outputs = (_at(x, t) for x in (kept, d_raw, d_projected, gradients[thread]))
-                self._backward(*at, begin, end, *outputs)
+                self._backward(*at, jets, begin, end, *outputs)
 
         self._in_parts(work, jets)
         return gradients[0] if len(gradients) == 1 else gradients.sum(0)
@@ -134,17 +135,17 @@ class Kernel:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Kernel, flat: Tensor, particles: Tensor, masked: Any, rows: Any) -> Any:
+    def forward(ctx: Any, kernel: Kernel, flat: Tensor, particles: Tensor, masked: Any, rows: Any, factors: Any) -> Any:
         trials, jets, slots, _ = particles.shape
         flat, particles = flat.contiguous(), particles.contiguous()
-        masked = None if masked is None else masked.contiguous()
+        masked, factors = (None if x is None else x.contiguous() for x in (masked, factors))
         place, count = None, jets * (slots + 1)
         if rows is not None:
             tokens, count = count, rows.shape[1]
             place = torch.full((trials, tokens + 1), -1, dtype=torch.int32)
             # Row -1, no token, goes to a column that the kernel does not reach.
             place.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
-        ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, place)
+        ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, place, factors)
         ctx.kept = kernel.keep(trials, jets) if ctx.needs_input_grad[1] else None
         return kernel.forward(ctx.inputs, count, ctx.kept)
 
@@ -152,7 +153,7 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_raw: Tensor, d_projected: Tensor) -> Any:
         gradient = ctx.kernel.backward(ctx.inputs, ctx.kept, d_raw.contiguous(), d_projected.contiguous())
-        return None, gradient, None, None, None
+        return None, gradient, None, None, None, None
 
 
 def _at(x: Tensor | None, trial: int) -> int | None:

@@ -75,6 +75,18 @@ def unpack(flat: Flat, config: ModelConfig) -> Weights:
     return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
+def weight_place(name: str, config: ModelConfig) -> slice:
+    """Where a weight lies in a row of the flat buffer."""
+    shapes = weight_shapes(config)
+    begin = sum(math.prod(shapes[before]) for before in list(shapes)[: list(shapes).index(name)])
+    return slice(begin, begin + math.prod(shapes[name]))
+
+
+def named_weights(flat: Flat, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The first trial's weights by name, as arrays, without the trial axis."""
+    return {name: value[0].detach().cpu().numpy() for name, value in unpack(flat, config).items()}
+
+
 def pack(weights: dict[str, np.ndarray], config: ModelConfig) -> Float[Tensor, "weight"]:
     """One trial's named weights as a row of the flat buffer."""
     rows = []
@@ -124,6 +136,7 @@ def encode(
     masked: Bool[Tensor, "trial jet particle"] | None = None,
     rows: Int64[Tensor, "trial row"] | None = None,
     attentions: list[Tensor] | None = None,
+    drop: Drop | None = None,
 ) -> Float[Tensor, "trial row dim"]:
     """Raw encoder outputs, for all tokens or only for those that are used.
 
@@ -139,11 +152,14 @@ def encode(
         number -1, which fill up a trial that wants fewer than its pack, mean nothing but are finite.
     attentions : list, optional
         Receives each block's attention, (trial, jet, head, query, key).
+    drop : callable, optional
+        Dropout behind each block's two updates.
     """
     x, hidden = tokens(weights, particles, config, masked)
+    jets, last = particles.shape[1], config.layers - 1
     for layer in range(config.layers):
-        last = layer == config.layers - 1
-        x = block(weights, f"block{layer}", x, particles.shape[1], hidden, config, rows if last else None, attentions)
+        wanted = rows if layer == last else None
+        x = block(weights, f"block{layer}", x, jets, hidden, config, wanted, attentions, drop)
     return x
 
 
@@ -269,14 +285,30 @@ def forward(
     config: ModelConfig,
     masked: Bool[Tensor, "trial jet particle"] | None = None,
     rows: Int64[Tensor, "trial row"] | None = None,
+    factors: Float[Tensor, "trial value"] | None = None,
 ) -> tuple[Float[Tensor, "trial row dim"], Float[Tensor, "trial row projection"]]:
     """Raw and projected outputs, for all tokens or for those of `rows`: see :func:`encode`.
 
-    What a training step needs of the model; jbot.fused has the same function for CPUs in C++.
+    What a training step needs of the model; jbot.fused has the same function for CPUs in C++. `factors` are those of
+    dropout, see :func:`by_layer`.
     """
     weights = unpack(flat, config)
-    raw = encode(weights, particles, config, masked, rows)
+    drop = None if factors is None else by_layer(factors, config, particles.shape[1] * (particles.shape[2] + 1))
+    raw = encode(weights, particles, config, masked, rows, drop=drop)
     return raw, project(weights, raw)
+
+
+def by_layer(factors: Float[Tensor, "trial value"], config: ModelConfig, tokens: int) -> Drop:
+    """Dropout that multiplies with given factors.
+
+    They lie block by block as (row, update, dim), the update that of the attention, then of the feed-forward network;
+    the rows are all `tokens`, in the last block the wanted ones.
+    """
+    sizes = [2 * config.dim * tokens] * (config.layers - 1)
+    named = {}
+    for layer, part in enumerate(factors.split([*sizes, factors.shape[1] - sum(sizes)], dim=1)):
+        named[f"block{layer}.out"], named[f"block{layer}.ffn2"] = part.view(len(part), -1, 2, config.dim).unbind(2)
+    return lambda name, values: values * named[name]
 
 
 def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:

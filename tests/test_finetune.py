@@ -157,7 +157,7 @@ def test_the_cls_encoder_is_the_encoder(tiny, jets):
 
 def dropout(rates: list[float], tuned: Config, sizes: dict[str, int], step: int = 0) -> Dropout:
     runs = [make_run(override(tuned, {"finetune.dropout": rate, "seed": 3})) for rate in rates]
-    return Dropout(Draws(torch.tensor([3] * len(rates)), step), stack_knobs(runs, CPU), sizes, torch.float32)
+    return Dropout(Draws(torch.tensor([3] * len(rates)), step), stack_knobs(runs, CPU), sizes)
 
 
 def test_dropout_keeps_its_share_and_the_mean(tuned):
@@ -212,7 +212,7 @@ def test_the_gradient_with_dropout(tiny):
     jets = torch.from_numpy(make_jets(2, 1, slots=3)).double()[None]
     run = make_run(override(tiny, {"finetune.dropout": 0.3}))
     knobs = dataclasses.replace(stack_knobs([run], CPU, torch.float64), model=model)
-    drop = Dropout(Draws(knobs.seeds, 0), knobs, dropout_sizes(model, 2, 3), torch.float64)
+    drop = Dropout(Draws(knobs.seeds, 0), knobs, dropout_sizes(model, 2, 3))
     start = torch.cat((init_weights(model, 0), init_classifier(4, 2, 0)))[None].double()
 
     def loss(flat):

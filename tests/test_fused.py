@@ -9,6 +9,7 @@ from conftest import make_jets
 
 from jbot import fused, model
 from jbot.config import JBOT_B, Config, override
+from jbot.dropout import step_factors
 from jbot.fused import Kernel, Unavailable
 from jbot.masking import mask_views
 from jbot.model import cls_rows, init_weights
@@ -50,10 +51,19 @@ def _kernel(shape, slots):
     return fused.find(shape, slots, torch.device("cpu"), torch.float32)
 
 
-def _both(forward, case):
+def _factors(case, rates=(0.3, 0.0, 0.7)):
+    """Of dropout, another rate for each trial."""
+    shape, flat, particles, _, rows, *_ = case
+    trials, jets, slots, _ = particles.shape
+    step, rates = torch.full((trials,), 5), torch.tensor(rates[:trials], dtype=torch.float64)
+    wanted = jets * (slots + 1), rows.shape[1]
+    return step_factors(torch.arange(trials), step, rates, shape, *wanted, flat.dtype)
+
+
+def _both(forward, case, factors=None):
     shape, flat, particles, masked, rows, d_raw, d_projected = case
     flat = flat.clone().requires_grad_()
-    raw, projected = forward(flat, particles, shape, masked, rows)
+    raw, projected = forward(flat, particles, shape, masked, rows, factors)
     (gradient,) = torch.autograd.grad([raw, projected], flat, [d_raw, d_projected])
     used = (rows >= 0)[..., None]
     assert raw.isfinite().all()
@@ -72,6 +82,70 @@ def test_the_kernel_is_the_model(name):
     kernel = _kernel(case[0], case[2].shape[2])
     for found, wanted in zip(_both(kernel, case), _both(model.forward, case), strict=True):
         _close(found, wanted)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_kernel_is_the_model_with_dropout(name):
+    case = _case(SHAPES[name])
+    factors, kernel = _factors(case), _kernel(case[0], case[2].shape[2])
+    dropped = _both(model.forward, case, factors)
+    for found, wanted, whole in zip(_both(kernel, case, factors), dropped, _both(model.forward, case), strict=True):
+        _close(found, wanted, 5e-5)
+        assert (wanted[0] - whole[0]).abs().max() > 0.1 * whole.abs().max()
+        _close(found[1], whole[1])  # the trial without dropout
+
+
+def test_dropout_feels_neither_threads_nor_what_is_kept_nor_the_pack(monkeypatch):
+    case = _case({}, jets=67)
+    kernel, factors = _kernel(case[0], 30), _factors(case)
+    kept = _both(kernel, case, factors)
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "KEEP_BYTES", 0)
+        again = _both(kernel, case, factors)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        split = _both(kernel, case, factors)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(kept[0], split[0])
+    _close(split[2], kept[2], 1e-5)
+    shape, *rest = case
+    alone = _both(kernel, (shape, *(x[2:3] for x in rest)), factors[2:3])
+    assert all(torch.equal(a[2:3], b) for a, b in zip(kept, alone, strict=True))
+
+
+def test_all_tokens_can_have_dropout():
+    shape, flat, particles, masked, *_ = _case({})
+    tokens = particles.shape[1] * 31
+    factors = step_factors(
+        torch.arange(3), torch.zeros(3).long(), torch.full((3,), 0.4).double(), shape, tokens, tokens, flat.dtype
+    )
+    found = _kernel(shape, 30)(flat, particles, shape, masked, None, factors)
+    wanted = model.forward(flat, particles, shape, masked, None, factors)
+    valid = torch.nn.functional.pad(particles[..., 3] > 0.5, (1, 0), value=True).flatten(1)
+    for a, b in zip(found, wanted, strict=True):
+        _close(a[valid], b[valid])
+
+
+@pytest.mark.parametrize("name", ["S", "sees padding"])
+def test_gaps_between_particles(name):
+    """The kernel is the model also where soft dropout has left gaps, and that as if the particles stood together."""
+    shape, flat, particles, masked, rows, *gradients = _case(SHAPES[name])
+    particles, masked = particles.clone(), masked.clone()
+    particles[..., 1::3, :] = 0.0
+    masked &= particles[..., 3] > 0.5
+    case = (shape, flat, particles, masked, rows, *gradients)
+    for found, wanted in zip(_both(_kernel(shape, 30), case), _both(model.forward, case), strict=True):
+        _close(found, wanted)
+    order = torch.argsort(particles[..., 3], dim=-1, descending=True, stable=True)
+    together = particles.gather(2, order[..., None].expand(particles.shape))
+    jets = cls_rows(3, particles.shape[1], 30, flat.device)
+    ours, theirs = (
+        model.forward(flat, x, shape, m, jets)[0] for x, m in ((particles, masked), (together, masked.gather(2, order)))
+    )
+    _close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["S", "odd widths", "few particles"])
