@@ -44,7 +44,7 @@ from jbot.engine import find_engine
 from jbot.evaluate import LabeledJets
 from jbot.model import cls_rows, encode, hidden_keys, relative_entropy, unpack
 from jbot.pack import Pack
-from jbot.train import Metrics, TrainState, init_state, run_steps
+from jbot.train import Metrics, TrainState, curve_epochs, init_state, run_steps
 from studies.presets import PRESETS
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"
@@ -189,7 +189,7 @@ FINAL_PARTS = ("embed bank", "embed test", "knn test", "linear", "clustering", "
 
 def trial_share(rows: dict[str, dict[str, float]], config: Config, jets_per_second: float) -> dict[str, float]:
     """Evaluation in a whole trial: its curve points, and the final metrics of the trained and the untrained encoder."""
-    points = len({0, config.train.epochs, *range(0, config.train.epochs, config.probe.every)})
+    points = len(curve_epochs(config))
     training = config.data.train_jets * config.train.epochs / jets_per_second
     share: dict[str, float] = {"curve_points": points, "jets_per_second": jets_per_second, "training_seconds": training}
     for way in ("old", "new"):

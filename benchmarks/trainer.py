@@ -32,7 +32,17 @@ from jbot.model import cls_rows
 from jbot.pack import Pack
 from jbot.record import Record, Storage
 from jbot.streams import Draws
-from jbot.train import VIEW_JETS, init_state, losses, masked_rows, run_steps, stretches, update, views_of_steps
+from jbot.train import (
+    VIEW_JETS,
+    curve_epochs,
+    init_state,
+    losses,
+    masked_rows,
+    run_steps,
+    stretches,
+    update,
+    views_of_steps,
+)
 from jbot.trial import Report, TrialSpec, run_pack
 
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
@@ -223,8 +233,7 @@ class PackParts:
 
     def whole(self, config: Config) -> float:
         """Seconds of a pack of whole trials, derived."""
-        epochs, every = config.train.epochs, config.probe.every
-        points = epochs // every + (epochs % every > 0)
+        points = len(curve_epochs(config)) - 1  # the first is part of the start
         return self.start + self.training(config) + points * self.point + self.end
 
 

@@ -14,20 +14,18 @@ from jbot.config import Config, MaskConfig, ModelConfig
 from jbot.engine import Forward
 from jbot.evaluate import LabeledJets, embed
 from jbot.masking import mask_views
-from jbot.model import Flat, encode, forward, unpack
+from jbot.model import Flat, encode, forward, named_weights, unpack
 from jbot.record import Storage, trial_folder
 from jbot.streams import Draws
-from jbot.train import TrainState
+from jbot.train import SNAPSHOT_EPOCHS, TrainState
 
 PICTURE_JETS = 1_000
-SNAPSHOT_EPOCHS = (0, 1, 10, 50)
-"""Finished epochs whose embedding is kept, beside the last."""
 
 
 def save_snapshot(
     storage: Storage, trial: str, config: Config, state: TrainState, test: LabeledJets, forward: Forward = forward
 ) -> None:
-    """The embedding of some test jets when training stands at one of SNAPSHOT_EPOCHS; nothing at other epochs.
+    """The weights, and the embedding of some test jets, at one of SNAPSHOT_EPOCHS; nothing at other epochs.
 
     To be called before a checkpoint of the same epoch is written: then a trial that goes on from a checkpoint has
     all snapshots up to there, and makes the later ones itself.
@@ -38,7 +36,9 @@ def save_snapshot(
         Of the trial alone, a pack of one.
     """
     if state.epoch in SNAPSHOT_EPOCHS and state.epoch < config.train.epochs:
-        _save_embedding(storage, f"{trial_folder(trial)}/embedding-{state.epoch:04d}", config, state, test, forward)
+        folder, epoch = trial_folder(trial), f"{state.epoch:04d}"
+        storage.write_arrays(f"{folder}/student-{epoch}.safetensors", named_weights(state.student, config.model))
+        _save_embedding(storage, f"{folder}/embedding-{epoch}", config, state, test, forward)
 
 
 def save_pictures(

@@ -5,7 +5,8 @@
                             student.safetensors    final weights
                             embedding.safetensors  test jets for the pictures: cls, label
                             scores.safetensors     what classifiers and scores say of each test jet, and its label
-                            embedding-<epoch>.safetensors   the same jets at epochs 0, 1, 10 and 50
+                            student-<epoch>.safetensors     weights at epochs 0, 1, 10 and 50
+                            embedding-<epoch>.safetensors   the same jets then
                             examples.safetensors   a jet of each class: views, masks, attention (see jbot.pictures)
                             figures/               drawn afterwards: <name>.svg (see analysis.pictures)
                             card.md                model card, for people

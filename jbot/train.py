@@ -23,11 +23,12 @@ from torch import Tensor
 
 from jbot.augment import Particles, augment
 from jbot.config import Config, OptimConfig, TeacherConfig
+from jbot.dropout import step_factors
 from jbot.engine import Forward
 from jbot.graphs import row_capacity
 from jbot.loss import cls_loss, entropy, koleo_loss, log_predictions, particle_loss, teacher_targets
 from jbot.masking import Masked, mask_views
-from jbot.model import Flat, cls_rows, forward, init_weights, take_rows
+from jbot.model import Flat, cls_rows, forward, init_weights, take_rows, weight_place
 from jbot.pack import Pack, column
 from jbot.streams import Draws, numpy_generator
 
@@ -48,6 +49,9 @@ TERMS = (
 MIN_SPREAD = 1e-3
 MIN_ENTROPY = 1e-3
 MAX_ATTENTION_ENTROPY = 0.9999
+
+SNAPSHOT_EPOCHS = (0, 1, 10, 50)
+"""Finished epochs of points in every learning curve, whose weights and embedding are kept beside the last ones."""
 
 VIEW_JETS = {"cpu": 256, "cuda": 16_384}
 """Jets whose views are made in one call, several steps ahead when batches are small: at batch 16, a call for each step
@@ -140,6 +144,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, a row for each seed: teacher equal to student, moments and centres zero."""
     student = torch.stack([init_weights(config.model, seed) for seed in seeds]).to(device, dtype)
+    if config.mask.token == "zero":
+        student[:, weight_place("mask_token", config.model)] = 0.0
     centers = torch.zeros(len(seeds), config.model.projection, device=device, dtype=dtype)
     return TrainState(
         student=student.clone(),
@@ -159,8 +165,9 @@ def learning_rate(epoch: int, config: OptimConfig) -> float:
 
 
 def ema_momentum(epoch: int, epochs: int, config: TeacherConfig) -> float:
-    """Rises from its first value towards 1 along a cosine."""
-    return 1.0 - (1.0 - config.ema_momentum) * (1.0 + math.cos(math.pi * epoch / epochs)) / 2.0
+    """Goes from its first value towards its final one along a cosine."""
+    first, final = config.ema_momentum, config.ema_final
+    return final - (final - first) * (1.0 + math.cos(math.pi * epoch / epochs)) / 2.0
 
 
 def train(
@@ -184,7 +191,7 @@ def train(
         For each trial, its training jets among them.
     probe : callable
         Judges the frozen student of a trial, given its number and its state alone; called at epoch 0, every
-        `probe.every` epochs and at the end. A TrialFailed that it raises ends that trial.
+        `probe.every` epochs, at SNAPSHOT_EPOCHS and at the end. A TrialFailed that it raises ends that trial.
     after_epoch : callable
         Called with the numbers of the trials that have just done an epoch and its probe, or have failed: the place to
         save checkpoints and report progress.
@@ -192,7 +199,7 @@ def train(
         Encoder and head.
     """
     pack = Pack(configs, particles.device, state.student.dtype)
-    epochs, every = configs[0].train.epochs, configs[0].probe.every
+    epochs, probed = configs[0].train.epochs, curve_epochs(configs[0])
     fresh = [trial for trial, progress in enumerate(state.progress) if not progress.curves]
     for trial in fresh:
         add_point(state, trial, {}, probe)
@@ -205,10 +212,16 @@ def train(
             progress.epoch += 1
             if broken := [name for name, value in means[trial].items() if not math.isfinite(value)]:
                 progress.reason = f"diverged: {broken[0]} is not finite in epoch {progress.epoch}"
-            elif progress.epoch % every == 0 or progress.epoch == epochs:
+            elif progress.epoch in probed:
                 add_point(state, trial, means[trial], probe)
         after_epoch(trials)
     return state
+
+
+def curve_epochs(config: Config) -> set[int]:
+    """Finished epochs at which learning curves have points."""
+    epochs, every = config.train.epochs, config.probe.every
+    return {*range(0, epochs, every), *(epoch for epoch in SNAPSHOT_EPOCHS if epoch < epochs), epochs}
 
 
 def furthest_behind(progress: Sequence[Progress], epochs: int) -> list[int]:
@@ -374,10 +387,17 @@ def train_step(
     with torch.no_grad():
         _, taught = forward(state.teacher, particles, config.model)
     student = state.student.detach().requires_grad_()
-    raw, predicted = forward(student, particles, config.model, masked.flatten(1, 2), rows)
+    hidden = None if config.mask.token == "none" else masked.flatten(1, 2)
+    seeds: Any = config.seed  # stacked
+    factors = step_factors(
+        seeds, state.step, config.train.dropout, config.model, 2 * jets * (slots + 1), rows.shape[1], particles.dtype
+    )
+    raw, predicted = forward(student, particles, config.model, hidden, rows, factors)
     terms = losses(state, raw, predicted, taught, rows, weight, config)
     (gradient,) = torch.autograd.grad(terms["loss"].sum(), student)
     with torch.no_grad():
+        if config.mask.token == "zero":  # without gradient, Adam and its decay leave a zero where it is
+            gradient[:, weight_place("mask_token", config.model)] = 0.0
         update(state, gradient, taught, views[..., 3], config, lr, momentum)
         terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
     return {name: value.detach() for name, value in terms.items()}

@@ -42,7 +42,7 @@ from jbot.finetune import (
 )
 from jbot.meter import Meter
 from jbot.metrics import Measured, classification, uncertainties
-from jbot.model import unpack
+from jbot.model import named_weights
 from jbot.pack import check_shared
 from jbot.pictures import save_pictures, save_snapshot
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
@@ -522,9 +522,7 @@ def save_scores(storage: Storage, spec: TrialSpec, judgement: Judgement, test: L
 
 def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:
     """The student by weight name, without the trial axis."""
-    weights = {
-        name: value[0].detach().cpu().numpy() for name, value in unpack(state.student, spec.config.model).items()
-    }
+    weights = named_weights(state.student, spec.config.model)
     storage.write_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors", weights)
 
 

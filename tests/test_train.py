@@ -6,7 +6,7 @@ from conftest import TINY, make_jets
 
 from jbot.config import Config, OptimConfig, TeacherConfig, flatten, override
 from jbot.engine import find_engine
-from jbot.model import forward
+from jbot.model import forward, init_weights, unpack, weight_place
 from jbot.pack import Pack, stack
 from jbot.train import (
     TERMS,
@@ -16,6 +16,7 @@ from jbot.train import (
     adamw,
     batch_sizes,
     collapse,
+    curve_epochs,
     ema_momentum,
     epoch_order,
     furthest_behind,
@@ -45,7 +46,7 @@ def steps_of(configs: list[Config], jets: torch.Tensor, count: int = 2, dtype=to
     """The state after some steps on the same jets; centres, teacher and moments act from the second step on."""
     state = init_state(configs[0], [config.seed for config in configs], CPU, dtype)
     lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64)
-    momentum = torch.tensor([ema_momentum(0, 3, config.teacher) for config in configs], dtype=torch.float64)
+    momentum = torch.tensor([ema_momentum(1, 3, config.teacher) for config in configs], dtype=torch.float64)
     batches = jets.to(dtype).expand(count, len(configs), -1, -1, -1)
     plain = find_engine("plain", configs[0], CPU, dtype).forward
     run_steps(state, batches, Pack(configs, CPU, dtype), tuple(range(len(configs))), lr, momentum, plain)
@@ -66,6 +67,33 @@ def test_schedules():
     assert ema_momentum(0, 80, teacher) == pytest.approx(0.99)
     assert ema_momentum(40, 80, teacher) == pytest.approx(0.995)
     assert ema_momentum(79, 80, teacher) > 0.9999
+    falling = TeacherConfig(ema_momentum=0.9, ema_final=0.5)
+    assert [ema_momentum(e, 80, falling) for e in (0, 40, 80)] == pytest.approx([0.9, 0.7, 0.5])
+    assert [ema_momentum(e, 3, TeacherConfig(ema_momentum=0.0, ema_final=0.0)) for e in range(3)] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [(8, 2, [0, 1, 2, 4, 6, 8]), (80, 20, [0, 1, 10, 20, 40, 50, 60, 80]), (1, 5, [0, 1]), (3, 2, [0, 1, 2, 3])],
+)
+def test_points_of_the_learning_curves(epochs, every, expected):
+    config = override(Config(), {"train.epochs": epochs, "probe.every": every})
+    assert sorted(curve_epochs(config)) == expected
+
+
+def test_without_average_the_teacher_is_the_student(tiny):
+    """After each step, to the bit; the next target is that of the student of before."""
+    config = override(tiny, {"teacher.ema_momentum": 0.0, "teacher.ema_final": 0.0, "train.epochs": 2})
+    state, jets, steps = init_state(config, [0], CPU), torch.from_numpy(make_jets(40, 2)), []
+
+    def compare(flat, *arguments):
+        steps.append(torch.equal(state.teacher, state.student))
+        return forward(flat, *arguments)
+
+    train([config], jets, [torch.arange(40)], state, healthy, nothing, compare)
+    assert steps == [True] * 12  # teacher and student of six steps
+    assert torch.equal(state.teacher, state.student)
+    assert not torch.equal(state.student, init_state(config, [0], CPU).student)
 
 
 def test_adamw_by_hand(tiny):
@@ -129,17 +157,19 @@ DIFFERENT = [
     {
         "seed": 4, "augment.rotation": 0.0, "augment.smear_sigma": 0.0, "augment.split_fraction": 0.0,
         "mask.scheme": "random", "mask.ratio_low": 0.1, "optim.lr": 5e-4, "loss.teacher_temp": 0.06,
-        "loss.cls_weight": 0.7, "data.train_jets": 45, "optim.eps": 1e-6,
+        "loss.cls_weight": 0.7, "data.train_jets": 45, "optim.eps": 1e-6, "teacher.ema_final": 0.5,
     },
     {
         "seed": 6, "mask.scheme": "none", "loss.koleo_weight": 0.0, "optim.weight_decay": 0.01,
         "teacher.ema_momentum": 0.9, "augment.split_low": 0.1, "data.train_jets": 40, "optim.beta1": 0.8,
+        "augment.boost": 0.5, "augment.soft_dropout": 0.7, "augment.soft_pt": 0.05, "train.dropout": 0.1,
     },
     {
         "seed": 7, "mask.scheme": "geometric", "mask.ratio_high": 0.9, "mask.probability": 0.5,
         "augment.rotation": 1.0, "augment.smear_sigma": 1e-3, "augment.split_fraction": 0.5,
         "loss.student_temp": 0.2, "loss.particle_weight": 0.5, "teacher.center_momentum": 0.5,
-        "optim.beta2": 0.99, "optim.warmup_epochs": 3, "data.task": "tqg",
+        "optim.beta2": 0.99, "optim.warmup_epochs": 3, "data.task": "tqg", "train.dropout": 0.3,
+        "augment.translation": 0.2, "augment.pt_sigma": 0.05,
     },
 ]  # fmt: skip
 
@@ -229,15 +259,99 @@ def test_the_engine_is_what_was_passed(tiny):
     """A faster forward takes the place of the plain one: for the teacher on all tokens, for the student on some."""
     calls = []
 
-    def counted(flat, particles, config, masked=None, rows=None):
+    def counted(flat, particles, config, masked=None, rows=None, factors=None):
         calls.append(None if rows is None else masked is not None)
-        return forward(flat, particles, config, masked, rows)
+        return forward(flat, particles, config, masked, rows, factors)
 
     jets, config = torch.from_numpy(make_jets(40, 2)), override(tiny, {"train.epochs": 1})
     state = init_state(config, [0], CPU)
     train([config], jets, [torch.arange(40)], state, healthy, nothing, forward=counted)
     assert calls == 3 * [None, True]
     assert torch.equal(state.student, run([config], jets).student)
+
+
+def test_rooms_for_more_rows_change_nothing(tiny, jets):
+    """As CUDA graphs have them; with dropout, whose draws are numbered by rows."""
+    config = override(tiny, {"train.dropout": 0.3})
+    states = []
+    for capacity in (None, 300):
+        state, knobs = init_state(config, [0], CPU, torch.float64), stack([config], CPU)
+        views, masked = views_of_steps(jets[None].double(), state.step, knobs)
+        rates = torch.tensor([0.01], dtype=torch.float64)
+        train_step(state, views[0], masked[0], knobs, rates, 50 * rates, capacity=capacity)
+        states.append(state)
+    assert_same_rows(states[0], 0, states[1])
+
+
+def test_the_student_alone_has_dropout(tiny):
+    given = []
+
+    def counted(flat, particles, config, masked=None, rows=None, factors=None):
+        given.append(factors)
+        return forward(flat, particles, config, masked, rows, factors)
+
+    jets, config = torch.from_numpy(make_jets(32, 2)), override(tiny, {"train.epochs": 1, "train.dropout": 0.25})
+    train([config], jets, [torch.arange(32)], init_state(config, [0], CPU), healthy, nothing, counted)
+    assert given[::2] == [None, None]  # of the teacher, in two steps
+    first, second = given[1::2]
+    for one in (first, second):
+        assert one.unique().tolist() == pytest.approx([0.0, 4 / 3])
+        assert float((one == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    inner = 2 * 8 * 2 * 16 * 31  # both updates of the first block: two views of 16 jets of 31 tokens, 8 wide
+    assert not torch.equal(first[:, :inner], second[:, :inner])
+
+
+def test_dropout_behind_each_update(tiny, jets):
+    """Factors 1 are no dropout; with 0 for one update of one block, that update is missing."""
+    weights, model, tokens = init_weights(tiny.model, 3)[None].double(), tiny.model, 12 * 31
+    ones = torch.ones(1, 2 * 2 * 8 * tokens, dtype=torch.float64)
+    raw = forward(weights, jets.double(), model, None, None, ones)[0]
+    torch.testing.assert_close(raw, forward(weights, jets.double(), model)[0], rtol=0, atol=0)
+    for layer in range(2):
+        for update, name in enumerate(("out", "ffn2")):
+            factors = ones.clone()
+            factors.view(2, tokens, 2, 8)[layer, :, update] = 0.0
+            without = weights.clone()  # an update without its kernel and bias
+            for kind in ("weight", "bias"):
+                unpack(without, model)[f"block{layer}.{name}.{kind}"].zero_()
+            ours = forward(weights, jets.double(), model, None, None, factors)
+            torch.testing.assert_close(ours[0], forward(without, jets.double(), model)[0])
+
+
+@pytest.mark.parametrize("wanted", ["plain", "fused"])
+def test_a_token_of_zeros_stays_zero(tiny, wanted):
+    jets, config = torch.from_numpy(make_jets(40, 2)), override(tiny, {"mask.token": "zero"})
+    place = weight_place("mask_token", tiny.model)
+    engine, learned = find_engine(wanted, config, CPU), init_state(tiny, [0], CPU).student
+    state = init_state(config, [0], CPU)
+    assert (state.student == learned).sum() == learned.numel() - 8
+    assert engine.name == wanted
+    train([config], jets, [torch.arange(40)], state, healthy, nothing, engine.forward)
+    for flat in (state.student, state.teacher, state.moment1, state.moment2):
+        assert (flat[:, place] == 0).all()
+    assert (unpack(state.student, tiny.model)["cls_token"] != 0).all()
+
+
+@pytest.mark.parametrize("wanted", ["plain", "fused"])
+def test_without_a_token_the_student_sees_what_its_loss_counts(tiny, jets, wanted):
+    """The loss of the masked particles, from an encoder without masks."""
+    config = override(tiny, {"mask.token": "none", "optim.weight_decay": 0.0})
+    state, knobs, engine = init_state(config, [0], CPU), stack([config], CPU), find_engine(wanted, config, CPU)
+    state.teacher += 0.1
+    views, masked = views_of_steps(jets[None], state.step, knobs)
+    token = state.student[:, weight_place("mask_token", tiny.model)].clone()
+    rows, weight = masked_rows(masked[0])
+    with torch.no_grad():
+        seen, taught = (
+            forward(flat, views[0].flatten(1, 2), config.model)[1] for flat in (state.student, state.teacher)
+        )
+    targets = torch.softmax(taught[0, rows[0]] / 0.04, -1)
+    by_hand = -(weight[0] * (targets * torch.log_softmax(seen[0, rows[0]] / 0.1, -1)).sum(-1)).sum()
+    rates = torch.tensor([0.01], dtype=torch.float64)
+    terms = train_step(state, views[0], masked[0], knobs, rates, rates, engine.forward)
+    torch.testing.assert_close(terms["particle_loss"][0], by_hand, rtol=1e-4, atol=0)
+    assert float(terms["masked_fraction"][0]) > 0.05
+    assert torch.equal(state.student[:, weight_place("mask_token", tiny.model)], token)
 
 
 def test_arms_of_a_block_start_from_the_same_weights_and_data(tiny):
@@ -261,10 +375,16 @@ KNOBS = {
     "augment.split_fraction": 0.5,
     "augment.split_low": 0.4,
     "augment.split_variant": "reference",
+    "augment.translation": 0.2,
+    "augment.boost": 0.3,
+    "augment.pt_sigma": 0.02,
+    "augment.soft_dropout": 0.5,
+    "augment.soft_pt": 0.03,
     "mask.scheme": "random",
     "mask.ratio_low": 0.2,
     "mask.ratio_high": 0.8,
     "mask.probability": 0.5,
+    "mask.token": "zero",
     "model.dim": 12,
     "model.heads": 4,
     "model.layers": 1,
@@ -276,6 +396,7 @@ KNOBS = {
     "loss.student_temp": 0.2,
     "loss.teacher_temp": 0.07,
     "teacher.ema_momentum": 0.9,
+    "teacher.ema_final": 0.5,
     "teacher.centering": False,
     "teacher.center_momentum": 0.5,
     "optim.lr": 1e-3,
@@ -285,10 +406,14 @@ KNOBS = {
     "optim.beta2": 0.99,
     "optim.eps": 1e-3,
     "train.precision": "bf16",
+    "train.dropout": 0.1,
     "seed": 1,
 }
 # Smeared padding is felt only where attention sees padding and no split particle takes its place.
-COMPANIONS = {"augment.smear_variant": {"model.padding": "reference", "augment.split_fraction": 0.5}}
+COMPANIONS = {
+    "augment.smear_variant": {"model.padding": "reference", "augment.split_fraction": 0.5},
+    "augment.soft_pt": {"augment.soft_dropout": 0.5},
+}
 OUTSIDE = {"train.epochs", "train.batch"}
 
 
@@ -322,8 +447,9 @@ class StopHereError(Exception):
     pass
 
 
-def test_resuming_is_the_same_run_bit_for_bit(tiny):
-    jets = torch.from_numpy(make_jets(50, 2))
+@pytest.mark.parametrize("changes", [{}, {"train.dropout": 0.3, "mask.token": "zero", "augment.soft_dropout": 0.5}])
+def test_resuming_is_the_same_run_bit_for_bit(tiny, changes):
+    jets, tiny = torch.from_numpy(make_jets(50, 2)), override(tiny, changes)
     straight = run([tiny], jets)
     state = init_state(tiny, [0], CPU)
 
@@ -405,7 +531,7 @@ def test_cuda_takes_the_same_step(tiny, jets):
     on_cpu = steps_of(configs, jets)
     state = init_state(tiny, [config.seed for config in configs], cuda, torch.float64)
     lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64, device=cuda)
-    momentum = torch.tensor([ema_momentum(0, 3, c.teacher) for c in configs], dtype=torch.float64, device=cuda)
+    momentum = torch.tensor([ema_momentum(1, 3, c.teacher) for c in configs], dtype=torch.float64, device=cuda)
     batches = jets.double().cuda().expand(2, 4, -1, -1, -1)
     run_steps(state, batches, Pack(configs, cuda, torch.float64), (0, 1, 2, 3), lr, momentum)
     torch.testing.assert_close(state.student.cpu(), on_cpu.student, atol=1e-5, rtol=0)
