@@ -9,6 +9,7 @@ from typing import Any
 from analysis import wording
 from analysis.plan import FILE, PlannedTrial, StudyRecords
 from analysis.tables import device_of
+from jbot.config import digest
 from jbot.record import Record, RecordError
 
 
@@ -45,7 +46,6 @@ def deviations(study: StudyRecords) -> list[str]:
     records = ended(study)
     found = [*_plan_deviations(study, [record for _, record in records])]
     same: dict[str, Callable[[Record], Any]] = {
-        "data": lambda r: f"{r.data.get('source')} {r.data.get('fingerprint')}",
         "trainer version": lambda r: r.trainer_version,
         "git commit": lambda r: r.git_commit,
         "library versions": _versions,
@@ -55,6 +55,7 @@ def deviations(study: StudyRecords) -> list[str]:
         values = Counter(str(value_of(record)) for _, record in records)
         if len(values) > 1:
             found.append(f"Trials differ in {name}: {_listed(values)}.")
+    found += _data_deviations([record for _, record in records])
     return found + [
         f"Trial {trial.arm} at seed {trial.seed} has a record of seed {record.config.get('seed')}."
         for trial, record in records
@@ -72,10 +73,19 @@ def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str
     others = Counter((r.study, r.plan_hash) for r in records if r.plan_hash != study.plan.hash)
     for (name, plan_hash), n in sorted(others.items()):
         yield f"{wording.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
-    fingerprint = study.data.get("fingerprint")
-    strangers = sum(r.data.get("fingerprint") != fingerprint for r in records)
-    if fingerprint and strangers:
-        yield f"{wording.count(strangers, 'trial')} saw other data than the study's {fingerprint}."
+
+
+def _data_deviations(records: list[Record]) -> Iterator[str]:
+    """Trials that ask for the same jets and had others. Arms may ask for other jets by design."""
+    groups: dict[str, Counter[str]] = {}
+    for record in records:
+        probe = record.config.get("probe") or {}
+        asked = [record.config.get("data"), probe.get("jet_pts"), probe.get("jet_pts") and probe.get("bank_jets")]
+        seen = f"{record.data.get('source')} {record.data.get('fingerprint')}"
+        groups.setdefault(digest(asked), Counter())[seen] += 1
+    for found in groups.values():
+        if len(found) > 1:
+            yield f"Trials differ in data: {_listed(found)}."
 
 
 def _versions(record: Record) -> str:

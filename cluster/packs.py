@@ -39,7 +39,7 @@ def form_packs(
     """
     groups: dict[Hashable, list[TrialSpec]] = {}
     for spec in specs:
-        key = (pack_key(spec.config), spec.config.data.train_jets, spec.data_fingerprint)
+        key = (pack_key(spec.config), spec.config.data.train_jets)
         groups.setdefault(key, []).append(spec)
     packs: list[list[TrialSpec]] = []
     for group in groups.values():

@@ -15,7 +15,7 @@ import torch
 
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
-from jbot.data import JetData
+from jbot.data import JetData, Jets
 from jbot.record import Record, Storage, first_line, load_record
 from jbot.trial import TrialSpec, run_pack
 
@@ -56,7 +56,7 @@ def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]
 
 def run_inline(
     specs: Sequence[TrialSpec],
-    data: JetData,
+    data: Jets | JetData,
     storage: Storage,
     listeners: Sequence[Listener],
     resources: Resources,

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
-from jbot.data import JetData
+from jbot.data import JetData, Jets
 from jbot.record import Record, RecordError, Storage, load_record
 from jbot.trial import TrialSpec, run_pack
 
@@ -38,7 +38,7 @@ QUIET = {
 
 def run_ray(
     specs: Sequence[TrialSpec],
-    data: JetData,
+    data: Jets | JetData,
     storage: Storage,
     listeners: Sequence[Listener],
     *,
@@ -159,7 +159,11 @@ def free_bytes(resources: Resources) -> int | None:
 
 
 def _fit(
-    packs: list[list[TrialSpec]], data: JetData, storage: Storage, listeners: Sequence[Listener], resources: Resources
+    packs: list[list[TrialSpec]],
+    data: Jets | JetData,
+    storage: Storage,
+    listeners: Sequence[Listener],
+    resources: Resources,
 ) -> None:
     trainable = tune.with_resources(
         tune.with_parameters(train_pack, packs=packs, data=data, storage=storage, resources=resources),
@@ -197,7 +201,7 @@ def _name(pack: list[TrialSpec]) -> str:
 
 
 def train_pack(
-    config: dict[str, int], packs: list[list[TrialSpec]], data: JetData, storage: Storage, resources: Resources
+    config: dict[str, int], packs: list[list[TrialSpec]], data: Jets | JetData, storage: Storage, resources: Resources
 ) -> None:
     """What a Ray worker does with one Tune trial, which is a pack of ours."""
     torch.set_num_threads(resources.threads)

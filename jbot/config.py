@@ -58,6 +58,8 @@ class DataConfig:
     """Jets of the final metrics, looked at once."""
     particles: int = bounded(30, 2, 30)
     """Leading particles kept of each jet."""
+    jet_pt: float = bounded(1000.0, above=0)
+    """GeV of the jets it is trained and judged on: what the generator is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,9 @@ class ProbeConfig:
     bank_jets: int = bounded(50_000, 10)
     """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer)."""
     knn_k: int = bounded(30, 1)
+    jet_pts: tuple[float, ...] = bounded((), above=0)
+    """Jet pTs [GeV] at which the frozen encoder is judged too: with probes refitted there, and with those of its own
+    pT, which may be among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,12 +247,12 @@ class Config:
             )
         if self.model.dim < self.model.heads:
             raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
-        if self.data.task == "qg" and (bank := min(self.data.train_jets, self.probe.bank_jets)) < LEAST_ANOMALY_BANK:
+        if self.data.task == "qg" and (bank := self.bank_jets) < LEAST_ANOMALY_BANK:
             raise ConfigError(
                 "data.train_jets and probe.bank_jets must be at least"
                 f" {LEAST_ANOMALY_BANK} for data.task qg, got {bank}"
             )
-        if self.probe.knn_k > (bank := min(self.data.train_jets, self.probe.bank_jets)):
+        if self.probe.knn_k > (bank := self.bank_jets):
             raise ConfigError(
                 f"probe.knn_k must not exceed data.train_jets and probe.bank_jets, got {self.probe.knn_k} > {bank}"
             )
@@ -259,8 +264,15 @@ class Config:
                     f"finetune.fractions must leave at least {LEAST_LABELED} labeled jets, so that each class has one,"
                     f" got {fraction:g} of data.train_jets {self.data.train_jets}: {jets}"
                 )
+        if len({f"{pt:g}" for pt in self.probe.jet_pts}) < len(self.probe.jet_pts):
+            raise ConfigError(f"probe.jet_pts must differ in six digits, got {self.probe.jet_pts}")
         if self.finetune.fractions and self.data.task == "qg":
             raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
+
+    @property
+    def bank_jets(self) -> int:
+        """Labeled training jets behind the probes."""
+        return min(self.data.train_jets, self.probe.bank_jets)
 
 
 # jBOT-B, as changes to the default jBOT-S.

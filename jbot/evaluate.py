@@ -6,6 +6,7 @@ GPU judging an encoder is a small part of training it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ MONITOR_JETS = 1_024
 
 RAW_SCORES = ("knn", "cosine", "mahalanobis")
 """Anomaly scores that are had of the particles themselves: mixtures in 120 dimensions would take minutes."""
+ELSEWHERE = ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc")
+"""What is measured at other jet pTs. No anomaly scores: they are of the jets an encoder was trained for."""
 UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
 
 Embedding = Float[Tensor, "jet dim"]
@@ -73,6 +76,15 @@ class LabeledJets:
     def take(self, which: slice | Tensor) -> Float[Tensor, "some particle 4"]:
         """A copy of some of these jets."""
         return self.particles.index_select(0, self.rows[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherJets:
+    """Jets of another pT, by which an encoder is judged too."""
+
+    bank: LabeledJets
+    """Training jets whose labels the probes may use."""
+    test: LabeledJets
 
 
 def embed(
@@ -168,13 +180,32 @@ def metric_names(config: Config) -> list[str]:
     embedding does not have, all of a fine-tuning that diverged. ``untrained/test/...`` is the same of the encoder
     before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes, and
     some anomaly scores, on the particles themselves.
+
+    For each pT of probe.jet_pts, in GeV: ``test_<pt>/...`` of probes refitted on jets of that pT (and
+    ``untrained/test_<pt>/...``), ``shifted_<pt>/...`` of the probes fitted on jets of the encoder's own pT. At its own
+    pT, ``test_<pt>/...`` is ``test/...``, so that arms of different pT have a metric in common.
     """
     classes = list(TARGETS[config.data.task])
     curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
     probes = ("knn", "linear", *fine_tunings(config))
     names = [f"{probe}_{metric}" for probe in probes for metric in ("accuracy", *curve)]
     detected = anomaly_names(config.anomaly.scan) if config.data.task == "qg" else ()
-    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)]
+    splits = [f"test_{pt:g}" for pt in config.probe.jet_pts] + [f"shifted_{pt:g}" for pt in other_pts(config)]
+    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)] + [
+        f"{split}/{name}" for split in splits for name in ELSEWHERE
+    ]
+
+
+def other_pts(config: Config) -> list[float]:
+    """Jet pTs [GeV], other than its own, at which an encoder is judged."""
+    return [pt for pt in config.probe.jet_pts if pt != config.data.jet_pt]
+
+
+def own_pt_names(config: Config) -> dict[str, str]:
+    """Second names of metrics at the encoder's own pT, where it is asked for: ``test_1000/...`` of ``test/...``."""
+    own = f"test_{config.data.jet_pt:g}" if config.data.jet_pt in config.probe.jet_pts else None
+    names = [(f"{own}/{name}", f"test/{name}") for name in ELSEWHERE] if own else []
+    return {f"{floor}{alias}": f"{floor}{name}" for alias, name in names for floor in ("", "untrained/")}
 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
@@ -219,12 +250,21 @@ class Evaluator:
         Jets of the final metrics: looked at once, never used for choosing.
     forward : callable
         Encoder and head, in float32.
+    others : mapping
+        By jet pT [GeV], jets of other pTs on which it is judged too (:meth:`elsewhere`).
     """
 
     def __init__(
-        self, config: Config, bank: LabeledJets, val: LabeledJets, test: LabeledJets, forward: Forward = forward
+        self,
+        config: Config,
+        bank: LabeledJets,
+        val: LabeledJets,
+        test: LabeledJets,
+        forward: Forward = forward,
+        others: Mapping[float, OtherJets] | None = None,
     ):
         self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
+        self.others = others or {}
         # Trials share a machine. Found once: entering threadpool_limits looks for the libraries anew, for milliseconds.
         self._pools = ThreadpoolController()
 
@@ -271,6 +311,30 @@ class Evaluator:
             scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
             settings = {"chosen": detected.chosen, "oracle": detected.oracle} if scan else {}
         return Judgement(measured=measured, scores=scores, settings=settings)
+
+    def elsewhere(self, state: TrainState, floor: bool = False) -> dict[str, Measured]:
+        """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see `metric_names`.
+
+        Parameters
+        ----------
+        floor : bool
+            Of an untrained encoder: without the shifted probes and the spread over folds.
+        """
+        measured: dict[str, Measured] = {}
+        own = self._embed(state, self.bank) if self.others and not floor else None
+        for pt, jets in self.others.items():
+            refitted, (test, right) = self._embed(state, jets.bank), self._embed(state, jets.test)
+            for name, bank in {"test": refitted, "shifted": own}.items():
+                if bank is None:
+                    continue
+                with self._pools.limit(limits=torch.get_num_threads()):
+                    found = {
+                        "knn": knn_probe(*bank, test, self.config.probe.knn_k),
+                        "linear": linear_probe(*bank, test),
+                    }
+                    numbers = self._classified(found, right, folds=not floor)
+                measured |= {f"{name}_{pt:g}/{metric}": numbers[metric] for metric in ELSEWHERE}
+        return measured
 
     def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
         """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""

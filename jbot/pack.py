@@ -63,6 +63,7 @@ SHARED = frozenset({
     "data.val_jets",
     "data.test_jets",
     "data.particles",
+    "data.jet_pt",
     "augment.smear_variant",
     "augment.split_variant",
     "mask.token",
@@ -78,6 +79,7 @@ SHARED = frozenset({
     "probe.every",
     "probe.bank_jets",
     "probe.knn_k",
+    "probe.jet_pts",
     "finetune.fractions",
     "finetune.twin",
     "finetune.epochs",
@@ -85,7 +87,7 @@ SHARED = frozenset({
     "anomaly.bank_jets",
     "anomaly.scan",
 })  # fmt: skip
-"""Fields that decide shapes, or which operations a step is made of."""
+"""Fields that decide shapes, which operations a step is made of, or which jets lie on the device."""
 
 
 DEFAULTS = flatten(Config())

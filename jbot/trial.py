@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -23,11 +24,11 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.card import save_card
 from jbot.config import Config, DataConfig, digest, override, to_dict
-from jbot.data import JetData, split
+from jbot.data import JetData, Jets, split
 from jbot.data.shared import shared_tensor
 from jbot.data.splits import TARGETS, targets
 from jbot.engine import Engine, find_engine
-from jbot.evaluate import Evaluator, Judgement, LabeledJets
+from jbot.evaluate import Evaluator, Judgement, LabeledJets, OtherJets, other_pts, own_pt_names
 from jbot.finetune import (
     FinetuneProgress,
     FinetuneState,
@@ -76,6 +77,7 @@ class TrialSpec:
     plan_hash: str
     config: Config
     data_fingerprint: str
+    """Of the jets it uses (:meth:`jbot.data.Jets.fingerprint`), whatever else its study loads."""
     git_commit: str | None = None
     """Of the driver: a worker may run a copy of the code without its history."""
 
@@ -87,7 +89,7 @@ class TrialSpec:
 
 def run_pack(
     specs: Sequence[TrialSpec],
-    data: JetData,
+    data: Jets | JetData,
     storage: Storage,
     device: str = "cpu",
     report: Report | None = None,
@@ -104,6 +106,8 @@ def run_pack(
     ----------
     specs : sequence of TrialSpec
         Trials that agree in what a pack shares (:func:`jbot.pack.pack_key`); one is the ordinary case.
+    data : Jets or JetData
+        By jet pT; jets alone are those of the pT that the trials ask for.
     device : str
         A torch device.
     report : callable, optional
@@ -133,7 +137,8 @@ def run_pack(
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
-        ride = Ride(todo, data, storage, torch.device(device), dtype, report, ended, found)
+        jets = data if isinstance(data, Jets) else Jets({todo[0].config.data.jet_pt: data})
+        ride = Ride(todo, jets, storage, torch.device(device), dtype, report, ended, found)
         train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
         ride.finetune()
         for trial in range(len(todo)):
@@ -150,7 +155,7 @@ class Ride:
     def __init__(
         self,
         specs: list[TrialSpec],
-        data: JetData,
+        all_jets: Jets,
         storage: Storage,
         device: torch.device,
         dtype: torch.dtype,
@@ -159,14 +164,15 @@ class Ride:
         engine: Engine,
     ):
         self.meter = Meter(device)
-        self.specs, self.data, self.storage, self.device, self.engine = specs, data, storage, device, engine
+        self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
         self.report, self.ended = report, ended
         self.configs = [spec.config for spec in specs]
+        self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
         started = [c.start(config, device, dtype) for c, config in zip(self.checkpoints, self.configs, strict=True)]
         self.state = join_states(started)
-        self.particles = resident(data, self.configs[0].data.particles, device, dtype)
-        parts = functools.cache(functools.partial(prepare, data=data, particles=self.particles))
+        self.particles = resident(self.data, self.configs[0].data.particles, device, dtype)
+        parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
         jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
         self.runs = [self._runs(trial, judged["val"].rows) for trial, (_, judged) in enumerate(jets)]
@@ -175,13 +181,26 @@ class Ride:
         fp32 = override(self.configs[0], {"train.precision": "fp32"})
         self.judge = find_engine("fused", fp32, device, dtype)  # compiling does not pay for the few calls of a probe
         self.evaluators = [
-            Evaluator(config, judged["bank"], judged["val"], judged["test"], self.judge.forward)
-            for config, (_, judged) in zip(self.configs, jets, strict=True)
+            Evaluator(config, judged["bank"], judged["val"], judged["test"], self.judge.forward, others)
+            for config, (_, judged), others in zip(self.configs, jets, self._elsewhere(dtype), strict=True)
         ]
         self.sent = [0] * len(specs)
         self.records: dict[str, Record] = {}
         self.errors: dict[int, Exception] = {}
         """What is no outcome of a trial but ended it: the others go on, then it is raised."""
+
+    def _elsewhere(self, dtype: torch.dtype) -> list[dict[float, OtherJets]]:
+        """Of each trial, the jets of other pTs on which it is judged too: as many, of the same classes."""
+        found: list[dict[float, OtherJets]] = [{} for _ in self.specs]
+        for pt in other_pts(self.configs[0]):
+            data = self.all_jets.at(pt)
+            particles = resident(data, self.configs[0].data.particles, self.device, dtype)
+            parts = functools.cache(functools.partial(prepare, data=data, particles=particles))
+            for others, config in zip(found, self.configs, strict=True):
+                few = dataclasses.replace(config.data, train_jets=config.bank_jets)
+                _, judged = parts(few, config.bank_jets)
+                others[pt] = OtherJets(bank=judged["bank"], test=judged["test"])
+        return found
 
     def probe(self, trial: int, state: TrainState) -> Metrics:
         """A point of a trial's learning curves."""
@@ -273,7 +292,7 @@ class Ride:
         try:
             if progress.reason is None:
                 judgement, measured = final_metrics(spec.config, state, evaluator)
-                measured |= raw_floor(self.storage, self.data.fingerprint, evaluator)
+                measured |= raw_floor(self.storage, spec.data_fingerprint, evaluator)
                 settings = judgement.settings
                 for run in self.runs[trial]:
                     measured |= self._judge_tuned(trial, run, judgement)
@@ -339,7 +358,7 @@ class Ride:
             arm=spec.arm,
             plan_hash=spec.plan_hash,
             config=to_dict(spec.config),
-            data={"fingerprint": self.data.fingerprint, "source": self.data.source},
+            data={"fingerprint": spec.data_fingerprint, "source": self.all_jets.source_of(spec.config)},
             metrics={name: one.value for name, one in measured.items() if np.isfinite(one.value)},
             uncertainties=uncertainties(measured),
             anomaly_settings=settings,
@@ -485,7 +504,7 @@ def prepare(
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
-    """The trained encoder on the test jets; and its metrics with those before training, the floor.
+    """The trained encoder on the test jets, also of other pTs; and its metrics with those before training, the floor.
 
     Counted as probe seconds.
     """
@@ -494,6 +513,9 @@ def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tu
     floor, judgement = evaluator.final(untrained, folds=False), evaluator.final(state, scan=config.anomaly.scan)
     measured = {f"test/{name}": one for name, one in judgement.measured.items()}
     measured |= {f"untrained/test/{name}": one for name, one in floor.measured.items()}
+    measured |= evaluator.elsewhere(state)
+    measured |= {f"untrained/{name}": one for name, one in evaluator.elsewhere(untrained, floor=True).items()}
+    measured |= {alias: measured[name] for alias, name in own_pt_names(config).items()}
     state.progress[0].probe_seconds += time.perf_counter() - started
     return judgement, measured
 

@@ -70,7 +70,7 @@ def packing(plan: Plan, base: Config, held: Resources) -> str:
     if held.pack is None and held.gpus > 0:
         most = max(trial_bytes(override(base, changes)) for changes in plan.arms.values())
         return f"what fits on the GPU, some {most / 1e6:,.0f} MB a trial"
-    sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, "any jets"), size=held.pack)]
+    sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, None), size=held.pack)]
     return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
 
 

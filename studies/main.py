@@ -16,15 +16,16 @@ from cluster.events import Listener
 from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
-from jbot.config import ConfigError, digest, from_dict, override, parse_value
-from jbot.data import DataError, JetData, jets_needed, load
+from jbot.config import ConfigError, digest, from_dict, parse_value
+from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
 from jbot.record import RecordError, Storage, first_line, load_record
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
+from studies.jets import load_plan_jets
 from studies.presets import PRESETS
 from studies.released import find_released, judge_released
-from studies.study import Study, get_preset, planned_trials, resources, trial_specs
+from studies.study import Study, planned_trials, resources, trial_specs
 
 FIGURES = ("first", "all", "none")
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -60,7 +61,11 @@ def parser(study: Study) -> argparse.ArgumentParser:
     )
     made.add_argument("--preset", choices=list(PRESETS), default="quick", help="size of the study (default: quick)")
     made.add_argument("--seeds", type=int, metavar="N", help="blocks: every arm runs once at each of N seeds")
-    made.add_argument("--data", default="pythia", help="pythia (generated, cached), jetnet, or a file or folder")
+    made.add_argument(
+        "--data",
+        default="pythia",
+        help="pythia (generated, cached), jetnet, or a file or folder; {pt} in it stands for the jet pT in GeV",
+    )
     made.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records and report")
     made.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base, e.g. train.epochs=8"
@@ -118,10 +123,10 @@ def run(study: Study, options: argparse.Namespace) -> int:
         describe(plan, base, storage, held)
         return 0
     storage.remove_file(check_storage(storage))
-    data = load_jets(plan, options)
-    specs = trial_specs(plan, base, data.fingerprint)
+    data = load_plan_jets(plan, options.data, options.address)
+    specs = trial_specs(plan, base, data)
     keep_other_plan(storage, plan, data)
-    save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
+    save_study(storage, plan, {"source": data.source, "fingerprint": data.whole}, planned_trials(specs))
     page, ended, whole = None, False, True
     try:
         view = run_trials(plan, specs, data, storage, held, options)
@@ -150,22 +155,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     return 0 if whole and not left else UNFINISHED
 
 
-def load_jets(plan: Plan, options: argparse.Namespace) -> JetData:
-    """The jets the arms need, each class as many as the arm that wants most, from the source the user named."""
-    needed: dict[str, int] = {}
-    for changes in plan.arms.values():
-        wanted = override(from_dict(plan.base), changes).data
-        own = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
-        needed |= {name: max(count, needed.get(name, 0)) for name, count in own.items()}
-    executor = None
-    if options.address and options.data == "pythia":
-        from cluster.generate import cluster_executor
-
-        executor = cluster_executor(options.address)
-    return load(options.data, jets_per_class=needed, jet_pt=get_preset(options.preset).jet_pt, executor=executor)
-
-
-def keep_other_plan(storage: Storage, plan: Plan, data: JetData) -> None:
+def keep_other_plan(storage: Storage, plan: Plan, data: Jets) -> None:
     """Another plan of this name, or the same with other jets, moves to a folder of its own; its records stay."""
     name = f"{plan.study}/{FILE}"
     if not storage.exists(name):
@@ -174,7 +164,7 @@ def keep_other_plan(storage: Storage, plan: Plan, data: JetData) -> None:
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
         raise RecordError(f"{storage.uri}/{name} is not a study; move it away")
     identity = [content.get("plan_hash"), content["data"].get("fingerprint")]
-    if identity != [plan.hash, data.fingerprint]:
+    if identity != [plan.hash, data.whole]:
         folder = f"{plan.study}-{digest(identity, 8)}"
         storage.write_json(f"{folder}/{FILE}", content)
         say(f"[yellow]plan or jets have changed[/]: the earlier study is now {storage.uri}/{folder}")
@@ -183,7 +173,7 @@ def keep_other_plan(storage: Storage, plan: Plan, data: JetData) -> None:
 def run_trials(
     plan: Plan,
     specs: list[TrialSpec],
-    data: JetData,
+    data: Jets,
     storage: Storage,
     held: Resources,
     options: argparse.Namespace,
@@ -270,7 +260,7 @@ def write_report(storage: Storage, plan: Plan) -> Path | None:
 
 
 def write_paper_tables(
-    storage: Storage, plan: Plan, data: JetData, released: Path | None
+    storage: Storage, plan: Plan, data: Jets, released: Path | None
 ) -> Callable[[bool], bool] | None:
     """The paper's tables beside what has ended so far. Released checkpoints come first.
 
@@ -315,7 +305,7 @@ def _changes(settings: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _live_view(plan: Plan, data: JetData, storage: Storage, options: argparse.Namespace) -> Any:
+def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
     from cluster.mlflow_view import LiveView, StudyInfo
 
     info = StudyInfo(

@@ -20,7 +20,6 @@ class Preset:
     seeds: int
     cpus: float = 1.0
     gpus: float = 0.0
-    jet_pt: float = 1000.0
 
 
 PRESETS = {

@@ -29,7 +29,7 @@ from jbot import TRAINER_VERSION
 from jbot.anomaly import AnomalyError
 from jbot.classifier import pack_classifier
 from jbot.config import Config, digest, from_dict, override
-from jbot.data import DataError, JetData
+from jbot.data import DataError, Jets
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluate import Evaluator, LabeledJets
 from jbot.finetune import class_probabilities_of
@@ -81,7 +81,7 @@ class Checkpoint:
         return [path for path in found if path.is_file()]
 
 
-def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, say: Callable[[str], None]) -> bool:
+def judge_released(folder: Path, plan: Plan, data: Jets, storage: Storage, say: Callable[[str], None]) -> bool:
     """Judge the released checkpoints of the plan's tasks on the plan's test jets; leaves a file each.
 
     A checkpoint that cannot be judged is a line, and the others are judged all the same.
@@ -96,7 +96,7 @@ def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, sa
     DataError
         When the folder holds no such checkpoint, or one cannot be read.
     """
-    particles = functools.cache(lambda count: resident(data, count, torch.device("cpu")))
+    particles = functools.cache(lambda pt, count: resident(data.at(pt), count, torch.device("cpu")))
     whole = True
     for checkpoint, config in find_released(folder, plan):
         name = f"{plan.study}/{RELEASED}/{checkpoint.task}_{MODELS[checkpoint.size]}.json"
@@ -105,8 +105,12 @@ def judge_released(folder: Path, plan: Plan, data: JetData, storage: Storage, sa
         if failed is None:
             size, count = MODELS[checkpoint.size], config.data.test_jets
             say(f"judging the released {checkpoint.task} {size} on {count:,} test jets")
+            own = config.data
             _, jets = prepare(
-                config.data, config.probe.bank_jets, data=data, particles=particles(config.data.particles)
+                own,
+                config.probe.bank_jets,
+                data=data.at(own.jet_pt),
+                particles=particles(own.jet_pt, own.particles),
             )
             measured, failed = judge(checkpoint, config, jets)
             found = content(checkpoint, config, data, measured)
@@ -225,10 +229,10 @@ def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets
     return {f"test/{probe}_{name}": one for name, one in found.items()}
 
 
-def identity(checkpoint: Checkpoint, config: Config, data: JetData) -> str:
+def identity(checkpoint: Checkpoint, config: Config, data: Jets) -> str:
     """Changes when weights, jets, probes or the code that judges do."""
     judged_by = [dataclasses.asdict(part) for part in (config.data, config.probe, config.anomaly)]
-    return digest([judged_by, config.seed, sha256(checkpoint), data.fingerprint, TRAINER_VERSION])
+    return digest([judged_by, config.seed, sha256(checkpoint), data.whole, TRAINER_VERSION])
 
 
 def sha256(checkpoint: Checkpoint) -> dict[str, str]:
@@ -236,14 +240,14 @@ def sha256(checkpoint: Checkpoint) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.files}
 
 
-def content(checkpoint: Checkpoint, config: Config, data: JetData, measured: dict[str, Measured]) -> dict[str, Any]:
+def content(checkpoint: Checkpoint, config: Config, data: Jets, measured: dict[str, Measured]) -> dict[str, Any]:
     """What the tables read, and where it comes from."""
     return {
         "task": checkpoint.task,
         "model": MODELS[checkpoint.size],
         "about": "trained by the authors on JetNet, judged on our test jets",
         "data": dataclasses.asdict(config.data),
-        "fingerprint": data.fingerprint,
+        "fingerprint": data.whole,
         "source": data.source,
         "weights": sha256(checkpoint),
         "trainer_version": TRAINER_VERSION,

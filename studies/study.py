@@ -18,6 +18,7 @@ from analysis.plan import Contrast, Plan, PlannedTrial
 from analysis.published import RECIPES
 from cluster.run import Resources
 from jbot.config import Config, ConfigError, flatten, override, to_dict
+from jbot.data import Jets
 from jbot.evaluate import metric_names
 from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
@@ -144,19 +145,24 @@ def get_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def trial_specs(plan: Plan, base: Config, data_fingerprint: str) -> list[TrialSpec]:
-    """Every trial of a plan, block by block: all arms at the first seed, then all at the second, ..."""
+def trial_specs(plan: Plan, base: Config, jets: Jets | None) -> list[TrialSpec]:
+    """Every trial of a plan, block by block: all arms at the first seed, then all at the second, ...
+
+    Without jets the trials have ids of their own, under which no record lies.
+    """
+    trials = [
+        (arm, override(base, {**changes, "seed": seed})) for seed in plan.seeds for arm, changes in plan.arms.items()
+    ]
     return [
         TrialSpec(
             study=plan.study,
             arm=arm,
             plan_hash=plan.hash,
-            config=override(base, {**changes, "seed": seed}),
-            data_fingerprint=data_fingerprint,
+            config=config,
+            data_fingerprint=jets.fingerprint(config) if jets else "",
             git_commit=git_commit(),
         )
-        for seed in plan.seeds
-        for arm, changes in plan.arms.items()
+        for arm, config in trials
     ]
 
 

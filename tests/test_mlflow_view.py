@@ -11,6 +11,7 @@ from analysis.plan import Contrast, save_study
 from cluster.mirror import main as mirror
 from cluster.run import Resources, run_inline
 from jbot.config import Config, flatten, from_dict
+from jbot.data import Jets
 from jbot.record import Storage, load_record
 from studies.study import Study, planned_trials, trial_specs
 
@@ -33,7 +34,7 @@ class Case:
         self.data, self.storage = data, Storage(folder)
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.plan = STUDY.plan("smoke", seeds=1, changes=TINY)
-        self.specs = trial_specs(self.plan, from_dict(self.plan.base), data.fingerprint)
+        self.specs = trial_specs(self.plan, from_dict(self.plan.base), Jets({1000: data}))
         source = {"source": data.source, "fingerprint": data.fingerprint}
         save_study(self.storage, self.plan, source, planned_trials(self.specs))
         self.info = StudyInfo(

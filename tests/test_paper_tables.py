@@ -21,13 +21,13 @@ from analysis import paper, published, report
 from analysis.plan import load_study, save_study
 from jbot.classifier import classifier_logits, classifier_shapes
 from jbot.config import JBOT_B, Config, ModelConfig, from_dict, override
-from jbot.data import CLASSES, DataError, jets_needed, split
+from jbot.data import CLASSES, DataError, Jets, jets_needed, split
 from jbot.data.hdf5 import write
 from jbot.evaluate import embed
 from jbot.keras_weights import frozen_student, load_backbone, load_head
 from jbot.model import weight_shapes
 from jbot.record import Record, RecordError, Storage, save_record
-from studies.main import load_jets
+from studies.jets import load_plan_jets
 from studies.paper_tables import study
 from studies.released import find_released, judge_released
 from studies.study import planned_trials, trial_specs
@@ -138,7 +138,7 @@ def make_study(folder, changes=None):
     """A study of the three S arms at three seeds; `changes` maps (arm, seed) to fields of the record, None: pending."""
     plan = study.plan("smoke", seeds=3)
     storage = Storage(folder)
-    trials = planned_trials(trial_specs(plan, from_dict(plan.base), "f00"))
+    trials = planned_trials(trial_specs(plan, from_dict(plan.base), None))
     save_study(storage, plan, DATA, trials)
     for trial in trials:
         changed = (changes or {}).get((trial.arm, trial.seed), {})
@@ -220,7 +220,7 @@ def test_classifiers_that_did_not_leave_chance_are_marked(tmp_path):
 
 def test_raw_features_have_anomaly_scores_where_a_record_has_them(tmp_path):
     plan = study.plan("smoke", seeds=3)
-    trial = next(t for t in planned_trials(trial_specs(plan, from_dict(plan.base), "f00")) if t.arm == "S_qg")
+    trial = next(t for t in planned_trials(trial_specs(plan, from_dict(plan.base), None)) if t.arm == "S_qg")
     metrics = make_record(plan, trial, DATA).metrics | {"raw/test/anomaly_knn_auc": 0.6}
     errors = {"uncertainties": {"raw/test/anomaly_knn_auc": {"error": 0.02}}}
     tables = paper.compare(make_study(tmp_path, {("S_qg", 0): {"metrics": metrics, **errors}}))
@@ -358,7 +358,7 @@ def write_released(folder: Path, size=(32, 4, 2), task="tqg", classes=2) -> None
 def judged(tmp_path, data, folder):
     plan = study.plan("smoke", seeds=1, changes=TINY)
     storage, said = Storage(tmp_path / "results"), []
-    judge_released(folder, plan, data, storage, said.append)
+    judge_released(folder, plan, Jets({1000: data}), storage, said.append)
     return plan, storage, said
 
 
@@ -502,12 +502,9 @@ def write_jets(path: Path, per_class: int) -> None:
 
 
 def test_load_jets_takes_what_the_hungriest_arm_needs(tmp_path):
-    class Options:
-        data, address, preset = str(tmp_path / "jets.h5"), None, "smoke"
-
     plan = study.plan("smoke", changes=TINY)
     write_jets(tmp_path / "jets.h5", 400)
-    found = load_jets(plan, Options)
+    found = load_plan_jets(plan, str(tmp_path / "jets.h5")).at(1000)
     counts = dict(zip(CLASSES, np.bincount(found.labels).tolist(), strict=True))
     # all: (280 + 100 + 95) / 5 a class; tqg: q and g (114 + 40 + 50) / 4 rounded up by part, t twice that;
     # qg: q and g (100 + 20) / 2 and, of every class, 203 / 5 rounded up.

@@ -13,7 +13,7 @@ from analysis.tables import scores_and_states, trial_table
 from analysis.verdict import Verdict, judge
 from cluster.run import Resources, run_inline
 from jbot.config import Config, ConfigError, from_dict, override
-from jbot.data import JetData
+from jbot.data import JetData, Jets
 from jbot.record import Storage
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 def specs_of(preset: str, **options):
     plan = study.plan(preset, **options)
-    return plan, trial_specs(plan, from_dict(plan.base), "data")
+    return plan, trial_specs(plan, from_dict(plan.base), None)
 
 
 def test_quick_can_reach_a_verdict():
@@ -189,7 +189,7 @@ def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
 def verdicts_of(tiny_study: Study, data: JetData, folder: Path) -> list[Verdict]:
     """Run every trial of a study at six seeds inline, and judge."""
     plan = tiny_study.plan("smoke", seeds=6, changes=TINY | {"train.epochs": 1})
-    storage, specs = Storage(folder), trial_specs(plan, from_dict(plan.base), data.fingerprint)
+    storage, specs = Storage(folder), trial_specs(plan, from_dict(plan.base), Jets({1000: data}))
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
     run_inline(specs, data, storage, [], Resources())
     table = trial_table(load_study(f"{folder}/{plan.study}"))
@@ -211,9 +211,9 @@ def test_other_jets_under_the_same_plan_lose_nothing(tiny_data, tmp_path):
     storage = Storage(tmp_path)
     first = {"source": "first jets", "fingerprint": "f1"}
     save_study(storage, plan, first, [])
-    keep_other_plan(storage, plan, dataclasses.replace(tiny_data, fingerprint="f1"))
+    keep_other_plan(storage, plan, Jets({1000: dataclasses.replace(tiny_data, fingerprint="f1")}))
     assert storage.names() == [plan.study]
-    keep_other_plan(storage, plan, tiny_data)
+    keep_other_plan(storage, plan, Jets({1000: tiny_data}))
     (kept,) = set(storage.names()) - {plan.study}
     assert load_study(f"{tmp_path}/{kept}").data == first
 

@@ -2,14 +2,15 @@
 
 Each class is made in chunks of fixed size, each seeded by (seed, class, chunk). A finished chunk is a file of its own,
 so a killed run continues where it was, a larger number of jets begins with the smaller one, and several processes may
-generate at once: those of this machine, or of a cluster (`cluster.generate`). Chunks are then put together into one
-file in JetNet's layout.
+generate at once: those of this machine, or of a cluster (`cluster.generate`). Studies read the chunks, so that those of
+other sizes share them; the generator's command puts them together into one file in JetNet's layout.
 
     <cache>/pythia/<settings>/chunks/<class>_<chunk>_n<jets>.h5
     <cache>/pythia/<settings>/jets_q3000_g3000_w3000_z3000_t3000.h5
 """
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ from rich.text import Text
 
 from jbot.data import hdf5
 from jbot.data.files import cache_folder, remove_leftovers, written_whole
-from jbot.data.jetdata import CLASSES, DataError, content_fingerprint
+from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, content_fingerprint
 from jbot.data.pythia import CITATIONS, Settings, generate
 
 CHUNK = 1000
@@ -114,13 +115,9 @@ def generate_file(
     DataError
         For a bad request, or when the extra [pythia] is missing.
     """
-    counts = hdf5.requested_counts(jets_per_class)
-    if workers is not None and workers < 1:
-        raise DataError(f"workers must be >= 1, got {workers}")
-    folder = settings_folder(settings, cache)
-    path = folder / f"jets_{'_'.join(f'{name}{count}' for name, count in counts.items())}.h5"
+    counts, chunks = _request(jets_per_class, settings, cache, workers)
+    path = settings_folder(settings, cache) / f"jets_{'_'.join(f'{name}{count}' for name, count in counts.items())}.h5"
     if not _is_whole(path):
-        chunks = _plan(counts, settings, folder / "chunks")
         _make_chunks(chunks, executor or local_executor(workers or _cores()), progress)
         _assemble(path, chunks, counts, settings)
     if out is None:
@@ -128,6 +125,63 @@ def generate_file(
     with written_whole(out) as partial:
         shutil.copyfile(path, partial)
     return out
+
+
+def load_generated(
+    jets_per_class: Mapping[str, int] | int,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+    executor: Executor | None = None,
+) -> JetData:
+    """Generated jets, straight from the chunks: no file a study, which all would begin with the same jets.
+
+    Parameters and errors as of `generate_file`.
+    """
+    counts, chunks = _request(jets_per_class, settings, cache, workers)
+    _make_chunks(chunks, executor or local_executor(workers or _cores()), progress)
+    return _put_together(counts, chunks, settings)
+
+
+def load_finished(jets_per_class: Mapping[str, int] | int, settings: Settings, cache: Path | None) -> JetData | None:
+    """The same when every chunk is there, else None."""
+    counts, chunks = _request(jets_per_class, settings, cache)
+    if any(_read_chunk(chunk) is None for chunk in chunks):
+        return None
+    return _put_together(counts, chunks, settings)
+
+
+def _request(
+    jets_per_class: Mapping[str, int] | int, settings: Settings, cache: Path | None, workers: int | None = None
+) -> tuple[dict[str, int], list[Chunk]]:
+    """Jets of each class, checked, and their chunks."""
+    counts = hdf5.requested_counts(jets_per_class)
+    if workers is not None and workers < 1:
+        raise DataError(f"workers must be >= 1, got {workers}")
+    return counts, _plan(counts, settings, settings_folder(settings, cache) / "chunks")
+
+
+def _put_together(counts: Mapping[str, int], chunks: Sequence[Chunk], settings: Settings) -> JetData:
+    """Finished chunks in one set of arrays, in which each jet is held once."""
+    total = sum(counts.values())
+    particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
+    start = 0
+    for some_particles, some_jets in _contents(chunks):
+        rows = slice(start, start + len(some_jets))
+        particles[rows], jets[rows] = some_particles, some_jets
+        start = rows.stop
+    labels = np.repeat([CLASSES.index(name) for name in counts], list(counts.values())).astype(np.int64)
+    metadata = attributes(settings)
+    return JetData(
+        particles=particles,
+        labels=labels,
+        jets=jets,
+        fingerprint=content_fingerprint(particles, labels, jets),
+        source=metadata["source"],
+        metadata=metadata,
+    )
 
 
 def settings_folder(settings: Settings, cache: Path | None) -> Path:
@@ -225,14 +279,30 @@ def save_chunk(chunk: Chunk, made: Made) -> None:
 
 
 def _read_chunk(chunk: Chunk) -> hdf5.Arrays | None:
-    """Arrays of a finished chunk, or None when it is missing or its content is not what was written."""
-    try:
-        with h5py.File(chunk.path, "r") as file:
-            arrays = file[hdf5.PARTICLES][:], file[hdf5.JETS][:]
-            intact = file.attrs["fingerprint"] == content_fingerprint(*arrays)
-    except (OSError, KeyError, ValueError):
-        return None
-    return arrays if intact and len(arrays[1]) == chunk.n_jets else None
+    """Arrays of a finished chunk, or the first of a longer one; None when neither is there with what was written."""
+    for path in itertools.chain([chunk.path], _longer(chunk)):
+        try:
+            with h5py.File(path, "r") as file:
+                arrays = file[hdf5.PARTICLES][:], file[hdf5.JETS][:]
+                intact = file.attrs["fingerprint"] == content_fingerprint(*arrays)
+        except (OSError, KeyError, ValueError):
+            continue
+        if intact and len(arrays[1]) == _size(path):
+            return arrays[0][: chunk.n_jets], arrays[1][: chunk.n_jets]
+    return None
+
+
+def _longer(chunk: Chunk) -> Iterator[Path]:
+    """Files of the same chunk with more jets, of which it is the beginning; looked for when they are asked for."""
+    if chunk.n_jets < CHUNK:
+        paths = sorted(chunk.folder.glob(f"{chunk.name}_{chunk.number:05d}_n*.h5"))
+        yield from (path for path in paths if _size(path) > chunk.n_jets)
+
+
+def _size(path: Path) -> int:
+    """Jets of a chunk, by the name of its file."""
+    number = path.stem.rpartition("_n")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 # --- one file -----------------------------------------------------------------------------------------------------
@@ -241,10 +311,10 @@ def _read_chunk(chunk: Chunk) -> hdf5.Arrays | None:
 def _assemble(path: Path, chunks: list[Chunk], counts: Mapping[str, int], settings: Settings) -> None:
     """Put chunks together into one file in JetNet's layout, one chunk in memory at a time."""
     per_class = {name: (n, _contents([chunk for chunk in chunks if chunk.name == name])) for name, n in counts.items()}
-    hdf5.write(path, per_class, attributes(counts, settings))
+    hdf5.write(path, per_class, attributes(settings))
 
 
-def _contents(chunks: list[Chunk]) -> Iterator[hdf5.Arrays]:
+def _contents(chunks: Sequence[Chunk]) -> Iterator[hdf5.Arrays]:
     for chunk in chunks:
         arrays = _read_chunk(chunk)
         if arrays is None:
@@ -252,12 +322,10 @@ def _contents(chunks: list[Chunk]) -> Iterator[hdf5.Arrays]:
         yield arrays
 
 
-def attributes(counts: Mapping[str, int], settings: Settings) -> dict[str, str]:
-    """What the file says of itself: source, settings, versions, citations."""
+def attributes(settings: Settings) -> dict[str, str]:
+    """What jets say of themselves: source, settings, versions, citations."""
     used = settings.describe() | {"chunk": str(CHUNK)}
-    same = len(set(counts.values())) == 1
-    number = f"{next(iter(counts.values()))} jets a class" if same else f"{sum(counts.values())} jets"
-    source = f"Pythia {used['pythia8mc']} + FastJet, {settings.jet_pt:g} GeV, seed {settings.seed}, {number}"
+    source = f"Pythia {used['pythia8mc']} + FastJet, {settings.jet_pt:g} GeV, seed {settings.seed}"
     return {"source": source, **used, **{f"cite {name}": text for name, text in CITATIONS.items()}}
 
 

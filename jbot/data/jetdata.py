@@ -49,6 +49,16 @@ def content_fingerprint(*arrays: Any) -> str:
     return digest.hexdigest()
 
 
+def rows_fingerprint(rows: np.ndarray, *arrays: np.ndarray) -> str:
+    """`content_fingerprint` of some rows of arrays, (row,) int64; never more than a block of them is copied."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{(len(rows), *array.shape[1:])}".encode())
+        for some in blocks(len(rows)):
+            digest.update(np.ascontiguousarray(array[rows[some]]).data)
+    return digest.hexdigest()
+
+
 def blocks(n_rows: int) -> Iterator[slice]:
     """Row ranges that cover a table, each small enough for copies and temporaries of it not to matter."""
     return (slice(first, min(first + BLOCK, n_rows)) for first in range(0, n_rows, BLOCK))

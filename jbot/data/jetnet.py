@@ -25,12 +25,16 @@ def load_jetnet(jets_per_class: hdf5.Request = None, cache: Path | None = None) 
         Without network or the jetnet package, or for files that break the layout.
     """
     folder = cache_folder(cache) / "jetnet"
-    wanted = CLASSES if jets_per_class is None else tuple(hdf5.requested_counts(jets_per_class))
-    for name in wanted:
-        if not (folder / f"{name}.hdf5").exists():
-            _download(name, folder)
+    for name in missing_files(jets_per_class, cache):
+        _download(name, folder)
     data = hdf5.read(folder, jets_per_class)
     return JetData(**{**vars(data), "source": SOURCE, "metadata": data.metadata | {"cite JetNet": CITATION}})
+
+
+def missing_files(jets_per_class: hdf5.Request = None, cache: Path | None = None) -> list[str]:
+    """Classes that are wanted and not in the cache folder."""
+    wanted = CLASSES if jets_per_class is None else tuple(hdf5.requested_counts(jets_per_class))
+    return [name for name in wanted if not (cache_folder(cache) / "jetnet" / f"{name}.hdf5").exists()]
 
 
 def _download(name: str, folder: Path) -> None:

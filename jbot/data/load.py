@@ -54,14 +54,36 @@ def load(
         if jets_per_class is None:
             raise DataError("source 'pythia' needs a number of jets of each class, got None")
         # Imported here: `python -m jbot.data.pythia` must not find itself imported by the package already.
-        from jbot.data.chunks import generate_file
+        from jbot.data.chunks import load_generated
         from jbot.data.pythia import Settings
 
         made = Settings(jet_pt=jet_pt, seed=seed)
         how: dict[str, Any] = {"workers": workers, "cache": cache, "progress": progress, "executor": executor}
-        return hdf5.read(generate_file(jets_per_class, made, **how))
+        return load_generated(jets_per_class, made, **how)
     if source == "jetnet":
         from jbot.data.jetnet import load_jetnet
 
         return load_jetnet(jets_per_class, cache)
     return hdf5.read(Path(source).expanduser(), jets_per_class)
+
+
+def load_cached(
+    source: str,
+    *,
+    jets_per_class: Mapping[str, int],
+    jet_pt: float = 1000.0,
+    seed: int = 1,
+    cache: Path | None = None,
+) -> JetData | None:
+    """The same jets where nothing has to be generated or downloaded, else None; parameters and errors as of `load`."""
+    if source == "pythia":
+        from jbot.data.chunks import load_finished
+        from jbot.data.pythia import Settings
+
+        return load_finished(jets_per_class, Settings(jet_pt=jet_pt, seed=seed), cache)
+    if source == "jetnet":
+        from jbot.data.jetnet import missing_files
+
+        if missing_files(jets_per_class, cache):
+            return None
+    return load(source, jets_per_class=jets_per_class, cache=cache)
