@@ -280,7 +280,7 @@ def read_jets(path: Path) -> JetData:
 def enough(data: JetData, config: Config) -> JetData:
     """As many jets as trials of this Config need, repeated: that changes what is learned, but not what it costs."""
     wanted = config.data
-    needed = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    needed = jets_needed(task=wanted.task, train=wanted.set_aside, val=wanted.val_jets, test=wanted.test_jets)
     rows = [np.resize(np.flatnonzero(data.labels == CLASSES.index(name)), count) for name, count in needed.items()]
     index = np.concatenate(rows)
     return dataclasses.replace(data, particles=data.particles[index], labels=data.labels[index], jets=data.jets[index])

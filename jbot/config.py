@@ -52,6 +52,9 @@ class DataConfig:
     """Classes and their shares: `all` five classes, `tqg` top tagging, `qg` anomaly detection (SPLITS in jbot.data)."""
     train_jets: int = bounded(700_000, 10)
     """Unlabeled jets the encoder is pre-trained on."""
+    labeled_jets: int = bounded(0, 0)
+    """Jets set aside whose labels the probes may use, those of pre-training first; 0 for these alone. Training sets of
+    different sizes are judged by equally many labels with it."""
     val_jets: int = bounded(50_000, 10)
     """Jets of the learning curves and of every choice."""
     test_jets: int = bounded(95_000, 10)
@@ -60,6 +63,11 @@ class DataConfig:
     """Leading particles kept of each jet."""
     jet_pt: float = bounded(1000.0, above=0)
     """GeV of the jets it is trained and judged on: what the generator is asked for."""
+
+    @property
+    def set_aside(self) -> int:
+        """Jets of the training part: those of pre-training, and more where the probes have more labels."""
+        return max(self.train_jets, self.labeled_jets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +189,7 @@ class ProbeConfig:
     every: int = bounded(10, 1)
     """Epochs between points of the learning curves; 0 and the last epoch are always there."""
     bank_jets: int = bounded(50_000, 10)
-    """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer)."""
+    """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer; see data.labeled_jets)."""
     knn_k: int = bounded(30, 1)
     jet_pts: tuple[float, ...] = bounded((), above=0)
     """Jet pTs [GeV] at which the frozen encoder is judged too: with probes refitted there, and with those of its own
@@ -272,7 +280,7 @@ class Config:
     @property
     def bank_jets(self) -> int:
         """Labeled training jets behind the probes."""
-        return min(self.data.train_jets, self.probe.bank_jets)
+        return min(self.data.set_aside, self.probe.bank_jets)
 
 
 # jBOT-B, as changes to the default jBOT-S.

@@ -22,6 +22,7 @@ from jbot.graphs import StepGraphs
 PER_TRIAL = frozenset({
     "data.task",
     "data.train_jets",
+    "data.labeled_jets",
     "augment.rotation",
     "augment.smear_sigma",
     "augment.split_fraction",

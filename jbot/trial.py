@@ -197,7 +197,7 @@ class Ride:
             particles = resident(data, self.configs[0].data.particles, self.device, dtype)
             parts = functools.cache(functools.partial(prepare, data=data, particles=particles))
             for others, config in zip(found, self.configs, strict=True):
-                few = dataclasses.replace(config.data, train_jets=config.bank_jets)
+                few = dataclasses.replace(config.data, train_jets=config.bank_jets, labeled_jets=0)
                 _, judged = parts(few, config.bank_jets)
                 others[pt] = OtherJets(bank=judged["bank"], test=judged["test"])
         return found
@@ -495,12 +495,12 @@ def prepare(
     wanted: DataConfig, bank_jets: int, *, data: JetData, particles: Float[Tensor, "jet particle 4"]
 ) -> tuple[Int64[Tensor, "train"], dict[str, LabeledJets]]:
     """Which jets to train on, as rows of `particles`; and those that judge: bank (the head of train), val, test."""
-    parts = split(data.labels, task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    parts = split(data.labels, task=wanted.task, train=wanted.set_aside, val=wanted.val_jets, test=wanted.test_jets)
     judged = {}
     for name, rows in {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test}.items():
         index = torch.from_numpy(rows).to(particles.device)
         judged[name] = LabeledJets(particles=particles, rows=index, labels=data.labels[rows])
-    return torch.from_numpy(parts.train).to(particles.device), judged
+    return torch.from_numpy(parts.train[: wanted.train_jets]).to(particles.device), judged
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:

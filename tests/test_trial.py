@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import jbot.trial
-from jbot.config import override
+from jbot.config import ConfigError, override
 from jbot.pack import PackError
 from jbot.record import Storage, load_curves, load_record, trial_folder
 from jbot.trial import TrialSpec, prepare, resident, run_pack
@@ -148,6 +148,20 @@ def test_splits_do_not_overlap_and_particles_are_cut(tiny, tiny_data):
     assert torch.equal(parts["bank"].take(slice(None)), train[:25])
 
 
+def test_labels_of_the_probes_do_not_shrink_with_the_training_set(tiny, tiny_data):
+    particles = resident(tiny_data, 30, torch.device("cpu"))
+    base = override(tiny, {"probe.bank_jets": 50})
+    small = override(base, {"data.train_jets": 10, "data.labeled_jets": 60})
+    (all_rows, judged), (rows, judged_small) = (
+        prepare(config.data, config.probe.bank_jets, data=tiny_data, particles=particles) for config in (base, small)
+    )
+    assert torch.equal(rows, all_rows[:10])
+    assert all(torch.equal(judged[part].rows, judged_small[part].rows) for part in ("bank", "val", "test"))
+    with pytest.raises(ConfigError, match=r"must not exceed data\.train_jets and probe\.bank_jets, got 20 > 10"):
+        override(base, {"data.train_jets": 10, "probe.knn_k": 20})
+    assert override(small, {"probe.knn_k": 20}).probe.knn_k == 20
+
+
 def test_jets_shared_by_trials_are_not_copied_nor_written(tiny_data):
     shared = dataclasses.replace(tiny_data, particles=tiny_data.particles.copy())
     shared.particles.flags.writeable = False  # as they come out of Ray's object store
@@ -157,6 +171,7 @@ def test_jets_shared_by_trials_are_not_copied_nor_written(tiny_data):
 
 OUTSIDE_THE_STEP = {
     "data.train_jets": 50,
+    "data.labeled_jets": 70,
     "data.val_jets": 25,
     "data.test_jets": 35,
     "data.task": "tqg",

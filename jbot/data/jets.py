@@ -90,7 +90,7 @@ def jets_used(config: Config) -> Needed:
         data = config.data
         return jets_needed(task=data.task, train=train_jets, val=data.val_jets, test=data.test_jets)
 
-    return dict.fromkeys(config.probe.jet_pts, of(config.bank_jets)) | {config.data.jet_pt: of(config.data.train_jets)}
+    return dict.fromkeys(config.probe.jet_pts, of(config.bank_jets)) | {config.data.jet_pt: of(config.data.set_aside)}
 
 
 def needed_by(configs: Iterable[Config]) -> Needed:
