@@ -134,7 +134,7 @@ def _forest_row(axes: Axes, row: int, verdict: Verdict, gaps: Sequence[float]) -
         axes.plot([difference.mean], [row], "D", color=colour, ms=5.5, zorder=4)
     name = wording.contrast(verdict.contrast.name)
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(0.015, row - 0.36, _literal(name), ha="left", **place)
+    axes.text(0.015, row - 0.36, literal(name), ha="left", **place)
     kind = "" if verdict.contrast.primary else " (exploratory)"
     axes.text(0.985, row - 0.36, f"{verdict.outcome}{kind}", ha="right", color=MUTED, fontsize=8.5, **place)
 
@@ -209,7 +209,7 @@ def _curve(axes: Axes, curves: pd.DataFrame, metric: str, label: str, all_arms: 
     else:
         for _, trial in by_seed:
             axes.plot(trial["epoch"], trial[metric], color=colour, lw=0.7, alpha=0.5)
-    axes.plot(epochs, mean, marker=marker, color=colour, label=_literal(label), mew=0)
+    axes.plot(epochs, mean, marker=marker, color=colour, label=literal(label), mew=0)
 
 
 @styled
@@ -241,7 +241,7 @@ def scores_by_seed(
         axes.plot(values.mean() if len(values) else np.nan, row, "|", color=INK, ms=15, mew=1.8, zorder=3)
         if floor is not None and math.isfinite(floor[arm]):
             axes.plot(floor[arm], row, "|", color=MUTED, ms=11, mew=1.2, zorder=2)
-    axes.set_yticks(rows, [_literal(arm) for arm in arms])
+    axes.set_yticks(rows, [literal(arm) for arm in arms])
     axes.tick_params(axis="y", which="minor", left=False, right=False)
     axes.set(ylim=(len(arms) - 0.4, -0.6), xlabel=wording.quantity_on(metric))
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -313,7 +313,7 @@ def _jet(axes: Axes, jet: NDArray[np.float32], masked: NDArray[np.bool_]) -> Non
     axes.tick_params(labelsize=7.5)
 
 
-def _literal(text: str, most: int = 34) -> str:
+def literal(text: str, most: int = 34) -> str:
     """A name from a record, shown as it is: one line, no mathtext, not so long that it pushes the plot aside."""
     line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
     short = line if len(line) <= most else line[: most - 1] + "…"

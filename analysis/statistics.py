@@ -84,6 +84,25 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> MeanInterval:
     return MeanInterval(n=n, mean=mean, sd=sd, low=float(mean - half), high=float(mean + half))
 
 
+def deviation_interval(sd: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Chi-square interval of a standard deviation of `n` values drawn from a normal distribution; NaN below two.
+
+    Parameters
+    ----------
+    sd : float
+        With n - 1 in the denominator.
+
+    References
+    ----------
+    Casella & Berger, Statistical Inference (2002), section 9.2.
+    """
+    if n < 2 or not math.isfinite(sd):
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    low, high = (sd * math.sqrt((n - 1) / stats.chi2.isf(q, n - 1)) for q in (tail, 1 - tail))
+    return float(low), float(high)
+
+
 def paired_difference(
     treatment: ArrayLike, control: ArrayLike, rng: np.random.Generator, confidence: float = 0.95
 ) -> PairedDifference:

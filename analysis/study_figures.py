@@ -1,0 +1,111 @@
+"""The figures of the sections that only some studies have: responses, components, scaling, seeds.
+
+In the style of analysis.figures. They draw what they are given and compute nothing but means and intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import AutoMinorLocator, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from analysis import statistics, wording
+from analysis.figures import INK, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
+from analysis.statistics import MeanInterval
+
+Floats = NDArray[np.float64]
+
+LEAST_STEP = 0.5
+"""Decades between the zero of a logarithmic axis and its smallest value, at least (assumed)."""
+MOST_TICKS = 6
+
+
+@styled
+def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base: float, logarithmic: bool) -> Figure:
+    """Means with t intervals against the values of one setting, each seed a faint line, one colour per group.
+
+    Parameters
+    ----------
+    curves : mapping
+        Group -> scores (seed, value), the columns ascending. NaN where a trial has no score.
+    base : float
+        The base's value, marked by a dashed line.
+    logarithmic : bool
+        A zero then stands at the left edge, behind a gap.
+    """
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    axes = figure.subplots()
+    values = sorted({float(value) for scores in curves.values() for value in scores.columns} | {base})
+    place = _log_places(values) if logarithmic else dict(zip(values, values, strict=True))
+    if math.isfinite(base):
+        axes.axvline(place[base], color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+    for i, (group, scores) in enumerate(curves.items()):
+        broken = logarithmic and 0.0 in scores.columns
+        _response(axes, scores, [place[float(value)] for value in scores.columns], broken, i, group)
+    axes.set_xlabel(field, parse_math=False)
+    axes.set_ylabel(wording.quantity_on(metric), parse_math=False)
+    axes.yaxis.set_minor_locator(AutoMinorLocator())
+    axes.margins(x=0.06)
+    if logarithmic:
+        _label_places(axes.xaxis, place)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
+    if len(curves) > 1:
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def _response(axes: Axes, scores: pd.DataFrame, x: Sequence[float], broken: bool, i: int, label: str) -> None:
+    """One group. `broken`: the first point is a zero, and no line leads to it."""
+    colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+    means = [statistics.mean_interval(scores[value].dropna()) for value in scores.columns]
+    pieces = (slice(0, 1), slice(1, None)) if broken else (slice(None),)
+    for _, block in scores.iterrows():
+        y = block.to_numpy(dtype=float)
+        for piece in pieces:
+            axes.plot(x[piece], y[piece], color=colour, lw=0.7, alpha=0.35, zorder=2)
+        axes.plot(x, y, ".", color=colour, ms=3, alpha=0.45, mew=0, zorder=2)
+    for piece in pieces:
+        axes.plot(x[piece], [mean.mean for mean in means[piece]], color=colour, zorder=3)
+    _points(axes, x, means, colour, marker, label)
+
+
+def _points(axes: Axes, x: Sequence[float], means: Sequence[MeanInterval], colour: str, marker: str, label: str) -> None:
+    """Means with their intervals, upright."""
+    y = np.array([mean.mean for mean in means])
+    # Without an interval, of one seed, only the point is drawn.
+    reach = np.nan_to_num([[m.mean - m.low for m in means], [m.high - m.mean for m in means]])
+    axes.errorbar(
+        x, y, reach, fmt=marker, color=colour, ms=5, mew=0, elinewidth=1.3, capsize=0, label=literal(label), zorder=4
+    )
+
+
+def _log_places(values: Sequence[float]) -> dict[float, float]:
+    """Where values stand: their decades, and a zero one step of the scan to the left of the smallest."""
+    decades = {value: math.log10(value) for value in values if value > 0}
+    steps = np.diff(sorted(decades.values()))
+    step = max(LEAST_STEP, float(np.median(steps)) if len(steps) else 1.0)
+    return {value: decades.get(value, min(decades.values()) - step) for value in values}
+
+
+def _label_places(axis: Axis, place: Mapping[float, float]) -> None:
+    """Values of the scan as ticks, as many as there is room for; the zero always."""
+    ends = (min(place.values()), max(place.values()))
+    room, kept = (ends[1] - ends[0]) / (MOST_TICKS + 1), []
+    for value in sorted(place):
+        if not kept or place[value] - place[kept[-1]] >= room:
+            kept.append(value)
+    axis.set_major_locator(FixedLocator([place[value] for value in kept]))
+    axis.set_major_formatter(FuncFormatter(lambda at, _: _nearest_label(at, place)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _nearest_label(at: float, place: Mapping[float, float]) -> str:
+    return f"{min(place, key=lambda value: abs(place[value] - at)):g}"
