@@ -1,4 +1,4 @@
-"""What the arms of a plan differ in, and the numbers that sections of several designs need: pure functions on tables."""
+"""What the arms of a plan differ in, and numbers that the sections of several designs need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Settings = dict[str, Any]
 def settings(plan: Plan) -> dict[str, Settings]:
     """The Config of every arm, without its seed."""
     base = base_settings(plan)
-    return {arm: base | {field: _plain(value) for field, value in changes.items()} for arm, changes in plan.arms.items()}
+    return {
+        arm: base | {field: _plain(value) for field, value in changes.items()} for arm, changes in plan.arms.items()
+    }
 
 
 def base_settings(plan: Plan) -> Settings:
@@ -86,7 +88,7 @@ def corrected(p_values: Sequence[float]) -> list[float]:
 
 
 def shown(values: MeanInterval, p_adjusted: float, alpha: float) -> int:
-    """1 or -1 for a mean that is significantly above or below zero (test and interval agree), 0 when nothing is shown."""
+    """1 or -1 for a mean above or below zero, where test and interval agree; 0 when nothing is shown."""
     if values.n < 2 or not p_adjusted <= alpha or values.low <= 0 <= values.high:
         return 0
     return 1 if values.mean > 0 else -1

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from analysis import design, statistics, study_figures, wording
 from analysis.design import Settings
-from analysis.extras import Extra
 from analysis.pictures import Picture
 from analysis.plan import Plan
-from analysis.sections import Evidence, Table
+from analysis.sections import Evidence, Extra, Table
 from analysis.statistics import MeanInterval
 from analysis.verdict import SEED
 
@@ -168,8 +167,9 @@ def _how_to_read(plan: Plan, scores: pd.DataFrame) -> str:
     seeds = statistics.mean_interval(scores.std(ddof=1).dropna())
     spread = f" One arm varies over seeds by {wording.compact(seeds.mean, 2)} (standard deviation)." if seeds.n else ""
     return (
-        f"Each curve changes one setting and nothing else, and shows {wording.quantity_on(plan.metric)}. All of this is "
-        f"exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds.{spread}"
+        f"Each curve changes one setting and nothing else, and shows {wording.quantity_on(plan.metric)}. All of this "
+        "is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds."
+        + spread
     )
 
 
@@ -219,9 +219,7 @@ def _to_base(plan: Plan, scan: Scan, arm: str, scores: pd.DataFrame) -> Floats:
     return np.empty(0) if base is None or base == arm else design.gaps(scores, arm, base)
 
 
-def _row(
-    plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, gaps: Floats, p: float
-) -> list[str]:
+def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, gaps: Floats, p: float) -> list[str]:
     mean = statistics.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
     difference = statistics.mean_interval(gaps, 1 - plan.alpha)
     name = design.value_words(value) + (f", {scan.group}" if scan.group else "")

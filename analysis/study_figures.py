@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoMinorLocator, FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import AutoMinorLocator, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from analysis import statistics, wording
-from analysis.figures import INK, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
+from analysis.figures import BAND, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
 from analysis.statistics import MeanInterval
 
 Floats = NDArray[np.float64]
@@ -77,7 +77,9 @@ def _response(axes: Axes, scores: pd.DataFrame, x: Sequence[float], broken: bool
     _points(axes, x, means, colour, marker, label)
 
 
-def _points(axes: Axes, x: Sequence[float], means: Sequence[MeanInterval], colour: str, marker: str, label: str) -> None:
+def _points(
+    axes: Axes, x: Sequence[float], means: Sequence[MeanInterval], colour: str, marker: str, label: str
+) -> None:
     """Means with their intervals, upright."""
     y = np.array([mean.mean for mean in means])
     # Without an interval, of one seed, only the point is drawn.
@@ -98,7 +100,8 @@ def _log_places(values: Sequence[float]) -> dict[float, float]:
 def _label_places(axis: Axis, place: Mapping[float, float]) -> None:
     """Values of the scan as ticks, as many as there is room for; the zero always."""
     ends = (min(place.values()), max(place.values()))
-    room, kept = (ends[1] - ends[0]) / (MOST_TICKS + 1), []
+    room = (ends[1] - ends[0]) / (MOST_TICKS + 1)
+    kept: list[float] = []
     for value in sorted(place):
         if not kept or place[value] - place[kept[-1]] >= room:
             kept.append(value)
@@ -109,3 +112,48 @@ def _label_places(axis: Axis, place: Mapping[float, float]) -> None:
 
 def _nearest_label(at: float, place: Mapping[float, float]) -> str:
     return f"{min(place, key=lambda value: abs(place[value] - at)):g}"
+
+
+@styled
+def forest(rows: Mapping[str, Mapping[str, Floats]], margin: float, label: str, confidence: float) -> Figure:
+    """Means with t intervals and one dot per seed, over the band of differences that do not matter.
+
+    Parameters
+    ----------
+    rows : mapping
+        Name -> kind -> differences (seed,). Every row has the same kinds, which fix colour and marker.
+    margin : float
+        Half-width of the band.
+    label : str
+        Of the axis.
+    """
+    kinds = list(next(iter(rows.values())))
+    step = 0.2 * len(kinds)
+    figure = Figure(figsize=(WIDTH, 0.95 + (0.36 + step) * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(-margin, margin, color=BAND, lw=0, zorder=0)
+    axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
+    height = 0.36 + step
+    for row, (name, by_kind) in enumerate(rows.items()):
+        text = axes.text(0.015, row * height, literal(name, 60), va="center", transform=axes.get_yaxis_transform())
+        text.set_fontsize(8.5)
+        for i, (kind, seeds) in enumerate(by_kind.items()):
+            y = row * height + 0.24 + 0.2 * i
+            _forest_mark(axes, y, seeds, i, kind if row == 0 else "", confidence)
+    axes.set(ylim=(len(rows) * height - 0.05, -0.25), yticks=[])
+    axes.set_xlabel(label, parse_math=False)
+    axes.tick_params(axis="y", which="both", left=False, right=False)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.3 * margin), max(high, 1.3 * margin))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if len(kinds) > 1:
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def _forest_mark(axes: Axes, y: float, seeds: Floats, i: int, label: str, confidence: float) -> None:
+    colour, marker, mean = PALETTE[i], "Ds"[i % 2], statistics.mean_interval(seeds, confidence)
+    axes.plot(seeds, np.full(len(seeds), y + 0.07), "o", ms=2.8, mfc="none", mec=MUTED, mew=0.7, zorder=2)
+    axes.plot([mean.low, mean.high], [y, y], color=colour, lw=2, solid_capstyle="butt", zorder=3)
+    # Drawn where there is no mean too: the legend is made of the first row.
+    axes.plot([mean.mean], [y], marker, color=colour, ms=5, mew=0, zorder=4, ls="none", label=label or "_")
