@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from analysis import components, responses, scaling, seeds
 from analysis.sections import Evidence, Extra
 
-SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = ()
+SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
+    components.section,
+    responses.section,
+    scaling.section,
+    seeds.section,
+)
 """In the order of the page. Each returns None where it has nothing to say."""
 
 

@@ -157,3 +157,86 @@ def _forest_mark(axes: Axes, y: float, seeds: Floats, i: int, label: str, confid
     axes.plot([mean.low, mean.high], [y, y], color=colour, lw=2, solid_capstyle="butt", zorder=3)
     # Drawn where there is no mean too: the legend is made of the first row.
     axes.plot([mean.mean], [y], marker, color=colour, ms=5, mew=0, zorder=4, ls="none", label=label or "_")
+
+
+@styled
+def error_lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, y_label: str) -> Figure:
+    """Errors against a size, both axes logarithmic: a panel per kind, a line per name, each seed a faint line.
+
+    Parameters
+    ----------
+    panels : mapping
+        Kind -> name -> errors (seed, size), sizes ascending. NaN, and errors of zero, are not drawn.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = Figure(figsize=(WIDTH, 0.7 + 2.3 * len(panels)), layout="constrained")
+    drawn = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, (kind, lines) in zip(drawn, panels.items(), strict=True):
+        for name, errors in lines.items():
+            _error_line(axes, errors.where(errors > 0), name, names.index(name))
+        axes.set(xscale="log", yscale="log")
+        axes.set_title(kind, loc="left", pad=4)
+        axes.set_ylabel(y_label, parse_math=False)
+    for axis in (drawn[0].xaxis, drawn[0].yaxis):
+        _log_ticks(axis)
+    drawn[-1].set_xlabel(x_label)
+    handles = {label: handle for axes in drawn for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def _error_line(axes: Axes, errors: pd.DataFrame, name: str, i: int) -> None:
+    colour, x = PALETTE[i % len(PALETTE)], [float(size) for size in errors.columns]
+    means = [statistics.mean_interval(errors[size].dropna()) for size in errors.columns]
+    for _, block in errors.iterrows():
+        axes.plot(x, block.to_numpy(dtype=float), color=colour, lw=0.7, alpha=0.35, zorder=2)
+    axes.plot(x, [mean.mean for mean in means], color=colour, zorder=3)
+    _points(axes, x, means, colour, MARKERS[i % len(MARKERS)], name)
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Few numbers on a logarithmic axis, whether it spans decades or a tenth of one."""
+    low, high = (float(end) for end in axis.get_view_interval())
+    decades = math.log10(high / low)
+    if decades < 0.7:
+        ticks = [tick for tick in MaxNLocator(MOST_TICKS - 1).tick_values(low, high) if tick > 0]
+    else:
+        steps = (1, 2, 5) if decades < 2 else (1,)
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**power for power in powers for step in steps]
+    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+@styled
+def steps_by_seed(panels: Mapping[str, pd.DataFrame], steps: Mapping[float, str], x_label: str) -> Figure:
+    """Small multiples: values at a few steps, equally far apart, each seed a faint line under the mean.
+
+    Parameters
+    ----------
+    panels : mapping
+        Title -> values (seed, step). NaN where a seed has none.
+    steps : mapping
+        All steps in order, and what to call them.
+    """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, 0.2 + 1.75 * rows), layout="constrained")
+    drawn = figure.subplots(rows, columns, squeeze=False)
+    place = {step: i for i, step in enumerate(steps)}
+    for axes, (title, values) in zip(drawn.flat, panels.items(), strict=False):
+        x = [place[step] for step in values.columns]
+        for _, seed in values.iterrows():
+            axes.plot(x, seed.to_numpy(dtype=float), color=MUTED, lw=0.7, alpha=0.5, zorder=2)
+        axes.plot(x, values.mean(), "o-", color=PALETTE[0], mew=0, zorder=3)
+        axes.set_title(literal(title), loc="left", pad=4)
+        axes.set_xticks(list(place.values()), list(steps.values()))
+        axes.set_xlim(-0.25, len(place) - 0.75)
+        axes.tick_params(axis="x", which="minor", bottom=False, top=False)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    for axes in drawn.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes in drawn[-1]:
+        axes.set_xlabel(x_label)
+    return figure
