@@ -86,6 +86,12 @@ class Column:
         first, *others = self.effects
         return " × ".join(first[1]) + "".join(f" {'−' if sign < 0 else '+'} {' × '.join(e)}" for sign, e in others)
 
+    @property
+    def short(self) -> str:
+        """``A (+ 1 aliased)``."""
+        more = f" (+ {len(self.effects) - 1} aliased)" if len(self.effects) > 1 else ""
+        return " × ".join(self.effects[0][1]) + more
+
 
 def taken_out(plan: Plan) -> dict[str, frozenset[str]]:
     """The components that are out of each arm; arms that differ from the base in something else are not there."""
@@ -246,7 +252,8 @@ def alias_lines(plan: Plan) -> list[str]:
         f"resolution {ROMAN[found.resolution] if found.resolution < len(ROMAN) else found.resolution}: "
         f"{_what_is_clear(found.resolution)}."
     ]
-    return lines + [f"One number for {column.name}." for column in columns(found) if len(column.effects) > 1]
+    shared = [column.name for column in columns(found) if len(column.effects) > 1]
+    return lines + [f"Aliased, only the sum is estimated: {name}." for name in shared]
 
 
 def _what_is_clear(resolution: int) -> str:
@@ -292,11 +299,11 @@ def section(evidence: Evidence) -> Extra | None:
             *_floor(plan, found),
             *_worth_sentences(plan, of_full, of_alone, evidence),
             *_together(plan, full, scores),
-            *(alias_lines(plan) if plan.factors else ()),
+            *alias_lines(plan)[:1],
             *_effect_sentences(plan, effects),
         ],
         tables=_tables(plan, of_full, of_alone, effects),
-        pictures=_pictures(plan, of_full, of_alone, effects),
+        pictures=[*_worth_pictures(plan, of_full, of_alone), *_effect_pictures(plan, contrasts, effects)],
     )
 
 
@@ -320,16 +327,11 @@ def _how_to_read(plan: Plan, n: int) -> str:
 
 
 def _floor(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
-    """Says so where no number of this section could be shown with so few seeds, and names the largest ones."""
+    """Says so where no number of this section could be shown with so few seeds."""
     n = max(one.interval.n for one in found)
-    if n < 2 or statistics.p_floor(n) <= plan.alpha:
-        return
-    largest = sorted((one for one in found if one.interval.n > 1), key=lambda one: -abs(one.interval.mean))[:3]
-    names = [f"{one.name} ({design.mean_cell(one.interval, sign=True)})" for one in largest]
-    yield (
-        f"{n} seeds can show nothing here, as their smallest p is {wording.p_value(statistics.p_floor(n))}. "
-        f"The largest numbers, leads to follow, are {design.listed(names)}."
-    )
+    if 1 < n and statistics.p_floor(n) > plan.alpha:
+        floor = wording.p_value(statistics.p_floor(n))
+        yield f"{n} seeds can show nothing here, as their smallest p is {floor}: what follows are leads."
 
 
 def _worth_sentences(
@@ -349,16 +351,18 @@ def _worth_sentences(
 
 
 def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
-    """Which help, which hurt, and of which nothing is shown; the largest first."""
+    """Which help, which hurt, which may, and of which nothing is shown; the largest first."""
     better = 1 if plan.higher_is_better else -1
     groups = {"help": better, "hurt": -better}
     parts = []
     for word, sign in groups.items():
-        of = sorted((one for one in found if one.shown == sign), key=lambda one: -abs(one.interval.mean))
-        names = [f"{one.name} ({design.mean_cell(one.interval, sign=True)})" for one in of]
-        if names:
-            parts.append(f"{design.listed(names)} {word if len(names) > 1 else word + 's'}")
-    rest = [one.name for one in found if not one.shown]
+        of = [one for one in found if one.shown == sign]
+        if of:
+            parts.append(f"{_named(of)} {word if len(of) > 1 else word + 's'}")
+    leads = _leads(found)
+    if leads:
+        parts.append(f"not shown after the correction, though the interval excludes zero: {_named(leads)}")
+    rest = [one.name for one in found if not one.shown and one.name not in {lead.name for lead in leads}]
     if rest:
         parts.append(f"nothing is shown for {design.listed(rest)}")
     return "; ".join(parts)
@@ -398,9 +402,21 @@ def _effect_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
         "interaction A × B is half of what the effect of A differs by between the arms with and without B; what stands "
         "in one line is one number, the sum of all that is named there."
     )
-    shown = sorted((one for one in effects if one.shown), key=lambda one: -abs(one.interval.mean))
-    names = [f"{one.name} ({design.mean_cell(one.interval, sign=True)})" for one in shown]
-    yield f"Shown by the factorial: {design.listed(names)}." if names else "The factorial shows no effect."
+    shown, leads = [one for one in effects if one.shown], _leads(effects)
+    yield f"Shown by the factorial: {_named(shown)}." if shown else "The factorial shows no effect."
+    if leads:
+        yield f"Not shown after the correction, though the interval excludes zero: {_named(leads)}."
+
+
+def _leads(found: Sequence[Estimate]) -> list[Estimate]:
+    """Those whose interval excludes zero, without being shown."""
+    return [one for one in found if not one.shown and (one.interval.low > 0 or one.interval.high < 0)]
+
+
+def _named(found: Sequence[Estimate]) -> str:
+    """With their sizes, the largest first."""
+    ordered = sorted(found, key=lambda one: -abs(one.interval.mean))
+    return design.listed([f"{one.name} ({design.mean_cell(one.interval, sign=True)})" for one in ordered])
 
 
 def _tables(
@@ -416,7 +432,13 @@ def _tables(
         found.append(Table(label="Worth of components", head=head, rows=rows))
     if effects:
         rows = [[one.name, *_cells(one)] for one in effects]
-        found.append(Table(label="Factorial", head=["effect", "size", level, "n", "p, corrected"], rows=rows))
+        found.append(
+            Table(
+                label="Effects of the factorial, aliased ones in one row",
+                head=["effect", "size", level, "n", "p, corrected"],
+                rows=rows,
+            )
+        )
     return found
 
 
@@ -432,32 +454,30 @@ def _cells(one: Estimate | None) -> list[str]:
     ]
 
 
-def _pictures(
-    plan: Plan, full: Sequence[Estimate], alone: Sequence[Estimate], effects: Sequence[Estimate]
-) -> list[Picture]:
-    words = wording.quantity_on(plan.metric)
-    marks = "Marks and bars: mean and interval over seeds; circles: seeds; shaded: differences below the margin"
-    found = []
-    if full or alone:
-        by_name = {"in the full recipe": full, "alone": alone}
-        rows = {
-            name: {
-                kind: next((one.seeds for one in group if one.name == name), np.empty(0))
-                for kind, group in by_name.items()
-                if group
-            }
-            for name in components(plan)
-            if any(one.name == name for one in (*full, *alone))
-        }
-        figure = study_figures.forest(rows, plan.margin, f"worth in {words}", 1 - plan.alpha)
-        said = "; ".join(f"{one.name}: {design.mean_cell(one.interval, sign=True)}" for one in full or alone)
-        caption = f"Worth of each component. {marks} of {plan.margin:g}."
-        found.append(Picture(name="components-worth", figure=figure, alt=f"{caption} {said}.", caption=caption))
-    if effects:
-        figure = study_figures.forest(
-            {one.name: {"": one.seeds} for one in effects}, plan.margin, f"effect on {words}", 1 - plan.alpha
-        )
-        said = "; ".join(f"{one.name}: {design.mean_cell(one.interval, sign=True)}" for one in effects)
-        caption = f"Main effects and two-factor interactions of the factorial. {marks} of {plan.margin:g}."
-        found.append(Picture(name="components-effects", figure=figure, alt=f"{caption} {said}.", caption=caption))
-    return found
+MARKS = "Marks and bars: mean and interval over seeds; circles: seeds; shaded: differences below the margin"
+
+
+def _worth_pictures(plan: Plan, full: Sequence[Estimate], alone: Sequence[Estimate]) -> Iterator[Picture]:
+    by_name = {"in the full recipe": full, "alone": alone}
+    seeds = {kind: {one.name: one.seeds for one in group} for kind, group in by_name.items() if group}
+    if not seeds:
+        return
+    names = [name for name in components(plan) if any(name in group for group in seeds.values())]
+    rows = {name: {kind: group.get(name, np.empty(0)) for kind, group in seeds.items()} for name in names}
+    label = f"worth in {wording.quantity_on(plan.metric)}"
+    caption = f"Worth of each component. {MARKS} of {plan.margin:g}."
+    figure = study_figures.forest(rows, plan.margin, label, 1 - plan.alpha)
+    yield Picture(name="components-worth", figure=figure, alt=f"{caption} {_sizes(full or alone)}.", caption=caption)
+
+
+def _effect_pictures(plan: Plan, contrasts: Sequence[Column], effects: Sequence[Estimate]) -> Iterator[Picture]:
+    if not effects:
+        return
+    rows = {column.short: {"": one.seeds} for column, one in zip(contrasts, effects, strict=True)}
+    caption = f"Main effects and two-factor interactions of the factorial. {MARKS} of {plan.margin:g}."
+    figure = study_figures.forest(rows, plan.margin, f"effect on {wording.quantity_on(plan.metric)}", 1 - plan.alpha)
+    yield Picture(name="components-effects", figure=figure, alt=f"{caption} {_sizes(effects)}.", caption=caption)
+
+
+def _sizes(found: Sequence[Estimate]) -> str:
+    return "; ".join(f"{one.name}: {design.mean_cell(one.interval, sign=True)}" for one in found)

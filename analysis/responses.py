@@ -242,8 +242,8 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
         name=f"response-{design.slug(field)}",
         figure=figure,
         alt=f"{words} against {field}. Means: {said}.",
-        caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; "
-        "dashed: the base’s value.",
+        caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; dashed: the "
+        "base’s value. Below, the paired differences to it, without the spread that all arms of a seed share.",
     )
 
 

@@ -186,7 +186,7 @@ def _model(config: Settings) -> str:
     base = vars(ModelConfig())
     known = {"jBOT-S": base, "jBOT-B": base | {field.removeprefix("model."): v for field, v in JBOT_B.items()}}
     named = [name for name, one in known.items() if all(sizes[field] == value for field, value in one.items())]
-    return named[0] if named else f"d = {sizes['dim']:g}, {sizes['layers']:g} blocks"
+    return named[0] if named else f"d = {sizes['dim']:g}, {wording.count(int(sizes['layers']), 'block')}"
 
 
 def _told_apart(lines: Sequence[Line]) -> list[Line]:
@@ -300,15 +300,19 @@ def _repetition(kind: str, runs: Sequence[Run]) -> str:
     few, many = min(runs, key=lambda run: run.jets), max(runs, key=lambda run: run.jets)
     if kind == EPOCHS:
         epochs = sorted({run.epochs for run in runs})
-        times = design.listed([f"{one:g}" for one in epochs])
+        times = design.listed([_times(one) for one in epochs])
         return (
-            f"Data are repeated. At fixed epochs each jet is seen {times} times, whatever their number, so that "
-            "more jets are more optimiser steps too."
+            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets are "
+            "more optimiser steps too."
         )
     return (
-        f"At fixed steps each jet is seen {few.epochs:g} times with {few.jets:,} jets and "
-        f"{many.epochs:g} times with {many.jets:,}: the line also shows what repetition costs."
+        f"At fixed steps each jet is seen {_times(few.epochs)} with {few.jets:,} jets and {_times(many.epochs)} with "
+        f"{many.jets:,}: the line also shows what repetition costs."
     )
+
+
+def _times(epochs: float) -> str:
+    return "once" if epochs == 1 else f"{epochs:g} times"
 
 
 def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:

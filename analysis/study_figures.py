@@ -31,6 +31,8 @@ MOST_TICKS = 6
 def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base: float, logarithmic: bool) -> Figure:
     """Means with t intervals against the values of one setting, each seed a faint line, one colour per group.
 
+    Under them, where an arm has the base's value, the paired differences to it: what seeds share is not in those.
+
     Parameters
     ----------
     curves : mapping
@@ -40,26 +42,42 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
     logarithmic : bool
         A zero then stands at the left edge, behind a gap.
     """
-    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
-    axes = figure.subplots()
+    paired = {group: _minus_base(scores, base) for group, scores in curves.items()}
+    paired = {group: gaps for group, gaps in paired.items() if gaps is not None}
+    figure = Figure(figsize=(WIDTH, 4.6 if paired else 3.1), layout="constrained")
+    panels = figure.subplots(1 + bool(paired), 1, sharex=True, squeeze=False)[:, 0]
     values = sorted({float(value) for scores in curves.values() for value in scores.columns} | {base})
     place = _log_places(values) if logarithmic else dict(zip(values, values, strict=True))
-    if math.isfinite(base):
-        axes.axvline(place[base], color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
-    for i, (group, scores) in enumerate(curves.items()):
-        broken = logarithmic and 0.0 in scores.columns
-        _response(axes, scores, [place[float(value)] for value in scores.columns], broken, i, group)
-    axes.set_xlabel(field, parse_math=False)
-    axes.set_ylabel(wording.quantity_on(metric), parse_math=False)
-    axes.yaxis.set_minor_locator(AutoMinorLocator())
-    axes.margins(x=0.06)
+    labels = (wording.quantity_on(metric), "minus the base’s value")
+    for axes, drawn, label in zip(panels, (curves, paired), labels, strict=False):
+        if math.isfinite(base):
+            axes.axvline(place[base], color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        for group, scores in drawn.items():
+            broken = logarithmic and 0.0 in scores.columns
+            x = [place[float(value)] for value in scores.columns]
+            _response(axes, scores, x, broken, list(curves).index(group), group)
+        axes.set_ylabel(label, parse_math=False)
+        axes.yaxis.set_minor_locator(AutoMinorLocator())
+        axes.margins(x=0.06)
+    panels[-1].set_xlabel(field, parse_math=False)
+    if paired:
+        panels[-1].axhline(0, color=MUTED, lw=0.8, zorder=1)
     if logarithmic:
-        _label_places(axes.xaxis, place)
+        _label_places(panels[0].xaxis, place)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
+        panels[0].xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
     if len(curves) > 1:
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
+
+
+def _minus_base(scores: pd.DataFrame, base: float) -> pd.DataFrame | None:
+    """Paired differences to the base's value, or None where no arm has it or no seed has two of the arms."""
+    if base not in scores.columns:
+        return None
+    gaps = scores.sub(scores[base], axis=0)
+    return gaps if gaps.drop(columns=base).notna().any(axis=None) else None
 
 
 def _response(axes: Axes, scores: pd.DataFrame, x: Sequence[float], broken: bool, i: int, label: str) -> None:
@@ -237,6 +255,6 @@ def steps_by_seed(panels: Mapping[str, pd.DataFrame], steps: Mapping[float, str]
         axes.yaxis.set_major_locator(MaxNLocator(4))
     for axes in drawn.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes in drawn[-1]:
+    for axes in list(drawn.flat)[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel(x_label)
     return figure
