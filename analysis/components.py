@@ -329,7 +329,7 @@ def _how_to_read(plan: Plan, n: int) -> str:
 def _floor(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
     """Says so where no number of this section could be shown with so few seeds."""
     n = max(one.interval.n for one in found)
-    if 1 < n and statistics.p_floor(n) > plan.alpha:
+    if n > 1 and statistics.p_floor(n) > plan.alpha:
         floor = wording.p_value(statistics.p_floor(n))
         yield f"{n} seeds can show nothing here, as their smallest p is {floor}: what follows are leads."
 
@@ -344,7 +344,7 @@ def _worth_sentences(
     failed = evidence.arms.set_index("arm")["failed"]
     lost = [f"{worth.component} ({failed[worth.control]})" for worth in left_out(plan) if failed[worth.control]]
     if lost:
-        yield f"Without it, trials failed, which is an outcome that no mean shows: {design.listed(lost)}."
+        yield f"Trials failed without {design.listed(lost)}: an outcome that no mean shows."
     out = [name for name in plan.factors if name not in components(plan)]
     if out:
         yield f"Already out of the base, so not measured: {design.listed(out)}."

@@ -302,8 +302,8 @@ def _repetition(kind: str, runs: Sequence[Run]) -> str:
         epochs = sorted({run.epochs for run in runs})
         times = design.listed([_times(one) for one in epochs])
         return (
-            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets are "
-            "more optimiser steps too."
+            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets "
+            "are more optimiser steps too."
         )
     return (
         f"At fixed steps each jet is seen {_times(few.epochs)} with {few.jets:,} jets and {_times(many.epochs)} with "
