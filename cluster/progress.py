@@ -29,7 +29,7 @@ class TimeLeft(ProgressColumn):
 
 def epochs_of(spec: TrialSpec) -> float:
     """Epochs of a trial over all its jets; one of fine-tuning counts as its share of the labels."""
-    return spec.config.train.epochs + spec.config.finetune.epochs * sum(fine_tunings(spec.config).values())
+    return spec.config.train.last_epoch + spec.config.finetune.epochs * sum(fine_tunings(spec.config).values())
 
 
 class StudyProgress:

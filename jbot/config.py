@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
+import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -180,6 +182,15 @@ class TrainConfig:
     """Of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
     dropout: float = bounded(0.0, 0, 0.99)
     """Of the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none here."""
+    until: int = bounded(0, 0)
+    """Epochs after which training stops early; 0: at `epochs`. What runs on epochs (warm-up, EMA) runs on `epochs`."""
+    schedule: tuple[str, ...] = ()
+    """Changes while it trains, each ``<epoch> <field>=<number>``: ``4 optim.lr=0.001`` holds when 4 epochs are done."""
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs that are trained."""
+        return self.until or self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +287,13 @@ class Config:
             raise ConfigError(f"probe.jet_pts must differ in six digits, got {self.probe.jet_pts}")
         if self.finetune.fractions and self.data.task == "qg":
             raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
+        if self.train.until > self.train.epochs:
+            raise ConfigError(
+                f"train.until must not exceed train.epochs, got {self.train.until} > {self.train.epochs}"
+            )
+        until = self.train.until if self.train.until < self.train.epochs else 0
+        plain = dataclasses.replace(self.train, until=until, schedule=_canonical_schedule(self))
+        object.__setattr__(self, "train", plain)
 
     @property
     def bank_jets(self) -> int:
@@ -317,6 +335,92 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         groups.setdefault(group, {})[leaf] = _as_kind(value, _FIELDS[name][0])
     parts = {group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group}
     return dataclasses.replace(config, **parts, **groups.get("", {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change of a schedule."""
+
+    epoch: int
+    """Finished epochs when it is made."""
+    field: str
+    value: float
+
+    def __str__(self) -> str:
+        number = repr(self.value)
+        return f"{self.epoch} {self.field}={number.removesuffix('.0')}"
+
+
+SCHEDULED = ("augment", "mask", "loss", "teacher", "optim")
+"""Groups whose float fields a schedule may change: a step reads each trial's own (PER_TRIAL in jbot.pack)."""
+
+
+def can_change(name: str) -> bool:
+    """Whether `train.schedule` may change a field: a float that every step reads anew."""
+    return name in _FIELDS and _FIELDS[name][0] is float and name.partition(".")[0] in SCHEDULED
+
+
+def parse_schedule(schedule: Iterable[str]) -> list[Change]:
+    """The changes of a `train.schedule`, by epoch and field.
+
+    Raises
+    ------
+    ConfigError
+        For a line of another form, a field that cannot change, or a value out of its range.
+    """
+    return sorted(map(_parse_change, schedule), key=lambda change: (change.epoch, change.field))
+
+
+def _parse_change(text: str) -> Change:
+    found = re.fullmatch(r"\s*(\d{1,9})\s+([\w.]+)\s*=\s*(\S+)\s*", text, re.ASCII)
+    if not found:
+        raise ConfigError(f'train.schedule must be a list of changes like "4 optim.lr=0.001", got {text!r}')
+    name = found[2]
+    if name not in _FIELDS:
+        raise ConfigError(f"train.schedule: unknown Config field {name!r}{_did_you_mean(name)}")
+    if not can_change(name):
+        known = ", ".join(filter(can_change, _FIELDS))
+        raise ConfigError(f"train.schedule may change {known}, got {name!r}")
+    try:
+        value = float(found[3])
+    except ValueError:
+        raise ConfigError(f"train.schedule must set numbers, got {text!r}") from None
+    _check(f"train.schedule: {name}", value, _FIELDS[name])
+    return Change(epoch=int(found[1]), field=name, value=value + 0.0)  # -0 is 0
+
+
+def _canonical_schedule(config: Config) -> tuple[str, ...]:
+    """The schedule of a Config in the one form that every schedule with the same effect has."""
+    if not config.train.schedule:
+        return ()
+    now, kept, last = flatten(config), [], config.train.last_epoch
+    changes = parse_schedule(config.train.schedule)
+    for before, change in itertools.pairwise(changes):
+        if (before.epoch, before.field) == (change.epoch, change.field):
+            raise ConfigError(f"train.schedule must change a field once an epoch, got {str(before)!r} and {str(change)!r}")
+    for change in changes:
+        if not 1 <= change.epoch < config.train.epochs:
+            rule = f"train.schedule must make its changes at epochs 1 to {config.train.epochs - 1}"
+            raise ConfigError(f"{rule} (train.epochs - 1), got {str(change)!r}")
+        if change.epoch < last and change.value != now[change.field]:
+            now[change.field] = change.value
+            kept.append(change)
+    for change in kept:  # what holds from there on must be a Config too
+        try:
+            _in_force(config, kept, change.epoch)
+        except ConfigError as error:
+            raise ConfigError(f"train.schedule at {str(change)!r}: {error}") from None
+    return tuple(map(str, kept))
+
+
+def at_epoch(config: Config, epoch: int) -> Config:
+    """The Config that holds while an epoch trains, counted from 0: its schedule is done so far, and empty."""
+    return _in_force(config, parse_schedule(config.train.schedule), epoch) if config.train.schedule else config
+
+
+def _in_force(config: Config, changes: Sequence[Change], epoch: int) -> Config:
+    done = {change.field: change.value for change in changes if change.epoch <= epoch}
+    return override(config, done | {"train.schedule": ()})
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -364,15 +468,19 @@ def _collect_fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
     return found
 
 
+EXAMPLES = {float: "[0.1, 1]", str: '["4 optim.lr=0.001"]'}
+"""Of fields with several values."""
+
+
 def _is_list(kind: Any) -> bool:
-    """Whether a field is ``tuple[float, ...]``, the only one with several values."""
+    """Whether a field has several values: ``tuple[float, ...]`` or ``tuple[str, ...]``."""
     return typing.get_origin(kind) is tuple
 
 
 def _as_kind(value: Any, kind: Any) -> Any:
     """A number for a float field as a float, a list (of JSON) for a field of several as a tuple."""
     if _is_list(kind):
-        return tuple(map(float, value))
+        return tuple(_as_kind(one, typing.get_args(kind)[0]) for one in value)
     return float(value) if kind is float else value
 
 
@@ -380,9 +488,9 @@ def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
     kind, limits = rule
     if _is_list(kind):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} must be a list like [0.1, 1], got {value!r}")
+            raise ConfigError(f"{name} must be a list like {EXAMPLES[typing.get_args(kind)[0]]}, got {value!r}")
         for one in value:
-            _check(name, one, (float, limits))
+            _check(name, one, (typing.get_args(kind)[0], limits))
         return
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)

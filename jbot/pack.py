@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jbot.config import Config, flatten
+from jbot.config import Config, at_epoch, flatten
 from jbot.graphs import StepGraphs
 
 PER_TRIAL = frozenset({
@@ -51,6 +51,8 @@ PER_TRIAL = frozenset({
     "optim.beta2",
     "optim.eps",
     "train.dropout",
+    "train.until",
+    "train.schedule",
     "finetune.lr",
     "finetune.layer_decay",
     "finetune.dropout",
@@ -118,7 +120,7 @@ def stack(configs: Sequence[Config], device: torch.device, dtype: torch.dtype = 
     Shared fields are plain values. A numeric field of PER_TRIAL is a (trial,) tensor on `device`: int64 for whole
     numbers, float64 for optimiser, teacher and dropout (1 - beta2 needs the digits), else `dtype`; an augmentation or a
     dropout that is off in every trial is the plain number 0. A text field is the text when all agree, else
-    {text: its rows}.
+    {text: its rows}; a field of several values is those of each trial.
     """
     flat = [flatten(config) for config in configs]
     values = {
@@ -139,12 +141,28 @@ def is_off(strength: Tensor | float | int) -> bool:
 
 
 class Pack:
-    """The Configs of trials that are trained together, and what is made once for them: stacks, recorded steps."""
+    """The Configs of trials that are trained together, and what is made once for them: stacks, recorded steps.
+
+    `configs` are those that hold in the epochs that the trials have entered.
+    """
 
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype = torch.float32):
         check_shared(configs)
         self.configs, self.device, self.dtype = list(configs), device, dtype
-        self.graphs = StepGraphs() if device.type == "cuda" else None
+        self._planned = tuple(configs)
+        self._forget()
+
+    def enter(self, trials: Sequence[int], epoch: int) -> None:
+        """Some trials begin an epoch: their schedules say what holds in it."""
+        now = {trial: at_epoch(self._planned[trial], epoch) for trial in trials if self._planned[trial].train.schedule}
+        if any(self.configs[trial] != config for trial, config in now.items()):
+            for trial, config in now.items():
+                self.configs[trial] = config
+            self._forget()
+
+    def _forget(self) -> None:
+        """A recorded step reads the stacks it was recorded with: new ones need a new recording."""
+        self.graphs = StepGraphs() if self.device.type == "cuda" else None
         self._stacks: dict[tuple[tuple[int, ...], int], Config] = {}
 
     def knobs(self, trials: tuple[int, ...], steps: int = 1) -> Config:
@@ -156,6 +174,8 @@ class Pack:
 
 
 def _stacked(name: str, values: list[Any], device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(values)  # train.schedule, which no step reads
     if isinstance(values[0], str):
         if len(set(values)) == 1:
             return values[0]

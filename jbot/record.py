@@ -12,6 +12,9 @@
                             card.md                model card, for people
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
                             classifier_<run>.safetensors  a fine-tuning's best weights: encoder, and head (classifier.*)
+                            state.safetensors      of a trial that stops early (train.until): student, teacher, moments,
+                                                   centres, step; longer trials with this beginning start from it
+                            state.json             progress and learning curves of that state, and its sha256
                             checkpoint/            only while the trial is unfinished
 <storage>/floors/raw-<hash>.json                   metrics without an encoder, shared by trials with the same jets
 <storage>/<study name>/study.json                  the plan and its trials
@@ -229,6 +232,9 @@ class Record:
     """The share of device_seconds that went into fine-tunings and their twins."""
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
+    continues: str | None = None
+    """Id of the trial whose last state it started from, its own beginning (jbot.saved); seconds of the device up to
+    there are counted in both, those of the wall are not."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -181,6 +181,8 @@ def train(
 ) -> TrainState:
     """Train the trials of a pack from `state` to their last epoch; a trial that fails ends alone, with its reason.
 
+    What `train.schedule` changes holds from the first step of its epoch on; before, nothing of it is felt.
+
     Parameters
     ----------
     configs : sequence of Config
@@ -199,34 +201,38 @@ def train(
         Encoder and head.
     """
     pack = Pack(configs, particles.device, state.student.dtype)
-    epochs, probed = configs[0].train.epochs, curve_epochs(configs[0])
+    ends = [config.train.last_epoch for config in configs]
     fresh = [trial for trial, progress in enumerate(state.progress) if not progress.curves]
     for trial in fresh:
         add_point(state, trial, {}, probe)
     if fresh:
         after_epoch(fresh)
-    while trials := furthest_behind(state.progress, epochs):
+    while trials := furthest_behind(state.progress, ends):
         means = run_epoch(pack, particles, rows, state, trials, forward)
         for trial in trials:
             progress = state.progress[trial]
             progress.epoch += 1
             if broken := [name for name, value in means[trial].items() if not math.isfinite(value)]:
                 progress.reason = f"diverged: {broken[0]} is not finite in epoch {progress.epoch}"
-            elif progress.epoch in probed:
+            elif is_probed(progress.epoch, configs[trial]):
                 add_point(state, trial, means[trial], probe)
         after_epoch(trials)
     return state
 
 
-def curve_epochs(config: Config) -> set[int]:
+def is_probed(epoch: int, config: Config) -> bool:
+    """Whether the learning curves have a point when so many epochs are done."""
+    return epoch % config.probe.every == 0 or epoch in SNAPSHOT_EPOCHS or epoch == config.train.last_epoch
+
+
+def curve_epochs(config: Config) -> list[int]:
     """Finished epochs at which learning curves have points."""
-    epochs, every = config.train.epochs, config.probe.every
-    return {*range(0, epochs, every), *(epoch for epoch in SNAPSHOT_EPOCHS if epoch < epochs), epochs}
+    return [epoch for epoch in range(config.train.last_epoch + 1) if is_probed(epoch, config)]
 
 
-def furthest_behind(progress: Sequence[Progress], epochs: int) -> list[int]:
+def furthest_behind(progress: Sequence[Progress], ends: Sequence[int]) -> list[int]:
     """The unfinished trials with the fewest epochs: after a crash, the trials of a pack may stand at different ones."""
-    left = {trial: one.epoch for trial, one in enumerate(progress) if one.epoch < epochs and one.reason is None}
+    left = {trial: one.epoch for trial, one in enumerate(progress) if one.epoch < ends[trial] and one.reason is None}
     return [trial for trial, epoch in left.items() if epoch == min(left.values())]
 
 
@@ -241,6 +247,7 @@ def run_epoch(
     """One epoch of trials that stand at the same one; the means of their training metrics, by trial."""
     started = time.perf_counter()
     device, batch, epoch = particles.device, pack.configs[0].train.batch, state.progress[trials[0]].epoch
+    pack.enter(trials, epoch)
     order, rates = {}, {}
     for trial in trials:
         config = pack.configs[trial]

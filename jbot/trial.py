@@ -23,7 +23,7 @@ from torch import Tensor
 
 from jbot import TRAINER_VERSION
 from jbot.card import save_card
-from jbot.config import Config, DataConfig, digest, override, to_dict
+from jbot.config import Config, DataConfig, at_epoch, digest, override, to_dict
 from jbot.data import JetData, Jets, split
 from jbot.data.shared import shared_tensor
 from jbot.data.splits import TARGETS, targets
@@ -47,13 +47,13 @@ from jbot.model import named_weights
 from jbot.pack import check_shared
 from jbot.pictures import save_pictures, save_snapshot
 from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
-from jbot.train import Metrics, PackState, Progress, TrainState, TrialFailed, init_state, join_states, train
+from jbot.saved import PROGRESS, as_arrays, continue_other, finite, like, progress_of, save_state, typed
+from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
 
-# What a checkpoint holds beside arrays, and of what type.
-PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
+# What a checkpoint holds beside arrays and progress, and of what type.
 FINETUNE_PROGRESS = {
     "epoch": int,
     "seconds": float,
@@ -62,7 +62,7 @@ FINETUNE_PROGRESS = {
     "curves": list,
     "reason": str | None,
 }
-HISTORY = {"attempts": int, "wall_seconds": float, "started": str}
+HISTORY = {"attempts": int, "wall_seconds": float, "started": str, "continues": str | None}
 
 Report = Callable[[list[tuple["TrialSpec", dict[str, Any]]]], None]
 Ended = Callable[["TrialSpec", Record], None]
@@ -169,7 +169,7 @@ class Ride:
         self.configs = [spec.config for spec in specs]
         self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
-        started = [c.start(config, device, dtype) for c, config in zip(self.checkpoints, self.configs, strict=True)]
+        started = [c.start(spec, device, dtype) for c, spec in zip(self.checkpoints, specs, strict=True)]
         self.state = join_states(started)
         self.particles = resident(self.data, self.configs[0].data.particles, device, dtype)
         parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
@@ -273,7 +273,7 @@ class Ride:
         if self.report:
             rows = []
             for trial, run in (members[number] for number in done):
-                last = _finite(self.tuned[trial][run.name].progress[0].curves[-1:])[0]
+                last = finite(self.tuned[trial][run.name].progress[0].curves[-1:])[0]
                 rows.append((self.specs[trial], {f"{run.name}/{name}": value for name, value in last.items()}))
             self.report(rows)
 
@@ -297,14 +297,17 @@ class Ride:
                 for run in self.runs[trial]:
                     measured |= self._judge_tuned(trial, run, judgement)
                 save_scores(self.storage, spec, judgement, evaluator.test)
-                save_pictures(self.storage, spec.trial_id, spec.config, state, evaluator.test, evaluator.forward)
+                last = at_epoch(spec.config, progress.epoch)
+                save_pictures(self.storage, spec.trial_id, last, state, evaluator.test, evaluator.forward)
         except TrialFailed as failure:
             progress.reason = str(failure)
         except Exception as error:
             self.errors[trial] = error
             return
         save_weights(self.storage, spec, state)
-        self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", _finite(progress.curves))
+        if spec.config.train.until and progress.reason is None:
+            save_state(self.storage, spec.trial_id, state)
+        self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", finite(progress.curves))
         self._save_tuned(trial)
         self.records[spec.trial_id] = self._record(trial, progress, measured, settings)
         save_card(self.storage, self.records[spec.trial_id])
@@ -333,7 +336,7 @@ class Ride:
         folder, rows = trial_folder(self.specs[trial].trial_id), []
         for run in self.runs[trial] if self.tuned[trial] else []:
             state = self.tuned[trial][run.name]
-            rows += [{"run": run.name} | row for row in _finite(state.progress[0].curves)]
+            rows += [{"run": run.name} | row for row in finite(state.progress[0].curves)]
             if state.progress[0].reason is None:
                 arrays = named_classifier(state.best, run)
                 self.storage.write_arrays(f"{folder}/classifier_{run.name}.safetensors", arrays)
@@ -374,6 +377,7 @@ class Ride:
             probe_seconds=round(progress.probe_seconds, 3),
             finetune_seconds=round(finetune_seconds, 3),
             attempts=checkpoint.history["attempts"],
+            continues=checkpoint.history["continues"],
         )
 
 
@@ -385,9 +389,15 @@ class Checkpoint:
         self.history: dict[str, Any] = {}
         self.started = self.saved = time.perf_counter()
 
-    def start(self, config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
-        """The state to begin with, a pack of one; counts the attempt, even one that dies at once."""
-        state, self.history = self.load(config, device, dtype)
+    def start(self, spec: TrialSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
+        """The state to begin with, a pack of one; counts the attempt, even one that dies at once.
+
+        Its own of before, else that of another trial which is the beginning of this one, else a fresh one.
+        """
+        state, self.history = self.load(spec.config, device, dtype)
+        if self.history["attempts"] == 0:
+            found = continue_other(self.storage, spec.trial_id, spec.config, spec.data_fingerprint, state)
+            state, self.history["continues"] = found
         self.history["attempts"] += 1
         self.started = time.perf_counter()
         self.save(state)
@@ -396,15 +406,16 @@ class Checkpoint:
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, dict[str, Any]]:
         """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start."""
         fresh = init_state(config, [config.seed], device, dtype)
-        history = {"attempts": 0, "wall_seconds": 0.0, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        history = {"attempts": 0, "wall_seconds": 0.0, "started": started, "continues": None}
         if not self.storage.exists(f"{self.folder}/state.json"):
             return fresh, history
         try:
             saved = self.storage.read_json(f"{self.folder}/state.json")
             arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
-            tensors = _like(fresh, arrays, "", device)
-            progress = Progress(**_typed(saved["state"], PROGRESS))
-            return fresh.of(tensors, [progress]), _typed(saved["history"], HISTORY)
+            tensors = like(fresh, arrays, "", device)
+            progress = Progress(**typed(saved["state"], PROGRESS))
+            return fresh.of(tensors, [progress]), typed(saved["history"], HISTORY)
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history
@@ -424,8 +435,8 @@ class Checkpoint:
             arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
             return {
                 name: state.of(
-                    _like(state, arrays, f"{name}/", device),
-                    [FinetuneProgress(**_typed(saved["runs"][name], FINETUNE_PROGRESS))],
+                    like(state, arrays, f"{name}/", device),
+                    [FinetuneProgress(**typed(saved["runs"][name], FINETUNE_PROGRESS))],
                 )
                 for name, state in fresh.items()
             }
@@ -440,14 +451,12 @@ class Checkpoint:
 
     def save(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
         """Save now. A crash in the middle leaves the previous checkpoint."""
-        (progress,) = state.progress
-        scalars = {name: getattr(progress, name) for name in PROGRESS} | {"curves": _finite(progress.curves)}
         history = self.history | {"wall_seconds": self.wall_seconds()}
-        self._write("state", state.epoch, state.tensors(), {"state": scalars, "history": history})
+        self._write("state", state.epoch, state.tensors(), {"state": progress_of(state), "history": history})
         if tuned:
             tensors = {f"{run}/{name}": x for run, one in tuned.items() for name, x in one.tensors().items()}
             runs = {
-                run: vars(one.progress[0]) | {"curves": _finite(one.progress[0].curves)} for run, one in tuned.items()
+                run: vars(one.progress[0]) | {"curves": finite(one.progress[0].curves)} for run, one in tuned.items()
             }
             self._write("finetune", sum(one.epoch for one in tuned.values()), tensors, {"runs": runs})
         self.saved = time.perf_counter()
@@ -455,8 +464,7 @@ class Checkpoint:
     def _write(self, part: str, number: int, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
         """Arrays under a name of their own, then the JSON file that names them, then away with those of before."""
         arrays = f"{part}-{number:06d}.safetensors"
-        named = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-        self.storage.write_arrays(f"{self.folder}/{arrays}", named)
+        self.storage.write_arrays(f"{self.folder}/{arrays}", as_arrays(tensors))
         self.storage.write_json(f"{self.folder}/{part}.json", {"arrays": arrays} | content)
         for name in self.storage.names(self.folder):
             if name.startswith(f"{part}-") and name != arrays:
@@ -465,23 +473,6 @@ class Checkpoint:
     def remove(self) -> None:
         """The record has replaced it."""
         self.storage.remove(self.folder)
-
-
-def _like(state: PackState, arrays: dict[str, np.ndarray], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    """Saved tensors by the names of a state, each checked to be as there."""
-    tensors = {name: torch.from_numpy(arrays[f"{prefix}{name}"]).to(device) for name in state.tensors()}
-    for name, value in state.tensors().items():
-        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
-            raise RecordError(f"{prefix}{name} is of another model")
-    return tensors
-
-
-def _typed(values: Any, types: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, each checked to be there and of its type."""
-    for name, kind in types.items():
-        if not isinstance(values[name], kind):
-            raise TypeError(f"{name} must be {getattr(kind, '__name__', kind)}, got {values[name]!r}")
-    return {name: values[name] for name in types}
 
 
 def resident(
@@ -546,15 +537,6 @@ def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:
     """The student by weight name, without the trial axis."""
     weights = named_weights(state.student, spec.config.model)
     storage.write_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors", weights)
-
-
-def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """NaN as missing: Parquet readers and JSON agree on that."""
-
-    def known(value: float | None) -> float | None:
-        return None if value is None or not np.isfinite(value) else value
-
-    return [{name: known(value) for name, value in row.items()} for row in rows]
 
 
 @functools.cache

@@ -59,7 +59,7 @@ def pre_training(plan: Plan, base: Config) -> list[str]:
     arms: dict[str, list[str]] = {}
     for arm, changes in plan.arms.items():
         config = override(base, changes)
-        jets, epochs = config.data.train_jets, config.train.epochs
+        jets, epochs = config.data.train_jets, config.train.last_epoch
         line = f"{jets:,} jets x {epochs} epochs = {jets * epochs:,} jet passes"
         arms.setdefault(line, []).append(arm)
     return [line if len(arms) == 1 else f"{line}: {', '.join(names)}" for line, names in arms.items()]
@@ -130,7 +130,7 @@ def arm_seconds(plan: Plan, base: Config, pilot: list[Record], held: Resources) 
         shape = (step.model, step.train.batch, step.train.precision, step.data.particles)
         if shape not in timed:  # arms of one shape differ little in what a step costs
             timed[shape] = seconds_a_step(step, device, held.engine)
-        seconds[arm] = timed[shape] * config.train.epochs * -(-config.data.train_jets // step.train.batch)
+        seconds[arm] = timed[shape] * config.train.last_epoch * -(-config.data.train_jets // step.train.batch)
         if config.finetune.fractions:
             tuning = (*shape, config.finetune.batch)
             if tuning not in timed:

@@ -126,8 +126,8 @@ def test_stretches_step_together_what_has_batches_of_one_size():
 
 def test_trials_furthest_behind_go_first():
     progress = [Progress(epoch=2), Progress(epoch=1), Progress(epoch=0, reason="diverged"), Progress(epoch=1)]
-    assert furthest_behind(progress, 3) == [1, 3]
-    assert furthest_behind(progress, 1) == []
+    assert furthest_behind(progress, [3, 3, 3, 3]) == [1, 3]
+    assert furthest_behind(progress, [1, 1, 1, 1]) == []
 
 
 def test_masked_rows_are_means_over_each_view():
@@ -414,7 +414,8 @@ COMPANIONS = {
     "augment.smear_variant": {"model.padding": "reference", "augment.split_fraction": 0.5},
     "augment.soft_pt": {"augment.soft_dropout": 0.5},
 }
-OUTSIDE = {"train.epochs", "train.batch"}
+OUTSIDE = {"train.epochs", "train.batch", "train.until", "train.schedule"}
+"""Have tests of their own, the last two in test_schedule.py."""
 
 
 def test_every_field_is_covered_by_the_live_knob_test():

@@ -1,0 +1,131 @@
+"""A training state in files; and trials that begin where another one, with the same beginning, has stopped early.
+
+A trial with `train.until` leaves its state. One that agrees with it in all up to there (a longer one, or one whose
+schedule changes something then) starts from that state: what it would have trained is the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jbot import TRAINER_VERSION
+from jbot.config import Config, override
+from jbot.record import RecordError, Storage, trial_folder, trial_id
+from jbot.train import PackState, Progress, TrainState, is_probed
+
+# What is kept of a trial's progress, and of what type.
+PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
+STATE = "state"
+"""``state.safetensors`` and the ``state.json`` that makes it valid."""
+SNAPSHOT = re.compile(r"\w+-\d{4,}\.safetensors")
+"""What a trial leaves at some epochs, e.g. ``embedding-0010.safetensors``."""
+
+
+def save_state(storage: Storage, trial: str, state: TrainState) -> None:
+    """Leave the state of a trial that has stopped early, a pack of one: arrays, then the JSON file that vouches."""
+    name = f"{trial_folder(trial)}/{STATE}"
+    storage.write_arrays(f"{name}.safetensors", as_arrays(state.tensors()))
+    digest = hashlib.sha256(storage.read(f"{name}.safetensors")).hexdigest()
+    storage.write_json(f"{name}.json", {"sha256": digest, "state": progress_of(state)})
+
+
+def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:
+    """The state that a trial has left, on the device of a fresh one.
+
+    Raises
+    ------
+    RecordError
+        When it is missing, damaged, or of another model.
+    """
+    name = f"{trial_folder(trial)}/{STATE}"
+    saved = storage.read_json(f"{name}.json")
+    try:
+        if hashlib.sha256(storage.read(f"{name}.safetensors")).hexdigest() != saved["sha256"]:
+            raise RecordError(f"{name}.safetensors is not what was written")
+        progress = Progress(**typed(saved["state"], PROGRESS))
+        return fresh.of(like(fresh, storage.read_arrays(f"{name}.safetensors"), "", fresh.student.device), [progress])
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{name}.json: {error!r}") from None
+
+
+def beginnings(config: Config, fingerprint: str) -> Iterator[tuple[int, str]]:
+    """Trials that train as this one does and stop earlier, as (epoch, trial id): the longest first."""
+    for epoch in range(config.train.last_epoch - 1, 0, -1):
+        shorter = override(config, {"train.until": epoch})  # which leaves out later changes
+        yield epoch, trial_id(shorter, fingerprint, TRAINER_VERSION)
+
+
+def continue_other(
+    storage: Storage, trial: str, config: Config, fingerprint: str, fresh: TrainState
+) -> tuple[TrainState, str | None]:
+    """The state of the longest beginning of a trial that another one has left, and whose; else the fresh one and None.
+
+    Points of the learning curves that this trial has not, as the last one of a trial that stopped, are left out; what
+    the other trial has left at the epochs before is copied.
+    """
+    there = set(storage.names("trials"))
+    for epoch, other in beginnings(config, fingerprint):
+        if other not in there or not storage.exists(f"{trial_folder(other)}/{STATE}.json"):
+            continue
+        try:
+            state = load_state(storage, other, fresh)
+            if state.epoch != epoch:
+                raise RecordError(f"it stands at epoch {state.epoch}, not {epoch}")
+            _copy_snapshots(storage, other, trial)
+        except RecordError as error:
+            warnings.warn(f"the state of trial {other} is damaged, training from before: {error}", stacklevel=2)
+            continue
+        (progress,) = state.progress
+        progress.curves = [row for row in progress.curves if is_probed(row["epoch"], config)]
+        return state, other
+    return fresh, None
+
+
+def _copy_snapshots(storage: Storage, source: str, target: str) -> None:
+    for name in filter(SNAPSHOT.fullmatch, storage.names(trial_folder(source))):
+        storage.write(f"{trial_folder(target)}/{name}", storage.read(f"{trial_folder(source)}/{name}"))
+
+
+def progress_of(state: TrainState) -> dict[str, Any]:
+    """How far a trial is, as JSON can hold it."""
+    (progress,) = state.progress
+    return {name: getattr(progress, name) for name in PROGRESS} | {"curves": finite(progress.curves)}
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors as safetensors files hold them."""
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+
+
+def finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """NaN as missing: Parquet readers and JSON agree on that."""
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or not np.isfinite(value) else value
+
+    return [{name: known(value) for name, value in row.items()} for row in rows]
+
+
+def like(state: PackState, arrays: dict[str, np.ndarray], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """Saved tensors by the names of a state, each checked to be as there."""
+    tensors = {name: torch.from_numpy(arrays[f"{prefix}{name}"]).to(device) for name in state.tensors()}
+    for name, value in state.tensors().items():
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise RecordError(f"{prefix}{name} is of another model")
+    return tensors
+
+
+def typed(values: Any, types: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, each checked to be there and of its type."""
+    for name, kind in types.items():
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} must be {getattr(kind, '__name__', kind)}, got {values[name]!r}")
+    return {name: values[name] for name in types}
