@@ -288,9 +288,7 @@ class Config:
         if self.finetune.fractions and self.data.task == "qg":
             raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
         if self.train.until > self.train.epochs:
-            raise ConfigError(
-                f"train.until must not exceed train.epochs, got {self.train.until} > {self.train.epochs}"
-            )
+            raise ConfigError(f"train.until must not exceed train.epochs, got {self.train.until} > {self.train.epochs}")
         until = self.train.until if self.train.until < self.train.epochs else 0
         plain = dataclasses.replace(self.train, until=until, schedule=_canonical_schedule(self))
         object.__setattr__(self, "train", plain)
@@ -397,7 +395,9 @@ def _canonical_schedule(config: Config) -> tuple[str, ...]:
     changes = parse_schedule(config.train.schedule)
     for before, change in itertools.pairwise(changes):
         if (before.epoch, before.field) == (change.epoch, change.field):
-            raise ConfigError(f"train.schedule must change a field once an epoch, got {str(before)!r} and {str(change)!r}")
+            raise ConfigError(
+                f"train.schedule must change a field once an epoch, got {str(before)!r} and {str(change)!r}"
+            )
     for change in changes:
         if not 1 <= change.epoch < config.train.epochs:
             rule = f"train.schedule must make its changes at epochs 1 to {config.train.epochs - 1}"

@@ -51,9 +51,7 @@ class Search:
         run_inline(specs, self.data, self.storage, [self], Resources())
 
     def spec_of(self, arm, config):
-        return TrialSpec(
-            study="search", arm=arm, plan_hash="p", config=config, data_fingerprint=self.data.fingerprint
-        )
+        return TrialSpec(study="search", arm=arm, plan_hash="p", config=config, data_fingerprint=self.data.fingerprint)
 
     def __call__(self, space=SPACE, **more) -> Population:
         options = {"run": self.run, "spec_of": self.spec_of, "study": "search", "storage": self.storage}
@@ -129,8 +127,8 @@ def test_failed_members_are_the_worst_and_copy(tiny, tiny_data, tmp_path):
         later = found.lineage[6 + row.member]
         assert later.came == "copied"
         assert found.lineage[later.parent].state == "complete"
+    search.base = override(search.base, {"loss.koleo_weight": 0.02})
     with pytest.raises(ClusterError, match=r"every member of generation 0 has failed, e\.g\. diverged: "):
-        search.base = override(search.base, {"loss.koleo_weight": 0.02})
         search(space=(dataclasses.replace(wild, values=(1e30,)),))
 
 

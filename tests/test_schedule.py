@@ -52,7 +52,7 @@ def test_the_round_trips_of_the_command_line_and_of_records(tiny):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train.schedule": "1 optim.lr=1"}, "train.schedule must be a list like [\"4 optim.lr=0.001\"], got '1 opt"),
+        ({"train.schedule": "1 optim.lr=1"}, 'train.schedule must be a list like ["4 optim.lr=0.001"], got \'1 opt'),
         ({"train.schedule": [1]}, "train.schedule must be str, got 1 (int)"),
         ({"train.schedule": ["optim.lr=1"]}, "a list of changes like \"4 optim.lr=0.001\", got 'optim.lr=1'"),
         ({"train.schedule": ["-1 optim.lr=1"]}, "a list of changes like"),
@@ -103,7 +103,9 @@ def test_a_change_holds_from_its_epoch_on_bit_for_bit(tiny):
     config = scheduled(tiny, *SCHEDULE)
     found = run([config], jets)
     state = init_state(tiny, [tiny.seed], CPU)
-    stages = [{}, {"optim.lr": 0.01}, {"optim.lr": 0.01, "loss.koleo_weight": 0.5, "mask.ratio_high": 0.9, "augment.rotation": 0.0}]  # fmt: skip
+    second = {"optim.lr": 0.01}
+    third = second | {"loss.koleo_weight": 0.5, "mask.ratio_high": 0.9, "augment.rotation": 0.0}
+    stages = [{}, second, third]
     for epoch, changes in enumerate(stages, start=1):
         run([override(tiny, changes | {"train.until": epoch})], jets, state=state)
     assert torch.equal(found.student, state.student)
@@ -166,7 +168,9 @@ def test_a_recorded_step_does_not_keep_an_earlier_value(tiny):
             else:
                 pack = Pack([configs[epoch]], cuda)
                 pack.graphs = None
-            rates = (torch.tensor([value], dtype=torch.float64, device=cuda) for value in (learning_rate(1, tiny.optim), 0.9))
+            rates = (
+                torch.tensor([value], dtype=torch.float64, device=cuda) for value in (learning_rate(1, tiny.optim), 0.9)
+            )
             run_steps(state, jets.view(4, 1, 16, 30, 4), pack, (0,), *rates)
         made[name] = state.student.cpu()
     torch.testing.assert_close(made["graphs"], made["by hand"], atol=1e-5, rtol=0)
