@@ -24,6 +24,7 @@ from jbot.anomaly_scores import (
     SCORES,
     AnomalyError,
     Bank,
+    Fitted,
     Jets,
     Labels,
     Particles,
@@ -193,8 +194,12 @@ def choose(score: Score, bank: Bank, background: Jets, pilot: Jets) -> Settings:
         Prepared by :meth:`Bank.jets`.
     """
     fits = [bank.fit(score.name, **settings) for settings in score.grid]
-    areas = [share_below(fitted(pilot), fitted(background)).mean() for fitted in fits]
-    return score.grid[int(np.argmax(areas))]
+    return score.grid[int(np.argmax([pilot_area(fitted, background, pilot) for fitted in fits]))]
+
+
+def pilot_area(fitted: Fitted, background: Jets, pilot: Jets) -> float:
+    """How well a score separates the pilot signal from background: the AUC."""
+    return float(share_below(fitted(pilot), fitted(background)).mean())
 
 
 def choose_all(bank: Bank, pilot: Pilot, names: Sequence[str] = PUBLISHED) -> dict[str, Settings]:

@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from jbot.anomaly import AnomalyError, Detection, Embedded, detect, overlay_pilot
+from jbot.anomaly import AnomalyError, Detection, Embedded, Pilot, detect, overlay_pilot
 from jbot.anomaly import metric_names as anomaly_names
 from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
@@ -338,6 +338,25 @@ class Evaluator:
 
     def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
         """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
+        seed, size = self.config.seed, self.config.anomaly.bank_jets
+        try:
+            train, jets, pilot = self._anomaly_jets(state, bank, test, scan)
+            with self._pools.limit(limits=torch.get_num_threads()):
+                return detect(train, jets, seed=seed, bank_jets=size, pilot=pilot, folds=folds)
+        except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
+            raise TrialFailed(f"no anomaly score: {error}") from error
+
+    def anomaly_jets(self, state: TrainState) -> tuple[Embedded, Embedded, Pilot]:
+        """Jets for a bank, test jets, and the pilot signal that settings may be chosen on, by their embedding."""
+        bank, test = self._embed(state, self.bank)[0], self._embed(state, self.test)[0]
+        train, jets, pilot = self._anomaly_jets(state, bank, test, scan=True)
+        assert pilot is not None
+        return train, jets, pilot
+
+    def _anomaly_jets(
+        self, state: TrainState, bank: Bank, test: Embedding, scan: bool
+    ) -> tuple[Embedded, Embedded, Pilot | None]:
+        """With a pilot, and particles for the autoencoder, where settings are scanned."""
 
         def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
             particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
@@ -347,16 +366,11 @@ class Evaluator:
             jets = torch.from_numpy(particles).to(test.device, state.student.dtype)
             return embed(state.student, jets, self.config, self.forward)
 
-        seed, pilot = self.config.seed, None
-        try:
-            if scan:
-                pilot = overlay_pilot(embedded(self.val, self._embed(state, self.val)[0]), embed_overlays, seed)
-            train, jets = embedded(self.bank, bank), embedded(self.test, test)
-            with self._pools.limit(limits=torch.get_num_threads()):
-                size = self.config.anomaly.bank_jets
-                return detect(train, jets, seed=seed, bank_jets=size, pilot=pilot, folds=folds)
-        except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
-            raise TrialFailed(f"no anomaly score: {error}") from error
+        pilot = None
+        if scan:
+            background = embedded(self.val, self._embed(state, self.val)[0])
+            pilot = overlay_pilot(background, embed_overlays, self.config.seed)
+        return embedded(self.bank, bank), embedded(self.test, test), pilot
 
     def raw(self) -> dict[str, Measured]:
         """The classifiers on the particles themselves, flattened: what can be had without an encoder."""
