@@ -114,7 +114,9 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: JetData, storage: Storag
     trained = floor.of({"student": student}, floor.progress)
     with threadpool_limits(torch.get_num_threads()):
         rows = [row | {"trained": True} for row in encoder_rows(grid, spec.config, evaluator, trained, grid.draws)]
-        rows += [row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, floor, grid.floor_draws)]
+        rows += [
+            row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, floor, grid.floor_draws)
+        ]
     storage.write_rows(name, rows)
 
 
@@ -137,9 +139,7 @@ def encoder_rows(
                 yield row | {"bank_jets": size, "draw": draw}
 
 
-def bank_rows(
-    grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, bank_jets: int, draw: int
-) -> list[Row]:
+def bank_rows(grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, bank_jets: int, draw: int) -> list[Row]:
     """Every score and setting on one bank. Neighbours are searched for once; all k share them.
 
     Parameters

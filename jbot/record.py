@@ -8,6 +8,7 @@
                             student-<epoch>.safetensors     weights at epochs 0, 1, 10 and 50
                             embedding-<epoch>.safetensors   the same jets then
                             examples.safetensors   a jet of each class: views, masks, attention (see jbot.pictures)
+                            anomaly_grid-<hash>.parquet    AUC over scores, settings, banks (see jbot.anomaly_grid)
                             figures/               drawn afterwards: <name>.svg (see analysis.pictures)
                             card.md                model card, for people
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from analysis.plan import FILE, Plan, PlanError, load_study, save_study
 from cluster.events import Listener
+from cluster.grids import run_grids
 from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
@@ -127,9 +128,12 @@ def run(study: Study, options: argparse.Namespace) -> int:
     specs = trial_specs(plan, base, data)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.whole}, planned_trials(specs))
-    page, ended, whole = None, False, True
+    page, ended, whole, gridless = None, False, True, 0
     try:
         view = run_trials(plan, specs, data, storage, held, options)
+        if study.anomaly_grid:
+            where = {"inline": options.inline, "address": options.address, "console": console}
+            gridless = run_grids(study.anomaly_grid, specs, data, storage, held, **where)
         ended = True
     finally:
         left = len(open_trials(specs, storage))
@@ -152,7 +156,9 @@ def run(study: Study, options: argparse.Namespace) -> int:
         print("every trial has failed: the report says why", file=sys.stderr)
     if left:
         print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
-    return 0 if whole and not left else UNFINISHED
+    if gridless:
+        print(f"{gridless} anomaly grids could not be made: the same command tries them again", file=sys.stderr)
+    return 0 if whole and not left and not gridless else UNFINISHED
 
 
 def keep_other_plan(storage: Storage, plan: Plan, data: Jets) -> None:

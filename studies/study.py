@@ -17,6 +17,7 @@ from typing import Any
 from analysis.plan import Contrast, Plan, PlannedTrial
 from analysis.published import RECIPES
 from cluster.run import Resources
+from jbot.anomaly_grid import AnomalyGrid
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.evaluate import metric_names
@@ -56,6 +57,8 @@ class Study:
     against_paper: bool = False
     """Arms follow the paper's recipe for their task: jets of each split and epochs are to the preset's as the paper's
     are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper.py)."""
+    anomaly_grid: AnomalyGrid | None = None
+    """Over which scores, settings and banks every trial is judged when all have ended; for the task `qg`."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -120,6 +123,9 @@ class Study:
             sides = zip((contrast.treatment, contrast.control), contrast.metrics(self.metric), strict=True)
             for name, metric in sides:
                 _check_metric(metric, name, override(base, arms[name]))
+        tasks = {override(base, changes).data.task for changes in arms.values()} if self.anomaly_grid else set()
+        if others := sorted(tasks - {"qg"}):
+            raise ConfigError(f"an anomaly grid is of arms with data.task qg, got {', '.join(others)}")
         return Plan(
             study=self.name if preset == "quick" else f"{self.name}_{preset}",
             question=self.question,
