@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, responses, scaling, seeds
+from analysis import components, responses, scaling, score_grid, seeds
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
     components.section,
     responses.section,
     scaling.section,
+    score_grid.section,
     seeds.section,
 )
 """In the order of the page. Each returns None where it has nothing to say."""

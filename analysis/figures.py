@@ -319,3 +319,87 @@ def literal(text: str, most: int = 34) -> str:
     short = line if len(line) <= most else line[: most - 1] + "…"
     # A label that starts with an underscore is hidden from legends.
     return short.replace("$", r"\$").lstrip("_") or "?"
+
+
+@styled
+def variance_shares(shares: Sequence[tuple[str, float]]) -> Figure:
+    """Horizontal bars, single factors dark and interactions pale, in the order given.
+
+    Parameters
+    ----------
+    shares : sequence of (name, share)
+    """
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.27 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(shares))
+    pale = [" × " in name or name.startswith("all other") for name, _ in shares]
+    colours = [PALETTE[4] if one else PALETTE[0] for one in pale]
+    axes.barh(rows, [100 * share for _, share in shares], height=0.62, color=colours, lw=0)
+    axes.set_yticks(rows, [_literal(name, 44) for name, _ in shares])
+    axes.tick_params(axis="y", which="both", left=False, right=False)
+    axes.set(ylim=(len(shares) - 0.4, -0.6), xlabel="share of the variance [%]", xlim=(0, None))
+    return figure
+
+
+@styled
+def score_ranges(scores: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A row a score: the range over settings as a bar, and marks at single ones.
+
+    Parameters
+    ----------
+    scores : mapping
+        Name -> `low` and `high` of the bar, `published`, `chosen`, `oracle`, `untrained`; NaN is not drawn.
+    """
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.36 * len(scores)), layout="constrained")
+    axes = figure.subplots()
+    marks = {"published": ("o", PALETTE[0]), "chosen": ("D", PALETTE[6]), "oracle": ("^", INK)}
+    for row, one in enumerate(scores.values()):
+        axes.plot([one["low"], one["high"]], [row, row], color=FAINT, lw=5, solid_capstyle="butt", zorder=1)
+        axes.plot(one["untrained"], row, "|", color=MUTED, ms=12, mew=1.4, zorder=2)
+    for name, (marker, colour) in marks.items():
+        values = [one[name] for one in scores.values()]
+        axes.plot(values, np.arange(len(values)), marker, color=colour, ms=5.5, mew=0, label=name, zorder=3)
+    axes.set_yticks(np.arange(len(scores)), [_literal(name) for name in scores])
+    axes.tick_params(axis="y", which="both", left=False, right=False)
+    axes.set(ylim=(len(scores) - 0.4, -0.6), xlabel="AUC")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    return figure
+
+
+@styled
+def against_each(
+    points: pd.DataFrame, columns: Mapping[str, str], quantity: str, label: str, log: Sequence[str] = ()
+) -> Figure:
+    """One number against others, a panel each; a point an encoder.
+
+    Parameters
+    ----------
+    points : DataFrame
+        arm, trained (bool), the quantity and the columns.
+    columns : mapping
+        Column -> its label.
+    log : sequence of str
+        Columns with a logarithmic axis.
+    """
+    rows = -(-len(columns) // 2)
+    figure = Figure(figsize=(WIDTH, 0.5 + 1.75 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False, sharey=True)
+    palette = colours(list(dict.fromkeys(points["arm"])))
+    for axes, (column, name) in zip(panels.flat, columns.items(), strict=False):
+        for arm, colour in palette.items():
+            for trained, fill in ((True, colour), (False, "none")):
+                some = points[(points["arm"] == arm) & (points["trained"] == trained)]
+                label_of = _literal(arm) if trained and axes is panels.flat[0] else None
+                axes.plot(some[column], some[quantity], "o", ms=4.2, mfc=fill, mec=colour, mew=0.9, label=label_of)
+        axes.set_xlabel(_literal(name))
+        if column in log and (points[column] > 0).any():
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+    for axes in panels[:, 0]:
+        axes.set_ylabel(_literal(label))
+    for axes in panels.flat[len(columns) :]:
+        axes.set_axis_off()
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    return figure

@@ -105,8 +105,9 @@ def _ray(
 
     with connected(address):
         check_nodes(storage, resources)
+        make: Any = ray.remote(_task)
         held = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": resources.max_retries}
-        shared, task = ray.put(data), ray.remote(**held)(_task)
+        shared, task = ray.put(data), make.options(**held)
         running: dict[Any, TrialSpec] = {task.remote(spec, shared, grid, storage, resources): spec for spec in todo}
         while running:
             (ready,), _ = ray.wait(list(running))

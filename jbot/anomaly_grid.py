@@ -149,7 +149,8 @@ def bank_rows(grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, 
     draw : int
         Seed of the bank and of the scores that draw.
     """
-    truth, rows = truth_of(test.labels, SIGNALS), []
+    truth = truth_of(test.labels, SIGNALS)
+    rows: list[Row] = []
     for normalise in (True, False):
         rows += _scored(grid, train, test, pilot, truth, bank_jets, draw, normalise)
     for score in grid.scores:
@@ -180,7 +181,7 @@ def _scored(
         jets, background, signal = (bank.jets(one) for one in _points(test, pilot))
     except AnomalyError:  # the whole bank looks alike to this encoder
         return [row for name, settings in ask for row in _rows(name, settings, normalise, truth, None, None)]
-    rows = []
+    rows: list[Row] = []
     for name, settings in ask:
         try:
             fitted = bank.fit(name, **settings)
