@@ -335,7 +335,7 @@ def variance_shares(shares: Sequence[tuple[str, float]]) -> Figure:
     pale = [" × " in name or name.startswith("all other") for name, _ in shares]
     colours = [PALETTE[4] if one else PALETTE[0] for one in pale]
     axes.barh(rows, [100 * share for _, share in shares], height=0.62, color=colours, lw=0)
-    axes.set_yticks(rows, [_literal(name, 44) for name, _ in shares])
+    axes.set_yticks(rows, [literal(name, 44) for name, _ in shares])
     axes.tick_params(axis="y", which="both", left=False, right=False)
     axes.set(ylim=(len(shares) - 0.4, -0.6), xlabel="share of the variance [%]", xlim=(0, None))
     return figure
@@ -359,7 +359,7 @@ def score_ranges(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     for name, (marker, colour) in marks.items():
         values = [one[name] for one in scores.values()]
         axes.plot(values, np.arange(len(values)), marker, color=colour, ms=5.5, mew=0, label=name, zorder=3)
-    axes.set_yticks(np.arange(len(scores)), [_literal(name) for name in scores])
+    axes.set_yticks(np.arange(len(scores)), [literal(name) for name in scores])
     axes.tick_params(axis="y", which="both", left=False, right=False)
     axes.set(ylim=(len(scores) - 0.4, -0.6), xlabel="AUC")
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -390,15 +390,15 @@ def against_each(
         for arm, colour in palette.items():
             for trained, fill in ((True, colour), (False, "none")):
                 some = points[(points["arm"] == arm) & (points["trained"] == trained)]
-                label_of = _literal(arm) if trained and axes is panels.flat[0] else None
+                label_of = literal(arm) if trained and axes is panels.flat[0] else None
                 axes.plot(some[column], some[quantity], "o", ms=4.2, mfc=fill, mec=colour, mew=0.9, label=label_of)
-        axes.set_xlabel(_literal(name))
+        axes.set_xlabel(literal(name))
         if column in log and (points[column] > 0).any():
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in panels[:, 0]:
-        axes.set_ylabel(_literal(label))
+        axes.set_ylabel(literal(label))
     for axes in panels.flat[len(columns) :]:
         axes.set_axis_off()
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cluster.run import ClusterError, Resources
 from jbot.anomaly_grid import AnomalyGrid, grid_file, make_grid
-from jbot.data import JetData
+from jbot.data import Jets
 from jbot.record import Storage, first_line, load_record
 from jbot.trial import TrialSpec
 
@@ -33,7 +33,7 @@ def open_grids(grid: AnomalyGrid, specs: Sequence[TrialSpec], storage: Storage) 
 def run_grids(
     grid: AnomalyGrid,
     specs: Sequence[TrialSpec],
-    data: JetData,
+    data: Jets,
     storage: Storage,
     resources: Resources,
     *,
@@ -80,7 +80,7 @@ def run_grids(
 Ended = Iterator[tuple[TrialSpec, Exception | None]]
 
 
-def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: JetData, storage: Storage, resources: Resources) -> Ended:
+def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: Jets, storage: Storage, resources: Resources) -> Ended:
     """One after another. A bug is raised, for a debugger."""
     if resources.gpus > 0 and not torch.cuda.is_available():
         raise ClusterError(f"grids ask for {resources.gpus:g} GPUs and there is none here; use --gpus 0")
@@ -93,7 +93,7 @@ def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: JetData, storage: St
 def _ray(
     todo: list[TrialSpec],
     grid: AnomalyGrid,
-    data: JetData,
+    data: Jets,
     storage: Storage,
     resources: Resources,
     address: str | None,
@@ -119,6 +119,6 @@ def _ray(
             yield running.pop(ready), error
 
 
-def _task(spec: TrialSpec, data: JetData, grid: AnomalyGrid, storage: Storage, resources: Resources) -> None:
+def _task(spec: TrialSpec, data: Jets, grid: AnomalyGrid, storage: Storage, resources: Resources) -> None:
     torch.set_num_threads(resources.threads)
     make_grid(grid, spec, data, storage, resources.device)

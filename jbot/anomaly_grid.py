@@ -25,7 +25,7 @@ from jbot import TRAINER_VERSION
 from jbot.anomaly import SIGNALS, Embedded, Pilot, Truth, draw_bank, pilot_area, truth_of
 from jbot.anomaly_scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError, Settings, find_score
 from jbot.config import Config, digest, override
-from jbot.data import JetData
+from jbot.data import JetData, Jets
 from jbot.engine import find_engine
 from jbot.evaluate import Evaluator
 from jbot.metrics import rank_auc
@@ -87,7 +87,7 @@ def bank_sizes(grid: AnomalyGrid, config: Config) -> tuple[int, ...]:
     return tuple(dict.fromkeys(max(LEAST_BANK, round(share * largest)) for share in grid.shares))
 
 
-def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: JetData, storage: Storage, device: str = "cpu") -> None:
+def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, device: str = "cpu") -> None:
     """Leave the rows of a complete trial in its folder, if they are not there.
 
     Parameters
@@ -107,7 +107,7 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: JetData, storage: Storag
         return
     if spec.config.data.task != "qg":
         raise AnomalyError(f"an anomaly grid is of trials with data.task qg, got {spec.config.data.task}")
-    evaluator = evaluator_of(spec.config, data, torch.device(device))
+    evaluator = evaluator_of(spec.config, data.at(spec.config.data.jet_pt), torch.device(device))
     floor = init_state(spec.config, [spec.config.seed], torch.device(device))
     weights = storage.read_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors")
     student = pack(weights, spec.config.model)[None].to(device)
