@@ -16,7 +16,7 @@ import torch
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage, first_line, load_record
+from jbot.record import Record, Storage, first_line, load_whole
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -49,9 +49,9 @@ class Resources:
 
 
 def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:
-    """Trials without a record, once each, in the order given."""
+    """Trials without a record, and those a search has pruned, once each, in the order given."""
     unique = {spec.trial_id: spec for spec in specs}
-    return [spec for spec in unique.values() if load_record(storage, spec.trial_id) is None]
+    return [spec for spec in unique.values() if load_whole(storage, spec.trial_id) is None]
 
 
 def run_inline(

@@ -16,9 +16,10 @@
                             state.safetensors      of a trial that stops early (train.until): student, teacher, moments,
                                                    centres, step; longer trials with this beginning start from it
                             state.json             progress and learning curves of that state, and its sha256
-                            checkpoint/            only while the trial is unfinished
+                            checkpoint/            only while the trial is unfinished, or was pruned
 <storage>/floors/raw-<hash>.json                   metrics without an encoder, shared by trials with the same jets
 <storage>/<study name>/study.json                  the plan and its trials
+                       search.json                 the points of a hyperparameter search, see cluster.search
 """
 
 from __future__ import annotations
@@ -288,6 +289,12 @@ def load_record(storage: Storage, trial: str) -> Record | None:
     """
     name = f"{trial_folder(trial)}/record.json"
     return read_record(storage, name) if storage.exists(name) else None
+
+
+def load_whole(storage: Storage, trial: str) -> Record | None:
+    """The record of a trial that has run to its end, or None: a pruned one can go on from its checkpoint."""
+    record = load_record(storage, trial)
+    return None if record is None or record.state == "pruned" else record
 
 
 def read_record(storage: Storage, name: str) -> Record:

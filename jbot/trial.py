@@ -46,7 +46,7 @@ from jbot.metrics import Measured, classification, uncertainties
 from jbot.model import named_weights
 from jbot.pack import check_shared
 from jbot.pictures import save_pictures, save_snapshot
-from jbot.record import Record, RecordError, Storage, load_record, save_record, trial_folder, trial_id
+from jbot.record import Record, RecordError, Storage, load_whole, save_record, trial_folder, trial_id
 from jbot.saved import PROGRESS, as_arrays, continue_other, finite, like, progress_of, save_state, typed
 from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
@@ -66,6 +66,7 @@ HISTORY = {"attempts": int, "wall_seconds": float, "started": str, "continues": 
 
 Report = Callable[[list[tuple["TrialSpec", dict[str, Any]]]], None]
 Ended = Callable[["TrialSpec", Record], None]
+Prune = Callable[["TrialSpec", dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ def run_pack(
     report: Report | None = None,
     ended: Ended | None = None,
     *,
+    prune: Prune | None = None,
     engine: str = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> list[Record]:
@@ -115,6 +117,9 @@ def run_pack(
         a fine-tuning start with the run's: ``finetune_10/epoch``.
     ended : callable, optional
         Called with a trial and its record as soon as that is written: a trial that fails ends before the others.
+    prune : callable, optional
+        Asked at each new point of a learning curve whether a search gives the trial up: the reason, or None. A pruned
+        trial keeps its checkpoint beside its record, and goes on from it where it is wanted whole.
     engine : str
         What computes encoder and head, see :mod:`jbot.engine`.
     dtype : torch dtype
@@ -123,7 +128,7 @@ def run_pack(
     Returns
     -------
     list of Record
-        One a spec, in order; those that were there already are not run again.
+        One a spec, in order; those that were there already are not run again, but for pruned ones.
 
     Raises
     ------
@@ -133,12 +138,12 @@ def run_pack(
         What judging a trial raised, be it a bug or a lack of memory: after the others have their records. It has none.
     """
     check_shared([spec.config for spec in specs])
-    records = {spec.trial_id: record for spec in specs if (record := load_record(storage, spec.trial_id))}
+    records = {spec.trial_id: record for spec in specs if (record := load_whole(storage, spec.trial_id))}
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
         jets = data if isinstance(data, Jets) else Jets({todo[0].config.data.jet_pt: data})
-        ride = Ride(todo, jets, storage, torch.device(device), dtype, report, ended, found)
+        ride = Ride(todo, jets, storage, torch.device(device), dtype, report, ended, prune, found)
         train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
         ride.finetune()
         for trial in range(len(todo)):
@@ -161,11 +166,12 @@ class Ride:
         dtype: torch.dtype,
         report: Report | None,
         ended: Ended | None,
+        prune: Prune | None,
         engine: Engine,
     ):
         self.meter = Meter(device)
         self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
-        self.report, self.ended = report, ended
+        self.report, self.ended, self.prune = report, ended, prune
         self.configs = [spec.config for spec in specs]
         self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
@@ -186,6 +192,8 @@ class Ride:
         ]
         self.sent = [0] * len(specs)
         self.records: dict[str, Record] = {}
+        self.pruned: set[int] = set()
+        """Trials that a search gave up: the reason is that of their progress."""
         self.errors: dict[int, Exception] = {}
         """What is no outcome of a trial but ended it: the others go on, then it is raised."""
 
@@ -227,9 +235,20 @@ class Ride:
             self.sent[trial] = len(curves)
         if self.report and rows:
             self.report(rows)
+        self._ask_prune(trials, rows)
         for trial in trials:
             if self.state.progress[trial].reason is not None:
                 self.conclude(trial)
+
+    def _ask_prune(self, trials: list[int], rows: list[tuple[TrialSpec, dict[str, Any]]]) -> None:
+        """End what a search gives up, once its checkpoint is saved."""
+        for trial in trials if self.prune else ():
+            progress, spec = self.state.progress[trial], self.specs[trial]
+            reasons = (self.prune(spec, row) for of, row in rows if of is spec and self.prune)
+            if progress.reason is None and (why := next(filter(None, reasons), None)):
+                self.checkpoints[trial].save(self.state.row(trial))
+                self.pruned.add(trial)
+                progress.reason = why
 
     def _runs(self, trial: int, val: Int64[Tensor, "_"]) -> list[Run]:
         """A trial's fine-tunings. Made before its pre-training, of whose weights they are views: bad input stops it."""
@@ -312,7 +331,8 @@ class Ride:
         self.records[spec.trial_id] = self._record(trial, progress, measured, settings)
         save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
-        self.checkpoints[trial].remove()
+        if trial not in self.pruned:
+            self.checkpoints[trial].remove()
         if self.ended:
             self.ended(spec, self.records[spec.trial_id])
 
@@ -355,7 +375,7 @@ class Ride:
         finetune_seconds = sum(one.seconds for one in tuned.values())
         return Record(
             trial_id=spec.trial_id,
-            state="complete" if progress.reason is None else "failed",
+            state="complete" if progress.reason is None else "pruned" if trial in self.pruned else "failed",
             reason=progress.reason,
             study=spec.study,
             arm=spec.arm,

@@ -20,7 +20,7 @@ from cluster.run import ClusterError, Resources, check_storage, open_trials, run
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
-from jbot.record import RecordError, Storage, first_line, load_record
+from jbot.record import RecordError, Storage, first_line, load_record, load_whole
 from jbot.trial import TrialSpec
 from studies.dry_run import describe
 from studies.jets import load_plan_jets
@@ -185,7 +185,7 @@ def run_trials(
     options: argparse.Namespace,
 ) -> Any:
     """Run what has no record yet, watched by the progress bar and MLflow; returns the view, None without one."""
-    done = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
+    done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
     say(f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}")
     if done:
         say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
