@@ -266,12 +266,15 @@ def rebuild(storage: Storage, study: str, uri: str) -> int:
         view.ended(trial, arm, record, all_curves(storage, trial))
         view.figures(trial, arm, record, storage)
         by_arm.setdefault(arm, []).append(record)
+    searched = _points(storage, study)
+    for trial, arm, record in searched:
+        view.ended(trial, arm, record, all_curves(storage, trial))
     for arm, records in by_arm.items():
         view.summarise(arm, records)
     if storage.exists(f"{study}/report.html"):
         view.report(storage.read(f"{study}/report.html"))
     view.finish(complete)
-    return len(ended)
+    return len(ended) + len(searched)
 
 
 def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
@@ -284,7 +287,7 @@ def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
 
 def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str, str, Record]], bool]:
     """The view of a study, (id, arm, record) of its trials that have ended, and whether those are all."""
-    content = storage.read_json(f"{study}/study.json")
+    content = _content(storage, study)
     plan = content["plan"]
     info = StudyInfo(
         name=plan["study"],
@@ -296,4 +299,21 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str,
     )
     found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in content["trials"]]
     ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
-    return View(uri, info), ended, len(ended) == len(found)
+    return View(uri, info), ended, "unfinished" not in content and len(ended) == len(found)
+
+
+def _content(storage: Storage, study: str) -> dict[str, Any]:
+    """The plan of a study and its trials; while it is still searching for its arms, that of the search."""
+    if storage.exists(f"{study}/study.json") or not storage.exists(f"{study}/search.json"):
+        return dict(storage.read_json(f"{study}/study.json"))
+    ledger = storage.read_json(f"{study}/search.json")
+    return ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
+
+
+def _points(storage: Storage, study: str) -> list[tuple[str, str, Record]]:
+    """(id, arm, record) of the points of a study's search that have ended; those without a search have none."""
+    if not storage.exists(f"{study}/search.json"):
+        return []
+    trials = [trial for point in storage.read_json(f"{study}/search.json")["points"] for trial in point["trials"]]
+    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
+    return [(trial, arm, record) for trial, arm, record in found if record is not None]

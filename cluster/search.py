@@ -21,7 +21,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, json_to_distribution
@@ -35,7 +35,11 @@ from jbot.record import RecordError, Storage
 
 LEDGER = "search.json"
 SCHEMA = 1
-DIRECTIONS = {"accuracy": "maximize", "anomaly": "maximize", "cost": "minimize"}
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "anomaly": "maximize",
+    "cost": "minimize",
+}
 """Objectives by name; how they are measured stands in :mod:`cluster.search_run`."""
 DIGITS = 4
 """Of a suggested number: what is run is what is printed, and can be typed."""
@@ -271,7 +275,7 @@ def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `n`, `needed`, `objective`, `quantile` and, when there are enough, `ped_anova` and `fanova`: shares by coordinate.
+        `n`, `needed`, `objective`, `quantile` and, with enough points, `ped_anova` and `fanova`: shares by coordinate.
     """
     objective, complete = plan.objectives[0], [entry for entry in entries if entry["state"] == "complete"]
     found: dict[str, Any] = {"n": len(complete), "needed": LEAST_COMPLETE, "objective": objective, "quantile": QUANTILE}

@@ -26,6 +26,7 @@ from studies.dry_run import describe
 from studies.jets import load_plan_jets
 from studies.presets import PRESETS
 from studies.released import find_released, judge_released
+from studies.search import add_options, describe_search, run_search, with_anomaly
 from studies.study import Study, planned_trials, resources, trial_specs
 
 FIGURES = ("first", "all", "none")
@@ -78,6 +79,8 @@ def parser(study: Study) -> argparse.ArgumentParser:
         made.add_argument(
             "--released", metavar="FOLDER", help="the authors' .weights.h5 files, to be judged on the same test jets"
         )
+    if study.search:
+        add_options(made, study.search)
     where = made.add_argument_group("where")
     ray = where.add_mutually_exclusive_group()
     ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
@@ -107,7 +110,9 @@ def parser(study: Study) -> argparse.ArgumentParser:
 
 
 def size_of(study: Study, preset: str) -> str:
-    """``4 arms x 6 seeds``."""
+    """``4 arms x 6 seeds``; of a search ``24 points, then 2 arms x 6 seeds``."""
+    if study.search:
+        return f"{study.search.points[preset]} points, then 2 arms x {study.seeds_at(preset)} seeds"
     return f"{len(study.arms_at(preset))} arms x {study.seeds_at(preset)} seeds"
 
 
@@ -121,9 +126,14 @@ def run(study: Study, options: argparse.Namespace) -> int:
     if released:
         find_released(released, plan)
     if options.dry_run:
+        plan = describe_search(study, plan, storage, held, options) if study.search else plan
         describe(plan, base, storage, held)
         return 0
     storage.remove_file(check_storage(storage))
+    if study.search:
+        jets = load_plan_jets(with_anomaly(plan, options), options.data, options.address)
+        found = run_search(study, plan, jets, storage, held, options)
+        return run(found, options) if found else UNFINISHED
     data = load_plan_jets(plan, options.data, options.address)
     specs = trial_specs(plan, base, data)
     keep_other_plan(storage, plan, data)
@@ -190,7 +200,7 @@ def run_trials(
     if done:
         say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
     progress = StudyProgress(specs, done, console)
-    view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
+    view = None if options.inline and not options.tracking_uri else live_view(plan, data, storage, options)
     listeners: list[Listener] = [progress, *([view] if view else [])]
     try:
         if options.inline:
@@ -311,7 +321,8 @@ def _changes(settings: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
+def live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
+    """The MLflow view that is written while a study runs."""
     from cluster.mlflow_view import LiveView, StudyInfo
 
     info = StudyInfo(

@@ -23,6 +23,7 @@ from jbot.data import Jets
 from jbot.evaluate import metric_names
 from jbot.trial import TrialSpec, git_commit
 from studies.presets import PRESETS, Preset
+from studies.search import Search
 
 Arms = Mapping[str, Mapping[str, Any]]
 
@@ -59,6 +60,8 @@ class Study:
     are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper.py)."""
     anomaly_grid: AnomalyGrid | None = None
     """Over which scores, settings and banks every trial is judged when all have ended; for the task `qg`."""
+    search: Search | None = None
+    """What is searched first: its winner is then the arm `winner` against `base`."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)

@@ -1,0 +1,73 @@
+"""What Tune's events are in the words of a search: the driver's side of :mod:`cluster.search_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray import tune
+
+from cluster.events import Listener
+from cluster.search_run import Job
+from jbot.record import RecordError, load_record
+from jbot.trial import TrialSpec
+
+
+class SearchRelay(tune.Callback):
+    """Tells the listeners; which trial a place runs is known from what its worker says."""
+
+    def __init__(self, job: Job, listeners: Sequence[Listener]):
+        self.job, self.listeners = job, listeners
+        self.settled = 0
+        """Places that have ended or were given up."""
+        self.running: dict[str, TrialSpec] = {}
+        """By Tune's name of the place."""
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial begins, has a new row, or has ended."""
+        if "entry" not in result:
+            return
+        spec = self.job.specs(result["entry"])[result["trial"]]
+        if "started" in result:
+            self.running[trial.trial_id] = spec
+            for listener in self.listeners:
+                listener.started(spec)
+        elif "row" in result:
+            for listener in self.listeners:
+                listener.point(spec, result["row"])
+        elif "ended" in result:
+            self.running.pop(trial.trial_id, None)
+            self._end(spec)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The place is free."""
+        self.settled += 1
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker died, and it has a retry left."""
+        if spec := self.running.get(trial.trial_id):
+            for listener in self.listeners:
+                listener.interrupted(spec)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Given up after the last retry."""
+        self.settled += 1
+        if spec := self.running.pop(trial.trial_id, None):
+            for listener in self.listeners:
+                listener.lost(spec, str(trial.get_error() or ""))
+
+    def _end(self, spec: TrialSpec) -> None:
+        try:
+            record, problem = load_record(self.job.storage, spec.trial_id), "it ended without a record"
+        except (RecordError, OSError) as error:
+            record, problem = None, str(error)
+        for listener in self.listeners:
+            if record is None:
+                listener.lost(spec, problem)
+            else:
+                listener.ended(spec, record)
