@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, responses, scaling, score_grid, seeds
+from analysis import components, responses, scaling, score_grid, search, seeds
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
+    search.section,
     components.section,
     responses.section,
     scaling.section,

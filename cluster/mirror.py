@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         storage, study = open_folder(options.folder)
         known = storage.exists(f"{study}/search.json")  # one may still be searching for its arms
-        storage.read_json(f"{study}/{'search' if known else 'study'}.json")  # before MLflow makes a database for nothing
+        storage.read_json(
+            f"{study}/{'search' if known else 'study'}.json"
+        )  # before MLflow makes a database for nothing
         uri = uri or default_tracking_uri(storage)
         from cluster.mlflow_view import rebuild
 
