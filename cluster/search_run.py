@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from cluster.search import Entry, Searcher, SearchPlan
 from jbot import checkpoint
 from jbot.anomaly import AnomalyError
 from jbot.config import from_dict, override
-from jbot.data import JetData
+from jbot.data import Jets
 from jbot.pilot_judge import pilot_auc
 from jbot.record import Record, Storage, load_curves, load_record, trial_folder
 from jbot.trial import TrialSpec, run_pack
@@ -57,6 +57,8 @@ class Job:
     storage: Storage
     resources: Resources
     git_commit: str | None
+    fingerprints: Mapping[str, str]
+    """Task -> fingerprint of the jets that a point of it uses."""
 
     def specs(self, entry: Entry) -> list[TrialSpec]:
         """The trials of a point: its own, and where the anomaly objective is wanted one of the same recipe on
@@ -71,7 +73,7 @@ class Job:
                 arm=f"point-{entry['number']:03d}{suffix}",
                 plan_hash=self.plan.hash,
                 config=config,
-                data_fingerprint=self.plan.data["fingerprint"],
+                data_fingerprint=self.fingerprints[config.data.task],
                 git_commit=self.git_commit,
             )
             for suffix, config in configs.items()
@@ -91,7 +93,7 @@ class Watcher(Protocol):
         """It has a record."""
 
 
-def run_point(entry: Entry, job: Job, data: JetData, searcher: Asked, watcher: Watcher) -> None:
+def run_point(entry: Entry, job: Job, data: Jets, searcher: Asked, watcher: Watcher) -> None:
     """Run the trials of a point that have no record yet, asking whether to go on, and tell how it ended."""
     number, specs = entry["number"], job.specs(entry)
 
@@ -118,7 +120,7 @@ def run_point(entry: Entry, job: Job, data: JetData, searcher: Asked, watcher: W
     searcher.tell(number, measure(job, specs, data))
 
 
-def measure(job: Job, specs: Sequence[TrialSpec], data: JetData) -> dict[str, Any]:
+def measure(job: Job, specs: Sequence[TrialSpec], data: Jets) -> dict[str, Any]:
     """How a point has ended, from its records: what the ledger holds of it."""
     records = [record for spec in specs if (record := load_record(job.storage, spec.trial_id))]
     rows = load_curves(job.storage, specs[0].trial_id)
@@ -141,9 +143,7 @@ def measure(job: Job, specs: Sequence[TrialSpec], data: JetData) -> dict[str, An
     return told
 
 
-def _value(
-    objective: str, job: Job, specs: Sequence[TrialSpec], data: JetData, rows: Sequence[dict[str, Any]]
-) -> float:
+def _value(objective: str, job: Job, specs: Sequence[TrialSpec], data: Jets, rows: Sequence[dict[str, Any]]) -> float:
     """An objective of a complete point, on validation jets."""
     if objective == "accuracy":
         return float(rows[-1][job.plan.metric])
@@ -151,7 +151,7 @@ def _value(
         masked = [row["train/masked_fraction"] for row in rows if row.get("train/masked_fraction") is not None]
         return training_flop(specs[0].config, float(np.mean(masked)) if masked else 1.0) / 1e12
     encoder = checkpoint.load(f"{job.storage.uri}/{trial_folder(specs[-1].trial_id)}", device=job.resources.device)
-    return pilot_auc(encoder.embed, data, specs[-1].config)
+    return pilot_auc(encoder.embed, data.at(specs[-1].config.data.jet_pt), specs[-1].config)
 
 
 # --- inline -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class _Told:
             listener.ended(spec, record)
 
 
-def search_inline(job: Job, points: int, data: JetData, listeners: Sequence[Listener]) -> None:
+def search_inline(job: Job, points: int, data: Jets, listeners: Sequence[Listener]) -> None:
     """One point after another in this process, without Ray."""
     if job.resources.gpus > 0 and not torch.cuda.is_available():
         raise ClusterError(f"points ask for {job.resources.gpus:g} GPUs and there is none here; use --gpus 0")
@@ -217,7 +217,7 @@ class Remote:
         self._ask("tell", number, told)
 
 
-def search_ray(job: Job, points: int, data: JetData, listeners: Sequence[Listener], *, address: str | None) -> None:
+def search_ray(job: Job, points: int, data: Jets, listeners: Sequence[Listener], *, address: str | None) -> None:
     """The same under Ray Tune, as many points at once as the machines hold; see :func:`cluster.tune.run_ray`.
 
     Raises
@@ -239,7 +239,7 @@ def search_ray(job: Job, points: int, data: JetData, listeners: Sequence[Listene
         _fit(job, points, left, data, listeners)
 
 
-def _fit(job: Job, points: int, places: int, data: JetData, listeners: Sequence[Listener]) -> None:
+def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Listener]) -> None:
     import ray
     from ray import tune
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -296,7 +296,7 @@ class _Reports:
         self._say(spec, ended=True)
 
 
-def train_point(config: dict[str, int], job: Job, data: JetData, actor: Any) -> None:
+def train_point(config: dict[str, int], job: Job, data: Jets, actor: Any) -> None:
     """What a Ray worker does when its place's turn has come."""
     from ray import tune
 

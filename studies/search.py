@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.plan import Contrast, Plan
 from cluster.run import ClusterError, Resources, check_storage
 from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
-from jbot.data import JetData
+from jbot.data import Jets
 from jbot.record import RecordError, Storage
 from jbot.trial import git_commit
 from search_spaces.axis import Axis
@@ -65,13 +65,15 @@ class Search:
         Raises
         ------
         ConfigError
-            When two axes are of one field.
+            When two axes are of one field, or one is of what points share.
         """
         made = self.space if isinstance(self.space, tuple) else self.space(base)
         made += self.cost_axes if "cost" in objectives else ()
         fields = [axis.field for axis in made]
         if twice := {name for name in fields if fields.count(name) > 1}:
             raise ConfigError(f"two axes of a search are of {', '.join(sorted(twice))}")
+        if of_jets := [name for name in fields if name.startswith(("data.", "probe."))]:
+            raise ConfigError(f"points of a search share jets and probes, got an axis of {', '.join(of_jets)}")
         return made
 
 
@@ -101,7 +103,7 @@ def add_options(made: argparse.ArgumentParser, search: Search) -> None:
 # --- plans --------------------------------------------------------------------------------------------------------
 
 
-def search_plan(study: Study, plan: Plan, options: argparse.Namespace, data: JetData | None) -> SearchPlan:
+def search_plan(study: Study, plan: Plan, options: argparse.Namespace, data: Jets | None) -> SearchPlan:
     """What is searched at this preset; without jets, for a dry run."""
     try:
         from cluster.search import SearchPlan
@@ -128,7 +130,9 @@ def search_plan(study: Study, plan: Plan, options: argparse.Namespace, data: Jet
         first_rung=first_rung(base) if len(objectives) == 1 and objectives[0] == "accuracy" else 0,
         reduction=search.reduction,
         epochs=base.train.epochs,
-        data={"source": data.source, "fingerprint": data.fingerprint} if data else {"source": "", "fingerprint": ""},
+        data={"source": data.source, "fingerprint": data.fingerprint(base)}
+        if data
+        else {"source": "", "fingerprint": ""},
     )
 
 
@@ -182,7 +186,7 @@ def confirmation(study: Study, changes: Mapping[str, Any]) -> Study:
 
 
 def run_search(
-    study: Study, plan: Plan, data: JetData, storage: Storage, held: Resources, options: argparse.Namespace
+    study: Study, plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
 ) -> Study | None:
     """Run the points that have not ended; returns the study of the winner, None when points are left.
 
@@ -200,14 +204,22 @@ def run_search(
     entries = load_entries(storage, wanted)
     ended = [entry for entry in entries[:points] if entry["state"] != "open"]
     if len(ended) < points:
-        job = search_run.Job(plan=wanted, storage=storage, resources=held, git_commit=git_commit())
+        base = from_dict(wanted.base)
+        tasks = {base.data.task, *([search_run.ANOMALY_TASK] if "anomaly" in wanted.objectives else [])}
+        job = search_run.Job(
+            plan=wanted,
+            storage=storage,
+            resources=held,
+            git_commit=git_commit(),
+            fingerprints={task: data.fingerprint(override(base, {"data.task": task})) for task in tasks},
+        )
         _run_points(job, points, ended, plan, data, options)
         entries = load_entries(storage, wanted)
     return _decide(study, wanted, entries, points, winner(wanted, entries))
 
 
 def _run_points(
-    job: Any, points: int, ended: list[dict[str, Any]], plan: Plan, data: JetData, options: argparse.Namespace
+    job: Any, points: int, ended: list[dict[str, Any]], plan: Plan, data: Jets, options: argparse.Namespace
 ) -> None:
     """Watched by the progress bar and MLflow, as a study's trials are."""
     from cluster import search_run
