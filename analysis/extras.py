@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, responses, scaling, score_grid, search, seeds
+from analysis import components, population, responses, scaling, score_grid, search, seeds
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
     search.section,
+    population.section,
     components.section,
     responses.section,
     scaling.section,
