@@ -113,18 +113,19 @@ def _paragraphs(found: Lineage, path: Sequence[Row]) -> Iterator[str]:
     ended, best = len(found.generations), path[-1]
     rows = [row for generation in found.generations for row in generation]
     copied, failed = sum(row.came == "copied" for row in rows), sum(row.value is None for row in rows)
+    better = "higher" if found.higher_is_better else "lower"
     over = "" if ended == len(found.stops) else f" Unfinished: {ended} of {len(found.stops)} generations have ended."
     yield (
         f"{found.members} members trained in {wording.count(len(found.stops), 'generation')} with one seed, ranked by"
-        f" {wording.quantity_on(found.metric)} ({'higher' if found.higher_is_better else 'lower'} is better) after each."
+        f" {wording.quantity_on(found.metric)} ({better} is better) after each."
         f" The worst quarter, and what had failed, took over weights and knobs of the best quarter and changed the"
         f" knobs: {copied} {'copy' if copied == 1 else 'copies'} in all,"
         f" {wording.count(failed, 'failed trial')}.{over}"
     )
     if best.value is not None:
         yield (
-            f"Member {best.member} is best with {wording.number(best.value)}. That is the best of {found.members} on the"
-            " jets by which it was chosen, at one seed, and thus flatters it: only the contrasts at fresh seeds say"
+            f"Member {best.member} is best with {wording.number(best.value)}. That is the best of {found.members} on"
+            " the jets by which it was chosen, at one seed, and thus flatters it: only the contrasts at fresh seeds say"
             " whether its schedule is better."
         )
 
@@ -169,8 +170,8 @@ def _metric_picture(found: Lineage, path: Sequence[Row]) -> Picture:
         name="population-metric",
         figure=metric_figure(found, path),
         alt=f"{words} of {found.members} members by epoch; the best member's line goes {said}.",
-        caption=f"{words} at the end of each generation. Lines join a training with what it goes on from; dashed: copies"
-        " with changed knobs. Blue: the best member.",
+        caption=f"{words} at the end of each generation. Lines join a training with what it goes on from; dashed:"
+        " copies with changed knobs. Blue: the best member.",
     )
 
 

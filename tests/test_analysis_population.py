@@ -118,14 +118,17 @@ def test_an_unfinished_population_says_so_and_one_of_failures_is_drawn(study):
     assert "4 failed trials" in extra.text[0]
 
 
-def test_it_is_in_the_report_of_studies_that_have_one(study, tmp_path):
-    put, storage, plan = study
-    folder = f"{tmp_path}/{plan.study}"
+def test_it_is_in_the_report_of_studies_that_have_one(tmp_path):
+    """And the winner is an arm like any other, with a schedule."""
+    winner = {LR: 2e-4, "train.schedule": ["2 optim.lr=0.0027", "4 loss.koleo_weight=0.01"]}
+    plan = make_plan(arms=make_plan().arms | {"found": winner})
+    folder = str(write_study(tmp_path, plan))
     without = build_report(load_study(folder), tmp_path / "without").read_text()
     assert "Population-based training" not in without
-    put(make_population())
+    Storage(tmp_path).write_json(f"{plan.study}/{FILE}", dataclasses.asdict(make_population()))
     page = build_report(load_study(folder), tmp_path / "with")
     assert "copied 2, changed" in page.read_text()
+    assert "4 loss.koleo_weight=0.01" in page.read_text()
     assert {"population-metric.svg", "population-knobs.pdf"} <= {
         path.name for path in (page.parent / "figures").iterdir()
     }
