@@ -25,8 +25,8 @@ from jbot.train import PackState, Progress, TrainState, is_probed
 PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
 STATE = "state"
 """``state.safetensors`` and the ``state.json`` that makes it valid."""
-SNAPSHOT = re.compile(r"\w+-\d{4,}\.safetensors")
-"""What a trial leaves at some epochs, e.g. ``embedding-0010.safetensors``."""
+SNAPSHOT = re.compile(r"\w+-\d+\.safetensors")
+"""What a trial leaves at some epochs, ``embedding-0010.safetensors`` and ``student-0010.safetensors``."""
 
 
 def save_state(storage: Storage, trial: str, state: TrainState) -> None:

@@ -193,7 +193,7 @@ def assert_same_trial(one, other, there: Storage, here: Storage):
     folder = trial_folder(one.trial_id)
     arrays = [name for name in there.names(folder) if name.endswith(".safetensors")]
     assert arrays == [name for name in here.names(folder) if name.endswith(".safetensors")]
-    assert {"student.safetensors", "embedding-0000.safetensors", "embedding-0001.safetensors"} <= set(arrays)
+    assert {"student.safetensors", "embedding-0000.safetensors", "student-0001.safetensors"} <= set(arrays)
     for name in arrays:
         mine, theirs = (storage.read_arrays(f"{folder}/{name}") for storage in (there, here))
         for key, value in mine.items():
