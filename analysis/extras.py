@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, population, responses, scaling, score_grid, search, seeds
+from analysis import components, population, responses, scaling, score_grid, search, seeds, transfer
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
@@ -16,6 +16,7 @@ SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
     components.section,
     responses.section,
     scaling.section,
+    transfer.section,
     score_grid.section,
     seeds.section,
 )

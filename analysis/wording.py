@@ -118,6 +118,8 @@ LETTERS = {"w": "W", "z": "Z", "qcd": "q/g"}
 """How classes are written where it is not as jbot.data has them."""
 OF_A_CURVE = re.compile(rf"(?P<who>\w+?(_[\d.]+)?)_(?P<what>{'|'.join(CURVE)})(_(?P<cut>[\d.]+))?(_(?P<on>[a-z]+))?")
 
+ENERGY = {"test": "test jets of {} GeV", "shifted": "test jets of {} GeV, by probes of another energy"}
+"""Splits with a jet pT behind them; {} is the pT."""
 SPLITS = {"test": "test jets", "val": "validation jets", "train": "training jets"}
 
 
@@ -136,8 +138,10 @@ def quantity(metric: str) -> str:
 
 
 def quantity_on(metric: str) -> str:
-    """``k-NN accuracy on test jets`` for ``test/knn_accuracy``."""
-    split = metric.split("/")[0]
+    """``k-NN accuracy on test jets`` for ``test/knn_accuracy``, ``... of 500 GeV`` for ``test_500/...``."""
+    split, _, pt = metric.split("/")[0].partition("_")
+    if pt and split in ENERGY:
+        return f"{quantity(metric)} on {ENERGY[split].format(pt)}"
     return f"{quantity(metric)} on {SPLITS[split]}" if split in SPLITS else quantity(metric)
 
 
