@@ -18,6 +18,7 @@
                             state.json             progress and learning curves of that state, and its sha256
                             checkpoint/            only while the trial is unfinished, or was pruned
 <storage>/floors/raw-<hash>.json                   metrics without an encoder, shared by trials with the same jets
+<storage>/encoders/<trial id>.json                 which trial has the encoder that this plain one would train
 <storage>/<study name>/study.json                  the plan and its trials
                        search.json                 the points of a hyperparameter search, see cluster.search
 """
@@ -235,8 +236,8 @@ class Record:
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     continues: str | None = None
-    """Id of the trial whose last state it started from, its own beginning (jbot.saved); seconds of the device up to
-    there are counted in both, those of the wall are not."""
+    """Id of the trial whose last state it started from: its own beginning, or, where the two differ in what is judged
+    alone, its own encoder (jbot.saved). Seconds of training are counted in both, those of the wall are not."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -2,10 +2,14 @@
 
 A trial with `train.until` leaves its state. One that agrees with it in all up to there (a longer one, or one whose
 schedule changes something then) starts from that state: what it would have trained is the same, bit for bit.
+
+And encoders that are shared: a trial that differs from a complete one in what is judged alone (fine-tunings, anomaly
+scores, other jet pTs) takes its weights and learning curves, and is judged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import warnings
@@ -17,14 +21,17 @@ import torch
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, override
-from jbot.record import RecordError, Storage, trial_folder, trial_id
+from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
+from jbot.model import pack
+from jbot.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
 from jbot.train import PackState, Progress, TrainState, is_probed
 
 # What is kept of a trial's progress, and of what type.
 PROGRESS = {"epoch": int, "train_seconds": float, "probe_seconds": float, "curves": list}
 STATE = "state"
 """``state.safetensors`` and the ``state.json`` that makes it valid."""
+ENCODERS = "encoders"
+"""Folder of what says which trial has an encoder, by the id of the plain trial."""
 SNAPSHOT = re.compile(r"\w+-\d+\.safetensors")
 """What a trial leaves at some epochs, ``embedding-0010.safetensors`` and ``student-0010.safetensors``."""
 
@@ -87,6 +94,54 @@ def continue_other(
         progress.curves = [row for row in progress.curves if is_probed(row["epoch"], config)]
         return state, other
     return fresh, None
+
+
+def plain(config: Config) -> Config:
+    """The trial that trains this one's encoder and learning curves, and judges no more than every trial does."""
+    probe = dataclasses.replace(config.probe, jet_pts=())
+    return dataclasses.replace(config, probe=probe, finetune=FinetuneConfig(), anomaly=AnomalyConfig())
+
+
+def lend_encoder(storage: Storage, trial: str, encoder: str) -> None:
+    """Say that a complete trial has this encoder.
+
+    Parameters
+    ----------
+    encoder : str
+        The id of the plain trial, whether that was run or not.
+    """
+    if not storage.exists(f"{ENCODERS}/{encoder}.json"):
+        storage.write_json(f"{ENCODERS}/{encoder}.json", {"trial": trial})
+
+
+def borrow_encoder(
+    storage: Storage, trial: str, config: Config, encoder: str, fresh: TrainState
+) -> tuple[TrainState, str | None]:
+    """The encoder that another trial has trained, at its last epoch, and whose; else the fresh state and None.
+
+    The student and the learning curves alone: such a state can be judged, not trained further. So a trial that is to
+    leave its state does not borrow.
+    """
+    name = f"{ENCODERS}/{encoder}.json"
+    if config.train.until or fresh.student.dtype != torch.float32 or not storage.exists(name):
+        return fresh, None
+    try:
+        other = str(storage.read_json(name)["trial"])
+        record = load_record(storage, other)
+        if record is None or record.state != "complete":
+            return fresh, None
+        weights = pack(storage.read_arrays(f"{trial_folder(other)}/student.safetensors"), config.model)
+        curves = load_curves(storage, other)
+        if not curves or curves[-1]["epoch"] != config.train.last_epoch:
+            raise RecordError(f"learning curves of trial {other} do not reach epoch {config.train.last_epoch}")
+        _copy_snapshots(storage, other, trial)
+    except (RecordError, KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"the encoder of {name} is damaged, training it again: {error}", stacklevel=2)
+        return fresh, None
+    fresh.student.copy_(weights)
+    seconds = record.device_seconds - record.probe_seconds - record.finetune_seconds
+    progress = Progress(epoch=config.train.last_epoch, train_seconds=seconds, curves=curves)
+    return fresh.of(fresh.tensors(), [progress]), other
 
 
 def _copy_snapshots(storage: Storage, source: str, target: str) -> None:

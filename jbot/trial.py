@@ -47,7 +47,19 @@ from jbot.model import named_weights
 from jbot.pack import check_shared
 from jbot.pictures import save_pictures, save_snapshot
 from jbot.record import Record, RecordError, Storage, load_whole, save_record, trial_folder, trial_id
-from jbot.saved import PROGRESS, as_arrays, continue_other, finite, like, progress_of, save_state, typed
+from jbot.saved import (
+    PROGRESS,
+    as_arrays,
+    borrow_encoder,
+    continue_other,
+    finite,
+    lend_encoder,
+    like,
+    plain,
+    progress_of,
+    save_state,
+    typed,
+)
 from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
 CHECKPOINT_SECONDS = 20.0
@@ -144,6 +156,7 @@ def run_pack(
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
         jets = data if isinstance(data, Jets) else Jets({todo[0].config.data.jet_pt: data})
         ride = Ride(todo, jets, storage, torch.device(device), dtype, report, ended, prune, found)
+        ride.tell_borrowed()
         train(ride.configs, ride.particles, ride.rows, ride.state, ride.probe, ride.after_epoch, found.forward)
         ride.finetune()
         for trial in range(len(todo)):
@@ -175,7 +188,11 @@ class Ride:
         self.configs = [spec.config for spec in specs]
         self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
-        started = [c.start(spec, device, dtype) for c, spec in zip(self.checkpoints, specs, strict=True)]
+        self.encoders = [self._encoder(spec) for spec in specs]
+        started = [
+            checkpoint.start(spec, encoder, device, dtype)
+            for checkpoint, spec, encoder in zip(self.checkpoints, specs, self.encoders, strict=True)
+        ]
         self.state = join_states(started)
         self.particles = resident(self.data, self.configs[0].data.particles, device, dtype)
         parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
@@ -196,6 +213,23 @@ class Ride:
         """Trials that a search gave up: the reason is that of their progress."""
         self.errors: dict[int, Exception] = {}
         """What is no outcome of a trial but ended it: the others go on, then it is raised."""
+
+    def _encoder(self, spec: TrialSpec) -> str:
+        """The id under which trials that differ in what is judged alone share an encoder."""
+        trained, jets = plain(spec.config), spec.data_fingerprint
+        if other_pts(spec.config):
+            jets = self.all_jets.fingerprint(trained)
+        return trial_id(trained, jets, TRAINER_VERSION)
+
+    def tell_borrowed(self) -> None:
+        """Learning curves of trials that take the encoder of another one."""
+        last = [(trial, self.configs[trial].train.last_epoch) for trial in range(len(self.specs))]
+        rows: list[tuple[TrialSpec, dict[str, Any]]] = []
+        for trial in (trial for trial, epoch in last if self.state.progress[trial].epoch == epoch):
+            rows += [(self.specs[trial], row) for row in self.state.progress[trial].curves]
+            self.sent[trial] = len(self.state.progress[trial].curves)
+        if self.report and rows:
+            self.report(rows)
 
     def _elsewhere(self, dtype: torch.dtype) -> list[dict[float, OtherJets]]:
         """Of each trial, the jets of other pTs on which it is judged too: as many, of the same classes."""
@@ -331,6 +365,8 @@ class Ride:
         self.records[spec.trial_id] = self._record(trial, progress, measured, settings)
         save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
+        if progress.reason is None:
+            lend_encoder(self.storage, spec.trial_id, self.encoders[trial])
         if trial not in self.pruned:
             self.checkpoints[trial].remove()
         if self.ended:
@@ -409,15 +445,21 @@ class Checkpoint:
         self.history: dict[str, Any] = {}
         self.started = self.saved = time.perf_counter()
 
-    def start(self, spec: TrialSpec, device: torch.device, dtype: torch.dtype = torch.float32) -> TrainState:
+    def start(
+        self, spec: TrialSpec, encoder: str, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> TrainState:
         """The state to begin with, a pack of one; counts the attempt, even one that dies at once.
 
-        Its own of before, else that of another trial which is the beginning of this one, else a fresh one.
+        Its own of before, else the encoder or the beginning of this trial that another one has trained, else a fresh
+        one.
         """
         state, self.history = self.load(spec.config, device, dtype)
         if self.history["attempts"] == 0:
-            found = continue_other(self.storage, spec.trial_id, spec.config, spec.data_fingerprint, state)
-            state, self.history["continues"] = found
+            state, other = borrow_encoder(self.storage, spec.trial_id, spec.config, encoder, state)
+            if other is None:
+                found = continue_other(self.storage, spec.trial_id, spec.config, spec.data_fingerprint, state)
+                state, other = found
+            self.history["continues"] = other
         self.history["attempts"] += 1
         self.started = time.perf_counter()
         self.save(state)
