@@ -194,9 +194,9 @@ def _shares_words(found: Components) -> str:
         f"Of the variance of the AUC over this grid, {own:.0%} is of the score and its settings alone, {both:.0%} of "
         "their interactions listed below (the score that is best for one encoder, signal or bank is not for another), "
         f"and {with_seed:.0%} involves the training seed. Shares are of a balanced analysis of variance by the method "
-        "of moments (sums of squares, no fit): each score weighs the same however many settings it has; scores, settings, "
-        "signals, sizes and arms are the levels of the grid, seeds and draws samples whose chance is taken off the "
-        "other components. A component whose estimate is negative is shown as 0."
+        "of moments (sums of squares, no fit): each score weighs the same however many settings it has; scores, "
+        "settings, signals, sizes and arms are the levels of the grid, seeds and draws samples whose chance is taken "
+        "off the other components. A component whose estimate is negative is shown as 0."
     )
 
 
@@ -329,7 +329,8 @@ def _optimism_words(found: pd.DataFrame) -> str:
     return (
         f"Choosing settings on the test labels, as the oracle does, gains {wording.number(gain.min(), 3)} "
         f"({wording.anomaly_score(gain.idxmin())}) to {wording.number(gain.max(), 3)} "
-        f"({wording.anomaly_score(gain.idxmax())}) over choosing them on overlaid background jets, all signals together. "
+        f"({wording.anomaly_score(gain.idxmax())}) over choosing them on overlaid background jets, all signals "
+        "together. "
         f"The best score is {named['chosen']} at chosen settings and {named['oracle']} at the oracle's. The oracle "
         "picks anew for each encoder, bank and signal: the more settings a score has, the more its luck is worth."
     )
