@@ -14,6 +14,7 @@ Read     The section on scores: the shares of the variance answer the question, 
 
 from analysis.plan import Contrast
 from jbot.anomaly_grid import AnomalyGrid
+from search_spaces import augmentation
 from studies.main import main
 from studies.study import Study
 
@@ -23,15 +24,12 @@ study = Study(
     name="anomaly_metrics",
     question="How much does anomaly detection depend on the score and its settings, against the encoder?",
     base={"data.task": "qg"},
-    arms={
-        "base": {},
-        "none": {"augment.rotation": 0.0, "augment.smear_sigma": 0.0, "augment.split_fraction": 0.0},
-    },
+    arms={"paper": {}, "none": augmentation.only()},
     contrasts=(
-        Contrast(treatment="base", control="base", metric=GMM, control_metric=KNN, primary=True),
+        Contrast(treatment="paper", control="paper", metric=GMM, control_metric=KNN, primary=True),
         Contrast(treatment="none", control="none", metric=GMM, control_metric=KNN),
-        Contrast(treatment="base", control="none"),
-        Contrast(treatment="base", control="base", control_metric=f"untrained/{KNN}"),
+        Contrast(treatment="paper", control="none"),
+        Contrast(treatment="paper", control="paper", control_metric=f"untrained/{KNN}"),
     ),
     metric=KNN,
     margin=0.01,

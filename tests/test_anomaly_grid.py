@@ -15,6 +15,7 @@ from jbot.anomaly import SIGNALS, choose, detect, draw_bank
 from jbot.anomaly_grid import AnomalyGrid, bank_rows, bank_sizes, grid_file, grid_seconds, make_grid
 from jbot.anomaly_scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError
 from jbot.config import Config, ConfigError, override
+from jbot.data import Jets
 from jbot.metrics import MetricError, auc, rank_auc
 from jbot.record import Storage
 from jbot.trial import TrialSpec
@@ -26,12 +27,12 @@ QG = {"data.task": "qg", "data.train_jets": 240, "data.val_jets": 40, "data.test
 
 @pytest.fixture(scope="module")
 def data():
-    return make_data(170)
+    return Jets({1000.0: make_data(170)})
 
 
 def spec_of(data, seed=0, **changes):
     config = override(Config(), TINY | QG | {"seed": seed} | changes)
-    return TrialSpec(study="x", arm="base", plan_hash="h", config=config, data_fingerprint=data.fingerprint)
+    return TrialSpec(study="x", arm="base", plan_hash="h", config=config, data_fingerprint=data.fingerprint(config))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from cluster.grids import run_grids
 from cluster.run import Resources, run_inline
 from jbot.anomaly_grid import AnomalyGrid, grid_file
 from jbot.config import from_dict
+from jbot.data import Jets
 from jbot.record import Storage
 from studies.anomaly_metrics import study
 from studies.study import planned_trials, trial_specs
@@ -114,10 +115,10 @@ def test_concordance_over_seeds_by_hand():
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
     """The folder of a tiny study of two arms and three seeds, with its grids."""
-    storage, data = Storage(str(tmp_path_factory.mktemp("study"))), make_data(170)
+    storage, data = Storage(str(tmp_path_factory.mktemp("study"))), Jets({1000.0: make_data(170)})
     plan = study.plan("smoke", seeds=3, changes=TINY | SIZES)
-    specs = trial_specs(plan, from_dict(plan.base), data.fingerprint)
-    save_study(storage, plan, {"source": "", "fingerprint": data.fingerprint}, planned_trials(specs))
+    specs = trial_specs(plan, from_dict(plan.base), data)
+    save_study(storage, plan, {"source": "", "fingerprint": data.whole}, planned_trials(specs))
     run_inline(specs, data, storage, [], Resources())
     assert run_grids(SMALL, specs, data, storage, Resources(), inline=True) == 0
     return storage, plan, specs
