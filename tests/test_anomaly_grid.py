@@ -60,9 +60,8 @@ def test_chosen_settings_are_those_of_the_pilot_alone():
     bank = draw_bank(TRAIN, 120, 3)
     background, signal = bank.jets(PILOT.background.embedding), bank.jets(PILOT.embedding)
     for name in PUBLISHED:
-        score = dataclasses.replace(SCORES[name], grid=on_sphere.settings(name))
         chosen = {row["settings"] for row in rows if row["score"] == name and row["chosen"]}
-        assert [json.loads(settings) for settings in chosen] == [choose(score, bank, background, signal)]
+        assert [json.loads(settings) for settings in chosen] == [choose(SCORES[name], bank, background, signal)]
 
 
 def test_embeddings_as_they_are_are_the_unnormalised_detection():
@@ -79,7 +78,7 @@ def test_embeddings_as_they_are_are_the_unnormalised_detection():
 def test_a_bank_that_carries_no_score_has_no_auc():
     same = dataclasses.replace(TRAIN, embedding=np.ones_like(TRAIN.embedding))
     rows = bank_rows(SMALL, same, TEST, PILOT, 120, draw=0)
-    assert len(rows) == len(SIGNALS) * (2 * len(SCORES["knn"].grid) + len(SMALL.settings("gmm")))
+    assert len(rows) == len(SIGNALS) * (2 * len(SCORES["knn"].grid) + len(SCORES["gmm"].grid))
     assert all(row["auc"] is None and not row["chosen"] for row in rows)
 
 
