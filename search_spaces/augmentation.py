@@ -47,14 +47,14 @@ PT_RESOLUTION = Axis(
     field="augment.pt_sigma",
     low=0.0,
     high=0.05,
-    reason="a calorimeter's stochastic term, sigma(E)/E = a / sqrt(E / GeV), is 0.01 to 0.03 at 1 TeV for a = 30% to 100%",
+    reason="a calorimeter's stochastic term a / sqrt(E / GeV) is 0.01 to 0.03 at 1 TeV for a = 30% to 100%",
 )
 SOFT_DROPOUT = Axis(
     field="augment.soft_dropout",
     low=0.0,
     high=1.0,
-    reason="share lost of the particles below augment.soft_pt of the jet's pT, from none to all: soft radiation is what "
-    "detectors and generators agree on least",
+    reason="share lost of the particles below augment.soft_pt of the jet's pT, from none to all: soft radiation is "
+    "what detectors and generators agree on least",
 )
 
 PAPER = {"rotation": ROTATION, "smearing": SMEARING, "splitting": SPLITTING}

@@ -1,6 +1,4 @@
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,42 +244,6 @@ def test_noise_labels_decide_nothing(tiny_data, tmp_path):
     contrasts = tuple(Contrast(treatment="momentum", control=arm, primary=True) for arm in ("geometric", "none"))
     for verdict in verdicts_of(make_study(arms, contrasts), data, tmp_path):
         assert verdict.outcome not in ("better", "worse")
-
-
-OWN_STUDY = """study = Study(
-    name="koleo_check",
-    question="Does KoLeo matter?",
-    arms={"on": {}, "off": {"loss.koleo_weight": 0.0}},
-    contrasts=(Contrast(treatment="on", control="off", primary=True),),
-    margin=0.02,
-)
-"""
-
-
-def test_a_persons_own_study_anywhere_on_disk(tmp_path, tiny_data):
-    """Copy a study, change its arms, run it inline, and find a report; the second run trains nothing."""
-    from jbot.data.hdf5 import write
-
-    groups = {
-        name: (tiny_data.particles[tiny_data.labels == c], tiny_data.jets[tiny_data.labels == c])
-        for c, name in enumerate("qgwzt")
-    }
-    write(tmp_path / "jets.h5", {name: (len(one[0]), [one]) for name, one in groups.items()}, {})
-    source = (ROOT / "studies/masking_ablation.py").read_text()
-    head, rest = source.split("study = Study(")
-    own = tmp_path / "koleo_check.py"
-    own.write_text(head + OWN_STUDY + rest[rest.index("\nif __name__") :])
-    settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
-    run = [sys.executable, own, "--preset", "smoke", "--inline", "--data", "jets.h5", "--storage", "out", *settings]
-    first = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "out/koleo_check_smoke"
-    assert "on - off" in (folder / "report.md").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").rglob("record.json")}
-    assert len(stamps) == 4
-    second = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert "4 of 4 trials have a record already" in second.stderr
-    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").rglob("record.json")}
 
 
 def test_arms_may_be_in_proportion_to_the_base():
