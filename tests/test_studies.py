@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from analysis.components import added_alone, alias_lines, left_out
+from analysis.scaling import lines_over_jets, lines_over_models
 from jbot.config import Config, ConfigError, flatten, from_dict, override
 from jbot.model import weight_count
 from jbot.record import Storage, trial_folder
@@ -51,7 +53,7 @@ QUICK_UNITS = {
 
 def specs_of(name: str, preset: str, **options) -> list[TrialSpec]:
     plan = STUDIES[name].plan(preset, **options)
-    return trial_specs(plan, from_dict(plan.base), "some jets")
+    return trial_specs(plan, from_dict(plan.base), None)
 
 
 def units(config: Config, base: Config) -> float:
@@ -67,7 +69,7 @@ def test_every_study_plans_at_every_preset(name, preset):
     specs = specs_of(name, preset)
     assert STUDIES[name].name == name
     assert len({spec.trial_id for spec in specs}) == len(specs) == len(plan.arms) * len(plan.seeds)
-    assert plan.contrasts or STUDIES[name].search is not None
+    assert STUDIES[name].contrasts or STUDIES[name].search is not None
     most = max(spec.config.train.epochs * spec.config.data.train_jets for spec in specs)
     assert preset != "smoke" or most <= 2 * 600 * 3  # a minute proves the path
 
@@ -196,6 +198,25 @@ def test_five_factors_separate_every_two():
     pairs = [levels[:, i] * levels[:, j] for i in range(5) for j in range(i)]
     columns = np.column_stack([np.ones(16), levels, *pairs])
     assert np.array_equal(columns.T @ columns, 16 * np.eye(16))
+
+
+def test_the_report_finds_the_designs_of_the_components():
+    quick, gpu = (STUDIES["component_ablation"].plan(preset) for preset in ("quick", "gpu"))
+    assert len(left_out(quick)) == len(left_out(gpu)) == len(added_alone(gpu)) == len(components.COMPONENTS)
+    assert added_alone(quick) == []
+    worth = {one.component: (one.treatment, one.control) for one in added_alone(gpu)}
+    assert worth["ema"] == ("only_cls_loss-ema", "only_cls_loss")
+    assert worth["cls_loss"] == ("only_cls_loss-particle_loss", "only_particle_loss")
+    assert "Aliased, only the sum is estimated: particle_loss × koleo − centering × ema." in alias_lines(quick)
+    (line,) = alias_lines(gpu)
+    assert "16 of the 32 combinations of 5 components" in line
+    assert "resolution V" in line
+
+
+def test_the_report_finds_the_lines_of_scaling():
+    lines = lines_over_jets(STUDIES["scaling"].plan("quick"))
+    assert {(line.kind, len(line.runs)) for line in lines} == {("fixed epochs", 7), ("fixed steps", 7)}
+    assert [len(line.runs) for line in lines_over_models(STUDIES["scaling"].plan("quick"))] == [4]
 
 
 def test_what_cannot_be_learned_is_no_arm():
