@@ -5,7 +5,8 @@ it, whatever its name:
 
     nothing             the full recipe
     one component       leave-one-out: worth = full - without it
-    all but one         add-one-in: alone = with only it - without any
+    nearly all          add-one-in: alone = with only it - without any; where nothing can be learned without a loss,
+                        with it and that loss - with that loss alone
     others              the factorial
 
 The worth of a component in the full recipe and alone differ where another component does the same work.
@@ -133,13 +134,17 @@ def left_out(plan: Plan) -> list[Worth]:
 
 
 def added_alone(plan: Plan) -> list[Worth]:
-    """Only one component against none, in the order of the plan's factors; empty where there is but one."""
+    """Each component added to nothing, or to one other component, in the order of the plan's factors.
+
+    Empty where that other one would be all the rest: with two components or fewer, unless one is added to nothing.
+    """
     arms, every = {out: arm for arm, out in taken_out(plan).items()}, frozenset(components(plan))
-    return [
-        Worth(component=name, treatment=arms[every - {name}], control=arms[every])
-        for name in components(plan)
-        if len(every) > 1 and {every, every - {name}} <= set(arms)
-    ]
+    least = [every, *(every - {kept} for kept in every if len(every) > 2)] if len(every) > 1 else []
+    found = []
+    for name in components(plan):
+        pairs = [(out - {name}, out) for out in least if name in out and {out, out - {name}} <= set(arms)]
+        found += [Worth(component=name, treatment=arms[with_it], control=arms[out]) for with_it, out in pairs[:1]]
+    return found
 
 
 def factorial(plan: Plan) -> Factorial | None:
@@ -150,7 +155,8 @@ def factorial(plan: Plan) -> Factorial | None:
     """
     arms, names = taken_out(plan), list(components(plan))
     bits = {sum(1 << names.index(name) for name in out): arm for arm, out in arms.items()}
-    mixed = _mixed(bits, len(names))
+    added = {arm for worth in added_alone(plan) for arm in (worth.treatment, worth.control)}
+    mixed = [point for point in _mixed(bits, len(names)) if bits[point] not in added]
     reach = 0
     for point in mixed:
         reach |= point

@@ -33,7 +33,7 @@ FIT_SIZES, FIT_SEEDS = 7, 3
 """What a fit of competing laws needs: simulated, five sizes and one seed choose the logarithm in all cases though the
 truth is a power law with a floor; seven log-spaced sizes and three seeds are right in all."""
 COUNTED_IN_EPOCHS = ("train.epochs", "train.until", "optim.warmup_epochs", "probe.every")
-SIZES = ("data.train_jets", "data.val_jets", *COUNTED_IN_EPOCHS)
+SIZES = ("data.train_jets", "data.labeled_jets", "data.val_jets", *COUNTED_IN_EPOCHS)
 """What may differ along a line."""
 STEPS_TOLERANCE = 0.1
 """Relative, of the steps along a line of fixed steps, beside the rounding to whole epochs (assumed)."""
