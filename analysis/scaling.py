@@ -235,7 +235,7 @@ def section(evidence: Evidence) -> Extra | None:
         title="Scaling",
         text=[*_sentences(plan, lines, errors), *_model_sentences(plan, models, errors), *_warnings(plan, lines)],
         tables=_tables(plan, lines, models, errors),
-        pictures=_pictures(plan, lines, models, errors),
+        pictures=list(_pictures(plan, lines, models, errors)),
     )
 
 
@@ -363,41 +363,35 @@ def _slope_row(against: str, line: Line, held: str, slope: MeanInterval) -> list
     return [line.name, held, against, str(len(line.runs)), str(slope.n), *cells]
 
 
-def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> list[Picture]:
-    label = f"1 − {wording.quantity(plan.metric)}"
-    kinds = list(dict.fromkeys(line.kind for line in lines))
-    panels = {
-        kind: {
-            line.name: _drawn(line, errors, over_models=False)
-            for line in _spread_out([line for line in lines if line.kind == kind], MOST_LINES)
-        }
-        for kind in kinds
-    }
+def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Picture]:
     marks = "means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic"
-    said = "; ".join(
-        f"{line.name}, {line.kind}: slope {design.mean_cell(_slope(plan, line, errors))}" for line in lines
-    )
-    caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}: {marks}."
-    found = [
-        Picture(
-            name="scaling-jets",
-            figure=study_figures.error_lines(panels, "training jets", label),
-            alt=f"{caption} {said}.",
-            caption=caption,
-        )
-    ]
-    if models:
-        drawn = {line.name: _drawn(line, errors, over_models=True) for line in _spread_out(models, MOST_LINES)}
+    drawn = [line for line in lines if (_drawn(line, errors) > 0).any(axis=None)]
+    kinds = list(dict.fromkeys(line.kind for line in drawn))
+    if kinds:
+        of_kind = {kind: _spread_out([line for line in drawn if line.kind == kind], MOST_LINES) for kind in kinds}
+        panels = {kind: {line.name: _drawn(line, errors) for line in of} for kind, of in of_kind.items()}
+        caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}: {marks}."
+        yield _picture(plan, "scaling-jets", panels, "training jets", caption, _slopes_said(plan, drawn, errors))
+    drawn = [line for line in models if (_drawn(line, errors, True) > 0).any(axis=None)]
+    if drawn:
+        panels = {"": {line.name: _drawn(line, errors, True) for line in _spread_out(drawn, MOST_LINES)}}
         caption = f"Error against weights of encoder and head: {marks}."
-        figure = study_figures.error_lines({"": drawn}, "weights", label)
-        said = "; ".join(
-            f"{line.name}: slope {design.mean_cell(_slope(plan, line, errors, over_models=True))}" for line in models
-        )
-        found.append(Picture(name="scaling-models", figure=figure, alt=f"{caption} {said}.", caption=caption))
-    return found
+        yield _picture(plan, "scaling-models", panels, "weights", caption, _slopes_said(plan, drawn, errors, True))
 
 
-def _drawn(line: Line, errors: pd.DataFrame, over_models: bool) -> pd.DataFrame:
+def _picture(
+    plan: Plan, name: str, panels: Mapping[str, Mapping[str, pd.DataFrame]], size: str, caption: str, said: str
+) -> Picture:
+    figure = study_figures.error_lines(panels, size, f"1 − {wording.quantity(plan.metric)}")
+    return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
+
+
+def _slopes_said(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame, over_models: bool = False) -> str:
+    said = [f"{one.name}: slope {design.mean_cell(_slope(plan, one, errors, over_models))}" for one in lines]
+    return "; ".join(said)
+
+
+def _drawn(line: Line, errors: pd.DataFrame, over_models: bool = False) -> pd.DataFrame:
     """Errors of a line as (seed, size)."""
     sizes = [run.parameters if over_models else run.jets for run in line.runs]
     return errors[[run.arm for run in line.runs]].set_axis(sizes, axis=1)

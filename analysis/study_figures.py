@@ -5,7 +5,9 @@ In the style of analysis.figures. They draw what they are given and compute noth
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,6 +27,8 @@ Floats = NDArray[np.float64]
 LEAST_STEP = 0.5
 """Decades between the zero of a logarithmic axis and its smallest value, at least (assumed)."""
 MOST_TICKS = 6
+DODGE = 0.012
+"""Of the axis, between groups at the same value."""
 
 
 @styled
@@ -48,15 +52,18 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
     panels = figure.subplots(1 + bool(paired), 1, sharex=True, squeeze=False)[:, 0]
     values = sorted({float(value) for scores in curves.values() for value in scores.columns} | {base})
     place = _log_places(values) if logarithmic else dict(zip(values, values, strict=True))
-    labels = (wording.quantity_on(metric), "minus the base’s value")
+    labels = (wording.quantity(metric), "minus the base’s value")
     for axes, drawn, label in zip(panels, (curves, paired), labels, strict=False):
         if math.isfinite(base):
             axes.axvline(place[base], color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
         for group, scores in drawn.items():
             broken = logarithmic and 0.0 in scores.columns
-            x = [place[float(value)] for value in scores.columns]
-            _response(axes, scores, x, broken, list(curves).index(group), group)
-        axes.set_ylabel(label, parse_math=False)
+            # Moved apart by little, so that the intervals of groups do not cover each other.
+            i, reach = list(curves).index(group), max(place.values()) - min(place.values())
+            aside = DODGE * reach * (i - (len(curves) - 1) / 2)
+            x = [place[float(value)] + aside for value in scores.columns]
+            _response(axes, scores, x, broken, i, group)
+        axes.set_ylabel(_wrapped(label), parse_math=False)
         axes.yaxis.set_minor_locator(AutoMinorLocator())
         axes.margins(x=0.06)
     panels[-1].set_xlabel(field, parse_math=False)
@@ -70,6 +77,11 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
+
+
+def _wrapped(label: str, most: int = 27) -> str:
+    """In lines that are no longer than a low panel is high."""
+    return textwrap.fill(label, most)
 
 
 def _minus_base(scores: pd.DataFrame, base: float) -> pd.DataFrame | None:
@@ -194,7 +206,7 @@ def error_lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, 
             _error_line(axes, errors.where(errors > 0), name, names.index(name))
         axes.set(xscale="log", yscale="log")
         axes.set_title(kind, loc="left", pad=4)
-        axes.set_ylabel(y_label, parse_math=False)
+        axes.set_ylabel(_wrapped(y_label), parse_math=False)
     for axis in (drawn[0].xaxis, drawn[0].yaxis):
         _log_ticks(axis)
     drawn[-1].set_xlabel(x_label)
@@ -205,11 +217,16 @@ def error_lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, 
 
 def _error_line(axes: Axes, errors: pd.DataFrame, name: str, i: int) -> None:
     colour, x = PALETTE[i % len(PALETTE)], [float(size) for size in errors.columns]
-    means = [statistics.mean_interval(errors[size].dropna()) for size in errors.columns]
+    means = [_positive(statistics.mean_interval(errors[size].dropna())) for size in errors.columns]
     for _, block in errors.iterrows():
         axes.plot(x, block.to_numpy(dtype=float), color=colour, lw=0.7, alpha=0.35, zorder=2)
     axes.plot(x, [mean.mean for mean in means], color=colour, zorder=3)
     _points(axes, x, means, colour, MARKERS[i % len(MARKERS)], name)
+
+
+def _positive(mean: MeanInterval) -> MeanInterval:
+    """An interval that a logarithmic axis can show: one that reaches zero, of two or three seeds, is not drawn."""
+    return mean if mean.low > 0 else dataclasses.replace(mean, low=math.nan, high=math.nan)
 
 
 def _log_ticks(axis: Axis) -> None:

@@ -145,6 +145,14 @@ def test_arm_without_any_score_is_left_out_of_the_span(tmp_path):
     assert responses.section(evidence).tables[0].rows[0][2:4] == ["0", "–"]
 
 
+def test_study_of_failures_only(tmp_path):
+    plan = make_plan(koleo_arms(), seeds=2)
+    lost = {(arm, seed): FAILED for arm in plan.arms for seed in plan.seeds}
+    extra = responses.section(simulate(tmp_path, plan, peaked, lost))
+    assert "nothing can be said yet" in extra.text[1]
+    assert {row[3] for row in extra.tables[0].rows} == {"–"}
+
+
 def test_one_seed_has_no_p(tmp_path):
     text = responses.section(simulate(tmp_path, make_plan(koleo_arms(), seeds=1), peaked)).text
     assert "One seed has no spread" in text[1]
