@@ -339,8 +339,8 @@ def test_a_trial_is_the_sum_of_its_parts(setting):
     parts = time_pack(config, data, 2, CPU)
     assert parts.size == 2
     assert min(parts.start, parts.epoch, parts.point, parts.end, parts.cpu_per_wall) > 0
-    # Points at epochs 0, which is part of the start, 2, 4 and 5.
-    assert parts.whole(config) == pytest.approx(parts.start + 5 * parts.epoch + 3 * parts.point + parts.end)
+    # Points at epochs 0, which is part of the start, 1, 2, 4 and 5.
+    assert parts.whole(config) == pytest.approx(parts.start + 5 * parts.epoch + 4 * parts.point + parts.end)
 
 
 def test_trials_an_hour_of_a_finished_study_by_hand(tmp_path):

@@ -64,8 +64,11 @@ from jbot.engine import find_engine
 config = override(Config(), {"model.dim": 8, "model.layers": 1})
 engine = find_engine("compiled", config, torch.device("cpu"))
 flat, jets = model.init_weights(config.model, 0)[None], torch.rand(1, 12, 30, 4)
-for found, wanted in zip(engine.forward(flat, jets, config.model), model.forward(flat, jets, config.model)):
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+factors = (torch.rand(1, 2 * 8 * 12 * 31) > 0.3) / 0.7
+for dropped in ((), (None, None, factors)):
+    arguments = (flat, jets, config.model, *dropped)
+    for found, wanted in zip(engine.forward(*arguments), model.forward(*arguments)):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 assert (engine.name, engine.why) == ("compiled", None), engine
 """
 

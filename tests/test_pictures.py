@@ -16,8 +16,9 @@ from test_trial import Killed, always_save, changed, kill_after, run_trial, spec
 
 from analysis import embedding, pictures, svg, trial_figures
 from jbot.config import Config, override
+from jbot.evaluate import embed
 from jbot.metrics import background_rejection, roc
-from jbot.model import init_weights
+from jbot.model import init_weights, pack
 from jbot.pictures import cls_attention, examples, first_of_each_class, save_snapshot
 from jbot.record import RecordError, Storage, save_record, trial_folder
 from jbot.train import init_state
@@ -51,10 +52,17 @@ def test_snapshots_are_those_of_their_epochs_and_of_the_same_jets(spec, tiny_dat
         assert arrays["cls"].shape == (40, 8)
         np.testing.assert_array_equal(arrays["label"], kept[0]["label"])
     assert not np.allclose(kept[0]["cls"], kept[1]["cls"])
+    students = [name for name in storage.names(folder) if name.startswith("student")]
+    assert students == ["student-0000.safetensors", "student-0001.safetensors", "student.safetensors"]
+    weights = [pack(storage.read_arrays(f"{folder}/{name}"), spec.config.model)[None] for name in students]
     fresh = init_state(spec.config, [spec.config.seed], torch.device("cpu"))
     particles = resident(tiny_data, 30, torch.device("cpu"))
     _, judged = prepare(spec.config.data, spec.config.probe.bank_jets, data=tiny_data, particles=particles)
     save_snapshot(storage, "again", spec.config, fresh, judged["test"])
+    assert torch.equal(weights[0], fresh.student)
+    for flat, arrays in zip(weights, kept, strict=True):
+        cls = embed(flat, judged["test"].take(slice(None)), spec.config)
+        np.testing.assert_allclose(cls, arrays["cls"], atol=1e-5)
     again = storage.read_arrays("trials/again/embedding-0000.safetensors")
     np.testing.assert_allclose(again["cls"], kept[0]["cls"], atol=1e-5)
 

@@ -4,7 +4,10 @@ from scipy import stats
 
 from jbot.streams import Draws, normals, splitmix, stream_number
 
-STREAMS = ("init", "order", "rotate", "smear", "split", "ratio", "mask", "probe", "dropout", "finetune_order")
+STREAMS = (
+    "init", "order", "rotate", "boost", "translate", "smear", "pt", "soft", "split", "ratio", "mask", "probe",
+    "dropout", "finetune_order",
+)  # fmt: skip
 
 
 def test_splitmix_gives_the_published_sequence():

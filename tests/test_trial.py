@@ -52,6 +52,7 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
     assert set(storage.names(trial_folder(spec.trial_id))) == {
         "record.json", "curves.parquet", "student.safetensors", "scores.safetensors", "examples.safetensors",
         "embedding.safetensors", "embedding-0000.safetensors", "embedding-0001.safetensors", "card.md",
+        "student-0000.safetensors", "student-0001.safetensors",
     }  # fmt: skip
     examples = storage.read_arrays(f"{trial_folder(spec.trial_id)}/examples.safetensors")
     assert sorted(examples["label"]) == [0, 1, 2, 3, 4]
@@ -178,7 +179,7 @@ OUTSIDE_THE_STEP = {
     "data.particles": 12,
     "probe.bank_jets": 30,
     "probe.knn_k": 1,
-    "probe.every": 2,
+    "probe.every": 3,
 }
 
 
