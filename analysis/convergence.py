@@ -112,6 +112,17 @@ def paired_curve_table(curves: pd.DataFrame, metric: str, control: str) -> pd.Da
     return pairs.assign(**{metric: pairs[metric] - pairs[f"{metric} of control"]}).drop(columns=f"{metric} of control")
 
 
+def at_shared_epochs(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of those epochs at which every complete trial has the metric.
+
+    Where trials were probed at different epochs, the same curve would reach a threshold later, and have another area,
+    in the trial that was probed less often. Of curves in seconds no two have a point in common: they stay whole.
+    """
+    complete = curves[curves["state"] == "complete"].dropna(subset=[metric])
+    known = complete["epoch"].value_counts()
+    return curves[curves["epoch"].isin(known.index[known == complete.groupby(["arm", "seed"]).ngroups])]
+
+
 def control_threshold(curves: pd.DataFrame, metric: str, control: str) -> float:
     """The level `FRACTION` of the way from the untrained to the trained control arm, means over complete trials.
 
@@ -219,6 +230,7 @@ def converge(
     if metric is None or clock not in curves or control is None:
         return None
     level = control_threshold(curves, metric, control) if threshold is None else threshold
+    curves = at_shared_epochs(curves, metric) if clock == "epoch" else curves
     complete = curves[curves["state"] == "complete"].dropna(subset=[metric, clock])
     if complete.empty or not math.isfinite(level):
         return None

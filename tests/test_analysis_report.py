@@ -380,6 +380,33 @@ def test_normalised_area_by_hand():
     assert np.isnan(convergence.normalised_area(times, values, 5.0))
 
 
+def test_the_area_is_by_epochs_however_these_are_spaced():
+    """Points at 0, 1, 2, 4, 8 of a curve that is straight between them: each stretch counts with its length."""
+    times, values = np.array([0.0, 1.0, 2.0, 4.0, 8.0]), np.array([0.0, 0.4, 0.4, 0.6, 0.6])
+    by_hand = (0.2 + 0.4 + 2 * 0.5 + 4 * 0.6) / 8
+    assert convergence.normalised_area(times, values, 8.0) == pytest.approx(by_hand)
+    known = times != 2.0  # on a straight line, a point more or less changes nothing
+    values[2] = 0.4 + 0.2 / 3
+    assert convergence.normalised_area(times, values, 8.0) == pytest.approx(
+        convergence.normalised_area(times[known], values[known], 8.0)
+    )
+
+
+def test_arms_are_compared_at_the_epochs_that_both_have():
+    """Two equal curves, of which one was probed at epoch 1 too: no difference in time, none in area."""
+    plan = make_plan(arms={"a": {}, "b": {"mask.scheme": "none"}}, contrasts=(Contrast(treatment="b", control="a"),))
+    values = [0.2, 0.5, 0.55, 0.58, 0.6]
+    curves = [curves_of(values, arm=arm, seed=seed) for arm in "ab" for seed in (0, 1)]
+    curves[0] = curves[0][curves[0]["epoch"] != 1]
+    found = convergence.converge(plan, pd.concat(curves))
+    assert (found.contrasts[0].time.mean, found.contrasts[0].area.mean) == (0.0, 0.0)
+    assert {arm.restricted_mean for arm in found.arms} == {2.0}
+    whole = convergence.converge(plan, pd.concat(curves[1:]))
+    assert {arm.restricted_mean for arm in whole.arms} == {1.0}
+    shorter = [*curves[1:], curves_of(values[:3], arm="a", seed=0)]
+    assert convergence.converge(plan, pd.concat(shorter)).horizon == 2.0
+
+
 def test_failed_trials_count_as_never_reaching():
     plan = make_plan(arms={"a": {}, "b": {"mask.scheme": "none"}}, contrasts=(Contrast(treatment="b", control="a"),))
     curves = pd.concat(
