@@ -5,8 +5,7 @@ it, whatever its name:
 
     nothing             the full recipe
     one component       leave-one-out: worth = full - without it
-    nearly all          add-one-in: alone = with only it - without any; where nothing can be learned without a loss,
-                        with it and that loss - with that loss alone
+    all, or all but one the barest recipe; add-one-in: alone = the barest with it - without it
     others              the factorial
 
 The worth of a component in the full recipe and alone differ where another component does the same work.
@@ -24,7 +23,7 @@ Box, Hunter & Hunter, Statistics for Experimenters (2005), chapters 5 and 6.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,29 +133,28 @@ def left_out(plan: Plan) -> list[Worth]:
 
 
 def added_alone(plan: Plan) -> list[Worth]:
-    """Each component added to nothing, or to one other component, in the order of the plan's factors.
+    """The barest recipe against itself with one component more, in the order of the plan's factors.
 
-    Empty where that other one would be all the rest: with two components or fewer, unless one is added to nothing.
+    The barest recipe without that component: none at all, or a single other one, since some cannot all be out.
     """
-    arms, every = {out: arm for arm, out in taken_out(plan).items()}, frozenset(components(plan))
-    least = [every, *(every - {kept} for kept in every if len(every) > 2)] if len(every) > 1 else []
+    arms, names = {out: arm for arm, out in taken_out(plan).items()}, components(plan)
+    bare = sorted((out for out in arms if len(out) >= max(2, len(names) - 1)), key=lambda out: (-len(out), arms[out]))
     found = []
-    for name in components(plan):
-        pairs = [(out - {name}, out) for out in least if name in out and {out, out - {name}} <= set(arms)]
-        found += [Worth(component=name, treatment=arms[with_it], control=arms[out]) for with_it, out in pairs[:1]]
+    for name in names:
+        control = next((out for out in bare if name in out and out - {name} in arms), None)
+        if control:
+            found.append(Worth(component=name, treatment=arms[control - {name}], control=arms[control]))
     return found
 
 
 def factorial(plan: Plan) -> Factorial | None:
     """The largest regular fraction that is easily seen among the arms; None when there is none.
 
-    Tried are all arms whose components are known; the fraction spanned by those that are neither full nor empty,
-    neither leave-one-out nor add-one-in; and the arms that take out no other components than these do.
+    Tried are all arms whose components are known; the fraction spanned by those that are neither leave-one-out nor
+    add-one-in; and the arms that take out no other components than these do.
     """
-    arms, names = taken_out(plan), list(components(plan))
-    bits = {sum(1 << names.index(name) for name in out): arm for arm, out in arms.items()}
-    added = {arm for worth in added_alone(plan) for arm in (worth.treatment, worth.control)}
-    mixed = [point for point in _mixed(bits, len(names)) if bits[point] not in added]
+    names, mixed = list(components(plan)), list(_mixed(plan))
+    bits = {point: arm for arm, point in _points(plan).items()}
     reach = 0
     for point in mixed:
         reach |= point
@@ -166,9 +164,16 @@ def factorial(plan: Plan) -> Factorial | None:
     return None
 
 
-def _mixed(points: Iterable[int], k: int) -> list[int]:
-    """Points that take out some components: not none, one, all, or all but one."""
-    return [point for point in points if 1 < point.bit_count() < k - 1]
+def _points(plan: Plan) -> dict[str, int]:
+    """Arms as points of GF(2)^k: a bit per component, 1 where it is out."""
+    names = list(components(plan))
+    return {arm: sum(1 << names.index(name) for name in out) for arm, out in taken_out(plan).items()}
+
+
+def _mixed(plan: Plan) -> Iterator[int]:
+    """Points with several components out that are no part of a leave-one-out or an add-one-in."""
+    used = {arm for worth in (*left_out(plan), *added_alone(plan)) for arm in (worth.treatment, worth.control)}
+    yield from (point for arm, point in _points(plan).items() if arm not in used and point.bit_count() > 1)
 
 
 def _spanned(points: Sequence[int], most: int) -> set[int]:
@@ -244,10 +249,9 @@ def effect_sizes(design_of: Factorial, column: Column, scores: pd.DataFrame) -> 
 
 def alias_lines(plan: Plan) -> list[str]:
     """What the factorial of a plan can tell apart, a line each; empty without one. Needs no record."""
-    found, names = factorial(plan), components(plan)
+    found = factorial(plan)
     if found is None:
-        points = [sum(1 << i for i, name in enumerate(names) if name in out) for out in taken_out(plan).values()]
-        several = len(_mixed(points, len(names)))
+        several = len(list(_mixed(plan)))
         line = f"{wording.count(several, 'arm')} with several components out, but no regular fraction of a factorial: "
         return [f"{line}effects and interactions are not estimated."] if several else []
     k, n = len(found.components), len(found.arms)
@@ -328,7 +332,7 @@ def _how_to_read(plan: Plan, n: int) -> str:
     return (
         f"Worth is a difference in {wording.quantity_on(plan.metric)}, with a component minus without it, at the same "
         f"seed: {helps} means that it helps. In the full recipe it is left out of everything else; alone it is added "
-        f"to nothing. Exploratory: corrected by Benjamini-Hochberg over the {n} numbers of this section."
+        f"to the barest recipe. Exploratory: corrected by Benjamini-Hochberg over the {n} numbers of this section."
     )
 
 
@@ -346,7 +350,8 @@ def _worth_sentences(
     if full:
         yield f"Left out of the full recipe: {_sorted_out(plan, full)}."
     if alone:
-        yield f"Added alone: {_sorted_out(plan, alone)}."
+        controls = [f"{bare} ({design.listed(of)})" for bare, of in _barest(plan).items()]
+        yield f"Added alone, to {design.listed(controls)}: {_sorted_out(plan, alone)}."
     failed = evidence.arms.set_index("arm")["failed"]
     lost = [f"{worth.component} ({failed[worth.control]})" for worth in left_out(plan) if failed[worth.control]]
     if lost:
@@ -354,6 +359,14 @@ def _worth_sentences(
     out = [name for name in plan.factors if name not in components(plan)]
     if out:
         yield f"Already out of the base, so not measured: {design.listed(out)}."
+
+
+def _barest(plan: Plan) -> dict[str, list[str]]:
+    """The barest recipes, and what is added to each."""
+    found: dict[str, list[str]] = {}
+    for worth in added_alone(plan):
+        found.setdefault(worth.control, []).append(worth.component)
+    return found
 
 
 def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
@@ -376,19 +389,22 @@ def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
 
 def _together(plan: Plan, full: Sequence[Worth], scores: pd.DataFrame) -> Iterator[str]:
     """Whether the worths in the full recipe add up to what all components are worth together."""
-    arms, every = {out: arm for arm, out in taken_out(plan).items()}, frozenset(components(plan))
-    if len(full) < len(every) or len(every) < 2 or every not in arms:
+    outs, names = taken_out(plan), components(plan)
+    barest = max(outs, key=lambda arm: len(outs[arm]))
+    parts_of = [worth for worth in full if worth.component in outs[barest]]
+    if len(parts_of) < max(2, len(outs[barest]), len(names) - 1):
         return
-    block = scores[[arms[frozenset()], arms[every], *(worth.control for worth in full)]].dropna()
-    total = block[arms[frozenset()]] - block[arms[every]]
-    parts = sum(block[worth.treatment] - block[worth.control] for worth in full)
+    block = scores[[full[0].treatment, barest, *(worth.control for worth in parts_of)]].dropna()
+    total = block[full[0].treatment] - block[barest]
+    parts = sum(block[worth.treatment] - block[worth.control] for worth in parts_of)
     whole, rest = (statistics.mean_interval(values, 1 - plan.alpha) for values in (total, total - parts))
     if whole.n < 2:
         return
     added = design.mean_cell(statistics.mean_interval(parts), sign=True)
+    but = "".join(f" but {name}" for name in names if name not in outs[barest])
     yield (
-        f"All components together are worth {design.mean_cell(whole, sign=True)}; one by one, left out of the full "
-        f"recipe, they add up to {added}. The rest is {design.mean_cell(rest, sign=True)} "
+        f"All components{but} together are worth {design.mean_cell(whole, sign=True)}; left out of the full recipe one "
+        f"by one, they add up to {added}. The rest is {design.mean_cell(rest, sign=True)} "
         f"({1 - plan.alpha:.0%} interval {design.interval_cell(rest)}), {_what_the_rest_says(plan, rest)}."
     )
 

@@ -120,7 +120,7 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 def value_words(value: Any) -> str:
     """A setting in few letters."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return wording.compact(value, 4) if isinstance(value, float) else str(value)
 
 
 def slug(name: str) -> str:

@@ -55,6 +55,8 @@ class Run:
     steps: int
     parameters: int
     """Weights of encoder and projection head."""
+    labeled: float = math.inf
+    """Jets among which the probes' bank is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,8 @@ def _runs(arms: Mapping[str, Settings]) -> list[Run]:
 def _run(arm: str, config: Settings) -> Run:
     jets, epochs = int(config["data.train_jets"]), float(config["train.epochs"])
     steps = int(epochs * max(1, math.ceil(jets / config["train.batch"])))
-    return Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config))
+    labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
+    return Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config), labeled=labeled)
 
 
 def _same_epochs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
@@ -256,7 +259,7 @@ def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Itera
 
 
 def _model_sentences(plan: Plan, models: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
-    for line in _spread_out(models, 2):
+    for line in _spread_out(_of_base_epochs(plan, models), 2):
         first, last = line.runs[0].parameters, line.runs[-1].parameters
         where = f"{line.name}, {first:,} to {last:,} weights"
         yield _slope_words(plan, where, "ten times the weights", _slope(plan, line, errors, over_models=True))
@@ -288,7 +291,7 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         f"{wording.count(len(plan.seeds), 'seed')}."
     )
     bank = float(design.base_settings(plan).get("probe.bank_jets", 0.0))
-    small = sorted({run.jets for line in lines for run in line.runs if run.jets < bank})
+    small = sorted({run.jets for line in lines for run in line.runs if run.labeled < bank})
     if small:
         yield (
             f"Up to {small[-1]:,} training jets the probes have fewer labels than the {bank:,.0f} elsewhere, as they "
@@ -313,6 +316,12 @@ def _repetition(kind: str, runs: Sequence[Run]) -> str:
 
 def _times(epochs: float) -> str:
     return "once" if epochs == 1 else f"{epochs:g} times"
+
+
+def _of_base_epochs(plan: Plan, models: Sequence[Line]) -> list[Line]:
+    """Lines over models at the base's epochs: those of fixed steps have other ones at each training set."""
+    epochs = design.base_settings(plan)["train.epochs"]
+    return [line for line in models if line.runs[0].epochs == epochs] or list(models)
 
 
 def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
@@ -372,7 +381,7 @@ def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors:
         panels = {kind: {line.name: _drawn(line, errors) for line in of} for kind, of in of_kind.items()}
         caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}: {marks}."
         yield _picture(plan, "scaling-jets", panels, "training jets", caption, _slopes_said(plan, drawn, errors))
-    drawn = [line for line in models if (_drawn(line, errors, True) > 0).any(axis=None)]
+    drawn = [line for line in _of_base_epochs(plan, models) if (_drawn(line, errors, True) > 0).any(axis=None)]
     if drawn:
         panels = {"": {line.name: _drawn(line, errors, True) for line in _spread_out(drawn, MOST_LINES)}}
         caption = f"Error against weights of encoder and head: {marks}."

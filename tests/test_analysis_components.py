@@ -113,6 +113,25 @@ def test_worths_are_paired_differences_with_failures_counted(tmp_path):
     assert [picture.name for picture in extra.pictures] == ["components-worth"]
 
 
+def test_barest_recipe_may_keep_a_component_without_which_nothing_is_learnt(tmp_path):
+    """Two losses cannot both be out: to one of them alone the others are added, and to the other one the first."""
+    bare, other = [tuple(n for n in NAMES if n != kept) for kept in ("particle loss", "KoLeo")]
+    pairs = [tuple(n for n in NAMES if n not in ("particle loss", added)) for added in NAMES[1:]]
+    arms = arms_of([(), *((name,) for name in NAMES), bare, other, *pairs])
+    plan = make_plan(arms, factors=FACTORS, seeds=8)
+    found = {worth.component: (worth.treatment, worth.control) for worth in components.added_alone(plan)}
+    assert found["centering"] == (arm_name(("KoLeo", "rotation")), arm_name(bare))
+    assert found["particle loss"] == (arm_name(("centering", "rotation")), arm_name(other))
+    assert list(found) == NAMES
+    assert components.alias_lines(plan) == []
+    text = " ".join(components.section(simulate(tmp_path, plan, noisy)).text)
+    assert (
+        f"Added alone, to {arm_name(other)} (particle loss) and {arm_name(bare)} (KoLeo, centering and rotation)"
+        in text
+    )
+    assert "All components but particle loss together are worth +0.0" in text
+
+
 def test_few_seeds_show_nothing_and_the_section_says_so(tmp_path):
     plan = make_plan(arms_of([(), *((name,) for name in NAMES)]), factors=FACTORS, seeds=3)
     text = " ".join(components.section(simulate(tmp_path, plan, noisy)).text)

@@ -99,6 +99,18 @@ def test_slope_of_a_known_law_and_its_sentences(tmp_path):
     assert [row[2:5] for row in extra.tables[0].rows][-1] == ["80,000", "1", "5,000"]
 
 
+def test_labels_that_are_kept_are_no_second_reason_to_fall(tmp_path):
+    """data.labeled_jets keeps the probes' bank as it is in the base, and is no other line."""
+    arms = {
+        name: of | ({"data.labeled_jets": 5000} if of["data.train_jets"] < 5000 else {})
+        for name, of in epochs_arms().items()
+    }
+    plan = make_plan(arms, base=BASE, seeds=2)
+    (line,) = scaling.lines_over_jets(plan)
+    assert len(line.runs) == 7
+    assert "fewer labels" not in " ".join(scaling.section(simulate(tmp_path, plan, power_law)).text)
+
+
 def test_slope_against_least_squares_with_noise():
     rng = np.random.default_rng(0)
     errors = pd.DataFrame(0.3 * np.exp(0.1 * rng.normal(size=(4, 3))), columns=["a", "b", "c"])
