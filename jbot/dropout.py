@@ -44,6 +44,5 @@ def step_factors(
     """
     if not isinstance(rates, Tensor):  # off in every trial, see jbot.pack.stack
         return None
-    assert isinstance(rates, Tensor), "rates are stacked"
     count = 2 * model.dim * ((model.layers - 1) * tokens + rows)
     return factors(Draws(seeds, step), count, *cut_and_scale(rates, dtype))
