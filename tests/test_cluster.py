@@ -93,7 +93,7 @@ def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
     assert sorted(log.points) == sorted(inline.points)
     assert len(log.ends) == 4
     assert log.most_running == 2  # one on each node
-    assert there.names() == ["floors", "trials"]  # nothing of Ray's own is left behind
+    assert there.names() == ["encoders", "floors", "trials"]  # nothing of Ray's own is left behind
     again = Log()
     run_ray(specs, tiny_data, there, [again], address=two_nodes)
     assert again.starts == []
