@@ -211,8 +211,8 @@ def _rows(
             yield row | {"auc": found.value, "error": found.error}
 
 
-# Seconds of one core for a bank of n jets and m judged ones, from a grid of 44.1 s at n = 1,250 and 5,000, m = 6,500 on one
-# core of a 2-core machine: neighbours and distances go with n m, mixtures with n, the rest with m.
+# Seconds of one core for a bank of n jets and m judged ones, from a grid of 44.1 s (n = 1,250 and 5,000, m = 6,500) on
+# one core of two: neighbours and distances go with n m, mixtures with n, the rest with m.
 SECONDS_A_PAIR, SECONDS_A_BANK_JET, SECONDS_A_JET = 4e-8, 1.2e-3, 1.5e-4
 
 
