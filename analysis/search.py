@@ -84,7 +84,7 @@ def _story(ledger: Ledger) -> list[str]:
     words = [
         f"{len(points)} points were drawn by {ledger['sampler']}, search seed {plan['seed']}, the first"
         f" {plan['startup']} at random{', beginning with the base' if plan['first'] else ''}. All trained at seed"
-        f" {plan['base']['seed']} and were judged by {judged}, on validation jets alone.",
+        f" {plan['base']['seed']} and were judged by {judged}; no test jet had a part in it.",
         f"{how}: {complete} ran to the end, {pruned} were pruned, {failed} failed. They took {epochs} of {whole} epochs"
         f" and {wording.duration(seconds)} of a device.",
     ]
@@ -94,8 +94,8 @@ def _story(ledger: Ledger) -> list[str]:
     values = ", ".join(f"{name} {value:.4g}{UNITS.get(name, '')}" for name, value in best["values"].items())
     chosen = "best by the first objective, and on the Pareto front" if len(ledger["directions"]) > 1 else "best"
     words.append(
-        f"The {chosen}: point {best['number']}, {values}. That value is the largest of {complete} noisy ones and so biased:"
-        " what counts is the comparison with the base on fresh seeds and test jets, above."
+        f"The {chosen}: point {best['number']}, {values}. That value is the largest of {complete} noisy ones and so"
+        " biased: what counts is the comparison with the base on fresh seeds and test jets, above."
     )
     if best["number"] == 0 and plan["first"]:
         words.append("It is the base itself: the search found nothing better, and there is nothing to compare.")
@@ -110,8 +110,8 @@ def _importance_words(ledger: Ledger) -> list[str]:
             f" {found['n']}."
         ]
     return [
-        f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and no"
-        f" other, within the ranges of the table alone. PED-ANOVA: what tells the best {found['quantile']:.0%} from the"
+        f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
+        f" no other, within the ranges of the table alone. PED-ANOVA: what tells the best {found['quantile']:.0%} from the"
         " rest. fANOVA: share of the variance. The points lie where the sampler went, not evenly, so a small share says"
         " little."
     ]
@@ -199,7 +199,8 @@ def _pictures(ledger: Ledger) -> Sequence[Picture]:
             name="search-history",
             figure=search_figures.history(ledger["points"], objective, ledger["directions"][objective], words),
             alt=f"{words} of each point in the order in which they were tried; best {_best(ledger, objective)}",
-            caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: best so far.",
+            caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: the best"
+            " so far.",
         ),
         Picture(
             name="search-parallel",
@@ -212,8 +213,8 @@ def _pictures(ledger: Ledger) -> Sequence[Picture]:
             name="search-slices",
             figure=search_figures.slices(ledger["points"], axes, objective, words),
             alt=f"{words} against each of {len(axes)} coordinates",
-            caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its last"
-            " value.",
+            caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its"
+            " last value.",
         ),
     ]
     if len(ledger["directions"]) > 1:

@@ -51,7 +51,8 @@ QUANTILE = 0.25
 Entry = dict[str, Any]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+for _what in (optuna.exceptions.ExperimentalWarning, UserWarning):  # constant_liar; that PED-ANOVA minimises, as told
+    warnings.filterwarnings("ignore", category=_what, module="optuna")
 
 
 @dataclass(frozen=True, kw_only=True)
