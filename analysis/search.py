@@ -111,9 +111,9 @@ def _importance_words(ledger: Ledger) -> list[str]:
         ]
     return [
         f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
-        f" no other, within the ranges of the table alone. PED-ANOVA: what tells the best {found['quantile']:.0%} from the"
-        " rest. fANOVA: share of the variance. The points lie where the sampler went, not evenly, so a small share says"
-        " little."
+        " no other, within the ranges of the table alone. PED-ANOVA: what tells the best"
+        f" {found['quantile']:.0%} from the rest. fANOVA: share of the variance. The points lie where the sampler went,"
+        " not evenly, so a small share says little."
     ]
 
 

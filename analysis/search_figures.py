@@ -104,13 +104,13 @@ def slices(points: Sequence[Point], axes: Sequence[Axis], objective: str, label:
         if "choices" in known:
             names = list(known["choices"])
             _dots(panel, points, [names.index(value) for value in values], objective)
-            panel.set_xticks(range(len(names)), [str(name)[:5] for name in names])
+            panel.set_xticks(range(len(names)), [str(name)[:4] for name in names])
             panel.set_xlim(-0.5, len(names) - 0.5)
             panel.tick_params(axis="x", which="minor", bottom=False, top=False)
         else:
             _dots(panel, points, values, objective)
             _scale(panel, known)
-        panel.set_title(axis["coordinate"], loc="left", fontsize=7.5, pad=3)
+        panel.set_title(short_name(axis["coordinate"]), loc="left", fontsize=7.5, pad=3)
         panel.tick_params(labelsize=7)
         panel.yaxis.set_major_locator(MaxNLocator(3))
     for panel in panels.flat[len(axes) :]:
@@ -126,7 +126,14 @@ def _scale(panel: Axes, known: Mapping[str, Any]) -> None:
         panel.xaxis.set_minor_formatter(NullFormatter())
     else:
         panel.xaxis.set_major_locator(MaxNLocator(3))
-    panel.set_xlim(known["low"], known["high"])
+    if known.get("step") == 1:
+        panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    panel.margins(x=0.06)
+
+
+def short_name(coordinate: str) -> str:
+    """``student_temp``, ``1 - ema_momentum``."""
+    return ("1 - " if coordinate.startswith("1 - ") else "") + coordinate.rpartition(".")[2]
 
 
 @styled

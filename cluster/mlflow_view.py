@@ -311,9 +311,13 @@ def _content(storage: Storage, study: str) -> dict[str, Any]:
 
 
 def _points(storage: Storage, study: str) -> list[tuple[str, str, Record]]:
-    """(id, arm, record) of the points of a study's search that have ended; those without a search have none."""
-    if not storage.exists(f"{study}/search.json"):
-        return []
-    trials = [trial for point in storage.read_json(f"{study}/search.json")["points"] for trial in point["trials"]]
-    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
+    """(id, arm, record) of the trials of a study's search that have ended; those without a search have none."""
+    trials: list[tuple[str, str]] = []
+    if storage.exists(f"{study}/search.json"):
+        points = storage.read_json(f"{study}/search.json")["points"]
+        trials += [(trial["trial_id"], trial["arm"]) for point in points for trial in point["trials"]]
+    if storage.exists(f"{study}/population.json"):
+        members = storage.read_json(f"{study}/population.json")["lineage"]
+        trials += [(member["trial_id"], f"pbt-{member['member']:02d}") for member in members]
+    found = [(trial, arm, load_record(storage, trial)) for trial, arm in trials]
     return [(trial, arm, record) for trial, arm, record in found if record is not None]

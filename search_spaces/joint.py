@@ -57,6 +57,10 @@ FIXED = (
         field="augment.split_fraction", low=0.0, high=1.0,
         reason="from none to the paper's all",
     ),
+    Axis(
+        field="train.dropout", low=0.0, high=0.3,
+        reason="the paper has none in pre-training, 0.2 in fine-tuning",
+    ),
 )  # fmt: skip
 
 COST = (

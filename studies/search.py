@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.plan import Contrast, Plan
-from cluster.run import ClusterError, Resources, check_storage
-from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
+from cluster.events import Listener
+from cluster.progress import StudyProgress
+from cluster.run import ClusterError, Resources, check_storage, run_inline
+from jbot.config import Config, ConfigError, can_change, flatten, from_dict, override, to_dict
 from jbot.data import Jets
-from jbot.record import RecordError, Storage
-from jbot.trial import git_commit
+from jbot.record import RecordError, Storage, load_whole
+from jbot.trial import TrialSpec, git_commit
 from search_spaces.axis import Axis
 
 if TYPE_CHECKING:
@@ -47,6 +49,10 @@ class Search:
     """One, with pruning; or several, without. The winner is the best by the first."""
     points: Mapping[str, int] = field(default_factory=lambda: {"smoke": 6, "quick": 24, "gpu": 100, "paper": 200})
     """By preset."""
+    population: Mapping[str, tuple[int, int]] = field(
+        default_factory=lambda: {"smoke": (4, 2), "quick": (8, 4), "gpu": (16, 5), "paper": (24, 8)}
+    )
+    """With --pbt, members and generations by preset; each member is a whole trial."""
     reduction: int = 2
     """At each rung the best 1 / reduction go on. Optuna's 4 would leave two of 24 points whole."""
     seed: int = 0
@@ -97,7 +103,12 @@ def add_options(made: argparse.ArgumentParser, search: Search) -> None:
         help="accuracy, anomaly (of an encoder of background, on a pilot signal), cost (FLOP): one, or several for a"
         " Pareto front, without pruning; the winner is the best by the first (default: %(default)s)",
     )
-    # Population-based training gets its flag --pbt here, and its call in `run_search`.
+    group.add_argument(
+        "--pbt",
+        action="store_true",
+        help="population-based training instead of points: members copy better ones and change their knobs while they"
+        " train (cluster/population.py); the winner is a schedule",
+    )
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -195,6 +206,8 @@ def run_search(
     ClusterError
         When Optuna is not installed, or as for any study.
     """
+    if options.pbt:
+        return run_population(study, plan, data, storage, held, options)
     wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
     from cluster import search_run
     from cluster.search import load_entries, winner
@@ -240,6 +253,81 @@ def _run_points(
             listener.close()
         if view:
             finish_view(view, plan, job.storage)
+
+
+def run_population(
+    study: Study, plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
+) -> Study:
+    """Population-based training in the place of points; returns the study of the best member's knobs and schedule.
+
+    Raises
+    ------
+    ConfigError
+        With several objectives, or a number of points.
+    """
+    from cluster.population import population
+    from studies.main import say
+
+    if options.points is not None or options.objectives != "accuracy":
+        raise ConfigError("--pbt has members in place of --points, and one objective, accuracy")
+    search, base = searched(study), override(from_dict(plan.base), {"seed": SEED})
+    members, generations = search.population[plan.preset]
+    axes = population_axes(search, base)
+    say(f"[bold]{plan.question}[/]\n{plan.study}: {members} members, {generations} generations, {len(axes)} knobs")
+    found = population(
+        base,
+        axes,
+        study=plan.study,
+        storage=storage,
+        members=members,
+        generations=generations,
+        seed=search.seed,
+        run=lambda specs: _run_generation(specs, plan, data, storage, held, options),
+        spec_of=lambda arm, config: TrialSpec(
+            study=plan.study,
+            arm=arm,
+            plan_hash=plan.hash,
+            config=config,
+            data_fingerprint=data.fingerprint(config),
+            git_commit=git_commit(),
+        ),
+        metric=search.metric,
+    )
+    best = found.lineage[(generations - 1) * members + (found.best or 0)]
+    say(f"population of {members}: best is member {best.member}, {search.metric} {best.value:.4g}")
+    flat = flatten(base)
+    return confirmation(study, {name: value for name, value in found.overrides.items() if flat[name] != value})
+
+
+def population_axes(search: Search, base: Config) -> list[Axis]:
+    """The knobs of population-based training: ranges of what may change while a trial trains.
+
+    What has its scale near 1 is left out: knobs are changed by factors.
+    """
+    made = search.axes(base, ("accuracy",))
+    return [axis for axis in made if not axis.values and not axis.complement and can_change(axis.field)]
+
+
+def _run_generation(
+    specs: list[TrialSpec], plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
+) -> None:
+    from studies.main import console, live_view
+
+    done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
+    if len(done) == len(specs):
+        return
+    view = None if options.inline and not options.tracking_uri else live_view(plan, data, storage, options)
+    listeners: list[Listener] = [StudyProgress(specs, done, console), *([view] if view else [])]
+    try:
+        if options.inline:
+            run_inline(specs, data, storage, listeners, held)
+        else:
+            from cluster.tune import run_ray
+
+            run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+    finally:
+        for listener in listeners:
+            listener.close()
 
 
 def _decide(
@@ -292,6 +380,10 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
     from cluster.search import LEDGER
     from studies.dry_run import arm_seconds, pilot_records
 
+    if options.pbt:
+        members, generations = searched(study).population[plan.preset]
+        print(f"first a population: {members} members, each a whole trial, in {generations} generations")
+        return _with_winner(plan)
     wanted, points = search_plan(study, plan, options, None), points_of(study, plan.preset, options.points)
     records = [record for _, record in pilot_records(plan, storage)]
     costs, basis = arm_seconds(plan, from_dict(plan.base), records, held)
@@ -309,6 +401,10 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
             f" some {share:.0%} of that, {most * share:,.2f} h, if it halves as planned"
         )
     print("\n".join([*lines, "then its winner against the base, on seeds that the search has not seen:"]))
+    return _with_winner(plan)
+
+
+def _with_winner(plan: Plan) -> Plan:
     contrast = Contrast(treatment="winner", control="base", primary=True)
     return dataclasses.replace(plan, arms={"base": {}, "winner": {}}, contrasts=(contrast,))
 

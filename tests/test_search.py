@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, make_data
 
 from analysis.plan import StudyRecords
 from analysis.search import section
 from cluster.run import Resources, open_trials
 from jbot.config import Config, ConfigError, flatten, override, to_dict
+from jbot.data import Jets
 from jbot.record import RecordError, Storage, load_record, load_whole
 from jbot.trial import TrialSpec, run_pack
 from search_spaces.axis import Axis
@@ -220,7 +221,7 @@ def test_the_front_and_its_winner():
     params = {"optim.lr": 1e-3, "loss.koleo_weight": 0.1, "mask.scheme": "none"}
     values = [(0.5, 3.0), (0.7, 9.0), (0.7, 8.0), (0.4, 4.0)]
     entries = [
-        {"number": n, "state": "complete", "params": params, "points": [], "values": dict(zip(plan.objectives, v, strict=True))}
+        {"number": n, "state": "complete", "params": params, "points": [], "values": {"accuracy": v[0], "cost": v[1]}}
         for n, v in enumerate(values)
     ]  # fmt: skip
     assert sorted(pareto_front(plan, entries)) == [0, 2]
@@ -271,7 +272,8 @@ def test_pruning_one_trial_of_a_pack_leaves_the_others(tiny_data, tmp_path):
 def job_of(data, storage: Storage, **changes) -> Job:
     base = override(Config(), TINY | {"train.epochs": 4})
     plan = plan_of(base, first_rung=1, epochs=4, data={"source": "?", "fingerprint": data.fingerprint}, **changes)
-    return Job(plan=plan, storage=storage, resources=Resources(), git_commit=None)
+    prints = dict.fromkeys(("all", "qg"), data.fingerprint)
+    return Job(plan=plan, storage=storage, resources=Resources(), git_commit=None, fingerprints=prints)
 
 
 class Stop(Exception):  # noqa: N818 - what a test stops a run with
@@ -345,10 +347,8 @@ def anomaly_base():
     return to_dict(override(Config(), small))
 
 
-def more_jets():
-    from conftest import make_data
-
-    return make_data(200)
+def more_jets() -> Jets:
+    return Jets({1000.0: make_data(200)})
 
 
 def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp_path):
@@ -373,7 +373,7 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
 
 
 def options_of(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"objectives": "accuracy", "points": None, "preset": "quick"} | changes)
+    return argparse.Namespace(**{"objectives": "accuracy", "points": None, "preset": "quick", "pbt": False} | changes)
 
 
 def test_the_plan_of_a_preset_begins_with_the_base_and_has_rungs():
@@ -419,13 +419,19 @@ def test_bad_options_are_said_in_one_line(changes, words):
 def test_bad_input_on_the_command_line_exits_with_2(tmp_path, capsys):
     from studies.main import main
 
-    for arguments in (["--objectives", "speed"], ["--points", "0"]):
+    for arguments in (["--objectives", "speed"], ["--points", "0"], ["--pbt", "--points", "3"]):
         with pytest.raises(SystemExit) as ended:
             main(study, ["--preset", "smoke", "--inline", "--storage", str(tmp_path), *arguments])
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "hyperparameters_smoke").exists()
+
+
+def test_a_population_moves_what_may_change_while_it_trains():
+    fields = {axis.field for axis in searching.population_axes(study.search, study.base_at("quick"))}
+    assert {"optim.lr", "loss.koleo_weight", "train.dropout"} & fields
+    assert not {"mask.scheme", "optim.warmup_epochs"} & fields
 
 
 def test_a_search_chooses_on_validation_jets():
