@@ -2,56 +2,160 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from analysis.plan import FILE, Plan, load_study
+from analysis import components, wording
+from analysis.plan import Contrast, Plan
 from analysis.statistics import minimum_detectable_effect, p_floor
 from cluster.packs import form_packs, trial_bytes
-from cluster.run import Resources
-from jbot.config import Config, digest, override
-from jbot.data.splits import TARGETS
-from jbot.engine import find_engine
-from jbot.evaluate import fine_tunings
-from jbot.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_knobs
-from jbot.model import init_weights
-from jbot.pack import Pack
+from cluster.run import Resources, open_trials
+from jbot.config import Config, from_dict, override
 from jbot.record import Record, Storage
-from jbot.train import VIEW_JETS, init_state, run_steps
-from studies.study import trial_specs
+from studies.costs import Bill, Costs, cores, ended_records, places_at, places_here, same_but_seed, with_configs
+from studies.jets import cached_plan_jets, plan_needs
+from studies.study import Study, trial_specs
 
-PROBE_REPEATS = 3
-COSTLY = ("data", "train", "model", "probe", "finetune", "anomaly")
-"""Parts of a Config that decide how much work a trial is."""
+JETS_A_SECOND = 90.0
+"""Of one core that generates (docs/generation.md: 80 to 100)."""
 
 
-def describe(plan: Plan, base: Config, storage: Storage, held: Resources) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """Work of a study beside the trials of its plan: the points of a search, say."""
+
+    what: str
+    seconds: float
+    """Device seconds that are still to be spent."""
+
+
+def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+    """The open points of a search at the study's own options, halved as planned, and the trials of its winner."""
+    if study.search is None or "winner" in plan.arms:
+        return None
+    from cluster.search import LEDGER
+
+    name = f"{plan.study}/{LEDGER}"
+    entries = storage.read_json(name).get("points", []) if storage.exists(name) else []
+    points = study.search.points[plan.preset]
+    left = max(0, points - sum(entry["state"] != "open" for entry in entries))
+    cost = costs.of(from_dict(plan.base))
+    each = cost.seconds if cost else 0.0
+    return Further(what=f"at most {left} points of the search, and its winner", seconds=each * (left + len(plan.seeds)))
+
+
+FURTHER: tuple[Callable[[Study, Plan, Costs, Storage], Further | None], ...] = (search_left,)
+"""Each tells what one kind of study needs beside the trials of its plan, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """A study at this moment: its trials, which of them are left, and what these cost."""
+
+    plan: Plan
+    held: Resources
+    trials: int
+    jets: dict[str, str]
+    """Arm -> fingerprint; empty where the jets are not at hand: then nobody knows which trials have a record."""
+    left: list[Config]
+    """Trials without a record, block by block."""
+    shared: int
+    """Trials whose record another study made."""
+    records: list[Record]
+    """All of the storage."""
+    costs: Costs
+    bill: Bill
+    """Of what is left."""
+    further: tuple[Further, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Device seconds of all that is left."""
+        return self.bill.seconds + sum(more.seconds for more in self.further)
+
+
+def look_ahead(
+    study: Study, plan: Plan, storage: Storage, options: argparse.Namespace, costs: Costs, records: list[Record]
+) -> Outlook:
+    """Which trials of a plan are left, and their cost. Generates no jets and writes nothing."""
+    data = cached_plan_jets(plan, options.data)
+    specs = trial_specs(plan, from_dict(plan.base), data) if data else []
+    left = [spec.config for spec in open_trials(specs, storage)] if data else planned_configs(plan)
+    bill = costs.bill(left)
+    assert bill is not None  # what has no record is timed
+    made_by = {record.trial_id: record.study for record in records}
+    return Outlook(
+        plan=plan,
+        held=costs.held,
+        trials=len(planned_configs(plan)),
+        jets={spec.arm: spec.data_fingerprint for spec in specs},
+        left=left,
+        shared=sum(made_by.get(spec.trial_id, plan.study) != plan.study for spec in specs),
+        records=records,
+        costs=costs,
+        bill=bill,
+        further=further_work(study, plan, costs, storage),
+    )
+
+
+def further_work(study: Study, plan: Plan, costs: Costs, storage: Storage) -> tuple[Further, ...]:
+    """What a study still needs beside the trials of its plan."""
+    found = [more(study, plan, costs, storage) for more in FURTHER]
+    return tuple(more for more in found if more)
+
+
+def planned_configs(plan: Plan) -> list[Config]:
+    """Of every trial, block by block."""
+    base = from_dict(plan.base)
+    return [override(base, {**changes, "seed": seed}) for seed in plan.seeds for changes in plan.arms.values()]
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def describe(study: Study, plan: Plan, held: Resources, storage: Storage, options: argparse.Namespace) -> None:
     """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
-    trials = len(plan.arms) * len(plan.seeds)
-    pilot = pilot_records(plan, storage)
-    costs, basis = arm_seconds(plan, base, [record for _, record in pilot], held)
-    seconds = sum(costs.values()) / len(costs)
+    base, records = from_dict(plan.base), ended_records(storage)
+    ahead = look_ahead(study, plan, storage, options, Costs(records, held), records)
     table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
     table.add_row("question", plan.question)
     table.add_row("arms", ", ".join(plan.arms))
-    table.add_row("trials", f"{trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
+    table.add_row("trials", f"{ahead.trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
+    table.add_row("to be run", trials_left(ahead))
     table.add_row("each trial", "\n".join(pre_training(plan, base)))
-    each = (
-        f"{min(costs.values()):,.0f} to {max(costs.values()):,.0f}"
-        if len(set(costs.values())) > 1
-        else f"{seconds:,.0f}"
-    )
-    table.add_row("device hours", f"{trials * seconds / 3600:,.1f} ({each} s a trial, {basis})")
+    table.add_row("device hours", "\n".join(cost_lines(ahead)))
+    table.add_row("wall clock", wall_line(ahead.seconds, ahead.bill.longest, *places(held, options)))
+    if options.price is not None:
+        hours = ahead.costs.hours(ahead.seconds)
+        table.add_row(
+            "price", f"{hours_text(hours * options.price)} USD at {options.price:g} USD a {device(held)} hour"
+        )
     table.add_row("packs", packing(plan, base, held))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
-    table.add_row("what it can answer", "\n".join(power_lines(plan, pilot)))
+    table.add_row("what it can answer", "\n".join(power_lines(ahead)))
+    if aliases := alias_lines(plan):
+        table.add_row("aliased", "\n".join(aliases))
     table.add_row("plan hash", plan.hash)
     Console().print(table)
+
+
+def trials_left(ahead: Outlook) -> str:
+    """``18, as 6 have a record already (6 made by other studies)``."""
+    if not ahead.jets:
+        jets = sum(sum(counts.values()) for counts in plan_needs(ahead.plan).values())
+        minutes = jets / JETS_A_SECOND / cores() / 60
+        return (
+            f"all, as far as one can know: the jets are not at hand (at most {jets:,} to be generated, which takes"
+            f" this machine some {minutes:,.0f} min), so trials that have a record already are not found"
+        )
+    done = ahead.trials - len(ahead.left)
+    others = f" ({ahead.shared} made by other studies)" if ahead.shared else ""
+    return f"{len(ahead.left)}, as {done} have a record already{others}" if done else "all, none has a record yet"
 
 
 def pre_training(plan: Plan, base: Config) -> list[str]:
@@ -65,6 +169,45 @@ def pre_training(plan: Plan, base: Config) -> list[str]:
     return [line if len(arms) == 1 else f"{line}: {', '.join(names)}" for line, names in arms.items()]
 
 
+def device(held: Resources) -> str:
+    """What device hours are hours of."""
+    return "GPU" if held.gpus > 0 else "core"
+
+
+def cost_lines(ahead: Outlook) -> list[str]:
+    """Device hours of what is left, and what the figure rests on."""
+    costs, bill = ahead.costs, ahead.bill
+    each = [cost.seconds for config in ahead.left if (cost := costs.of(config))]
+    span = list(dict.fromkeys(wording.duration(end) for end in (min(each), max(each)))) if each else []
+    lines = [f"{hours_text(costs.hours(bill.seconds))} {device(ahead.held)} hours"]
+    lines[0] += f" ({' to '.join(span)} a trial)" if span else ""
+    lines += [f"{hours_text(costs.hours(more.seconds))} more for {more.what}" for more in ahead.further]
+    return [*lines, *bill.basis]
+
+
+def hours_text(hours: float) -> str:
+    """Two digits that matter: ``0.034``, ``1.2``, ``310``."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{float(f'{hours:.2g}'):g}"
+
+
+def places(held: Resources, options: argparse.Namespace) -> tuple[int, str]:
+    """Packs that run at once, and where."""
+    if options.inline:
+        return 1, "one after another in one process"
+    if options.address:
+        most = places_at(options.address, held)
+        return most, f"at {wording.count(most, 'place')} of the cluster at {options.address}"
+    most = places_here(held)
+    return most, f"at {wording.count(most, 'place')} of this machine"
+
+
+def wall_line(seconds: float, longest: float, most: int, where: str) -> str:
+    """``12 min at 2 places of this machine``; no number of places makes a single trial faster."""
+    if most < 1:
+        return f"unknown: nothing here can hold one trial ({where})"
+    return f"{wording.duration(max(seconds / most, longest))} {where}, without start, jets and pictures"
+
+
 def packing(plan: Plan, base: Config, held: Resources) -> str:
     """How trials are put together on a device."""
     if held.pack is None and held.gpus > 0:
@@ -74,8 +217,17 @@ def packing(plan: Plan, base: Config, held: Resources) -> str:
     return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
 
 
-def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:
+def alias_lines(plan: Plan) -> list[str]:
+    """Which effects a fractional factorial cannot tell apart."""
+    return components.alias_lines(plan) if plan.factors else []
+
+
+# --- what it can answer ---------------------------------------------------------------------------------------------
+
+
+def power_lines(ahead: Outlook) -> list[str]:
     """The p floor and minimum detectable effect of the primary family, in plain words."""
+    plan = ahead.plan
     if not plan.contrasts:
         return ["the plan states no contrast: nothing is compared, every figure comes with its spread over seeds"]
     primary = [contrast for contrast in plan.contrasts if contrast.primary]
@@ -88,101 +240,56 @@ def power_lines(plan: Plan, pilot: list[tuple[str, Record]]) -> list[str]:
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
     effect = minimum_detectable_effect(n, alpha=plan.alpha / family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
-    for contrast in primary:
-        differences = paired(contrast.treatment, contrast.control, pilot, plan.metric)
-        if len(differences) > 1:
-            sd = float(np.std(differences, ddof=1))
-            lines.append(f"  {contrast.name}: {effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs")
-    return lines
+    pilot = pilot_records(ahead)
+    return lines + [line for contrast in primary if (line := _detectable(plan, contrast, pilot, effect))]
 
 
-def pilot_records(plan: Plan, storage: Storage) -> list[tuple[str, Record]]:
-    """(arm, record) of complete trials of an earlier run of this study and preset."""
-    if not storage.exists(f"{plan.study}/{FILE}"):
-        return []
-    found = load_study(f"{storage.uri}/{plan.study}")
-    records = [(trial.arm, found.records[trial.trial_id]) for trial in found.trials]
-    return [(arm, record) for arm, record in records if record and record.state == "complete"]
+Pilot = dict[str, dict[int, Record]]
+"""By arm and seed."""
 
 
-def paired(treatment: str, control: str, pilot: list[tuple[str, Record]], metric: str) -> list[float]:
-    """Differences of the metric at seeds where both arms have a record."""
-    values = {(arm, record.seed): record.metrics[metric] for arm, record in pilot if metric in record.metrics}
-    seeds = {seed for arm, seed in values if arm == treatment} & {seed for arm, seed in values if arm == control}
-    return [values[treatment, seed] - values[control, seed] for seed in sorted(seeds)]
+def pilot_records(ahead: Outlook) -> Pilot:
+    """Complete records of the plan's arms at any seed, whatever study made them."""
+    arms = {arm: override(from_dict(ahead.plan.base), changes) for arm, changes in ahead.plan.arms.items()}
+    pilot: Pilot = {}
+    for config, record in with_configs(ahead.records):
+        jets = record.data.get("fingerprint")
+        for arm in (arm for arm, own in arms.items() if same_but_seed(config, own)):
+            if ahead.jets.get(arm, jets) == jets:
+                pilot.setdefault(arm, {})[record.seed] = record
+    return pilot
 
 
-def arm_seconds(plan: Plan, base: Config, pilot: list[Record], held: Resources) -> tuple[dict[str, float], str]:
-    """Device seconds of a trial of each arm, and what they rest on: earlier records, else steps timed here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)  # as a trial on a CPU
-    where = "one CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    seconds: dict[str, float] = {}
-    bases: list[str] = []
-    timed: dict[tuple[Any, ...], float] = {}
-    for arm, changes in plan.arms.items():
-        config = override(base, changes)
-        if same := [record.device_seconds for record in pilot if costs_as_much(record, config)]:
-            seconds[arm] = float(np.median(same))
-            bases.append("median of earlier records")
-            continue
-        step = override(config, {"train.batch": min(config.train.batch, 1024)})
-        shape = (step.model, step.train.batch, step.train.precision, step.data.particles)
-        if shape not in timed:  # arms of one shape differ little in what a step costs
-            timed[shape] = seconds_a_step(step, device, held.engine)
-        seconds[arm] = timed[shape] * config.train.last_epoch * -(-config.data.train_jets // step.train.batch)
-        if config.finetune.fractions:
-            tuning = (*shape, config.finetune.batch)
-            if tuning not in timed:
-                timed[tuning] = seconds_a_finetune_step(config, device)
-            seconds[arm] += timed[tuning] * finetune_steps(config)
-        bases.append(f"steps timed here on {where}, probes not counted")
-    return seconds, "; ".join(dict.fromkeys(bases))
+def _detectable(plan: Plan, contrast: Contrast, pilot: Pilot, effect: float) -> str | None:
+    """The detectable difference in units of the metric, from the spread of earlier records."""
+    differences = paired(plan, contrast, pilot)
+    if len(differences) > 1:
+        sd = float(np.std(differences, ddof=1))
+        enough = f"{effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs"
+        return f"  {contrast.name}: {enough}{_beside_margin(plan, effect * sd)}"
+    for arm, metric in zip(
+        (contrast.control, contrast.treatment), reversed(contrast.metrics(plan.metric)), strict=True
+    ):
+        values = [record.metrics[metric] for record in pilot.get(arm, {}).values() if metric in record.metrics]
+        if len(values) > 2:
+            sd = float(np.std(values, ddof=1)) * 2**0.5
+            return (
+                f"  {contrast.name}: {effect * sd:.3g} if seeds had nothing in common, from the {len(values)} earlier"
+                f" seeds of {arm}; pairing makes it smaller"
+            )
+    return None
 
 
-def costs_as_much(record: Record, config: Config) -> bool:
-    """Whether a trial of this Config does as much work as the record's did."""
-    return all(digest(record.config.get(part)) == digest(part_of(config, part)) for part in COSTLY)
+def _beside_margin(plan: Plan, detectable: float) -> str:
+    return f"; more than the margin of {plan.margin:g}" if detectable > plan.margin else ""
 
 
-def part_of(config: Config, part: str) -> dict[str, object]:
-    """One part of a Config as a record holds it."""
-    return dict(vars(getattr(config, part)))
-
-
-def finetune_steps(config: Config) -> int:
-    """Of all fine-tunings and twins of a trial, if none ends early."""
-    wanted, jets = config.finetune, config.data.train_jets
-    return sum(wanted.epochs * -(-round(share * jets) // wanted.batch) for share in fine_tunings(config).values())
-
-
-def seconds_a_finetune_step(config: Config, device: torch.device) -> float:
-    """Wall seconds of one step of one fine-tuning, on jets of random numbers."""
-    batch, classes = config.finetune.batch, len(TARGETS[config.data.task])
-    targets = torch.arange(batch, device=device) % classes
-    jets = LabeledRows(rows=torch.arange(batch, device=device), targets=targets)
-    whole = override(config, {"finetune.fractions": [1.0]})
-    (run, *_) = runs_of(whole, init_weights(config.model, 0), jets, jets)
-    state, knobs = init_finetune([run], device), stack_knobs([run], device)
-    particles = torch.rand(1, batch, config.data.particles, 4, device=device)
-    particles[..., 3] = 1.0
-    for repeat in range(PROBE_REPEATS + 1):
-        if repeat == 1:  # the first one warms up
-            started = time.perf_counter()
-        finetune_step(state, particles, targets[None], knobs)["loss"].item()  # waits for the device
-    return (time.perf_counter() - started) / PROBE_REPEATS
-
-
-def seconds_a_step(config: Config, device: torch.device, engine: str) -> float:
-    """Wall seconds of one training step, on jets of random numbers."""
-    state, pack = init_state(config, [0], device), Pack([config], device)
-    forward = find_engine(engine, config, device).forward
-    ahead = max(1, VIEW_JETS[device.type] // config.train.batch)  # steps whose views are made together
-    jets = torch.rand(ahead, 1, config.train.batch, config.data.particles, 4).to(device)
-    jets[..., 3] = 1.0
-    lr, momentum = torch.tensor([[1e-3], [0.99]], dtype=torch.float64, device=device)
-    for repeat in range(PROBE_REPEATS + 1):
-        if repeat == 1:  # the first one warms up
-            started = time.perf_counter()
-        run_steps(state, jets, pack, (0,), lr, momentum, forward)[0].item()  # waits for the device
-    return (time.perf_counter() - started) / (PROBE_REPEATS * ahead)
+def paired(plan: Plan, contrast: Contrast, pilot: Pilot) -> list[float]:
+    """Treatment minus control at seeds where both arms have a record with their metric."""
+    own, other = contrast.metrics(plan.metric)
+    treatments, controls = pilot.get(contrast.treatment, {}), pilot.get(contrast.control, {})
+    return [
+        treatments[seed].metrics[own] - controls[seed].metrics[other]
+        for seed in sorted(set(treatments) & set(controls))
+        if own in treatments[seed].metrics and other in controls[seed].metrics
+    ]

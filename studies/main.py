@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from analysis.plan import FILE, Plan, PlanError, load_study, save_study
+from analysis.wording import count
 from cluster.events import Listener
 from cluster.grids import run_grids
 from cluster.mirror import default_tracking_uri, see
@@ -22,7 +24,8 @@ from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
 from jbot.record import RecordError, Storage, first_line, load_record, load_whole
 from jbot.trial import TrialSpec
-from studies.dry_run import describe
+from studies.costs import Costs, ended_records
+from studies.dry_run import describe, device, hours_text
 from studies.jets import load_plan_jets
 from studies.presets import PRESETS
 from studies.released import find_released, judge_released
@@ -61,6 +64,18 @@ def parser(study: Study) -> argparse.ArgumentParser:
         epilog=f"presets:\n{presets}\n\nThe same command continues a study that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_common_options(made)
+    if study.against_paper:
+        made.add_argument(
+            "--released", metavar="FOLDER", help="the authors' .weights.h5 files, to be judged on the same test jets"
+        )
+    if study.search:
+        add_options(made, study.search)
+    return made
+
+
+def add_common_options(made: argparse.ArgumentParser) -> None:
+    """The options that all studies have."""
     made.add_argument("--preset", choices=list(PRESETS), default="quick", help="size of the study (default: quick)")
     made.add_argument("--seeds", type=int, metavar="N", help="blocks: every arm runs once at each of N seeds")
     made.add_argument(
@@ -75,12 +90,7 @@ def parser(study: Study) -> argparse.ArgumentParser:
     made.add_argument(
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
-    if study.against_paper:
-        made.add_argument(
-            "--released", metavar="FOLDER", help="the authors' .weights.h5 files, to be judged on the same test jets"
-        )
-    if study.search:
-        add_options(made, study.search)
+    made.add_argument("--price", type=float, metavar="USD", help="of a device hour (GPU or core), for --dry-run")
     where = made.add_argument_group("where")
     ray = where.add_mutually_exclusive_group()
     ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
@@ -106,7 +116,6 @@ def parser(study: Study) -> argparse.ArgumentParser:
         help="trials drawn for MLflow when the study has ended, 5 to 40 s of a core each: the first seed of each arm"
         " (default), all, none",
     )
-    return made
 
 
 def size_of(study: Study, preset: str) -> str:
@@ -116,9 +125,14 @@ def size_of(study: Study, preset: str) -> str:
     return f"{len(study.arms_at(preset))} arms x {study.seeds_at(preset)} seeds"
 
 
-def run(study: Study, options: argparse.Namespace) -> int:
-    """Plan, jets, trials, report; returns the exit code."""
-    plan = study.plan(options.preset, options.seeds, _changes(options.set))
+Choose = Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]]
+"""Of all trials of a plan, in block order, those that may run now."""
+
+
+def run(study: Study, options: argparse.Namespace, choose: Choose | None = None) -> int:
+    """Plan, jets, trials, report; returns the exit code. What `choose` leaves out stays open."""
+    check_price(options.price)
+    plan = study.plan(options.preset, options.seeds, changes_of(options.set))
     base = from_dict(plan.base)
     held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
     storage = Storage(options.storage)
@@ -127,20 +141,21 @@ def run(study: Study, options: argparse.Namespace) -> int:
         find_released(released, plan)
     if options.dry_run:
         plan = describe_search(study, plan, storage, held, options) if study.search else plan
-        describe(plan, base, storage, held)
+        describe(study, plan, held, storage, options)
         return 0
     storage.remove_file(check_storage(storage))
     if study.search:
         jets = load_plan_jets(with_anomaly(plan, options), options.data, options.address)
         found = run_search(study, plan, jets, storage, held, options)
-        return run(found, options) if found else UNFINISHED
+        return run(found, options, choose) if found else UNFINISHED
     data = load_plan_jets(plan, options.data, options.address)
     specs = trial_specs(plan, base, data)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, {"source": data.source, "fingerprint": data.whole}, planned_trials(specs))
     page, ended, whole, gridless = None, False, True, 0
+    expected = Expected(specs, storage, held)
     try:
-        view = run_trials(plan, specs, data, storage, held, options)
+        view = run_trials(plan, specs, choose(specs) if choose else specs, data, storage, held, options)
         if study.anomaly_grid:
             where = {"inline": options.inline, "address": options.address, "console": console}
             gridless = run_grids(study.anomaly_grid, specs, data, storage, held, **where)
@@ -155,6 +170,8 @@ def run(study: Study, options: argparse.Namespace) -> int:
             page = write_report(storage, plan)  # leads to the tables
             if tables:
                 whole = tables(ended)
+    if compared := expected.against(storage):
+        say(compared)
     if view and page and not view.error:
         drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": specs}
         draw_figures(drawn[options.figures], storage)
@@ -186,15 +203,44 @@ def keep_other_plan(storage: Storage, plan: Plan, data: Jets) -> None:
         say(f"[yellow]plan or jets have changed[/]: the earlier study is now {storage.uri}/{folder}")
 
 
+class Expected:
+    """What the trials that are left were expected to cost, before any of them ran."""
+
+    def __init__(self, specs: Sequence[TrialSpec], storage: Storage, held: Resources):
+        self.held, self.left = held, open_trials(specs, storage)
+        # Timing takes seconds on a CPU; on a GPU steps are compiled first, which takes a minute.
+        self.costs = Costs(ended_records(storage) if self.left else [], held, timing=held.gpus == 0)
+        self.seconds = {spec.trial_id: cost.seconds for spec in self.left if (cost := self.costs.of(spec.config))}
+
+    def against(self, storage: Storage) -> str | None:
+        """One line: estimated and spent, of the trials that are complete by now; None where nothing was estimated."""
+        records = [load_record(storage, spec.trial_id) for spec in self.left if spec.trial_id in self.seconds]
+        ended = [record for record in records if record and record.state == "complete"]
+        if not ended:
+            return None
+        estimated = sum(self.seconds[record.trial_id] for record in ended)
+        spent = sum(record.device_seconds for record in ended)
+        before, after = (hours_text(self.costs.hours(seconds)) for seconds in (estimated, spent))
+        ratio = f"{spent / max(estimated, 1e-9):.2f} times the estimate"
+        return f"{device(self.held)} hours of {count(len(ended), 'trial')}: {before} estimated, {after} spent, {ratio}"
+
+
+def check_price(price: float | None) -> None:
+    """It must be a positive number."""
+    if price is not None and not 0 < price < math.inf:
+        raise ConfigError(f"--price must be positive and finite, got {price:g}")
+
+
 def run_trials(
     plan: Plan,
     specs: list[TrialSpec],
+    now: Sequence[TrialSpec],
     data: Jets,
     storage: Storage,
     held: Resources,
     options: argparse.Namespace,
 ) -> Any:
-    """Run what has no record yet, watched by the progress bar and MLflow; returns the view, None without one."""
+    """Run those of `now` that have no record yet, watched by progress bar and MLflow; returns the view, if any."""
     done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
     say(f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}")
     if done:
@@ -204,11 +250,11 @@ def run_trials(
     listeners: list[Listener] = [progress, *([view] if view else [])]
     try:
         if options.inline:
-            run_inline(specs, data, storage, listeners, held)
+            run_inline(now, data, storage, listeners, held)
         else:
             from cluster.tune import run_ray
 
-            run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+            run_ray(now, data, storage, listeners, address=options.address, resources=held)
     finally:
         for listener in listeners:
             listener.close()
@@ -311,7 +357,8 @@ def out_folder(storage: Storage, plan: Plan) -> Path:
     return Path(storage.uri if storage.local else "results") / plan.study
 
 
-def _changes(settings: list[str]) -> dict[str, Any]:
+def changes_of(settings: list[str]) -> dict[str, Any]:
+    """Config fields and values of the --set options."""
     changes = {}
     for setting in settings:
         name, equals, text = setting.partition("=")

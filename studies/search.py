@@ -378,16 +378,16 @@ def keep_other_search(storage: Storage, plan: SearchPlan) -> None:
 def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources, options: argparse.Namespace) -> Plan:
     """Print what the search would run and cost; returns the plan of what comes after it, its winner not known yet."""
     from cluster.search import LEDGER
-    from studies.dry_run import arm_seconds, pilot_records
+    from studies.costs import Costs, ended_records
 
     if options.pbt:
         members, generations = searched(study).population[plan.preset]
         print(f"first a population: {members} members, each a whole trial, in {generations} generations")
         return _with_winner(plan)
     wanted, points = search_plan(study, plan, options, None), points_of(study, plan.preset, options.points)
-    records = [record for _, record in pilot_records(plan, storage)]
-    costs, basis = arm_seconds(plan, from_dict(plan.base), records, held)
-    seconds, trials = sum(costs.values()), 2 if "anomaly" in wanted.objectives else 1
+    cost = Costs(ended_records(storage), held).of(from_dict(plan.base))
+    assert cost is not None  # what has no record is timed
+    seconds, basis, trials = cost.seconds, "; ".join(cost.basis), 2 if "anomaly" in wanted.objectives else 1
     most, name = points * trials * seconds / 3600, f"{plan.study}/{LEDGER}"
     entries = storage.read_json(name).get("points", []) if storage.exists(name) else []
     ended = sum(entry["state"] != "open" for entry in entries)
