@@ -84,10 +84,9 @@ def test_the_study_that_shares_most_comes_next():
 
 
 def test_of_studies_that_share_equally_the_worthier_comes_first():
-    names = ("zeta", "scaling", "augmentation_ablation", "text_vs_code", "masking_ablation", "baseline")
-    assert order_of(*(make_study(name, {"base": BASE, "x": {"optim.lr": 1e-3 * (n + 1)}}) for n, name in enumerate(names))) == [
-        "baseline", "masking_ablation", "text_vs_code", "augmentation_ablation", "scaling", "zeta"
-    ]  # fmt: skip
+    right = ["baseline", "masking_ablation", "text_vs_code", "augmentation_ablation", "scaling", "eta", "zeta"]
+    found = [make_study(name, {"base": BASE, "x": {"optim.lr": 1e-5 * (n + 1)}}) for n, name in enumerate(right)]
+    assert order_of(*reversed(found)) == right
 
 
 def test_expensive_studies_run_when_they_are_named():
