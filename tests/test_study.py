@@ -15,7 +15,7 @@ from jbot.data import JetData, Jets
 from jbot.record import Storage
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
-from studies.dry_run import finetune_steps, seconds_a_finetune_step
+from studies.costs import finetune_steps, seconds_a_finetune_step
 from studies.main import keep_other_plan, main
 from studies.masking_ablation import study
 from studies.presets import PRESETS
