@@ -212,7 +212,8 @@ def bank_size(config: Config) -> int:
 def _judging(config: Config) -> Hashable:
     data = config.data
     sizes = (bank_size(config), data.val_jets, data.test_jets, data.particles)
-    return (config.model, data.task, sizes, config.probe, config.anomaly, curve_points(config))
+    probes = (config.probe.knn_k, config.probe.jet_pts, curve_points(config))
+    return (config.model, data.task, sizes, probes, config.anomaly)
 
 
 def random_jets(count: int, slots: int) -> torch.Tensor:

@@ -6,14 +6,14 @@ from conftest import TINY
 
 from analysis.plan import Contrast
 from cluster.run import Resources
-from jbot.config import Config, override
+from jbot.config import Config, from_dict, override
 from jbot.data import JetData
 from jbot.data.hdf5 import write
 from jbot.record import Storage
 from jbot.trial import Ride
 from studies import all as tour
 from studies.all import blocks_that_fit, chosen, find_studies, in_order
-from studies.costs import Bill, Costs, ended_records
+from studies.costs import Bill, Cost, Costs, ended_records
 from studies.study import Study
 
 BASE, NONE, SOFT, WIDE = {}, {"mask.scheme": "none"}, {"mask.scheme": "softest"}, {"mask.ratio_high": 0.9}
@@ -153,8 +153,6 @@ def test_a_budget_stops_at_a_whole_block_and_the_next_one_goes_on(call, tmp_path
 
 
 def one_second(config: Config):
-    from studies.costs import Cost
-
     return Cost(seconds=1.0, basis=("an hour each",), measured=True)
 
 
@@ -252,11 +250,7 @@ def test_records_price_what_is_left(call, tmp_path):
     assert call("--only", "baseline", "--figures", "none") == 0
     records = ended_records(Storage(tmp_path / "out"))
     costs = Costs(records, Resources(), timing=False)
-    config = override(Config(), {**STUDIES["baseline"].plan("smoke").arms["base"], **TINY})
-    base = STUDIES["baseline"].plan("smoke", changes=TINY)
-    from jbot.config import from_dict
-
-    config = from_dict(base.base)
+    config = from_dict(STUDIES["baseline"].plan("smoke", changes=TINY).base)
     equal = costs.of(override(config, {"seed": 99}))
     assert equal is not None
     assert equal.measured
@@ -266,7 +260,7 @@ def test_records_price_what_is_left(call, tmp_path):
     assert other is not None
     assert other.basis == ("training: records of the same work", "probes: records of the same work")
     assert other.seconds == pytest.approx(equal.seconds, rel=1)
-    longer = costs.of(override(config, {"data.train_jets": 6000}))
+    longer = costs.of(override(config, {"data.train_jets": 6000, "probe.bank_jets": 60}))
     assert longer is not None
     train = min(r.device_seconds - r.probe_seconds for r in records)
     assert longer.seconds > 90 * train  # a hundred times the steps
