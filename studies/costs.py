@@ -204,14 +204,9 @@ def finetune_steps(config: Config) -> int:
     return sum(wanted.epochs * -(-round(share * jets) // wanted.batch) for share in fine_tunings(config).values())
 
 
-def bank_size(config: Config) -> int:
-    """Jets behind the probes."""
-    return min(config.data.train_jets, config.probe.bank_jets)
-
-
 def _judging(config: Config) -> Hashable:
     data = config.data
-    sizes = (bank_size(config), data.val_jets, data.test_jets, data.particles)
+    sizes = (config.bank_jets, data.val_jets, data.test_jets, data.particles)
     probes = (config.probe.knn_k, config.probe.jet_pts, curve_points(config))
     return (config.model, data.task, sizes, probes, config.anomaly)
 
@@ -277,10 +272,10 @@ def seconds_to_judge(config: Config, device: torch.device, engine: str = "auto")
 def _seconds_to_judge(config: Config, device: torch.device, share: float) -> float:
     """Of probes on a share of the jets."""
     least = max(100, config.probe.knn_k)
-    sizes = {"data.train_jets": bank_size(config), "data.val_jets": config.data.val_jets}
+    sizes = {"data.train_jets": config.bank_jets, "data.val_jets": config.data.val_jets}
     sizes = {name: min(count, max(least, round(share * count))) for name, count in sizes.items()}
     sizes["data.test_jets"] = max(min(least, config.data.test_jets), round(share * config.data.test_jets))
-    small = override(config, sizes | {"finetune.fractions": []})
+    small = override(config, sizes | {"data.labeled_jets": 0, "finetune.fractions": []})
     evaluator, state = _evaluator(small, device), init_state(small, [0], device)
     seconds = []
     for judge in (

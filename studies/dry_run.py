@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis import components, wording
-from analysis.plan import Contrast, Plan
+from analysis.plan import FILE, Contrast, Plan, load_study
 from analysis.statistics import minimum_detectable_effect, p_floor
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources, open_trials
+from jbot.anomaly_grid import grid_file, grid_seconds
 from jbot.config import Config, from_dict, override
 from jbot.record import Record, Storage
 from studies.costs import Bill, Costs, cores, ended_records, places_at, places_here, same_but_seed, with_configs
@@ -49,7 +50,20 @@ def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Fur
     return Further(what=f"at most {left} points of the search, and its winner", seconds=each * (left + len(plan.seeds)))
 
 
-FURTHER: tuple[Callable[[Study, Plan, Costs, Storage], Further | None], ...] = (search_left,)
+def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+    """Anomaly grids that the trials of a plan have not; all of them where its trials are not known yet."""
+    if study.anomaly_grid is None:
+        return None
+    planned = [override(from_dict(plan.base), changes) for changes in plan.arms.values() for _ in plan.seeds]
+    name = f"{plan.study}/{FILE}"
+    if storage.exists(name) and (found := load_study(f"{storage.uri}/{plan.study}")).plan.hash == plan.hash:
+        there = [storage.exists(grid_file(study.anomaly_grid, trial.trial_id)) for trial in found.trials]
+        planned = planned[sum(there) :]  # they cost the same
+    seconds = sum(grid_seconds(study.anomaly_grid, config) for config in planned)
+    return Further(what=f"{len(planned)} anomaly grids", seconds=seconds) if planned else None
+
+
+FURTHER: tuple[Callable[[Study, Plan, Costs, Storage], Further | None], ...] = (search_left, grids_left)
 """Each tells what one kind of study needs beside the trials of its plan, or None."""
 
 
