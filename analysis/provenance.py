@@ -30,7 +30,7 @@ def facts(study: StudyRecords) -> dict[str, str]:
         "Seeds": ", ".join(map(str, study.plan.seeds)),
         "Trials ended": f"{len(records)} of {len(study.trials)}",
         "Wall time": f"{wording.duration(sum(r.wall_seconds for r in records))}, all trials added",
-        "Device time": f"{wording.duration(sum(r.device_seconds for r in records))}, all trials added",
+        "Device time": f"{wording.duration(sum(r.own_seconds for r in records))}, all trials added",
         "Attempts": f"{sum(r.attempts for r in records)} ({wording.count(restarted, 'trial')} restarted)",
         "First start": min((r.started for r in records), default="none yet"),
         "Hardware": _counted(device_of(r) for r in records),

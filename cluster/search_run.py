@@ -131,7 +131,7 @@ def measure(job: Job, specs: Sequence[TrialSpec], data: Jets) -> dict[str, Any]:
         "reason": last.reason,
         "points": points,
         "trials": [{"arm": record.arm, "trial_id": record.trial_id} for record in records],
-        "device_seconds": sum(record.device_seconds for record in records),
+        "device_seconds": sum(record.own_seconds for record in records),
         "values": {},
     }
     if last.state != "complete":

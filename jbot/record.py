@@ -237,7 +237,9 @@ class Record:
     """Starts it took: one more than the times it was interrupted."""
     continues: str | None = None
     """Id of the trial whose last state it started from: its own beginning, or, where the two differ in what is judged
-    alone, its own encoder (jbot.saved). Seconds of training are counted in both, those of the wall are not."""
+    alone, its own encoder (jbot.saved)."""
+    shared_seconds: float = 0.0
+    """The share of device_seconds that the trial it continues has spent."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -258,6 +260,11 @@ class Record:
                 raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
         if not isinstance(self.config.get("seed"), int):
             raise TypeError(f"config.seed must be a whole number, got {self.config.get('seed')!r}")
+
+    @property
+    def own_seconds(self) -> float:
+        """Device seconds that were spent for this trial: those of several trials can be added."""
+        return self.device_seconds - self.shared_seconds
 
     @property
     def seed(self) -> int:

@@ -74,7 +74,7 @@ FINETUNE_PROGRESS = {
     "curves": list,
     "reason": str | None,
 }
-HISTORY = {"attempts": int, "wall_seconds": float, "started": str, "continues": str | None}
+HISTORY = {"attempts": int, "wall_seconds": float, "started": str, "continues": str | None, "shared_seconds": float}
 
 Report = Callable[[list[tuple["TrialSpec", dict[str, Any]]]], None]
 Ended = Callable[["TrialSpec", Record], None]
@@ -223,9 +223,8 @@ class Ride:
 
     def tell_borrowed(self) -> None:
         """Learning curves of trials that take the encoder of another one."""
-        last = [(trial, self.configs[trial].train.last_epoch) for trial in range(len(self.specs))]
         rows: list[tuple[TrialSpec, dict[str, Any]]] = []
-        for trial in (trial for trial, epoch in last if self.state.progress[trial].epoch == epoch):
+        for trial in (trial for trial, checkpoint in enumerate(self.checkpoints) if checkpoint.continues_now()):
             rows += [(self.specs[trial], row) for row in self.state.progress[trial].curves]
             self.sent[trial] = len(self.state.progress[trial].curves)
         if self.report and rows:
@@ -434,6 +433,7 @@ class Ride:
             finetune_seconds=round(finetune_seconds, 3),
             attempts=checkpoint.history["attempts"],
             continues=checkpoint.history["continues"],
+            shared_seconds=round(checkpoint.history["shared_seconds"], 3),
         )
 
 
@@ -459,17 +459,22 @@ class Checkpoint:
             if other is None:
                 found = continue_other(self.storage, spec.trial_id, spec.config, spec.data_fingerprint, state)
                 state, other = found
-            self.history["continues"] = other
+            (progress,) = state.progress
+            self.history |= {"continues": other, "shared_seconds": progress.train_seconds + progress.probe_seconds}
         self.history["attempts"] += 1
         self.started = time.perf_counter()
         self.save(state)
         return state
 
+    def continues_now(self) -> bool:
+        """Whether this attempt has begun with what another trial has trained."""
+        return self.history["attempts"] == 1 and self.history["continues"] is not None
+
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, dict[str, Any]]:
         """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start."""
         fresh = init_state(config, [config.seed], device, dtype)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        history = {"attempts": 0, "wall_seconds": 0.0, "started": started, "continues": None}
+        history = {"attempts": 0, "wall_seconds": 0.0, "started": started, "continues": None, "shared_seconds": 0.0}
         if not self.storage.exists(f"{self.folder}/state.json"):
             return fresh, history
         try:

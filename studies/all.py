@@ -65,7 +65,7 @@ class Tour:
     def spent(self) -> float:
         """Device hours of the trials that have ended since the start."""
         new = [record for record in ended_records(self.storage) if record.trial_id not in self.known]
-        return Costs([], self.held).hours(sum(record.device_seconds for record in new))
+        return Costs([], self.held).hours(sum(record.own_seconds for record in new))
 
 
 # --- which, and in what order ---------------------------------------------------------------------------------------

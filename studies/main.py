@@ -219,7 +219,7 @@ class Expected:
         if not ended:
             return None
         estimated = sum(self.seconds[record.trial_id] for record in ended)
-        spent = sum(record.device_seconds for record in ended)
+        spent = sum(record.own_seconds for record in ended)
         before, after = (hours_text(self.costs.hours(seconds)) for seconds in (estimated, spent))
         ratio = f"{spent / max(estimated, 1e-9):.2f} times the estimate"
         return f"{device(self.held)} hours of {count(len(ended), 'trial')}: {before} estimated, {after} spent, {ratio}"

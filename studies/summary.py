@@ -68,7 +68,7 @@ def look_back(
     missing = missing_trials(plan, found, {config for config, _ in configs})
     verdicts = primary_verdicts(found) if found else []
     lines, hours = still_open(plan, missing, verdicts, rates, further)
-    own = [record.device_seconds for record in records if record.study == plan.study]
+    own = [record.own_seconds for record in records if record.study == plan.study]
     return Row(
         study=plan.study,
         question=plan.question,
