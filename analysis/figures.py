@@ -119,7 +119,9 @@ def paired_differences(
     axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
     for row, verdict in enumerate(verdicts):
         _forest_row(axes, row, verdict, gaps.get(verdict.contrast.name, ()))
-    axes.set(ylim=(len(verdicts) - 0.45, -0.75), xlabel=f"difference in {wording.quantity_on(metric)}")
+    metrics = {verdict.contrast.metric or metric for verdict in verdicts}
+    what = f"difference in {wording.quantity_on(metrics.pop())}" if len(metrics) == 1 else "difference"
+    axes.set(ylim=(len(verdicts) - 0.45, -0.75), xlabel=what)
     axes.set_yticks([])
     _widen_to(axes, 1.3 * margin)
     axes.tick_params(axis="y", which="both", left=False, right=False)
@@ -134,7 +136,7 @@ def _forest_row(axes: Axes, row: int, verdict: Verdict, gaps: Sequence[float]) -
         axes.plot([difference.mean], [row], "D", color=colour, ms=5.5, zorder=4)
     name = wording.contrast(verdict.contrast.name)
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(0.015, row - 0.36, literal(name), ha="left", **place)
+    axes.text(0.015, row - 0.36, literal(name, 48), ha="left", **place)
     kind = "" if verdict.contrast.primary else " (exploratory)"
     axes.text(0.985, row - 0.36, f"{verdict.outcome}{kind}", ha="right", color=MUTED, fontsize=8.5, **place)
 

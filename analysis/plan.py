@@ -30,17 +30,18 @@ class Contrast:
     """The control's, where that is another one: its floor, say ``untrained/test/knn_accuracy``."""
 
     @property
-    def against(self) -> str:
-        """What the treatment is compared with: ``random``, or ``untrained base``."""
+    def floor(self) -> str:
+        """``untrained`` or ``raw`` where the control is a floor of its arm, else empty."""
         reference, _, split = self.control_metric.partition("/")
-        if not self.control_metric:
-            return self.control
-        return f"{reference} {self.control}" if split.startswith("test") else f"{self.control} on {self.control_metric}"
+        return reference if split.startswith("test") else ""
 
     @property
     def name(self) -> str:
-        """``momentum - random``, ``a - b on test_500/knn_accuracy``, ``base - untrained base``."""
-        return f"{self.treatment} - {self.against}" + (f" on {self.metric}" if self.metric else "")
+        """``a - b``, ``a - b on test_500/x``, ``base - untrained base``, ``base on test/x - base on test/y``."""
+        on = f" on {self.metric}" if self.metric else ""
+        if self.control_metric and not self.floor:
+            return f"{self.treatment}{on} - {self.control} on {self.control_metric}"
+        return f"{self.treatment} - {f'{self.floor} {self.control}'.strip()}{on}"
 
     @property
     def of_arms(self) -> bool:

@@ -17,7 +17,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import extras, provenance, sections, signatures, svg, tables
+from analysis import extras, provenance, sections, signatures, svg, tables, wording
 from analysis.pictures import Picture
 from analysis.plan import StudyRecords, load_study
 from analysis.sections import Evidence
@@ -156,7 +156,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "unbroken": unbroken}
+    environment.filters |= {"markdown": markdown, "unbroken": unbroken, "contrast": wording.contrast}
     return environment
 
 

@@ -151,7 +151,8 @@ def plan_lines(evidence: Evidence) -> dict[str, str]:
         "Margin": f"{plan.margin:g}: smaller differences do not matter",
         "Primary contrasts": ", ".join(families[True]) or "none",
         "Exploratory contrasts": ", ".join(families[False]) or "none",
-        "Arms and seeds": f"{len(plan.arms)} arms × {len(plan.seeds)} seeds = {len(evidence.study.trials)} trials",
+        "Arms and seeds": f"{wording.count(len(plan.arms), 'arm')} × {wording.count(len(plan.seeds), 'seed')}"
+        f" = {wording.count(len(evidence.study.trials), 'trial')}",
         "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
         "What it can find": _power_line(evidence),
         "Preset": plan.preset,
@@ -385,7 +386,7 @@ def scores_picture(evidence: Evidence) -> Picture | None:
         return None
     floors = evidence.arms.set_index("arm")["untrained"] if "untrained" in evidence.arms else None
     metric = evidence.study.plan.metric
-    paired = bool(evidence.study.plan.contrasts)
+    paired = any(contrast.of_arms for contrast in evidence.study.plan.contrasts)
     figure = figures.scores_by_seed(evidence.scores, metric, evidence.shown, floors, paired)
     means = ", ".join(f"{row.arm} {wording.number(row.mean)}" for row in evidence.arms.itertuples())
     caption = "Dots: trials; dark ticks: means" + ("; grey lines join the trials of a seed." if paired else ".")

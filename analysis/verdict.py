@@ -243,9 +243,7 @@ def _in_words(plan: Plan, verdict: Verdict) -> Verdict:
 
 
 def _finding(plan: Plan, verdict: Verdict) -> str:
-    d, treatment, control = verdict.difference, verdict.contrast.treatment, verdict.contrast.against
-    if verdict.contrast.metric:
-        control += f" in {wording.quantity_on(verdict.contrast.metric)}"
+    d, (treatment, control) = verdict.difference, _named(verdict.contrast)
     if d.n < 2:
         found = "no seed has" if d.n == 0 else "only one seed has"
         return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."
@@ -261,6 +259,15 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
         )
     found = f"{treatment} against {control} is undecided: they differ by {_size(plan, verdict)}."
     return f"{found} {_what_would_decide(verdict)}"
+
+
+def _named(contrast: Contrast) -> tuple[str, str]:
+    """Treatment and control with what tells them apart, or what both are compared in."""
+    on = wording.quantity_on(contrast.metric) if contrast.metric else ""
+    if contrast.control_metric and not contrast.floor:
+        treatment = f"{contrast.treatment} ({on})" if on else contrast.treatment
+        return treatment, f"{contrast.control} ({wording.quantity_on(contrast.control_metric)})"
+    return contrast.treatment, f"{contrast.floor} {contrast.control}".strip() + (f" in {on}" if on else "")
 
 
 def _size(plan: Plan, verdict: Verdict) -> str:

@@ -62,9 +62,14 @@ def p_value(p: float, floor: float = 0.0) -> str:
     return f"{p:.2f}" if p >= 0.0995 else f"{p:.2g}"
 
 
+METRIC = re.compile(r" on ((?:\w+/)+[\w.]+)")
+"""A metric in the name of a contrast."""
+
+
 def contrast(name: str) -> str:
-    """The name of a contrast with a true minus sign."""
-    return name.replace(" - ", " − ")
+    """The name of a contrast with a true minus sign and its metric in words."""
+    words = METRIC.sub(lambda found: f", {quantity_on(found[1]).removesuffix(' on test jets')}", name)
+    return words.replace(" on test jets of ", " at ").replace(" - ", " − ")
 
 
 def count(n: int, noun: str) -> str:

@@ -122,7 +122,7 @@ def size_of(study: Study, preset: str) -> str:
     """``4 arms x 6 seeds``; of a search ``24 points, then 2 arms x 6 seeds``."""
     if study.search:
         return f"{study.search.points[preset]} points, then 2 arms x {study.seeds_at(preset)} seeds"
-    return f"{len(study.arms_at(preset))} arms x {study.seeds_at(preset)} seeds"
+    return f"{count(len(study.arms_at(preset)), 'arm')} x {study.seeds_at(preset)} seeds"
 
 
 Choose = Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]]
@@ -242,7 +242,8 @@ def run_trials(
 ) -> Any:
     """Run those of `now` that have no record yet, watched by progress bar and MLflow; returns the view, if any."""
     done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
-    say(f"[bold]{plan.question}[/]\n{plan.study}: {len(plan.arms)} arms x {len(plan.seeds)} seeds; {data.source}")
+    size = f"{count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}"
+    say(f"[bold]{plan.question}[/]\n{plan.study}: {size}; {data.source}")
     if done:
         say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
     progress = StudyProgress(specs, done, console)
