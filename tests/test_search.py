@@ -363,7 +363,7 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
     assert all(entry["state"] in ("complete", "pruned") for entry in entries)
     assert sorted(log.starts) == [f"point-{number:03d}" for number in range(5)]
     assert log.ended_points() == 5
-    assert sorted(job.storage.names()) == ["floors", "s", "trials"]  # nothing of Ray's own is left behind
+    assert sorted(job.storage.names()) == ["encoders", "floors", "s", "trials"]  # nothing of Ray's own is left behind
     again = Counting(job.plan, 5, entries)
     search_ray(job, 5, tiny_data, [again], address=None)
     assert again.starts == []
