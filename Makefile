@@ -17,7 +17,7 @@ study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -216,13 +216,21 @@ def train(
                 progress.reason = f"diverged: {broken[0]} is not finite in epoch {progress.epoch}"
             elif is_probed(progress.epoch, configs[trial]):
                 add_point(state, trial, means[trial], probe)
+                judged = progress.reason is None and may_collapse(progress.epoch, configs[trial])
+                if judged and (why := collapse(progress.curves[-1])):
+                    progress.reason = f"collapsed: {why} after epoch {progress.epoch}"
         after_epoch(trials)
     return state
 
 
 def is_probed(epoch: int, config: Config) -> bool:
     """Whether the learning curves have a point when so many epochs are done."""
-    return epoch % config.probe.every == 0 or epoch in SNAPSHOT_EPOCHS or epoch == config.train.last_epoch
+    return epoch in SNAPSHOT_EPOCHS or may_collapse(epoch, config)
+
+
+def may_collapse(epoch: int, config: Config) -> bool:
+    """Whether a collapse ends the trial when so many epochs are done: after the first one it may still pass."""
+    return epoch % config.probe.every == 0 or epoch == config.train.last_epoch
 
 
 def curve_epochs(config: Config) -> list[int]:
@@ -533,7 +541,7 @@ def collapse(point: dict[str, Any]) -> str | None:
 
 
 def add_point(state: TrainState, trial: int, means: Metrics, probe: Callable[[int, TrainState], Metrics]) -> None:
-    """Probe a trial's student and add a row to its learning curves; a collapse is the reason of its failure."""
+    """Probe a trial's student and add a row to its learning curves; no embedding is the reason of its failure."""
     progress, started = state.progress[trial], time.perf_counter()
     try:
         probed = probe(trial, state.row(trial))
@@ -544,5 +552,3 @@ def add_point(state: TrainState, trial: int, means: Metrics, probe: Callable[[in
         progress.probe_seconds += time.perf_counter() - started
     at = {"epoch": progress.epoch, "step": int(state.step[trial]), "device_seconds": round(progress.train_seconds, 3)}
     progress.curves.append(at | probed | means)
-    if means and (why := collapse(progress.curves[-1])):
-        progress.reason = f"collapsed: {why} after epoch {progress.epoch}"

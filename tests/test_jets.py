@@ -239,7 +239,8 @@ def test_an_encoder_is_judged_at_other_energies(tiny, tmp_path, task):
             # Jets that are the same at another pT are judged the same; those of the bank too, as it is as long.
             assert metrics[f"shifted_2000/{name}"] == pytest.approx(metrics[f"test/{name}"])
             assert metrics[f"test_2000/{name}"] == pytest.approx(metrics[f"test/{name}"])
-            assert metrics[f"test_500/{name}"] != metrics[f"test/{name}"]
+        # Two accuracies on 60 jets may be equal by chance.
+        assert metrics[f"test_500/{probe}_auc"] != metrics[f"test/{probe}_auc"]
     plain = override(config, {"probe.jet_pts": []})
     (alone,) = run_pack([spec_of(plain, jets)], jets, Storage(tmp_path))
     assert alone.metrics == {

@@ -179,11 +179,11 @@ def test_leaving_a_component_out_is_one_change():
 
 def test_the_half_fraction_by_hand():
     """With I = -ABCD an odd number of the four is out: the four single ones, and the four triples."""
-    half = components.fraction(("particle_loss", "koleo", "centering"), {"ema": "-particle_loss*koleo*centering"})
+    half = components.fraction(("particle_loss", "koleo", "rotation"), {"splitting": "-particle_loss*koleo*rotation"})
     assert list(half) == [
-        "no_ema", "no_centering", "no_koleo", "no_koleo-centering-ema",
-        "no_particle_loss", "no_particle_loss-centering-ema", "no_particle_loss-koleo-ema",
-        "no_particle_loss-koleo-centering",
+        "no_splitting", "no_rotation", "no_koleo", "no_koleo-rotation-splitting",
+        "no_particle_loss", "no_particle_loss-rotation-splitting", "no_particle_loss-koleo-splitting",
+        "no_particle_loss-koleo-rotation",
     ]  # fmt: skip
     whole = components.fraction(("koleo", "ema"), {})
     assert list(whole) == ["base", "no_ema", "no_koleo", "no_koleo-ema"]
@@ -191,8 +191,8 @@ def test_the_half_fraction_by_hand():
 
 def test_five_factors_separate_every_two():
     """Columns of main effects and of all pairs are orthogonal: resolution V."""
-    factors = ("particle_loss", "koleo", "centering", "ema", "rotation")
-    half = components.fraction(factors[:4], {"rotation": "-particle_loss*koleo*centering*ema"})
+    factors = ("particle_loss", "koleo", "rotation", "splitting", "smearing")
+    half = components.fraction(factors[:4], {"smearing": "-particle_loss*koleo*rotation*splitting"})
     lacks = [name.removeprefix("no_").split("-") for name in half]
     levels = np.array([[-1 if factor in out else 1 for factor in factors] for out in lacks])
     pairs = [levels[:, i] * levels[:, j] for i in range(5) for j in range(i)]
@@ -207,7 +207,7 @@ def test_the_report_finds_the_designs_of_the_components():
     worth = {one.component: (one.treatment, one.control) for one in added_alone(gpu)}
     assert worth["ema"] == ("only_cls_loss-ema", "only_cls_loss")
     assert worth["cls_loss"] == ("only_cls_loss-particle_loss", "only_particle_loss")
-    assert "Aliased, only the sum is estimated: particle_loss × koleo − centering × ema." in alias_lines(quick)
+    assert "Aliased, only the sum is estimated: particle_loss × koleo − rotation × splitting." in alias_lines(quick)
     (line,) = alias_lines(gpu)
     assert "16 of the 32 combinations of 5 components" in line
     assert "resolution V" in line

@@ -24,6 +24,7 @@ from jbot.train import (
     join_states,
     learning_rate,
     masked_rows,
+    may_collapse,
     run_steps,
     stretches,
     train,
@@ -536,3 +537,9 @@ def test_cuda_takes_the_same_step(tiny, jets):
     batches = jets.double().cuda().expand(2, 4, -1, -1, -1)
     run_steps(state, batches, Pack(configs, cuda, torch.float64), (0, 1, 2, 3), lr, momentum)
     torch.testing.assert_close(state.student.cpu(), on_cpu.student, atol=1e-5, rtol=0)
+
+
+def test_a_collapse_after_the_first_epoch_may_pass():
+    """The point is there for the eye; trials end at points of the grid, as they did before it was there."""
+    config = override(Config(), {"train.epochs": 30, "probe.every": 10})
+    assert [epoch for epoch in curve_epochs(config) if not may_collapse(epoch, config)] == [1]
