@@ -29,7 +29,7 @@ from studies.dry_run import describe, device, hours_text
 from studies.jets import load_plan_jets
 from studies.presets import PRESETS
 from studies.released import find_released, judge_released
-from studies.search import add_options, describe_search, run_search, with_anomaly
+from studies.search import add_options, check_search, describe_search, run_search, with_anomaly
 from studies.study import Study, planned_trials, resources, trial_specs
 
 FIGURES = ("first", "all", "none")
@@ -139,6 +139,8 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
     released = Path(options.released).expanduser() if study.against_paper and options.released else None
     if released:
         find_released(released, plan)
+    if study.search:
+        check_search(study, plan, options)
     if options.dry_run:
         plan = describe_search(study, plan, storage, held, options) if study.search else plan
         describe(study, plan, held, storage, options)

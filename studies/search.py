@@ -178,6 +178,16 @@ def points_of(study: Study, preset: str, asked: int | None) -> int:
     return count
 
 
+def check_search(study: Study, plan: Plan, options: argparse.Namespace) -> None:
+    """Raise a ConfigError for options that no search can run with, before any jet is made."""
+    if options.pbt:
+        if options.points is not None or options.objectives != "accuracy":
+            raise ConfigError("--pbt has members in place of --points, and one objective, accuracy")
+        return
+    search_plan(study, plan, options, None)
+    points_of(study, plan.preset, options.points)
+
+
 def expected_epochs(plan: SearchPlan, points: int) -> float:
     """Epochs of all points if at each rung the share 1 / reduction goes on: what halving saves on average."""
     stops = [0, *plan.rungs, plan.epochs]
@@ -258,18 +268,10 @@ def _run_points(
 def run_population(
     study: Study, plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
 ) -> Study:
-    """Population-based training in the place of points; returns the study of the best member's knobs and schedule.
-
-    Raises
-    ------
-    ConfigError
-        With several objectives, or a number of points.
-    """
+    """Population-based training in the place of points; returns the study of the best member's knobs and schedule."""
     from cluster.population import population
     from studies.main import say
 
-    if options.points is not None or options.objectives != "accuracy":
-        raise ConfigError("--pbt has members in place of --points, and one objective, accuracy")
     search, base = searched(study), override(from_dict(plan.base), {"seed": SEED})
     members, generations = search.population[plan.preset]
     axes = population_axes(search, base)

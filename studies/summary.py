@@ -108,10 +108,10 @@ def primary_verdicts(found: StudyRecords) -> list[Verdict]:
 
 def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[str, ...]:
     """``momentum − random_count: better, 0.021 ± 0.006, n = 6``."""
-    if not any(contrast.primary for contrast in plan.contrasts):
-        return ("no primary contrast: its report describes",)
     if not ran:
         return ("not begun",)
+    if not any(contrast.primary for contrast in plan.contrasts):
+        return ("no primary contrast: its report describes",)
     return tuple(map(_verdict_line, verdicts))
 
 
