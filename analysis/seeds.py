@@ -227,7 +227,8 @@ def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
     if len(means) < 3 or means.index[0] != 0 or means.iloc[-1] == means.iloc[0]:
         return
     shares = (means - means.iloc[0]) / (means.iloc[-1] - means.iloc[0])
-    said = [f"{share:.0%} after {epoch:g} epoch{'' if epoch == 1 else 's'}" for epoch, share in shares.items()]
+    gone = {epoch: f"{share:.0%}" if share > 0 else "nothing" for epoch, share in shares.items()}
+    said = [f"{share} after {wording.count(int(epoch), 'epoch')}" for epoch, share in gone.items()]
     first, last = (wording.number(float(means.iloc[i]), 3) for i in (0, -1))
     yield (
         f"{wording.quantity_on(metric)} goes from {first} before training to {last} after {means.index[-1]:g} epochs; "
