@@ -34,7 +34,7 @@ TRANSLATION = Axis(
     field="augment.translation",
     low=0.0,
     high=0.4,
-    reason="a shift of the whole jet by up to half its radius of 0.8; JetCLR (arXiv:2108.04253) shifts within the "
+    reason="a shift of the whole jet by up to its radius of 0.4; JetCLR (arXiv:2108.04253) shifts within the "
     "jet's width",
 )
 BOOST = Axis(
