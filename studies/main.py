@@ -90,7 +90,9 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
-    made.add_argument("--price", type=float, metavar="USD", help="of a device hour (GPU or core), for --dry-run")
+    made.add_argument(
+        "--price", type=float, metavar="USD", help="of a device hour (GPU or core), to say costs in money"
+    )
     where = made.add_argument_group("where")
     ray = where.add_mutually_exclusive_group()
     ray.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray on this machine)")
