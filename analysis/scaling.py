@@ -290,8 +290,9 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         f"spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
         f"{wording.count(len(plan.seeds), 'seed')}."
     )
-    bank = float(design.base_settings(plan).get("probe.bank_jets", 0.0))
-    small = sorted({run.jets for line in lines for run in line.runs if run.labeled < bank})
+    runs = [run for line in lines for run in line.runs]
+    bank = min(float(design.base_settings(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
+    small = sorted({run.jets for run in runs if run.labeled < bank})
     if small:
         yield (
             f"Up to {small[-1]:,} training jets the probes have fewer labels than the {bank:,.0f} elsewhere, as they "

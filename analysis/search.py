@@ -76,7 +76,7 @@ def _story(ledger: Ledger) -> list[str]:
     whole = len(points) * plan["epochs"]
     judged = " and ".join(quantity(ledger, name) for name in ledger["directions"])
     how = (
-        f"At epochs {', '.join(map(str, ledger['rungs']))} of {plan['epochs']} a point went on if it was among the best"
+        f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of {plan['epochs']} a point went on if it was among the best"
         f" 1/{plan['reduction']} of those that had come so far (asynchronous successive halving)"
         if ledger["rungs"]
         else "With several objectives no point is given up early"
@@ -85,7 +85,7 @@ def _story(ledger: Ledger) -> list[str]:
         f"{len(points)} points were drawn by {ledger['sampler']}, search seed {plan['seed']}, the first"
         f" {plan['startup']} at random{', beginning with the base' if plan['first'] else ''}. All trained at seed"
         f" {plan['base']['seed']} and were judged by {judged}; no test jet had a part in it.",
-        f"{how}: {complete} ran to the end, {pruned} were pruned, {failed} failed. They took {epochs} of {whole} epochs"
+        f"{how}: {complete} ran to the end, {pruned} pruned, {failed} failed. They took {epochs} of {whole} epochs"
         f" and {wording.duration(seconds)} of a device.",
     ]
     if ledger["winner"] is None:
