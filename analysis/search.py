@@ -76,8 +76,9 @@ def _story(ledger: Ledger) -> list[str]:
     whole = len(points) * plan["epochs"]
     judged = " and ".join(quantity(ledger, name) for name in ledger["directions"])
     how = (
-        f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of {plan['epochs']} a point went on if it was among the best"
-        f" 1/{plan['reduction']} of those that had come so far (asynchronous successive halving)"
+        f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of"
+        f" {plan['epochs']} a point went on if it was among the best 1/{plan['reduction']} of"
+        " those that had come so far (asynchronous successive halving)"
         if ledger["rungs"]
         else "With several objectives no point is given up early"
     )
