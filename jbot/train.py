@@ -217,7 +217,7 @@ def train(
             elif is_probed(progress.epoch, configs[trial]):
                 add_point(state, trial, means[trial], probe)
                 judged = progress.reason is None and may_collapse(progress.epoch, configs[trial])
-                if judged and (why := collapse(progress.curves[-1])):
+                if judged and (why := collapse(progress.curves[-1], progress.curves[0])):
                     progress.reason = f"collapsed: {why} after epoch {progress.epoch}"
         after_epoch(trials)
     return state
@@ -529,13 +529,16 @@ def update_centers(
     state.particle_center.lerp_(particle_mean, new)
 
 
-def collapse(point: dict[str, Any]) -> str | None:
-    """Why the encoder of a curve point says nothing about its jets any more, or None when it does."""
+def collapse(point: dict[str, Any], untrained: dict[str, Any]) -> str | None:
+    """Why the encoder of a curve point says nothing about its jets any more, or None when it does.
+
+    Uniform attention is where an encoder of one layer begins, as [CLS] is zero: only a later layer can lose it.
+    """
     if point["val/spread"] < MIN_SPREAD:
         return f"the spread of the embedding is {point['val/spread']:.2g}"
     if point["train/teacher_entropy"] < MIN_ENTROPY:
         return f"the entropy of the teacher is {point['train/teacher_entropy']:.2g} nats"
-    if point["val/attention_entropy"] > MAX_ATTENTION_ENTROPY:
+    if untrained["val/attention_entropy"] <= MAX_ATTENTION_ENTROPY < point["val/attention_entropy"]:
         return "the [CLS] attention is uniform in every head"
     return None
 

@@ -126,7 +126,7 @@ def test_chance_is_the_share_of_the_most_frequent_target():
     ],
 )
 def test_a_failed_trial_is_named_by_the_reason_that_training_gives(tmp_path, row, expected):
-    reason = f"collapsed: {train.collapse(row)} after epoch 3"
+    reason = f"collapsed: {train.collapse(row, point())} after epoch 3"
     found = look(study_of(tmp_path, {0: {"state": "failed", "reason": reason, "metrics": {}}})).found
     assert [item.signature for item in found] == expected
     assert all(item.case.evidence == reason for item in found)

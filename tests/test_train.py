@@ -6,9 +6,11 @@ from conftest import TINY, make_jets
 
 from jbot.config import Config, OptimConfig, TeacherConfig, flatten, override
 from jbot.engine import find_engine
+from jbot.evaluate import attention_entropy
 from jbot.model import forward, init_weights, unpack, weight_place
 from jbot.pack import Pack, stack
 from jbot.train import (
+    MAX_ATTENTION_ENTROPY,
     TERMS,
     Progress,
     TrainState,
@@ -513,9 +515,19 @@ def test_a_failure_ends_its_trial_alone(tiny):
 
 def test_collapse_signatures():
     good = {"val/spread": 0.5, "train/teacher_entropy": 1.0, "val/attention_entropy": 0.5}
-    assert collapse(good) is None
-    assert "teacher" in collapse(good | {"train/teacher_entropy": 1e-5})
-    assert "uniform" in collapse(good | {"val/attention_entropy": 1.0})
+    assert collapse(good, good) is None
+    assert "teacher" in collapse(good | {"train/teacher_entropy": 1e-5}, good)
+    uniform = good | {"val/attention_entropy": 1.0}
+    assert "uniform" in collapse(uniform, good)
+    assert collapse(uniform, uniform) is None
+
+
+def test_an_encoder_of_one_layer_begins_with_uniform_attention(tiny, jets):
+    """[CLS] is zero at the start, so one layer looks at all particles alike: no collapse."""
+    config = override(tiny, {"model.layers": 1})
+    particles = jets.flatten(0, -3)
+    assert attention_entropy(init_state(config, [0], jets.device).student, particles, config) > MAX_ATTENTION_ENTROPY
+    assert attention_entropy(init_state(tiny, [0], jets.device).student, particles, tiny) < MAX_ATTENTION_ENTROPY
 
 
 def test_the_student_learns_a_teacher_that_stands_still():
