@@ -86,8 +86,6 @@ class Outlook:
     bill: Bill
     """Of what is left."""
     further: tuple[Further, ...]
-    unknown: tuple[str, ...] = ()
-    """Arms that a search has yet to find: none of their trials has a record, each is priced as one of the base."""
 
     @property
     def seconds(self) -> float:
@@ -100,12 +98,8 @@ def look_ahead(
 ) -> Outlook:
     """Which trials of a plan are left, and their cost. Generates no jets and writes nothing."""
     data = cached_plan_jets(plan, options.data)
-    unknown = ("winner",) if study.search and plan.arms.get("winner") == {} else ()
     specs = trial_specs(plan, from_dict(plan.base), data) if data else []
-    specs = [spec for spec in specs if spec.arm not in unknown]
     left = [spec.config for spec in open_trials(specs, storage)] if data else planned_configs(plan)
-    if data and unknown:
-        left += [override(from_dict(plan.base), {"seed": seed}) for seed in plan.seeds for _ in unknown]
     bill = costs.bill(left)
     assert bill is not None  # what has no record is timed
     made_by = {record.trial_id: record.study for record in records}
@@ -120,7 +114,6 @@ def look_ahead(
         costs=costs,
         bill=bill,
         further=further_work(study, plan, costs, storage),
-        unknown=unknown,
     )
 
 
@@ -272,7 +265,6 @@ Pilot = dict[str, dict[int, Record]]
 def pilot_records(ahead: Outlook) -> Pilot:
     """Complete records of the plan's arms at any seed, whatever study made them."""
     arms = {arm: override(from_dict(ahead.plan.base), changes) for arm, changes in ahead.plan.arms.items()}
-    arms = {arm: config for arm, config in arms.items() if arm not in ahead.unknown}
     pilot: Pilot = {}
     for config, record in with_configs(ahead.records):
         jets = record.data.get("fingerprint")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from analysis.plan import FILE, Contrast, Plan, load_study
+from analysis.plan import Contrast, Plan
 from cluster.events import Listener
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, run_inline
@@ -381,52 +381,34 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
     """Print what the search would run and cost; returns the plan of what comes after it, its winner not known yet."""
     from cluster.search import LEDGER
     from studies.costs import Costs, ended_records
-    from studies.dry_run import hours_text
 
-    costs = Costs(ended_records(storage), held)
-    cost = costs.of(from_dict(plan.base))
-    assert cost is not None  # what has no record is timed
-    seconds, basis = cost.seconds, "; ".join(cost.basis)
     if options.pbt:
         members, generations = searched(study).population[plan.preset]
         print(f"first a population: {members} members, each a whole trial, in {generations} generations")
-        print(
-            f"  some {hours_text(costs.hours(members * seconds))} device hours ({members} x {seconds:,.0f} s, {basis})"
-        )
-        print(f"  and what it takes to judge {members * (generations - 1)} trials at the stops before the last")
         return _with_winner(plan)
     wanted, points = search_plan(study, plan, options, None), points_of(study, plan.preset, options.points)
-    trials = 2 if "anomaly" in wanted.objectives else 1
-    name = f"{plan.study}/{LEDGER}"
+    cost = Costs(ended_records(storage), held).of(from_dict(plan.base))
+    assert cost is not None  # what has no record is timed
+    seconds, basis, trials = cost.seconds, "; ".join(cost.basis), 2 if "anomaly" in wanted.objectives else 1
+    most, name = points * trials * seconds / 3600, f"{plan.study}/{LEDGER}"
     entries = storage.read_json(name).get("points", []) if storage.exists(name) else []
-    ended = sum(entry["state"] != "open" for entry in entries[:points])
-    left = points - ended
-    most = costs.hours(left * trials * seconds)
+    ended = sum(entry["state"] != "open" for entry in entries)
     lines = [f"first a search: {points} points, of which {ended} have ended; objectives {', '.join(wanted.objectives)}"]
     lines += [f"  {axis['coordinate']}: {shown(axis['distribution'])}" for axis in wanted.space]
-    lines.append(f"  at most {hours_text(most)} device hours ({left} x {trials} trial(s) x {seconds:,.0f} s, {basis})")
-    if wanted.rungs and left:
+    lines.append(f"  at most {most:,.2f} device hours ({points} x {trials} trial(s) x {seconds:,.0f} s, {basis})")
+    if wanted.rungs:
         share = expected_epochs(wanted, points) / (points * wanted.epochs)
         lines.append(
             f"  rungs at epochs {', '.join(map(str, wanted.rungs))} of {wanted.epochs}, 1/{wanted.reduction} go on:"
-            f" some {share:.0%} of that, {hours_text(most * share)} h, if it halves as planned"
+            f" some {share:.0%} of that, {most * share:,.2f} h, if it halves as planned"
         )
     print("\n".join([*lines, "then its winner against the base, on seeds that the search has not seen:"]))
-    return _with_winner(plan, _winner_found(plan, storage) if not left else {})
+    return _with_winner(plan)
 
 
-def _with_winner(plan: Plan, changes: Mapping[str, Any] | None = None) -> Plan:
-    """Without changes the winner is not known yet."""
+def _with_winner(plan: Plan) -> Plan:
     contrast = Contrast(treatment="winner", control="base", primary=True)
-    return dataclasses.replace(plan, arms={"base": {}, "winner": dict(changes or {})}, contrasts=(contrast,))
-
-
-def _winner_found(plan: Plan, storage: Storage) -> Mapping[str, Any]:
-    """The winner of a study that has been written; empty without one."""
-    if not storage.exists(f"{plan.study}/{FILE}"):
-        return {}
-    found = load_study(f"{storage.uri}/{plan.study}").plan
-    return found.arms.get("winner", {}) if found.base == plan.base else {}
+    return dataclasses.replace(plan, arms={"base": {}, "winner": {}}, contrasts=(contrast,))
 
 
 def shown(distribution: Mapping[str, Any]) -> str:
