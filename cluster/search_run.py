@@ -30,7 +30,7 @@ from jbot.config import from_dict, override
 from jbot.data import Jets
 from jbot.pilot_judge import pilot_auc
 from jbot.record import Record, Storage, load_curves, load_record, trial_folder
-from jbot.trial import TrialSpec, run_pack
+from jbot.trial import Prune, TrialSpec, run_pack
 from jbot.work import training_flop
 
 ANOMALY_TASK = "qg"
@@ -105,11 +105,11 @@ def run_point(entry: Entry, job: Job, data: Jets, searcher: Asked, watcher: Watc
         value = row.get(job.plan.metric)
         return searcher.report(number, row["epoch"], value) if value is not None and np.isfinite(value) else None
 
+    asked = prune if job.plan.rungs else None
     for spec in specs:
         record = load_record(job.storage, spec.trial_id)
-        if record is None:
+        if record is None or (record.state == "pruned" and not _given_up(job.storage, spec, asked)):
             watcher.started(spec)
-            asked = prune if job.plan.rungs else None
             run_pack(
                 [spec], data, job.storage, job.resources.device, report, watcher.ended,
                 prune=asked, engine=job.resources.engine,
@@ -118,6 +118,11 @@ def run_point(entry: Entry, job: Job, data: Jets, searcher: Asked, watcher: Watc
         if record is not None and record.state != "complete":
             break
     searcher.tell(number, measure(job, specs, data))
+
+
+def _given_up(storage: Storage, spec: TrialSpec, prune: Prune | None) -> bool:
+    """Whether this search gives up a pruned trial too: another one may have pruned it, against other points."""
+    return prune is not None and any(prune(spec, row) for row in load_curves(storage, spec.trial_id))
 
 
 def measure(job: Job, specs: Sequence[TrialSpec], data: Jets) -> dict[str, Any]:
