@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -36,18 +37,36 @@ class Further:
 
 
 def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
-    """The open points of a search at the study's own options, halved as planned, and the trials of its winner."""
+    """The open points of a search at the study's own options, at most, and the trials of its winner; None when both
+    have ended."""
     if study.search is None or "winner" in plan.arms:
         return None
     from cluster.search import LEDGER
 
-    name = f"{plan.study}/{LEDGER}"
-    entries = storage.read_json(name).get("points", []) if storage.exists(name) else []
-    points = study.search.points[plan.preset]
-    left = max(0, points - sum(entry["state"] != "open" for entry in entries))
-    cost = costs.of(from_dict(plan.base))
-    each = cost.seconds if cost else 0.0
-    return Further(what=f"at most {left} points of the search, and its winner", seconds=each * (left + len(plan.seeds)))
+    name, base = f"{plan.study}/{LEDGER}", from_dict(plan.base)
+    ledger = storage.read_json(name) if storage.exists(name) else {}
+    if not ledger or from_dict(ledger["plan"]["base"] | {"seed": base.seed}) != base:  # of another base
+        ledger = {"points": []}
+    left = max(0, study.search.points[plan.preset] - sum(entry["state"] != "open" for entry in ledger["points"]))
+    trials = len(plan.seeds)
+    if left == 0 and "winner" in ledger:
+        trials = len(_winner_left(plan, base, ledger, storage))
+    cost = costs.of(base)
+    seconds = (cost.seconds if cost else 0.0) * (left + trials)
+    what = f"at most {left} points of the search, and its winner" if left else "the winner of the search"
+    return Further(what=what, seconds=seconds) if left + trials else None
+
+
+def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Storage) -> list[Config]:
+    """Trials of a search's winner that have no record; none where the base has won, or no point ran to its end."""
+    if ledger["winner"] is None:
+        return []
+    won = override(base, ledger["points"][ledger["winner"]]["overrides"])
+    if won == base:
+        return []
+    recorded = {config for config, _ in with_configs(ended_records(storage))}
+    trials = [override(won, {"seed": seed}) for seed in plan.seeds]
+    return [config for config in trials if config not in recorded]
 
 
 def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -297,8 +298,7 @@ def run_population(
     )
     best = found.lineage[(generations - 1) * members + (found.best or 0)]
     say(f"population of {members}: best is member {best.member}, {search.metric} {best.value:.4g}")
-    flat = flatten(base)
-    return confirmation(study, {name: value for name, value in found.overrides.items() if flat[name] != value})
+    return confirmation(study, changes_to(base, found.overrides))
 
 
 def population_axes(search: Search, base: Config) -> list[Axis]:
@@ -349,8 +349,7 @@ def _decide(
         return confirmation(study, {})
     values = ", ".join(f"{name} {value:.4g}" for name, value in best["values"].items())
     say(f"search of {len(states)} points ({counts}): best is point {best['number']}, {values} on validation jets")
-    flat = flatten(from_dict(plan.base))
-    changes = {name: value for name, value in best["overrides"].items() if flat[name] != value}
+    changes = changes_to(from_dict(plan.base), best["overrides"])
     if not changes:
         say("the base is the best point: no recipe is better, nothing is left to confirm")
     return confirmation(study, changes)
@@ -378,37 +377,71 @@ def keep_other_search(storage: Storage, plan: SearchPlan) -> None:
 
 
 def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources, options: argparse.Namespace) -> Plan:
-    """Print what the search would run and cost; returns the plan of what comes after it, its winner not known yet."""
-    from cluster.search import LEDGER
+    """Print what the search would run and cost; returns the plan of what comes after it."""
+    from cluster.search import winner
     from studies.costs import Costs, ended_records
+    from studies.jets import cached_plan_jets
 
     if options.pbt:
         members, generations = searched(study).population[plan.preset]
         print(f"first a population: {members} members, each a whole trial, in {generations} generations")
         return _with_winner(plan)
-    wanted, points = search_plan(study, plan, options, None), points_of(study, plan.preset, options.points)
-    cost = Costs(ended_records(storage), held).of(from_dict(plan.base))
+    data = cached_plan_jets(with_anomaly(plan, options), options.data)
+    wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
+    costs = Costs(ended_records(storage), held)
+    cost = costs.of(from_dict(plan.base))
     assert cost is not None  # what has no record is timed
     seconds, basis, trials = cost.seconds, "; ".join(cost.basis), 2 if "anomaly" in wanted.objectives else 1
-    most, name = points * trials * seconds / 3600, f"{plan.study}/{LEDGER}"
-    entries = storage.read_json(name).get("points", []) if storage.exists(name) else []
-    ended = sum(entry["state"] != "open" for entry in entries)
+    entries = found_entries(storage, wanted)
+    ended = sum(entry["state"] != "open" for entry in entries[:points])
+    most = costs.hours((points - ended) * trials * seconds)
     lines = [f"first a search: {points} points, of which {ended} have ended; objectives {', '.join(wanted.objectives)}"]
     lines += [f"  {axis['coordinate']}: {shown(axis['distribution'])}" for axis in wanted.space]
-    lines.append(f"  at most {most:,.2f} device hours ({points} x {trials} trial(s) x {seconds:,.0f} s, {basis})")
-    if wanted.rungs:
+    if ended < points:
+        each = f"{points - ended} x {trials} trial(s) x {seconds:,.0f} s, {basis}"
+        money = "" if options.price is None else f", {most * options.price:,.2g} USD,"
+        lines.append(f"  at most {most:,.2g} device hours{money} for the others ({each}), beside those below")
+    if wanted.rungs and ended < points:
         share = expected_epochs(wanted, points) / (points * wanted.epochs)
         lines.append(
             f"  rungs at epochs {', '.join(map(str, wanted.rungs))} of {wanted.epochs}, 1/{wanted.reduction} go on:"
-            f" some {share:.0%} of that, {most * share:,.2f} h, if it halves as planned"
+            f" some {share:.0%} of that, {most * share:,.2g} h, if it halves as planned"
         )
     print("\n".join([*lines, "then its winner against the base, on seeds that the search has not seen:"]))
-    return _with_winner(plan)
+    if ended < points:
+        return _with_winner(plan)
+    best = winner(wanted, entries)
+    return _of_confirmation(study, plan, changes_to(from_dict(plan.base), best["overrides"] if best else {}))
+
+
+def found_entries(storage: Storage, plan: SearchPlan) -> list[dict[str, Any]]:
+    """The points that a search has in its ledger; none where that is of another search, or of jets not at hand."""
+    from cluster.search import LEDGER, load_entries
+
+    name = f"{plan.study}/{LEDGER}"
+    if not storage.exists(name) or storage.read_json(name).get("plan_hash") != plan.hash:
+        return []
+    return load_entries(storage, plan)
+
+
+def changes_to(base: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the overrides that are other than the base."""
+    flat = flatten(base)
+    return {name: value for name, value in overrides.items() if flat[name] != value}
+
+
+def _of_confirmation(study: Study, plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    found = confirmation(study, changes)
+    return dataclasses.replace(
+        plan, arms={name: dict(arm) for name, arm in found.arms_at(plan.preset).items()}, contrasts=found.contrasts
+    )
 
 
 def _with_winner(plan: Plan) -> Plan:
+    """A winner that is not known yet stands there as a trial of the base's cost that has no record."""
+    stands_in = {"optim.lr": math.nextafter(from_dict(plan.base).optim.lr, math.inf)}
     contrast = Contrast(treatment="winner", control="base", primary=True)
-    return dataclasses.replace(plan, arms={"base": {}, "winner": {}}, contrasts=(contrast,))
+    return dataclasses.replace(plan, arms={"base": {}, "winner": stands_in}, contrasts=(contrast,))
 
 
 def shown(distribution: Mapping[str, Any]) -> str:

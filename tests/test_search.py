@@ -20,11 +20,14 @@ from jbot.trial import TrialSpec, run_pack
 from search_spaces.axis import Axis
 from search_spaces.joint import COST, joint
 from studies import search as searching
+from studies.costs import Cost, Costs
+from studies.dry_run import planned_configs, search_left
 from studies.hyperparameters import study
 from studies.presets import PRESETS
 from studies.study import Study
 
 optuna = pytest.importorskip("optuna")
+from cluster import search_run  # noqa: E402
 from cluster.search import (  # noqa: E402 - needs optuna
     LEAST_COMPLETE,
     Searcher,
@@ -329,6 +332,22 @@ def test_an_inline_search_goes_on_where_it_was_stopped_and_trains_nothing_twice(
     assert timeless(load_entries(job.storage, job.plan))[:6] == timeless(entries)
 
 
+def test_a_point_that_another_search_has_pruned_is_run_whole_where_nothing_is_pruned(tiny_data, tmp_path):
+    job = job_of(tiny_data, Storage(tmp_path))
+    search_inline(job, 6, tiny_data, [])
+    entries = load_entries(job.storage, job.plan)
+    pruned = next(entry for entry in entries if entry["state"] == "pruned")
+    job.storage.remove("s")
+    whole = dataclasses.replace(job, plan=dataclasses.replace(job.plan, first_rung=0))
+    searcher = Searcher(whole.plan, 6, job.storage)
+    searcher.entries = [pruned | {"number": 0, "state": "open", "reason": None, "points": [], "place": ""}]
+    log = Counting(whole.plan, 1, [])
+    search_run.run_point(searcher.claim("0"), whole, tiny_data, searcher, search_run._Told([log]))
+    assert searcher.entries[0]["state"] == "complete"
+    assert searcher.entries[0]["values"]["accuracy"] == searcher.entries[0]["points"][-1][1]
+    assert log.starts == ["point-000"]
+
+
 def test_several_objectives_are_measured_on_validation_jets(tiny_data, tmp_path):
     job = job_of(tiny_data, Storage(tmp_path), objectives=("accuracy", "anomaly", "cost"))
     job = dataclasses.replace(job, plan=dataclasses.replace(job.plan, first_rung=0, base=anomaly_base()))
@@ -398,6 +417,27 @@ def test_the_winner_is_compared_with_the_base_on_fresh_seeds():
     assert searching.SEED not in plan.seeds
     assert plan.metric.startswith("test/")
     assert searching.confirmation(study, {}).plan("quick").contrasts == ()
+
+
+def test_a_dry_run_counts_the_trials_of_a_winner_that_is_not_known(undisturbed):
+    plan = searching._with_winner(study.plan("quick"))
+    assert len(set(planned_configs(plan))) == 12  # none of them taken for the base
+
+
+def test_what_is_left_of_a_search_ends_with_its_winner(tmp_path):
+    storage, plan = Storage(tmp_path), study.plan("quick")
+    wanted = searching.search_plan(study, plan, options_of(), None)
+    costs = Costs([], Resources())
+    costs.of = lambda config: Cost(seconds=1.0, basis=(), measured=True)
+    searcher = Searcher(wanted, 24, storage)
+    assert search_left(study, plan, costs, storage).seconds == 24 + 6
+    while entry := searcher.claim("0"):
+        value = 0.9 if entry["number"] == 3 else 0.5 + 0.01 * entry["number"]
+        searcher.tell(entry["number"], {"state": "complete", "values": {"accuracy": value}, "points": [[8, value]]})
+    assert search_left(study, plan, costs, storage).seconds == 6
+    assert search_left(study, study.plan("quick", changes={"train.epochs": 9}), costs, storage).seconds == 24 + 6
+    searcher.tell(0, {"values": {"accuracy": 1.0}})
+    assert search_left(study, plan, costs, storage) is None  # the base has won
 
 
 @pytest.mark.parametrize(
