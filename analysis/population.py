@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import wording
+from analysis import design, wording
 from analysis.figures import MUTED, PALETTE, WIDTH, styled
 from analysis.pictures import Picture
+from analysis.plan import Plan
 from analysis.sections import Evidence, Extra, Table
 from jbot.record import RecordError, Storage
 
@@ -37,6 +38,7 @@ class Row:
     parent: int | None
     knobs: dict[str, float]
     value: float | None
+    overrides: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +97,10 @@ def load(storage: Storage, study: str) -> Lineage | None:
 
 
 def section(evidence: Evidence) -> Extra | None:
-    """Metric, knobs and lineage of the population of a study; None where there is none."""
-    found = load(evidence.study.storage, evidence.study.plan.study)
-    if found is None:
+    """Metric, knobs and lineage of the population of a study; None where there is none, or its winner is another's."""
+    plan = evidence.study.plan
+    found = load(evidence.study.storage, plan.study)
+    if found is None or not _is_of(found, plan):
         return None
     best = found.ranked[0]
     path = found.history(best)
@@ -107,6 +110,15 @@ def section(evidence: Evidence) -> Extra | None:
         tables=(_best_table(found, path), _lineage_table(found)),
         pictures=(_metric_picture(found, path), _knobs_picture(found, path)),
     )
+
+
+def _is_of(found: Lineage, plan: Plan) -> bool:
+    """Whether a study of base and winner is about this population: a search of points may have come after it."""
+    if not set(plan.arms) <= {"base", "winner"} or len(found.generations) < len(found.stops):
+        return True
+    base, best = design.base_settings(plan), design.plain(found.ranked[0].overrides)
+    won = {field: value for field, value in best.items() if base[field] != value}
+    return won == design.plain(plan.arms.get("winner", {}))
 
 
 def _paragraphs(found: Lineage, path: Sequence[Row]) -> Iterator[str]:

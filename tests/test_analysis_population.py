@@ -1,6 +1,7 @@
 """The section of a population: what cluster.population writes, in words, tables and figures."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,3 +143,19 @@ def test_a_damaged_file_is_an_error_of_one_line(study, content):
         load(storage, plan.study)
     assert FILE in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_population_whose_winner_is_not_the_study_s_is_not_shown(study):
+    best = {LR: 1e-4, "train.schedule": ["2 optim.lr=0.002"]}
+    row = dataclasses.replace(make_population().lineage[9], overrides=best)
+    lineage = (*make_population().lineage[:9], row, *make_population().lineage[10:])
+    put, storage, plan = study
+    put(dataclasses.replace(make_population(), lineage=lineage))
+
+    def shown(**arms):
+        other = dataclasses.replace(plan, arms={"base": {}} | arms, contrasts=())
+        return section(SimpleNamespace(study=SimpleNamespace(plan=other, storage=storage))) is not None
+
+    assert shown(winner=best)
+    assert not shown(winner={LR: 1e-3})  # of a search of points that came after it
+    assert not shown()
