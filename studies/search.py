@@ -382,16 +382,19 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
     from studies.costs import Costs, ended_records
     from studies.jets import cached_plan_jets
 
-    if options.pbt:
-        members, generations = searched(study).population[plan.preset]
-        print(f"first a population: {members} members, each a whole trial, in {generations} generations")
-        return _with_winner(plan)
-    data = cached_plan_jets(with_anomaly(plan, options), options.data)
-    wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
     costs = Costs(ended_records(storage), held)
     cost = costs.of(from_dict(plan.base))
     assert cost is not None  # what has no record is timed
-    seconds, basis, trials = cost.seconds, "; ".join(cost.basis), 2 if "anomaly" in wanted.objectives else 1
+    seconds, basis = cost.seconds, "; ".join(cost.basis)
+    if options.pbt:
+        members, generations = searched(study).population[plan.preset]
+        print(f"first a population: {members} members, each a whole trial, in {generations} generations:")
+        print(f"  some {costs.hours(members * seconds):,.2g} device hours ({members} x {seconds:,.0f} s, {basis}),")
+        print(f"  and what it takes to judge {members * (generations - 1)} trials at the stops before the last")
+        return _with_winner(plan)
+    data = cached_plan_jets(with_anomaly(plan, options), options.data)
+    wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
+    trials = 2 if "anomaly" in wanted.objectives else 1
     entries = found_entries(storage, wanted)
     ended = sum(entry["state"] != "open" for entry in entries[:points])
     most = costs.hours((points - ended) * trials * seconds)
