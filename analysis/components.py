@@ -419,6 +419,9 @@ def _what_the_rest_says(plan: Plan, rest: MeanInterval) -> str:
 def _effect_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
     if not effects:
         return
+    if not any(one.interval.n for one in effects):
+        yield "No seed has a score of every arm of the factorial, so it gives no effect."
+        return
     yield (
         "An effect is the mean of the arms in which a component is in minus that of the arms in which it is out. An "
         "interaction A × B is half of what the effect of A differs by between the arms with and without B; what stands "
