@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jbot.record import Record
+from jbot.record import Record, RecordError, Storage, load_record
 from jbot.trial import TrialSpec
 
 
@@ -28,3 +29,16 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """The study stops, finished or not."""
+
+
+def tell_end(listeners: Sequence[Listener], storage: Storage, spec: TrialSpec) -> None:
+    """A trial has ended, and its record says how."""
+    try:
+        record, problem = load_record(storage, spec.trial_id), "it ended without a record"
+    except (RecordError, OSError) as error:
+        record, problem = None, str(error)
+    for listener in listeners:
+        if record is None:
+            listener.lost(spec, problem)
+        else:
+            listener.ended(spec, record)

@@ -7,9 +7,8 @@ from typing import Any
 
 from ray import tune
 
-from cluster.events import Listener
+from cluster.events import Listener, tell_end
 from cluster.search_run import Job
-from jbot.record import RecordError, load_record
 from jbot.trial import TrialSpec
 
 
@@ -42,7 +41,7 @@ class SearchRelay(tune.Callback):
                 listener.point(spec, result["row"])
         elif "ended" in result:
             self.running.pop(trial.trial_id, None)
-            self._end(spec)
+            tell_end(self.listeners, self.job.storage, spec)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The place is free."""
@@ -60,14 +59,3 @@ class SearchRelay(tune.Callback):
         if spec := self.running.pop(trial.trial_id, None):
             for listener in self.listeners:
                 listener.lost(spec, str(trial.get_error() or ""))
-
-    def _end(self, spec: TrialSpec) -> None:
-        try:
-            record, problem = load_record(self.job.storage, spec.trial_id), "it ended without a record"
-        except (RecordError, OSError) as error:
-            record, problem = None, str(error)
-        for listener in self.listeners:
-            if record is None:
-                listener.lost(spec, problem)
-            else:
-                listener.ended(spec, record)

@@ -15,11 +15,11 @@ import torch
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.events import Listener
+from cluster.events import Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.data import JetData, Jets
-from jbot.record import Record, RecordError, Storage, load_record
+from jbot.record import Record, Storage
 from jbot.trial import TrialSpec, run_pack
 
 QUIET = {
@@ -274,12 +274,4 @@ class Relay(tune.Callback):
 
     def _end(self, spec: TrialSpec) -> None:
         self.told.add(spec.trial_id)
-        try:
-            record, problem = load_record(self.storage, spec.trial_id), "it ended without a record"
-        except (RecordError, OSError) as error:
-            record, problem = None, str(error)
-        for listener in self.listeners:
-            if record is None:
-                listener.lost(spec, problem)
-            else:
-                listener.ended(spec, record)
+        tell_end(self.listeners, self.storage, spec)

@@ -34,9 +34,10 @@ from jbot.trial import TrialSpec
 from studies import main
 from studies.costs import Costs, ended_records
 from studies.dry_run import device, further_work, hours_text, look_ahead, places, planned_configs, wall_line
-from studies.main import BAD_INPUT, INTERRUPTED, UNFINISHED, say
+from studies.main import BAD_INPUT, INTERRUPTED, UNFINISHED
 from studies.study import Study, resources
 from studies.summary import Rates, as_table, last_line, look_back, write
+from studies.watch import say
 
 WORTH = ("baseline", "masking_ablation", "text_vs_code", "component_ablation", "augmentation_ablation", "scaling")
 """Studies in the order of their worth, for those that share equally many trials; the others follow by name."""

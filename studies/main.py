@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from analysis.plan import FILE, Plan, PlanError, load_study, save_study
 from analysis.wording import count
-from cluster.events import Listener
 from cluster.grids import run_grids
-from cluster.mirror import default_tracking_uri, see
 from cluster.progress import StudyProgress
-from cluster.run import ClusterError, Resources, check_storage, open_trials, run_inline
+from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
@@ -31,16 +26,10 @@ from studies.presets import PRESETS
 from studies.released import find_released, judge_released
 from studies.search import add_options, check_search, describe_search, run_search, with_anomaly
 from studies.study import Study, planned_trials, resources, trial_specs
+from studies.watch import console, run_specs, say, say_lost, watched
 
 FIGURES = ("first", "all", "none")
 UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
-console = Console(stderr=True)
-
-
-def say(line: str) -> None:
-    """A line on stderr that is never broken: paths and commands can be copied."""
-    console.print(line, highlight=False, soft_wrap=True)
 
 
 def main(study: Study, arguments: list[str] | None = None) -> None:
@@ -250,42 +239,9 @@ def run_trials(
     say(f"[bold]{plan.question}[/]\n{plan.study}: {size}; {data.source}")
     if done:
         say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
-    progress = StudyProgress(specs, done, console)
-    view = None if options.inline and not options.tracking_uri else live_view(plan, data, storage, options)
-    listeners: list[Listener] = [progress, *([view] if view else [])]
-    try:
-        if options.inline:
-            run_inline(now, data, storage, listeners, held)
-        else:
-            from cluster.tune import run_ray
-
-            run_ray(now, data, storage, listeners, address=options.address, resources=held)
-    finally:
-        for listener in listeners:
-            listener.close()
-        if view:
-            finish_view(view, plan, storage)
+    with watched(StudyProgress(specs, done, console), plan, data, storage, options) as (listeners, view):
+        run_specs(now, data, storage, listeners, held, options)
     return view
-
-
-def finish_view(view: Any, plan: Plan, storage: Storage) -> None:
-    """Arm summaries, and how to mend the view when the server was down."""
-    from cluster.mlflow_view import rebuild
-
-    try:
-        if view.error is None:
-            rebuild(storage, plan.study, view.uri)
-    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
-        view.error = f"{type(error).__name__}: {first_line(error)}"
-    if view.error:
-        _say_lost(view, plan, storage)
-    else:
-        say(see(view.uri))
-
-
-def _say_lost(view: Any, plan: Plan, storage: Storage) -> None:
-    say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
-    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
 
 
 def draw_figures(specs: list[TrialSpec], storage: Storage) -> None:
@@ -310,7 +266,7 @@ def show_files(view: Any, plan: Plan, storage: Storage, page: Path) -> None:
         mlflow_view.show_files(storage, plan.study, view.uri, page.read_bytes())
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
         view.error = f"{type(error).__name__}: {first_line(error)}"
-        _say_lost(view, plan, storage)
+        say_lost(view, plan, storage)
 
 
 def write_report(storage: Storage, plan: Plan) -> Path | None:
@@ -371,18 +327,3 @@ def changes_of(settings: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set wants field=value, got {setting!r}")
         changes[name] = parse_value(name, text)
     return changes
-
-
-def live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
-    """The MLflow view that is written while a study runs."""
-    from cluster.mlflow_view import LiveView, StudyInfo
-
-    info = StudyInfo(
-        name=plan.study,
-        question=plan.question,
-        preset=plan.preset,
-        plan_hash=plan.hash,
-        metric=plan.metric,
-        source=data.source,
-    )
-    return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.plan import Contrast, Plan
-from cluster.events import Listener
 from cluster.progress import StudyProgress
-from cluster.run import ClusterError, Resources, check_storage, run_inline
+from cluster.run import ClusterError, Resources, check_storage
 from jbot.config import Config, ConfigError, can_change, flatten, from_dict, override, to_dict
 from jbot.data import Jets
 from jbot.record import RecordError, Storage, load_whole
 from jbot.trial import TrialSpec, git_commit
 from search_spaces.axis import Axis
+from studies.watch import console, run_specs, say, watched
 
 if TYPE_CHECKING:
     from cluster.search import SearchPlan
@@ -247,23 +247,16 @@ def _run_points(
 ) -> None:
     """Watched by the progress bar and MLflow, as a study's trials are."""
     from cluster import search_run
-    from studies.main import console, finish_view, live_view, say
 
     say(f"[bold]{plan.question}[/]\n{plan.study}: {points} points on {len(job.plan.space)} axes; {data.source}")
     if ended:
         say(f"{len(ended)} of {points} points have ended already and are not run again")
-    view = None if options.inline and not options.tracking_uri else live_view(plan, data, job.storage, options)
-    listeners = [search_run.SearchProgress(job.plan, points, ended, console), *([view] if view else [])]
-    try:
+    progress = search_run.SearchProgress(job.plan, points, ended, console)
+    with watched(progress, plan, data, job.storage, options) as (listeners, _):
         if options.inline:
             search_run.search_inline(job, points, data, listeners)
         else:
             search_run.search_ray(job, points, data, listeners, address=options.address)
-    finally:
-        for listener in listeners:
-            listener.close()
-        if view:
-            finish_view(view, plan, job.storage)
 
 
 def run_population(
@@ -271,7 +264,6 @@ def run_population(
 ) -> Study:
     """Population-based training in the place of points; returns the study of the best member's knobs and schedule."""
     from cluster.population import population
-    from studies.main import say
 
     search, base = searched(study), override(from_dict(plan.base), {"seed": SEED})
     members, generations = search.population[plan.preset]
@@ -313,30 +305,18 @@ def population_axes(search: Search, base: Config) -> list[Axis]:
 def _run_generation(
     specs: list[TrialSpec], plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
 ) -> None:
-    from studies.main import console, live_view
 
     done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
     if len(done) == len(specs):
         return
-    view = None if options.inline and not options.tracking_uri else live_view(plan, data, storage, options)
-    listeners: list[Listener] = [StudyProgress(specs, done, console), *([view] if view else [])]
-    try:
-        if options.inline:
-            run_inline(specs, data, storage, listeners, held)
-        else:
-            from cluster.tune import run_ray
-
-            run_ray(specs, data, storage, listeners, address=options.address, resources=held)
-    finally:
-        for listener in listeners:
-            listener.close()
+    with watched(StudyProgress(specs, done, console), plan, data, storage, options, summaries=False) as (listeners, _):
+        run_specs(specs, data, storage, listeners, held, options)
 
 
 def _decide(
     study: Study, plan: SearchPlan, entries: list[dict[str, Any]], points: int, best: dict[str, Any] | None
 ) -> Study | None:
     """Say how the search has ended, and what is confirmed."""
-    from studies.main import say
 
     states = [entry["state"] for entry in entries]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "open"))
@@ -358,7 +338,6 @@ def _decide(
 def keep_other_search(storage: Storage, plan: SearchPlan) -> None:
     """A search of this name over another space, base, jets or version moves to a folder of its own; records stay."""
     from cluster.search import LEDGER
-    from studies.main import say
 
     name = f"{plan.study}/{LEDGER}"
     if not storage.exists(name):

@@ -1,0 +1,100 @@
+"""A run as people see it: lines on stderr, the progress bar, and the MLflow view."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from analysis.plan import Plan
+from cluster.events import Listener
+from cluster.mirror import default_tracking_uri, see
+from cluster.run import Resources, run_inline
+from jbot.data import Jets
+from jbot.record import Storage, first_line
+from jbot.trial import TrialSpec
+
+console = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr that is never broken: paths and commands can be copied."""
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def run_specs(
+    specs: Sequence[TrialSpec],
+    data: Jets,
+    storage: Storage,
+    listeners: Sequence[Listener],
+    held: Resources,
+    options: argparse.Namespace,
+) -> None:
+    """Run those that have no record yet, under Ray or inline."""
+    if options.inline:
+        run_inline(specs, data, storage, listeners, held)
+    else:
+        from cluster.tune import run_ray
+
+        run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+
+
+@contextmanager
+def watched(
+    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace, summaries: bool = True
+) -> Iterator[tuple[list[Listener], Any]]:
+    """The listeners of a run, and the MLflow view among them, None without one; both are closed when the run ends.
+
+    Parameters
+    ----------
+    summaries : bool
+        Make the view whole from the records at the end, and say where it is.
+    """
+    view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
+    listeners: list[Listener] = [progress, *([view] if view else [])]
+    try:
+        yield listeners, view
+    finally:
+        for listener in listeners:
+            listener.close()
+        if view and summaries:
+            _finish(view, plan, storage)
+
+
+def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
+    """How to mend the view when the server was down."""
+    say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
+    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
+
+
+def _finish(view: Any, plan: Plan, storage: Storage) -> None:
+    from cluster.mlflow_view import rebuild
+
+    try:
+        if view.error is None:
+            rebuild(storage, plan.study, view.uri)
+    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
+        view.error = f"{type(error).__name__}: {first_line(error)}"
+    if view.error:
+        say_lost(view, plan, storage)
+    else:
+        say(see(view.uri))
+
+
+def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
+    from cluster.mlflow_view import LiveView, StudyInfo
+
+    info = StudyInfo(
+        name=plan.study,
+        question=plan.question,
+        preset=plan.preset,
+        plan_hash=plan.hash,
+        metric=plan.metric,
+        source=data.source,
+    )
+    return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)
