@@ -290,7 +290,12 @@ def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
         "fanova": FanovaImportanceEvaluator(seed=plan.seed),
     }
     for name, evaluator in evaluators.items():
-        shares = get_param_importances(study, evaluator=evaluator, target=lambda trial: sign * trial.values[0])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that the lowest is taken for the best
+                shares = get_param_importances(study, evaluator=evaluator, target=lambda trial: sign * trial.values[0])
+        except (ValueError, RuntimeError):  # equal values of all points tell nothing of any axis
+            continue
         found[name] = {axis: float(share) for axis, share in shares.items() if math.isfinite(share)}
     return found
 

@@ -103,15 +103,20 @@ def plain(config: Config) -> Config:
 
 
 def lend_encoder(storage: Storage, trial: str, encoder: str) -> None:
-    """Say that a complete trial has this encoder.
+    """Say that a complete trial has this encoder, unless another one that is still there says so.
 
     Parameters
     ----------
     encoder : str
         The id of the plain trial, whether that was run or not.
     """
-    if not storage.exists(f"{ENCODERS}/{encoder}.json"):
-        storage.write_json(f"{ENCODERS}/{encoder}.json", {"trial": trial})
+    name = f"{ENCODERS}/{encoder}.json"
+    try:
+        there = storage.exists(f"{trial_folder(str(storage.read_json(name)['trial']))}/record.json")
+    except (RecordError, KeyError, TypeError):  # nobody yet, or damaged
+        there = False
+    if not there:
+        storage.write_json(name, {"trial": trial})
 
 
 def borrow_encoder(

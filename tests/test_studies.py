@@ -207,7 +207,7 @@ def test_the_report_finds_the_designs_of_the_components():
     worth = {one.component: (one.treatment, one.control) for one in added_alone(gpu)}
     assert worth["ema"] == ("only_cls_loss-ema", "only_cls_loss")
     assert worth["cls_loss"] == ("only_cls_loss-particle_loss", "only_particle_loss")
-    assert "Aliased, only the sum is estimated: particle_loss × koleo − rotation × splitting." in alias_lines(quick)
+    assert "Aliased, only the sum is estimated: particle_loss × rotation − smearing × splitting." in alias_lines(quick)
     (line,) = alias_lines(gpu)
     assert "16 of the 32 combinations of 5 components" in line
     assert "resolution V" in line
