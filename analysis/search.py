@@ -6,6 +6,7 @@ Importance and front are computed by the search when it ends (cluster.search) an
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def _recipe(ledger: Ledger, evidence: Evidence) -> list[str]:
     changes = evidence.study.plan.arms.get("winner")
     if not changes:
         return []
-    setting = " ".join(f"--set {field}={_typed(value)}" for field, value in changes.items())
+    setting = " ".join(f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items())
     arm = json.dumps(dict(changes))
     return [f"The winner as a base of any study: {setting}", f'The winner as an arm: "winner": {arm}']
 

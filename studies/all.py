@@ -12,6 +12,7 @@ Each study runs as by its own command. The last table says what is decided, and 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import itertools
 import math
@@ -30,6 +31,7 @@ from cluster.run import ClusterError, Resources
 from jbot.config import Config, ConfigError
 from jbot.data import DataError
 from jbot.record import RecordError, Storage
+from jbot.saved import plain
 from jbot.trial import TrialSpec
 from studies import main
 from studies.costs import Costs, ended_records
@@ -183,10 +185,14 @@ def summarise(tour: Tour, timing: bool) -> None:
     rates = Rates(costs=Costs(records, tour.held, timing), price=tour.options.price)
     rows = []
     for name, (study, plan) in tour.plans.items():
-        if study.search and tour.storage.exists(f"{plan.study}/{FILE}"):  # its winner is known
-            plan = load_study(f"{tour.storage.uri}/{plan.study}").plan
-        further = further_work(study, plan, rates.costs, tour.storage)
-        rows.append(look_back(plan, tour.storage, records, rates, further, tour.errors.get(name, "")))
+        decided = decided_plan(plan, tour.storage) if study.search else None
+        further = further_work(study, decided or plan, rates.costs, tour.storage)
+        row = look_back(decided or plan, tour.storage, records, rates, further, tour.errors.get(name, ""))
+        if decided and not decided.contrasts:
+            row = dataclasses.replace(row, verdicts=("the search found nothing better than the base",))
+        if study.search and not decided:
+            row = dataclasses.replace(row, planned=row.planned + len(plan.seeds))  # the winner, whatever it will be
+        rows.append(row)
     console = Console()
     console.print(as_table(rows, rates))
     console.print(last_line(rows, rates, tour.spent), highlight=False)
@@ -194,6 +200,14 @@ def summarise(tour: Tour, timing: bool) -> None:
         name = f"all_{tour.options.preset}"
         write(name, rows, rates, tour.spent, tour.storage)
         say(f"the same as a file: {tour.storage.uri}/{name}.md")
+
+
+def decided_plan(plan: Plan, storage: Storage) -> Plan | None:
+    """What the search of a plan has ended in; None while it has not."""
+    if not storage.exists(f"{plan.study}/{FILE}"):
+        return None
+    found = load_study(f"{storage.uri}/{plan.study}").plan
+    return found if (found.preset, found.base, found.seeds) == (plan.preset, plan.base, plan.seeds) else None
 
 
 def dry_run(tour: Tour) -> int:
@@ -213,7 +227,7 @@ def dry_run(tour: Tour) -> int:
             tour.errors[name] = str(error)
             continue
         new = list(dict.fromkeys(config for config in ahead.left if config not in seen))
-        bill = costs.bill(new)
+        bill = costs.bill(new, before={plain(config) for config in seen})
         assert bill is not None  # what has no record is timed
         whole = bill.seconds + sum(more.seconds for more in ahead.further)
         seconds, longest = seconds + whole, max(longest, bill.longest)

@@ -2,7 +2,8 @@
 
 A trial is training steps, probes and fine-tunings, and a record has the seconds of each. Equal trials (all but the
 seed) cost what their records say. Else each part is taken from records in which it is the same, training by the step,
-and what no record knows is timed here. Not counted: starting up, loading jets, pictures.
+and what no record knows is timed here. A trial whose encoder another one has trained is judged alone. Not counted:
+starting up, loading jets, pictures.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from jbot.finetune import LabeledRows, finetune_step, init_finetune, runs_of, st
 from jbot.model import init_weights
 from jbot.pack import Pack
 from jbot.record import Record, RecordError, Storage, load_record
+from jbot.saved import plain
 from jbot.train import VIEW_JETS, TrialFailed, init_state, is_probed, run_steps
 from jbot.trial import prepare
 
@@ -75,20 +77,33 @@ class Costs:
     def __init__(self, records: Sequence[Record], held: Resources, timing: bool = True):
         self.held, self.timing = held, timing
         self.device = torch.device("cuda" if held.gpus > 0 and torch.cuda.is_available() else "cpu")
-        self.records = [(config, record) for config, record in with_configs(records) if self._alike(record)]
-        self._known: dict[Config, Cost | None] = {}
+        configs = with_configs(records)
+        self.records = [(config, record) for config, record in configs if self._alike(record)]
+        self.encoders = {plain(config) for config, _ in configs}
+        """Trials whose encoder there is; of other jets perhaps, which is the rare case."""
+        self._known: dict[tuple[Config, bool], Cost | None] = {}
         self._timed: dict[Hashable, float] = {}
 
-    def of(self, config: Config) -> Cost | None:
-        """Of one trial with this Config at any seed; None where no record knows and nothing is timed."""
-        key = dataclasses.replace(config, seed=0)
+    def of(self, config: Config, before: Collection[Config] = (), fresh: bool = False) -> Cost | None:
+        """Of one trial; None where no record knows and nothing is timed.
+
+        Parameters
+        ----------
+        before : collection of Config
+            Plain trials (:func:`jbot.saved.plain`) that will have ended by then, besides those with a record.
+        fresh : bool
+            A trial like this one that shares no encoder, whatever there is: at another seed, say.
+        """
+        there = plain(config) in self.encoders or plain(config) in before
+        lent = there and not fresh and not config.train.until
+        key = (dataclasses.replace(config, seed=0), lent)
         if key not in self._known:
-            self._known[key] = self._find(key)
+            self._known[key] = self._find(*key)
         return self._known[key]
 
-    def bill(self, configs: Iterable[Config]) -> Bill | None:
-        """Of some trials together; None where one of them has no cost."""
-        found = [self.of(config) for config in configs]
+    def bill(self, configs: Iterable[Config], before: Collection[Config] = (), fresh: bool = False) -> Bill | None:
+        """Of some trials together, see :meth:`of`; None where one of them has no cost."""
+        found = [self.of(config, before, fresh) for config in configs]
         costs = [cost for cost in found if cost is not None]
         if len(costs) < len(found):
             return None
@@ -111,13 +126,16 @@ class Costs:
             return False
         return self.held.gpus > 0 or hardware.get("threads") == self.held.threads
 
-    def _find(self, config: Config) -> Cost | None:
-        if equal := [record.device_seconds for other, record in self.records if same_but_seed(other, config)]:
-            return Cost(seconds=float(np.median(equal)), basis=("records of equal trials",), measured=True)
+    def _find(self, config: Config, lent: bool) -> Cost | None:
+        parts = [part for part in PARTS if part.work(config) and not (lent and part.name == TRAINING)]
+        equal = [record for other, record in self.records if same_but_seed(other, config)]
+        if equal:
+            whole = [sum(part.seconds(record) for part in parts) for record in equal]
+            return Cost(seconds=float(np.median(whole)), basis=("records of equal trials",), measured=True)
         seconds, basis = 0.0, []
-        for part in PARTS:
-            if not part.work(config):
-                continue
+        if lent:
+            basis.append("encoders that there are by then are judged, not trained again")
+        for part in parts:
             key = part.key(config)
             known = [
                 part.seconds(record) / part.work(other) for other, record in self.records if part.key(other) == key
@@ -309,9 +327,10 @@ def pretraining_seconds(record: Record) -> float:
     return record.device_seconds - record.probe_seconds - record.finetune_seconds
 
 
+TRAINING = "training"
 PARTS = (
     Part(
-        name="training",
+        name=TRAINING,
         key=lambda config: (config.model, config.train.batch, config.train.precision, config.data.particles),
         work=train_steps,
         seconds=pretraining_seconds,

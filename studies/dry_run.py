@@ -14,6 +14,7 @@ from rich.table import Table
 from analysis import components, wording
 from analysis.plan import FILE, Contrast, Plan, load_study
 from analysis.statistics import minimum_detectable_effect, p_floor
+from analysis.wording import count
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources, open_trials
 from jbot.anomaly_grid import grid_file, grid_seconds
@@ -51,7 +52,7 @@ def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Fur
     trials = len(plan.seeds)
     if left == 0 and "winner" in ledger:
         trials = len(_winner_left(plan, base, ledger, storage))
-    cost = costs.of(base)
+    cost = costs.of(base, fresh=True)
     seconds = (cost.seconds if cost else 0.0) * (left + trials)
     what = f"at most {left} points of the search, and its winner" if left else "the winner of the search"
     return Further(what=what, seconds=seconds) if left + trials else None
@@ -158,7 +159,7 @@ def describe(study: Study, plan: Plan, held: Resources, storage: Storage, option
     table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
     table.add_row("question", plan.question)
     table.add_row("arms", ", ".join(plan.arms))
-    table.add_row("trials", f"{ahead.trials} = {len(plan.arms)} arms x {len(plan.seeds)} seeds (blocks)")
+    table.add_row("trials", f"{ahead.trials} = {count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}")
     table.add_row("to be run", trials_left(ahead))
     table.add_row("each trial", "\n".join(pre_training(plan, base)))
     table.add_row("device hours", "\n".join(cost_lines(ahead)))

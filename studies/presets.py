@@ -40,7 +40,7 @@ PRESETS = {
         seeds=2,
     ),
     "quick": Preset(
-        about="15,000 jets of five classes, for two cores and some minutes",
+        about="15,000 jets in all, for two cores and some minutes",
         base={
             "data.train_jets": 10_000,
             "data.val_jets": 1_500,
@@ -57,7 +57,7 @@ PRESETS = {
         seeds=6,
     ),
     "gpu": Preset(
-        about="135,000 jets of five classes, for one GPU (its hours are not measured yet)",
+        about="135,000 jets in all, for one GPU (its hours are not measured yet)",
         base={
             "data.train_jets": 100_000,
             "data.val_jets": 10_000,

@@ -362,7 +362,7 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
     from studies.jets import cached_plan_jets
 
     costs = Costs(ended_records(storage), held)
-    cost = costs.of(from_dict(plan.base))
+    cost = costs.of(from_dict(plan.base), fresh=True)
     assert cost is not None  # what has no record is timed
     seconds, basis = cost.seconds, "; ".join(cost.basis)
     if options.pbt:

@@ -128,7 +128,7 @@ def still_open(
 ) -> tuple[list[str], float | None]:
     """What is unfinished or undecided, each with its cost; and device hours for all of it."""
     costs, lines = rates.costs, []
-    bill, block = costs.bill(missing), costs.bill(_block(plan))
+    bill, block = costs.bill(missing), costs.bill(_block(plan), fresh=True)
     hours: float | None = None if bill is None else costs.hours(bill.seconds)
     if missing:
         cost = "of unknown cost, as no such trial has run" if hours is None else rates.words(hours)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from analysis.plan import Contrast
+from analysis.plan import Contrast, save_study
 from cluster.run import Resources
 from jbot.config import Config, from_dict, override
 from jbot.data import JetData
@@ -12,7 +12,7 @@ from jbot.data.hdf5 import write
 from jbot.record import Storage
 from jbot.trial import Ride
 from studies import all as tour
-from studies.all import blocks_that_fit, chosen, find_studies, in_order
+from studies.all import blocks_that_fit, chosen, decided_plan, find_studies, in_order
 from studies.costs import Bill, Cost, Costs, ended_records
 from studies.study import Study
 
@@ -137,7 +137,7 @@ def test_a_first_block_whose_cost_was_timed_runs_alone():
 
 def test_a_budget_stops_at_a_whole_block_and_the_next_one_goes_on(call, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Costs, "hours", lambda self, seconds: seconds)  # so that a trial's figure is above rounding
-    monkeypatch.setattr(Costs, "of", lambda self, config: one_second(config))
+    monkeypatch.setattr(Costs, "of", lambda self, config, before=(), fresh=False: one_second(config))
     monkeypatch.setattr(tour.Tour, "spent", property(lambda self: len(ended_records(self.storage)) - len(self.known)))
     assert call("--budget", "4.5", "--figures", "none") == 1
     # Three of the baseline; the other study has one trial a block left: seed 0 fits, seed 1 does not.
@@ -265,3 +265,28 @@ def test_records_price_what_is_left(call, tmp_path):
     train = min(r.device_seconds - r.probe_seconds for r in records)
     assert longer.seconds > 90 * train  # a hundred times the steps
     assert costs.of(override(config, {"model.dim": 16})) is None  # nobody has run this, and nothing is timed
+
+
+def test_an_encoder_that_is_there_is_not_paid_again(call, tmp_path):
+    """A trial that differs from another one in what is judged alone costs its judging; at a new seed it trains."""
+    assert call("--only", "baseline", "--figures", "none") == 0
+    records = ended_records(Storage(tmp_path / "out"))
+    costs = Costs(records, Resources(), timing=False)
+    config = from_dict(STUDIES["baseline"].plan("smoke", changes=TINY).base)
+    seeds = [record.seed for record in records if from_dict(record.config) == override(config, {"seed": record.seed})]
+    there, new = override(config, {"seed": seeds[0]}), override(config, {"seed": 99})
+    judged, trained = costs.of(there), costs.of(new)
+    training = [record.device_seconds - record.probe_seconds for record in records]
+    assert min(training) <= trained.seconds - judged.seconds <= max(training)
+    assert costs.of(there, fresh=True) == trained
+    assert costs.of(new, before={new}) == judged
+    assert costs.of(override(there, {"train.until": 1}), before={there}).seconds < trained.seconds
+    assert costs.bill([there, new]).seconds == pytest.approx(judged.seconds + trained.seconds)
+
+
+def test_a_search_that_has_ended_is_read_from_its_own_plan_alone(tmp_path):
+    storage, plan = Storage(tmp_path), STUDIES["baseline"].plan("smoke", changes=TINY)
+    assert decided_plan(plan, storage) is None
+    save_study(storage, plan, {}, [])
+    assert decided_plan(plan, storage) == plan
+    assert decided_plan(STUDIES["baseline"].plan("smoke", changes=TINY | {"train.epochs": 9}), storage) is None

@@ -428,7 +428,7 @@ def test_what_is_left_of_a_search_ends_with_its_winner(tmp_path):
     storage, plan = Storage(tmp_path), study.plan("quick")
     wanted = searching.search_plan(study, plan, options_of(), None)
     costs = Costs([], Resources())
-    costs.of = lambda config: Cost(seconds=1.0, basis=(), measured=True)
+    costs.of = lambda config, fresh: Cost(seconds=1.0, basis=(), measured=True)
     searcher = Searcher(wanted, 24, storage)
     assert search_left(study, plan, costs, storage).seconds == 24 + 6
     while entry := searcher.claim("0"):
