@@ -428,9 +428,18 @@ def _effect_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
         "in one line is one number, the sum of all that is named there."
     )
     shown, leads = [one for one in effects if one.shown], _leads(effects)
-    yield f"Shown by the factorial: {_named(shown)}." if shown else "The factorial shows no effect."
+    yield f"Shown by the factorial: {_named(shown)}." if shown else _nothing_shown(plan, effects)
     if leads:
         yield f"Not shown after the correction, though the interval excludes zero: {_named(leads)}."
+
+
+def _nothing_shown(plan: Plan, effects: Sequence[Estimate]) -> str:
+    seeds = max(one.interval.n for one in effects)
+    floor = statistics.p_floor(seeds)
+    if floor <= plan.alpha:
+        return "No effect of the factorial is shown after the correction."
+    reached = wording.p_value(floor)
+    return f"The factorial cannot show an effect: {seeds} seeds reach a p of {reached} at best, before any correction."
 
 
 def _leads(found: Sequence[Estimate]) -> list[Estimate]:
