@@ -2,6 +2,7 @@
 # make test    environment, tests
 # make bench   environment, benchmark of the trainer          ARGS="--quick --only step,packs --device cuda"
 # make lint    format, lint and types
+# make docs    the documentation as a site: site/index.html
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ PRESET ?= quick
 
 OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: study test bench lint format clean
+.PHONY: study test bench lint format docs clean
 
 study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
@@ -31,6 +32,14 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Strict: a link that leads nowhere is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 # torch by itself and first: an unpinned one may bring gigabytes of CUDA libraries.
 $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,4 +48,4 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -1,0 +1,106 @@
+"""The documentation: every link leads somewhere, every page is in the navigation, and the notebook runs."""
+
+import importlib
+import json
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from simulated import make_plan, seed_offset, simulate
+
+from analysis.plan import Contrast
+
+ROOT = Path(__file__).parent.parent
+PAGES = [path for folder in ("docs", "benchmarks", ".") for path in sorted((ROOT / folder).glob("*.md"))]
+NOTEBOOK = ROOT / "notebooks/records.ipynb"
+
+
+def links(text: str) -> list[str]:
+    """Relative targets, without anchors."""
+    return [target for target in re.findall(r"\]\(([^)\s#]+)", text) if not re.match(r"\w+:", target)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_work_on_a_repository_host(page):
+    assert [target for target in links(page.read_text()) if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_navigation_and_every_study_has_one():
+    entries = re.findall(r": ([\w/.]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert set(entries) >= {page.name for page in (ROOT / "docs").glob("*.md")}
+    studies = [path.stem for path in (ROOT / "studies").glob("*.py") if "\nstudy = Study(" in path.read_text()]
+    assert set(entries) >= {f"{study}.md" for study in studies}
+    for overview in ("README.md", "docs/index.md"):
+        assert {posixpath.basename(target) for target in links((ROOT / overview).read_text())} >= {
+            f"{study}.md" for study in studies
+        }
+
+
+def test_links_out_of_docs_are_led_to_pages_of_the_site():
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        hooks = importlib.import_module("hooks")
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+
+    class Page:
+        def __init__(self, src_uri):
+            self.file = self
+            self.src_uri = src_uri
+
+    def moved(src_uri, target):
+        return hooks.on_page_markdown(f"see [it]({target}) and `f[0](x)`", Page(src_uri))[len("see [it](") :].split(
+            ")"
+        )[0]
+
+    assert moved("all.md", "../analysis/verdict.py") == "repository/analysis/verdict.py.md"
+    assert moved("all.md", "../notebooks/records.ipynb") == "notebooks/records.md"
+    assert moved("all.md", "parity.md#initial-weights") == "parity.md#initial-weights"
+    assert moved("api/studies.md", "../../studies/precision.py") == "../repository/studies/precision.py.md"
+    assert moved("repository/benchmarks/README.md", "../docs/performance.md") == "../../performance.md"
+    assert moved("all.md", "https://zenodo.org") == "https://zenodo.org"
+    assert hooks.fenced("a ``` b", "python") == "````python\na ``` b\n````\n"
+
+
+def curves(value):
+    """A learning curve that ends at a value."""
+    return [{"epoch": e, "val/knn_accuracy": 0.2 + (value - 0.2) * e / 4, "device_seconds": 5.0 * e} for e in range(5)]
+
+
+def test_the_notebook_runs_on_any_study_and_finds_what_the_report_finds(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="the extra dev has it")
+    nbformat = importlib.import_module("nbformat")
+    contrast = Contrast(treatment="more", control="base", primary=True)
+    plan = make_plan({"base": {}, "more": {"mask.ratio_high": 0.8}}, seeds=7, contrasts=(contrast,))
+    effect = {0.5: 0.0, 0.8: 0.05}
+
+    def score(config, seed, rng):
+        return 0.5 + seed_offset(seed) + effect[config.mask.ratio_high] + 0.002 * rng.normal()
+
+    changes = {("more", 6): {"state": "failed", "reason": "loss is not finite", "metrics": {}}}
+    evidence = simulate(
+        tmp_path, plan, score, changes, more=lambda v: {f"untrained/{plan.metric}": 0.3 + v / 100}, curves=curves
+    )
+    monkeypatch.setenv("JBOT_STUDY", str(tmp_path / plan.study))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+    (verdict,) = evidence.verdicts
+    assert verdict.outcome == "better"
+    assert verdict.sentence in printed
+    d = verdict.difference
+    assert f"more - base: mean {d.mean:+.4f}, 95% interval {d.low:+.4f} to {d.high:+.4f}" in printed
+    assert "p = 0.0312, the smallest p that 6 seeds can reach: 0.0312" in printed
+    assert "{'complete': 13, 'failed': 1}" in printed
+    assert sum("image/svg+xml" in output.get("data", {}) for output in outputs) == 2
+
+
+def test_the_notebook_is_kept_as_it_was_run():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
