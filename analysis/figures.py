@@ -6,20 +6,24 @@ Widths are for a phone held upright: text stays readable when a figure is scaled
 from __future__ import annotations
 
 import functools
+import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import matplotlib as mpl
 import mplhep
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from analysis import statistics, wording
+from analysis import answers, statistics, wording
 from analysis.embedding import CLASSES
 from analysis.verdict import Verdict
 
@@ -31,7 +35,13 @@ PALETTE = (
 MASKED = PALETTE[2]
 CLASS_COLOURS = (*PALETTE[:4], INK)
 """Of q, g, W, Z, t: the palette's fifth is too pale for letters."""
-OUTCOMES = {"better": PALETTE[0], "worse": PALETTE[6], "equivalent": PALETTE[3], "undecided": PALETTE[8]}
+OUTCOMES = {
+    "better": PALETTE[0],
+    "worse": PALETTE[6],
+    "equivalent": PALETTE[3],
+    "undecided": PALETTE[8],
+    "failed": PALETTE[2],
+}
 MARKERS = "osD^vP<X>p"
 
 STYLE: Any = dict(mplhep.style.ATLAS) | {
@@ -77,6 +87,10 @@ LEAST_BAND = 4
 says more about Student's t than about the curve. Fewer seeds are drawn one by one."""
 WIDTH = 4.6
 """Inches."""
+FOREST_LINE, FOREST_ROW, FOREST_LETTERS = 0.19, 0.36, 44
+"""Of a forest plot: inches for a line of a name and for the interval below it; letters that fit beside an outcome."""
+MARK = "mark:"
+"""How the id of an artist begins that has something to tell."""
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure])
 
@@ -90,6 +104,11 @@ def styled(draw: Draw) -> Draw:
             return draw(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def tell(artist: Artist, tips: Sequence[str], arm: str = "") -> None:
+    """What a page says of an artist's points, in their order, and the arm it belongs to. :mod:`analysis.svg` reads it."""
+    artist.set_gid(MARK + quote(json.dumps({"arm": arm, "tips": list(tips)}, ensure_ascii=False), safe=""))
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
@@ -113,32 +132,45 @@ def paired_differences(
     metric : str
         Key of the metric.
     """
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.56 * max(1, len(verdicts))), layout="constrained")
+    names = [_wrapped(wording.contrast(verdict.contrast.name)) for verdict in verdicts]
+    tops = np.cumsum([0.0, *(FOREST_LINE * len(lines) + FOREST_ROW for lines in names)])
+    figure = Figure(figsize=(WIDTH, 0.7 + max(FOREST_ROW, float(tops[-1]))), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(-margin, margin, color=BAND, lw=0, zorder=0)
     axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
-    for row, verdict in enumerate(verdicts):
-        _forest_row(axes, row, verdict, gaps.get(verdict.contrast.name, ()))
+    for top, lines, verdict in zip(tops[:-1], names, verdicts, strict=True):
+        _forest_row(axes, float(top), lines, verdict, gaps.get(verdict.contrast.name, ()))
     metrics = {verdict.contrast.metric or metric for verdict in verdicts}
     what = f"difference in {wording.quantity_on(metrics.pop())}" if len(metrics) == 1 else "difference"
-    axes.set(ylim=(len(verdicts) - 0.45, -0.75), xlabel=what)
+    axes.set(ylim=(max(FOREST_ROW, float(tops[-1])), 0), xlabel=what)
     axes.set_yticks([])
     _widen_to(axes, 1.3 * margin)
     axes.tick_params(axis="y", which="both", left=False, right=False)
     return figure
 
 
-def _forest_row(axes: Axes, row: int, verdict: Verdict, gaps: Sequence[float]) -> None:
-    difference, colour = verdict.difference, OUTCOMES[verdict.outcome]
-    axes.plot(gaps, np.full(len(gaps), row + 0.16), "o", ms=3.4, mfc="none", mec=MUTED, mew=0.8, zorder=2)
+def _wrapped(name: str) -> list[str]:
+    """A name in as many lines as it takes, so that none is cut and none runs into the outcome beside it."""
+    lines = textwrap.wrap(" ".join(name.split()), FOREST_LETTERS, max_lines=4, placeholder=" …")
+    return [literal(line, FOREST_LETTERS) for line in lines] or ["?"]
+
+
+def _forest_row(axes: Axes, top: float, lines: Sequence[str], verdict: Verdict, gaps: Sequence[float]) -> None:
+    """`top` in inches from the top of the plot: so is its vertical axis."""
+    difference, outcome = verdict.difference, answers.standing(verdict)
+    colour, name = OUTCOMES[outcome], wording.contrast(verdict.contrast.name)
+    row = top + FOREST_LINE * len(lines) + 0.15
+    dots = axes.plot(gaps, np.full(len(gaps), row + 0.11), "o", ms=3.4, mfc="none", mec=MUTED, mew=0.8, zorder=2)
+    tell(dots[0], [f"{name}: {wording.number(gap, sign=True)} at one seed" for gap in gaps])
     if difference.n:
         axes.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
-        axes.plot([difference.mean], [row], "D", color=colour, ms=5.5, zorder=4)
-    name = wording.contrast(verdict.contrast.name)
+        fill = colour if verdict.contrast.primary else "none"
+        mean = axes.plot([difference.mean], [row], "D", mfc=fill, mec=colour, mew=1.3, ms=5.2, zorder=4)
+        tell(mean[0], [f"{name}, {outcome}\n{answers.numbers(verdict)}"])
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-    axes.text(0.015, row - 0.36, literal(name, 48), ha="left", **place)
-    kind = "" if verdict.contrast.primary else " (exploratory)"
-    axes.text(0.985, row - 0.36, f"{verdict.outcome}{kind}", ha="right", color=MUTED, fontsize=8.5, **place)
+    for i, line in enumerate(lines):
+        axes.text(0.015, top + FOREST_LINE * (i + 0.6), line, ha="left", **place)
+    axes.text(0.985, top + FOREST_LINE * 0.6, outcome, ha="right", color=MUTED, fontsize=8.5, **place)
 
 
 def _widen_to(axes: Axes, reach: float) -> None:
@@ -207,11 +239,14 @@ def _curve(axes: Axes, curves: pd.DataFrame, metric: str, label: str, all_arms: 
     colour, marker = colours(all_arms)[arm], MARKERS[list(all_arms).index(arm) % len(MARKERS)]
     by_seed = curves.sort_values("epoch").groupby("seed")
     if len(by_seed) >= LEAST_BAND:
-        axes.fill_between(epochs, low, high, color=colour, alpha=0.14, lw=0)
+        tell(axes.fill_between(epochs, low, high, color=colour, alpha=0.14, lw=0), (), arm)
     else:
         for _, trial in by_seed:
-            axes.plot(trial["epoch"], trial[metric], color=colour, lw=0.7, alpha=0.5)
-    axes.plot(epochs, mean, marker=marker, color=colour, label=literal(label), mew=0)
+            thin = axes.plot(trial["epoch"], trial[metric], color=colour, lw=0.7, alpha=0.5)
+            tell(thin[0], (), arm)
+    line = axes.plot(epochs, mean, marker=marker, color=colour, label=literal(label), mew=0)
+    told = zip(epochs, mean, (len(group) for _, group in curves.groupby("epoch")), strict=True)
+    tell(line[0], [f"{label}, epoch {epoch:g}: {wording.compact(y, 4)}, mean of {n}" for epoch, y, n in told], arm)
 
 
 @styled
@@ -239,7 +274,11 @@ def scores_by_seed(
     palette = colours(list(scores.columns))
     for row, arm in enumerate(arms):
         values = scores[arm].dropna().to_numpy(dtype=float)
-        axes.plot(values, np.full(len(values), row), "o", color=palette[arm], ms=4.5, alpha=0.85, mew=0, zorder=2)
+        dots = axes.plot(
+            values, np.full(len(values), row), "o", color=palette[arm], ms=4.5, alpha=0.85, mew=0, zorder=2
+        )
+        seeds = scores[arm].dropna().index
+        tell(dots[0], [f"{arm}, seed {s}: {wording.number(v)}" for s, v in zip(seeds, values, strict=True)], arm)
         axes.plot(values.mean() if len(values) else np.nan, row, "|", color=INK, ms=15, mew=1.8, zorder=3)
         if floor is not None and math.isfinite(floor[arm]):
             axes.plot(floor[arm], row, "|", color=MUTED, ms=11, mew=1.2, zorder=2)

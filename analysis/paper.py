@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis import provenance, published, report, signatures, statistics, wording
+from analysis import latex, provenance, published, report, signatures, statistics, wording
+from analysis.latex import tex as tex
 from analysis.plan import PlannedTrial, StudyRecords, load_study
 from analysis.published import PublishedRow, PublishedTable
 from jbot.config import Config, from_dict, override
@@ -523,38 +523,9 @@ def write_tables(study: StudyRecords, out: Path) -> tuple[list[ComparedTable], P
     environment = report.environment()
     for kind in ("md", "html"):
         report.write(out / f"{FILE}.{kind}", environment.get_template(f"{FILE}.{kind}.j2").render(content))
-    latex = environment.overlay(
-        autoescape=False,
-        variable_start_string="<<",
-        variable_end_string=">>",
-        block_start_string="<%",
-        block_end_string="%>",
-    )
-    latex.filters |= {"tex": tex}
-    report.write(out / f"{FILE}.tex", latex.get_template(f"{FILE}.tex.j2").render(content))
+    report.write(out / f"{FILE}.tex", latex.environment(environment).get_template(f"{FILE}.tex.j2").render(content))
     report.write(out / f"{FILE}.csv", frame(tables).to_csv(index=False))
     return tables, out / f"{FILE}.html"
-
-
-SIGNS = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "×": r"$\times$",
-    "†": r"\dag{}",
-    "ε": r"$\varepsilon$",
-    "’": "'",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
-def tex(text: object) -> str:
-    """Text as LaTeX that pdflatex reads; εs(0.1) with its index."""
-    line = "".join(SIGNS.get(sign, sign) for sign in " ".join(str(text).split()))
-    return re.sub(r"\$\\varepsilon\$([sb])(?=\W)", r"$\\varepsilon_\1$", line)
 
 
 def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console, page: Path) -> None:

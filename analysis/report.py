@@ -1,12 +1,13 @@
 """A study's report, from its records alone: ``python -m analysis.report <study folder>``.
 
 Writes, beside the study or into ``--out``: report.html (one file that asks for nothing else), report.md, trials.csv,
-trials.parquet, arms.csv, contrasts.csv, signatures.csv, and figures/ as SVG and PDF.
+trials.parquet, arms.csv, contrasts.csv, signatures.csv, arms.tex and contrasts.tex, and figures/ as SVG and PDF.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,11 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import extras, provenance, sections, signatures, svg, tables, wording
+from analysis import answers, extras, figures, latex, links, provenance, sections, signatures, svg, tables, wording
 from analysis.pictures import Picture
 from analysis.plan import StudyRecords, load_study
 from analysis.sections import Evidence
+from analysis.verdict import Verdict
 from jbot.record import RecordError, Storage
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -60,18 +62,23 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
     """Everything the templates lay out."""
     plan = evidence.study.plan
     metrics = tables.other_metrics(evidence.trials, plan)
-    headlines = ([v for v in evidence.verdicts if v.contrast.primary] or evidence.verdicts)[: sections.MOST_HEADLINES]
+    headlines = [v for v in evidence.verdicts if v.contrast.primary] or evidence.verdicts
+    found = links.find(evidence.study, folder.parent)
     return {
         "study": evidence.study,
         "plan": plan,
         "status": sections.status(evidence),
         "below_floor": sections.below_floor(evidence),
-        "headlines": headlines,
-        "more_verdicts": [v for v in evidence.verdicts if v not in headlines][: sections.MOST_CONTRASTS],
+        "answers": answers.answers(evidence.verdicts) or answers.measured(plan, evidence.arms),
+        "summary": answers.summary(evidence.verdicts),
+        "compared": answers.compared(plan),
+        "changes": answers.changes(plan, evidence.arms),
+        "more_verdicts": _in_words(evidence, headlines),
         "plan_lines": sections.plan_lines(evidence),
         "arms": sections.arms_section(evidence),
         "inner_error": sections.inner_error(evidence),
         "contrasts": sections.contrasts_section(evidence),
+        "checks": sections.checks_section(evidence),
         "extras": [(extra, [_saved(p, folder) for p in extra.pictures]) for extra in extras.gather(evidence)],
         "convergence": [(found, *sections.convergence_section(found)) for found in evidence.convergence],
         "metrics": sections.metrics_section(evidence, metrics) if metrics else None,
@@ -82,19 +89,30 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "failures": sections.failures_section(evidence),
         "facts": provenance.facts(evidence.study),
         "deviations": provenance.deviations(evidence.study),
-        "trials": sections.trials_section(evidence),
+        "trials": sections.trials_section(evidence, found),
+        "mlflow": found,
+        "swatches": json.dumps([[a, f"var(--c{i % len(figures.PALETTE)})"] for i, a in enumerate(plan.arms)]),
+        "verdict_count": len(evidence.verdicts),
         "n_trials": len(evidence.trials),
         "pictures": _pictures(evidence, folder),
         "closer": _closer(evidence, folder),
     }
 
 
+def _in_words(evidence: Evidence, headlines: Sequence[Verdict]) -> list[Verdict]:
+    """Verdicts that the first screen does not tell in a sentence: it does so with a single one."""
+    told = headlines if len(headlines) == 1 else []
+    return [v for v in evidence.verdicts if v not in told][: sections.MOST_CONTRASTS]
+
+
 def _pictures(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The figures by section, saved as files on the way."""
+    differences = sections.differences_picture(evidence, sections.MOST_HEADLINE_ROWS, "paired-differences")
+    scores = sections.scores_picture(evidence)
     groups: dict[str, Iterable[Picture | None]] = {
-        "headline": [sections.differences_picture(evidence, sections.MOST_HEADLINE_ROWS, "paired-differences")],
+        "headline": [differences or scores],
         "differences": _all_differences(evidence),
-        "scores": [sections.scores_picture(evidence)],
+        "scores": [scores] if differences else [],
         "curves": sections.curve_pictures(evidence),
         "embeddings": sections.embedding_pictures(evidence),
         "jets": sections.example_pictures(evidence),
@@ -131,7 +149,21 @@ def _write_tables(evidence: Evidence, out: Path) -> None:
     }
     for name, frame in frames.items():
         write(out / f"{name}.csv", frame.to_csv(index=False))
+    _write_latex(evidence, out)
     _write_parquet(out / "trials.parquet", evidence.trials)
+
+
+def _write_latex(evidence: Evidence, out: Path) -> None:
+    plan = evidence.study.plan
+    source = f"Study {plan.study}, preset {plan.preset}, plan hash {plan.hash}."
+    what = f"{wording.quantity_on(plan.metric)}, {wording.count(len(plan.seeds), 'seed')}, preset {plan.preset}"
+    captions = {
+        "arms": (sections.arms_section(evidence), "Mean and spread over seeds of each arm"),
+        "contrasts": (sections.contrasts_section(evidence), "Paired differences, first-named arm minus second"),
+    }
+    for name, (table, says) in captions.items():
+        text = latex.render(environment(), table, f"{plan.study}-{name}", f"{says}: {what}.", source)
+        write(out / f"{name}.tex", text)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
@@ -156,7 +188,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "unbroken": unbroken, "contrast": wording.contrast}
+    environment.filters |= {"markdown": markdown, "cell": cell, "unbroken": unbroken, "contrast": wording.contrast}
     return environment
 
 
@@ -164,6 +196,11 @@ def markdown(text: object) -> str:
     """Text that stays text in Markdown and inside a Markdown table."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", line)
+
+
+def cell(text: str) -> str:
+    """A cell of a Markdown table, a link where it leads somewhere."""
+    return f"[{markdown(text)}]({text.href})" if isinstance(text, links.Link) else markdown(text)
 
 
 def unbroken(text: str) -> str:

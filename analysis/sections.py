@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import convergence, figures, pictures, signatures, statistics, tables, verdict, wording
+from analysis import answers, convergence, figures, pictures, signatures, statistics, tables, verdict, wording
 from analysis.convergence import Convergence
+from analysis.links import Links
 from analysis.pictures import Picture
 from analysis.plan import PlannedTrial, StudyRecords
 from analysis.signatures import Signatures
@@ -29,8 +30,8 @@ MOST_ARMS = 8
 """Arms drawn in one figure; more lines than this nobody tells apart (assumed)."""
 MOST_CONTRASTS = 30
 """Contrasts drawn and told in words; the table has all."""
-MOST_HEADLINES, MOST_HEADLINE_ROWS = 4, 8
-"""Verdicts told, and contrasts drawn, on the first screen."""
+MOST_HEADLINE_ROWS = 10
+"""Contrasts drawn on the first screen."""
 MOST_COLUMNS = 8
 """Metrics beside each other in the table of the others; more are set one below the other, with arms across."""
 MOST_TRIALS = 400
@@ -179,11 +180,12 @@ def arms_section(evidence: Evidence) -> Table:
     references = [name for name in tables.REFERENCES if name in evidence.arms]
     names = [tables.REFERENCES[name] for name in references]
     head = ["arm", "changes", "n", "mean", "sd over seeds", "95% interval", *names, "failed", "pruned", "device time"]
-    rows = [_arm_row(row, references) for _, row in evidence.arms.iterrows()]
+    within = wording.bounds(evidence.study.plan.metric)
+    rows = [_arm_row(row, references, within) for _, row in evidence.arms.iterrows()]
     return Table(label="Arms", head=head, rows=rows, wordy=frozenset({0, 1}))
 
 
-def _arm_row(row: pd.Series, references: Sequence[str]) -> list[str]:
+def _arm_row(row: pd.Series, references: Sequence[str], within: wording.Bounds) -> list[str]:
     error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
     decimals = wording.decimals_of(error)
     rate = f"{row['failed']} of {row['failed'] + row['n']}"
@@ -195,7 +197,7 @@ def _arm_row(row: pd.Series, references: Sequence[str]) -> list[str]:
         str(row["n"]),
         wording.number(row["mean"], decimals),
         wording.number(row["sd"], decimals),
-        wording.interval(row["low"], row["high"], error),
+        wording.interval(row["low"], row["high"], error, within),
         *(wording.number(row[name], decimals) for name in references),
         rate,
         str(row["pruned"]),
@@ -204,24 +206,40 @@ def _arm_row(row: pd.Series, references: Sequence[str]) -> list[str]:
 
 
 def contrasts_section(evidence: Evidence) -> Table:
-    """Paired differences and the tests behind each verdict."""
-    head = ["contrast", "verdict", "difference", "95% interval", "bootstrap-t", "n", "p, corrected", "smallest p"]
-    head += ["equivalence p", "detectable", "correlation", "gain of pairing", "seeds left out"]
-    rows = [_contrast_row(item) for item in evidence.verdicts]
+    """Paired differences and the verdict on each."""
+    head = ["contrast", "verdict", "difference", "95% interval", "n", "p, corrected", "seeds to decide"]
+    rows = [_contrast_row(item, evidence.study.plan.metric) for item in evidence.verdicts]
     return Table(label="Paired differences", head=head, rows=rows, wordy=frozenset({0, 1}))
 
 
-def _contrast_row(item: Verdict) -> list[str]:
+def _contrast_row(item: Verdict, metric: str) -> list[str]:
     d, error = item.difference, item.difference.standard_error
     kind = "" if item.contrast.primary else " (exploratory)"
+    within = wording.bounds(item.contrast.metric or metric, of_difference=True)
     return [
         wording.contrast(item.contrast.name),
-        f"{item.outcome}{kind}",
+        f"{answers.standing(item)}{kind}",
         wording.with_error(d.mean, error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True),
-        wording.interval(d.low, d.high, error),
-        wording.interval(d.check_low, d.check_high, error),
+        wording.interval(d.low, d.high, error, within),
         str(d.n),
         wording.p_value(item.p_adjusted, item.floor) if d.n > 1 else NOTHING,
+        str(item.seeds_needed) if item.seeds_needed else NOTHING,
+    ]
+
+
+def checks_section(evidence: Evidence) -> Table:
+    """What stands behind each verdict: the second interval, both tests' limits, and what pairing gained."""
+    head = ["contrast", "bootstrap-t interval", "smallest p", "equivalence p", "detectable"]
+    head += ["correlation", "gain of pairing", "seeds left out"]
+    rows = [_check_row(item) for item in evidence.verdicts]
+    return Table(label="Checks of the paired differences", head=head, rows=rows)
+
+
+def _check_row(item: Verdict) -> list[str]:
+    d = item.difference
+    return [
+        wording.contrast(item.contrast.name),
+        wording.interval(d.check_low, d.check_high, d.standard_error),
         wording.p_value(item.floor),
         wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
         wording.compact(item.detectable, 2),
@@ -333,24 +351,29 @@ def signatures_section(evidence: Evidence) -> Table:
     return Table(label="Failure signatures", head=head, rows=rows[:MOST_SIGNATURES], wordy=frozenset({0, 1, 2, 4, 5}))
 
 
-def trials_section(evidence: Evidence) -> Table:
-    """Every trial, up to MOST_TRIALS."""
+def trials_section(evidence: Evidence, links: Links) -> Table:
+    """Every trial, up to MOST_TRIALS, with the ways to its record and its MLflow run."""
     metric = evidence.study.plan.metric
-    head = ["trial", "arm", "seed", "state", wording.quantity_on(metric), "device time", "attempts", "plan hash"]
-    rows = [
-        [
-            row["trial_id"],
-            row["arm"],
-            str(row["seed"]),
-            row["state"],
-            wording.number(_number(row, metric)),
-            wording.duration(_number(row, "device_seconds")),
-            wording.number(_number(row, "attempts"), 0),
-            NOTHING if row["state"] == tables.PENDING else str(row["plan_hash"]),
-        ]
-        for row in evidence.trials.head(MOST_TRIALS).to_dict("records")
+    head = ["trial, its record", "arm", "seed", "state", wording.quantity_on(metric), "device time", "attempts"]
+    head += ["plan hash", *["MLflow run"] * bool(links.runs)]
+    rows = [_trial_row(row, metric, links) for row in evidence.trials.head(MOST_TRIALS).to_dict("records")]
+    return Table(label="All trials", head=head, rows=rows, wordy=frozenset({0, 1, 3, 7, 8}))
+
+
+def _trial_row(row: dict[Any, Any], metric: str, links: Links) -> list[str]:
+    pending = row["state"] == tables.PENDING
+    trial, run = links.of_trial(str(row["trial_id"]))
+    return [
+        str(row["trial_id"]) if pending else trial,
+        row["arm"],
+        str(row["seed"]),
+        row["state"],
+        wording.number(_number(row, metric)),
+        wording.duration(_number(row, "device_seconds")),
+        wording.number(_number(row, "attempts"), 0),
+        NOTHING if pending else str(row["plan_hash"]),
+        *[run or NOTHING] * bool(links.runs),
     ]
-    return Table(label="All trials", head=head, rows=rows, wordy=frozenset({0, 1, 3, 7}))
 
 
 def _number(row: dict[str, Any], key: str) -> float:
@@ -366,16 +389,17 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
         return None
     gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item.contrast) for item in drawn}
     figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
-    said = "; ".join(f"{item.contrast.name}: {_contrast_row(item)[2]}, {item.outcome}" for item in drawn)
+    said = "; ".join(
+        f"{item.contrast.name}: {_contrast_row(item, plan.metric)[2]}, {answers.standing(item)}" for item in drawn
+    )
     more = (
         f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
     )
-    direction = (
-        "right of zero the treatment is better" if plan.higher_is_better else "left of zero the treatment is better"
-    )
+    direction = f"{'right' if plan.higher_is_better else 'left'} of zero the first-named arm, the treatment, is better"
+    hollow = " Open diamonds: exploratory." if len({item.contrast.primary for item in drawn}) == 2 else ""
     caption = (
         f"Paired differences: {direction}. Diamond and bar: mean and {1 - plan.alpha:.0%} interval; circles: seeds; "
-        f"shaded: differences below the margin of {plan.margin:g}.{more}"
+        f"shaded: differences below the margin of {plan.margin:g}.{hollow}{more}"
     )
     return Picture(name=name, figure=figure, alt=f"Paired differences. {said}.", caption=caption)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -42,7 +44,18 @@ def to_svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "jbot", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     figure.set_layout_engine("none")
-    return re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r"^ +", "", text.getvalue(), flags=re.MULTILINE))
+    drawn = re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r"^ +", "", text.getvalue(), flags=re.MULTILINE))
+    return re.sub(rf'<g id="{figures.MARK}([^"]*)">', _marked, drawn)
+
+
+def _marked(group: re.Match[str]) -> str:
+    """What :func:`analysis.figures.tell` hid in an id, as attributes that a page's script reads."""
+    told = json.loads(unquote(group[1]))
+    attributes = {"data-arm": told["arm"], "data-tips": json.dumps(told["tips"], ensure_ascii=False)}
+    said = "".join(
+        f' {name}="{escape(value, quote=True)}"' for name, value in attributes.items() if value not in ("", "[]")
+    )
+    return f'<g class="mark"{said}>'
 
 
 def _rounded(attribute: re.Match[str]) -> str:

@@ -47,10 +47,23 @@ def with_error(value: float, error: float, sign: bool = False, most: int = 8) ->
     return f"{number(value, decimals, sign)} ± {number(error, decimals)}"
 
 
-def interval(low: float, high: float, error: float) -> str:
-    """``0.008 to 0.034``, rounded by the error of the value it belongs to."""
+Bounds = tuple[float, float]
+SHARE = re.compile(r"(accuracy|auc|eps_s)(_[\d.]+)?(_[a-z]+)?$")
+"""Metrics that are shares of something."""
+
+
+def bounds(metric: str, of_difference: bool = False) -> Bounds:
+    """The values a metric can take. Cutting a t interval there keeps its coverage: the truth cannot lie outside."""
+    if not SHARE.search(metric.rpartition("/")[2]):
+        return -math.inf, math.inf
+    return (-1.0, 1.0) if of_difference else (0.0, 1.0)
+
+
+def interval(low: float, high: float, error: float, within: Bounds = (-math.inf, math.inf)) -> str:
+    """``0.008 to 0.034``, rounded by the error of the value it belongs to, cut at what is possible."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return NOTHING
+    low, high = max(low, within[0]), min(high, within[1])
     return f"{number(low, decimals_of(error))} to {number(high, decimals_of(error))}"
 
 
