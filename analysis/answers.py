@@ -126,8 +126,8 @@ def compared(plan: Plan) -> str:
     what = wording.quantity_on(metrics.pop()) if len(metrics) == 1 else "the metric named"
     better = "higher" if plan.higher_is_better else "lower"
     return (
-        f"Measured: {what}, {better} is better. A difference is the first-named arm minus the second, at the same seed; "
-        f"below {plan.margin:g} it does not matter."
+        f"Measured: {what}, {better} is better. A difference is the first-named arm minus the second, at the same "
+        f"seed; below {plan.margin:g} it does not matter."
     )
 
 

@@ -107,7 +107,7 @@ def styled(draw: Draw) -> Draw:
 
 
 def tell(artist: Artist, tips: Sequence[str], arm: str = "") -> None:
-    """What a page says of an artist's points, in their order, and the arm it belongs to. :mod:`analysis.svg` reads it."""
+    """What a page says of its points, in their order, and the arm it belongs to: :mod:`analysis.svg` reads it."""
     artist.set_gid(MARK + quote(json.dumps({"arm": arm, "tips": list(tips)}, ensure_ascii=False), safe=""))
 
 

@@ -38,9 +38,9 @@ MOST_TRIALS = 400
 """Rows of the table of trials in the page; all of them are in trials.csv."""
 MOST_SIGNATURES, MOST_SEEDS = 60, 8
 """Rows of the table of failure signatures, and seeds named in each; all of them are in signatures.csv."""
-MOST_CLOSE = 24
-"""Figures of single trials in the page (assumed): those of as many arms as fit, but of one of each task at least. Tasks
-that do not fit share them, see `CLOSE_FIRST`."""
+MOST_CLOSE = 14
+"""Figures of single trials in the page, the costliest part of a report to draw (assumed): those
+of as many arms as fit, but of one of each task at least. Tasks that do not fit share them, see `CLOSE_FIRST`."""
 CLOSE_FIRST = ("attention", "training", "finetuning", "roc-", "scores-")
 """How the names of these figures begin, in the order in which they are kept."""
 

@@ -43,7 +43,9 @@ def to_svg(figure: Figure) -> str:
     # Ids are hashes of what they name: with a fixed salt the same figure gives the same file.
     with mpl.rc_context({"svg.hashsalt": "jbot", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    figure.set_layout_engine("none")
+    # Not "none": that leaves an empty engine, for which the next savefig draws twice.
+    with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     drawn = re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r"^ +", "", text.getvalue(), flags=re.MULTILINE))
     return re.sub(rf'<g id="{figures.MARK}([^"]*)">', _marked, drawn)
 

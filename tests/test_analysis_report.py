@@ -1,8 +1,11 @@
 """The report from a folder of synthetic records: what it says, and what it must never say."""
 
+import base64
 import dataclasses
+import hashlib
 import html.parser
 import json
+import re
 import subprocess
 import sys
 
@@ -10,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import convergence, extras, provenance, report, sections, tables, wording
+from analysis import answers, convergence, extras, figures, links, provenance, report, sections, tables, wording
 from analysis.figures import FAINT
 from analysis.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.config import Config, from_dict, override
@@ -164,7 +167,7 @@ def test_page_answers_the_question_first(page):
 
 def test_page_is_self_contained_and_every_figure_has_words(page):
     links = parsed(page)
-    assert links.loads == ["data:,"]
+    assert links.loads == ["data:,", "script"]
     assert "http://" not in page.replace("http://www.w3.org/", "")
     assert "https://" not in page
     assert "@import" not in page
@@ -283,8 +286,12 @@ def test_hostile_strings_stay_text(tmp_path):
     changes = {(HOSTILE, 0): FAILED | {"reason": HOSTILE}, (HOSTILE, 1): {"git_commit": HOSTILE}}
     study = load_study(str(write_study(tmp_path, plan, changes=changes, files=True)))
     text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
-    assert "<script" not in text
-    assert parsed(text).loads == ["data:,"]
+    assert text.count("<script") == 1
+    assert parsed(text).loads == ["data:,", "script"]
+    script = (report.TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    assert f"<script>{script}</script>" in text
     assert "&lt;script&gt;alert" in text
     assert "<script" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8").replace(r"\<script", "")
 
@@ -581,3 +588,82 @@ def test_sections_of_their_own_are_in_both_reports(tmp_path, monkeypatch):
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "## Components & more" in text
     assert "| \\<b\\> | 0.1 ± 0.2 |" in text
+
+
+def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
+    arms = {
+        "base": {},
+        "a": {"mask.scheme": "random"},
+        "b": {"mask.scheme": "none"},
+        "dead": {"loss.koleo_weight": 0.5},
+    }
+    contrasts = tuple(Contrast(treatment="base", control=arm, primary=True) for arm in ("a", "b", "dead"))
+    plan = make_plan(arms=arms, contrasts=contrasts, seeds=(0, 1, 2))
+    failed = {("dead", seed): FAILED for seed in plan.seeds}
+    study = load_study(str(write_study(tmp_path, plan, changes=failed)))
+    verdicts = sections.gather(study).verdicts
+    assert [v.outcome for v in verdicts] == ["undecided"] * 3
+    found = answers.answers(verdicts)
+    assert [item.title for item in found] == ["Failed", "Undecided"]
+    assert "dead failed in 3 of 3" in found[0].text
+    assert [name for name, _ in found[1].pairs] == ["base − a", "base − b"]
+    # What is true of both is said once, and numbers of single contrasts are with these.
+    assert found[1].notes == ["3 seeds cannot show a difference: the smallest p they can reach here is 0.75."]
+    assert answers.summary(verdicts) == "Of 3 primary contrasts: 1 failed, 2 undecided."
+    text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert text.count('<section class="verdict') == 2
+
+
+def test_trials_lead_to_their_record_and_run(tmp_path):
+    folder = write_study(tmp_path, make_plan())
+    study = load_study(str(folder))
+    trial = study.trials[0].trial_id
+    view = {"tracking_uri": "sqlite:///x", "ui": "", "experiment_id": "7", "parent": "p", "runs": {trial: "feedbeef12"}}
+    (folder / "mlflow.json").write_text(json.dumps(view))
+    text = report.build_report(study, folder).read_text(encoding="utf-8")
+    assert f'href="../trials/{trial}/record.json"' in text
+    assert (folder / f"../trials/{trial}/record.json").exists()
+    assert 'href="http://127.0.0.1:5000/#/experiments/7/runs/feedbeef12"' in text
+    assert "once `mlflow ui` runs on this machine" in text
+    markdown = (folder / "report.md").read_text(encoding="utf-8")
+    assert "(http://127.0.0.1:5000/#/experiments/7/runs/feedbeef12)" in markdown
+
+
+@pytest.mark.parametrize("ui", ["javascript:alert(1)", None, "file:///etc"])
+def test_links_lead_to_web_pages_only(tmp_path, ui):
+    folder = write_study(tmp_path, make_plan())
+    (folder / "mlflow.json").write_text(json.dumps({"ui": ui, "experiment_id": 1, "runs": {"t": "r"}}))
+    assert links.find(load_study(str(folder)), folder).run("r") == "http://127.0.0.1:5000/#/experiments/1/runs/r"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"runs": 3, "experiment_id": 1}', "null"])
+def test_damaged_view_gives_no_links(tmp_path, content):
+    folder = write_study(tmp_path, make_plan())
+    (folder / "mlflow.json").write_text(content)
+    assert links.find(load_study(str(folder)), folder).runs == {}
+
+
+def test_latex_tables_have_a_column_for_every_cell(folder, page):
+    for name, key in (("arms", "momentum"), ("contrasts", "momentum $-$ random")):
+        text = (folder / f"{name}.tex").read_text(encoding="utf-8")
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        columns = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)[1])
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+        assert any(row.startswith(key) for row in rows)
+        assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+        assert not re.search(r"[^\x00-\x7f]", "".join(rows))
+
+
+def test_intervals_of_shares_stay_where_shares_can_be():
+    within = wording.bounds("test/knn_accuracy")
+    assert wording.interval(-0.31, 1.2, 0.05, within) == "0.00 to 1.00"
+    assert wording.bounds("test_500/linear_auc_t") == (0, 1)
+    assert wording.bounds("test/knn_accuracy", of_difference=True) == (-1, 1)
+    assert wording.bounds("test/effective_rank")[1] == wording.bounds("test/knn_rejection_0.5_w")[1] == float("inf")
+
+
+@pytest.mark.parametrize("letters", [3, 44, 45, 130, 600])
+def test_no_name_of_a_contrast_runs_out_of_the_figure(letters):
+    lines = figures._wrapped("w" * letters + " - none, anomaly detection at chosen settings, all signals")
+    assert max(map(len, lines)) <= figures.FOREST_LETTERS
+    assert len(lines) <= 4
