@@ -53,7 +53,7 @@ def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
         text = _failed(group) if outcome == FAILED else first.sentence
         return Answer(outcome=outcome, title=title, aside=aside, text=text, notes=first.notes)
     shared = [note for note in first.notes if all(note in v.notes for v in group)]
-    pairs = [(wording.contrast(v.contrast.name), numbers(v)) for v in group[:MOST_PAIRS]]
+    pairs = [(wording.contrast(v.contrast.name), _brief(v)) for v in group[:MOST_PAIRS]]
     if len(group) > MOST_PAIRS:
         pairs.append((f"and {len(group) - MOST_PAIRS} more, in the table below", ""))
     aside = ", ".join(filter(None, [f"{len(group)} of {total} contrasts", aside]))
@@ -74,6 +74,12 @@ def numbers(verdict: Verdict) -> str:
     return f"{estimate}, n = {d.n}, p = {p}{needed}"
 
 
+def _brief(verdict: Verdict) -> str:
+    """Size and interval; p and n only of what was decided, as the table has them all."""
+    whole = numbers(verdict)
+    return whole.split(", n = ")[0] if verdict.outcome == "undecided" else whole
+
+
 def _failed(group: Sequence[Verdict]) -> str:
     """Arms that leave nothing to compare, worst first, each once."""
     rates = {rate.arm: rate for v in group for rate in v.failures if rate.failed}
@@ -82,7 +88,7 @@ def _failed(group: Sequence[Verdict]) -> str:
     more = f"; and {len(worst) - MOST_PAIRS} more" if len(worst) > MOST_PAIRS else ""
     left = max(v.difference.n for v in group)
     return (
-        f"{said}{more}. {'One seed is' if left else 'No seed is'} left on which both arms of a comparison finished, so "
+        f"{said}{more}. {'At most one seed is' if left else 'No seed is'} left on which both arms of a comparison finished, so "
         "there is no difference to test: the failure is what was found."
     )
 
