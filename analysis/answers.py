@@ -88,8 +88,8 @@ def _failed(group: Sequence[Verdict]) -> str:
     more = f"; and {len(worst) - MOST_PAIRS} more" if len(worst) > MOST_PAIRS else ""
     left = max(v.difference.n for v in group)
     return (
-        f"{said}{more}. {'At most one seed is' if left else 'No seed is'} left on which both arms of a comparison finished, so "
-        "there is no difference to test: the failure is what was found."
+        f"{said}{more}. {'At most one seed is' if left else 'No seed is'} left on which both arms of a comparison "
+        "finished, so there is no difference to test: the failure is what was found."
     )
 
 
