@@ -312,6 +312,7 @@ def section(evidence: Evidence) -> Extra | None:
             *alias_lines(plan)[:1],
             *_effect_sentences(plan, effects),
         ],
+        answer=list(_worth_sentences(plan, of_full, of_alone, evidence)),
         tables=_tables(plan, of_full, of_alone, effects),
         pictures=[*_worth_pictures(plan, of_full, of_alone), *_effect_pictures(plan, contrasts, effects)],
     )

@@ -20,7 +20,20 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis import answers, extras, figures, latex, links, provenance, sections, signatures, svg, tables, wording
+from analysis import (
+    answers,
+    extras,
+    figures,
+    latex,
+    links,
+    provenance,
+    sections,
+    signatures,
+    summary,
+    svg,
+    tables,
+    wording,
+)
 from analysis.pictures import Picture
 from analysis.plan import StudyRecords, load_study
 from analysis.sections import Evidence
@@ -57,6 +70,7 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     content["paper_tables"] = (out / "paper_tables.html").exists()
     for name in ("report.md", "report.html"):
         write(out / name, environment().get_template(f"{name}.j2").render(content))
+    summary.write(study, [_in_short(extra) for extra, _ in content["extras"]], out)
     return out / "report.html"
 
 
@@ -113,6 +127,13 @@ def _in_words(evidence: Evidence, headlines: Sequence[Verdict]) -> list[Verdict]
     """Verdicts that the first screen does not tell in a sentence: it does so with a single one."""
     told = [v for v in headlines if len(headlines) == 1 and answers.standing(v) != answers.FAILED]
     return [v for v in evidence.verdicts if v not in told][: sections.MOST_CONTRASTS]
+
+
+def _in_short(extra: sections.Extra) -> summary.Section:
+    """A section as the index shows it."""
+    first = next(iter(extra.pictures), None)
+    name, alt = (first.name, first.alt) if first else ("", "")
+    return summary.Section(title=extra.title, anchor=extra.anchor, answer=tuple(extra.answer), figure=name, alt=alt)
 
 
 def _pictures(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -199,6 +220,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"markdown": markdown, "cell": cell, "unbroken": unbroken, "contrast": wording.contrast}
+    environment.filters["capitalise"] = wording.capitalise
     return environment
 
 

@@ -155,9 +155,11 @@ def section(evidence: Evidence) -> Extra | None:
     scores = design.compared(evidence.scores, evidence.states)
     fields = list(dict.fromkeys(scan.field for scan in found))
     by_field = {field: [scan for scan in found if scan.field == field] for field in fields}
+    said = _sentences(plan, found, scores)
     return Extra(
         title="Response to single settings",
-        text=(_how_to_read(plan, scores), *_sentences(plan, found, scores)),
+        text=(_how_to_read(plan, scores), *said),
+        answer=said,
         tables=_tables(plan, by_field, scores),
         pictures=tuple(_picture(plan, field, of, scores) for field, of in by_field.items()),
     )

@@ -234,9 +234,11 @@ def section(evidence: Evidence) -> Extra | None:
         return None
     models = lines_over_models(plan)
     errors = 1 - design.compared(evidence.scores, evidence.states)
+    said = list(_sentences(plan, lines, errors))
     return Extra(
         title="Scaling",
-        text=[*_sentences(plan, lines, errors), *_model_sentences(plan, models, errors), *_warnings(plan, lines)],
+        answer=said[1:3],
+        text=[*said, *_model_sentences(plan, models, errors), *_warnings(plan, lines)],
         tables=_tables(plan, lines, models, errors),
         pictures=list(_pictures(plan, lines, models, errors)),
     )

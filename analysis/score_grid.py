@@ -60,10 +60,12 @@ def section(evidence: Evidence) -> Extra | None:
     tables = [optimism_section(optimism, grid)]
     text = [_design(grid, left_out), _optimism_words(optimism)]
     pictures = [scores_picture(largest, grid)]
+    answer = [text[-1]]
     if trained["seed"].nunique() > 1 and trained["draw"].nunique() > 1:
         found, jackknifed = shares_of(trained)
         tables.insert(0, shares_section(found, jackknifed))
         text.append(_shares_words(found))
+        answer.insert(0, text[-1])
         pictures.insert(0, shares_picture(found))
     if trained["seed"].nunique() > 1:
         tables.insert(1 if len(tables) > 1 else 0, ranking_section(trained))
@@ -73,7 +75,7 @@ def section(evidence: Evidence) -> Extra | None:
         tables.append(regression_section(gaps[gaps["trained"]], models))
     if drawn := geometry_picture(gaps):
         pictures.append(drawn)
-    return Extra(title="Scores, settings and geometry", text=text, tables=tables, pictures=pictures)
+    return Extra(title="Scores, settings and geometry", text=text, tables=tables, pictures=pictures, answer=answer)
 
 
 def grid_table(study: StudyRecords) -> tuple[pd.DataFrame, list[str]]:

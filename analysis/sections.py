@@ -65,6 +65,8 @@ class Extra:
     """Paragraphs, plain sentences."""
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    answer: Sequence[str] = ()
+    """What of the text answers the question: the index shows it (analysis/summary.py)."""
 
     @property
     def anchor(self) -> str:

@@ -47,9 +47,11 @@ def section(evidence: Evidence) -> Extra | None:
     if not any(len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.judged if pt != encoder.own):
         return None
     shown = list(dict.fromkeys([metric, *METRICS[:2]]))
+    how, said = _how_to_read(), _widest_steps(encoders, metric, pts)
     return Extra(
         title="Transfer between jet energies",
-        text=_text(encoders, metric, pts),
+        text=[*how, *said],
+        answer=said,
         tables=[
             *(_matrix(encoders, one, pts) for one in shown),
             *(_matrix(encoders, one, pts, shifted=True) for one in shown),
@@ -81,9 +83,8 @@ def _metric(of_plan: str) -> str:
 # --- words and tables ---------------------------------------------------------------------------------------------
 
 
-def _text(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[str]:
-    """How to read it, and the widest steps in words."""
-    says = [
+def _how_to_read() -> list[str]:
+    return [
         "Rows: the energy of pre-training. Columns: the energy of the test jets. The encoder is frozen; probes are "
         "refitted on labeled jets of the test energy, or, in the tables of shifted probes, fitted at the encoder's own "
         "energy and applied as they are. Errors are those of the mean over seeds. Compare within a column: columns "
@@ -93,6 +94,11 @@ def _text(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> lis
         "cone. With one radius for all energies, heavy jets below 1 TeV would lose decay products, and a loss seen "
         "here could not be told from that.",
     ]
+
+
+def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[str]:
+    """Each encoder at the energy farthest from its own, in words."""
+    says = []
     for encoder in encoders:
         far = max(
             (pt for pt in pts if pt in encoder.judged), key=lambda pt: abs(pt - encoder.own) / min(pt, encoder.own)

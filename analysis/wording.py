@@ -181,3 +181,8 @@ def short_classifier(name: str) -> str:
     kind, _, percent = name.rpartition("_")
     short = {"finetune": "fine-tuned", "supervised": "twin"}
     return f"{short[kind]} {percent}%" if kind in short else classifier(name)
+
+
+def capitalise(text: str) -> str:
+    """The first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
