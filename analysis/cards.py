@@ -45,7 +45,7 @@ class Entry:
     tone: str = "open"
     """Class of the page: an outcome, or ``open``."""
     where: str = ""
-    """``quick, n = 6``: what the word rests on."""
+    """``momentum − random_count +0.003 ± 0.011, preset quick, n = 6``: what the word rests on."""
     notices: list[str] = field(default_factory=list)
     """What a reader must know before the answer."""
     sentences: list[str] = field(default_factory=list)
@@ -138,7 +138,7 @@ def _not_looked_at(part: Part, plans: Sequence[Found], searches: Sequence[Search
         shown = f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.least} on there are."
         return Entry(about=part.about, word="Not run", missing=[shown], commands=[command])
     known = _estimate(part.study, holdings)
-    cost = known or f"all of it: {command} --dry-run says what it costs here"
+    cost = known or "everything; this command with --dry-run says what it would cost here"
     return Entry(about=part.about, word="Not run", missing=[cost], commands=[command])
 
 
@@ -168,7 +168,7 @@ def _of_study(part: Part, found: Found, storage: Storage, prices: Prices, own: b
         about=part.about,
         word=word,
         tone=tone,
-        where=_where(found),
+        where=_where(found, primary),
         notices=_notices(found),
         facts=_facts(found, storage),
         missing=_missing(part, found, primary, prices),
@@ -212,15 +212,18 @@ def _word(part: Part, found: Found, primary: Sequence[Verdict], sections: Sequen
         outcome = primary[0].outcome
         return ("Lost to failures" if words["lost"] and primary[0].dropped else outcome.capitalize()) + so_far, outcome
     told = [f"{words[name]} {name}" for name in (*DECIDED, "undecided") if words[name]]
-    told += [f"{words['lost']} without a pair"] * bool(words["lost"])
+    told += [f"{words['lost']} lost to failures"] * bool(words["lost"])
     decided = [name for name in DECIDED if words[name]]
     tone = decided[0] if len(decided) == 1 and not words["undecided"] else "undecided"
     return ", ".join(told).capitalize() + so_far, tone
 
 
-def _where(found: Found) -> str:
-    seeds = f"n = {found.blocks}" if found.blocks else "no whole block"
-    return f"{found.plan.preset}, {seeds}"
+def _where(found: Found, primary: Sequence[Verdict]) -> str:
+    said = [f"preset {found.plan.preset}", f"n = {found.blocks}" if found.blocks else "no whole block"]
+    if len(primary) == 1 and primary[0].difference.n > 1 and not found.proves_the_path:
+        d, name = primary[0].difference, wording.contrast(primary[0].contrast.name)
+        said.insert(0, f"{name} {wording.with_error(d.mean, d.standard_error, sign=True)}")
+    return ", ".join(said)
 
 
 def _notices(found: Found) -> list[str]:
@@ -243,7 +246,20 @@ def _sentences(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str
     """Verdicts in words where they are few; the strips show them all."""
     said = [item.sentence for item in primary] if len(primary) <= 2 else []
     names = {item.contrast.name for item in primary}
-    return [*said, *_other_metrics(part, found, names), *_speed(part, found, names)]
+    return [*said, *_elsewhere(part, found, primary), *_other_metrics(part, found, names), *_speed(part, found, names)]
+
+
+def _elsewhere(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str]:
+    """Exploratory contrasts in another metric than the strips': they have no place on their scale."""
+    shown = primary[0].contrast.metric if primary else ""
+    others = [item for item in _asked(part, found) if item.contrast.metric != shown and item.difference.n > 1]
+    said = []
+    for item in [one for one in others if not one.contrast.primary][:MOST_EXPLORATORY]:
+        d = item.difference
+        size = wording.with_error(d.mean, d.standard_error, sign=True)
+        name = wording.contrast(item.contrast.name)
+        said.append(f"{name}: {item.outcome} (exploratory), {size}, n = {d.n} seeds.")
+    return said
 
 
 def _other_metrics(part: Part, found: Found, names: set[str]) -> list[str]:
@@ -350,7 +366,7 @@ def _links(found: Found, storage: Storage, sections: Sequence[Section]) -> list[
     if not storage.exists(page):
         return []
     if found.sections is None:
-        return [Link(text="report (made before the newest records)", href=page)]
+        return [Link(text="report (perhaps of older records)", href=page)]
     links = [Link(text="report", href=page)]
     links += [Link(text=one.title, href=f"{page}#{one.anchor}") for one in sections]
     if storage.exists(f"{found.folder}/paper_tables.html"):
@@ -388,7 +404,7 @@ def _missing(part: Part, found: Found, primary: Sequence[Verdict], prices: Price
     block = prices.of_block(found.plan, _unit(found, prices))
     said = [*_missing_trials(found, block, prices), *_missing_seeds(found, primary, block, prices)]
     if part.sections and found.sections is None and found.blocks:
-        said.append(f"its newest report, of which the answer is quoted: python -m analysis.report <storage>/{found.folder}")
+        said.append(f"a report of these records, to be quoted here: python -m analysis.report <storage>/{found.folder}")
     return said
 
 

@@ -96,11 +96,11 @@ OPEN = (
 FURTHER = (
     Question(
         text="Does pre-training make the classes cluster, and how far do seeds alone move every metric?",
-        parts=(Part(study="baseline", sections=("Seeds and emergence",)),),
+        parts=(Part(study="baseline"),),
     ),
     Question(
         text="Is there a better recipe of pre-training than the base?",
-        parts=(Part(study="hyperparameters", sections=("The search",)),),
+        parts=(Part(study="hyperparameters"),),
     ),
     Question(
         text="Which of the paper’s figures do we find, and with what spread over seeds?",

@@ -31,6 +31,7 @@ class Strip:
     value: str
     tone: str
     """The outcome as a class of the page."""
+    exploratory: bool
     drawing: Markup
     """An ``<svg>`` in the colours of the page; empty where there is nothing to draw."""
 
@@ -68,14 +69,18 @@ def _reach(verdicts: Sequence[Verdict], margin: float) -> float:
 
 def _strip(verdict: Verdict, margin: float, reach: float) -> Strip:
     d, name = verdict.difference, wording.contrast(verdict.contrast.name)
+    exploratory = not verdict.contrast.primary
     if not d.n:
-        return Strip(name=name, says=lost(verdict), value="", tone="undecided", drawing=Markup())
+        return Strip(
+            name=name, says=lost(verdict), value="", tone="undecided", exploratory=exploratory, drawing=Markup()
+        )
     value = wording.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True)
     says = verdict.outcome if d.n > 1 else lost(verdict)
-    kind = "" if verdict.contrast.primary else " (exploratory)"
     alt = f"{name}: {value}" + (f", interval {wording.interval(d.low, d.high, d.standard_error)}" if d.n > 1 else "")
     drawing = _drawing((d.mean, d.low, d.high), margin, reach, alt)
-    return Strip(name=name, says=says + kind, value=value, tone=verdict.outcome, drawing=drawing)
+    return Strip(
+        name=name, says=says, value=value, tone=verdict.outcome, exploratory=exploratory, drawing=drawing
+    )
 
 
 def lost(verdict: Verdict) -> str:

@@ -200,6 +200,7 @@ def summarise(tour: Tour, timing: bool) -> None:
         name = f"all_{tour.options.preset}"
         write(name, rows, rates, tour.spent, tour.storage)
         say(f"the same as a file: {tour.storage.uri}/{name}.md")
+        main.write_index(tour.storage)
 
 
 def decided_plan(plan: Plan, storage: Storage) -> Plan | None:

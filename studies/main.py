@@ -279,7 +279,19 @@ def write_report(storage: Storage, plan: Plan) -> Path | None:
         return None
     page = build_report(load_study(f"{storage.uri}/{plan.study}"), out_folder(storage, plan))
     say(f"report: {page}")
+    write_index(storage)
     return page
+
+
+def write_index(storage: Storage) -> None:
+    """The page of all questions, from all studies of the storage. It is made of what others have left, too: what
+    cannot be read there must not end this study."""
+    try:
+        from analysis.index import build_index
+
+        say(f"all questions: {build_index(storage)}")
+    except (ModuleNotFoundError, RecordError, OSError) as error:
+        say(f"[yellow]no index of all questions[/]: {first_line(error)}")
 
 
 def write_paper_tables(
