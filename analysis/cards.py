@@ -102,9 +102,7 @@ def not_begun() -> list[Part]:
     return [part for question in FURTHER for part in question.parts]
 
 
-def _card(
-    anchor: str, number: str, question: Question, holdings: Holdings, prices: Prices, own: bool = False
-) -> Card:
+def _card(anchor: str, number: str, question: Question, holdings: Holdings, prices: Prices, own: bool = False) -> Card:
     entries = [_entry(part, holdings, prices, own) for part in question.parts]
     return Card(anchor=anchor, number=number, question=question.text, entries=entries)
 
@@ -289,11 +287,12 @@ def _speed(part: Part, found: Found, names: set[str]) -> list[str]:
     said = []
     for pair in clock.contrasts if clock else ():
         if clock and pair.contrast in names and pair.time.n > 1:
-            t = pair.time
+            t, name = pair.time, wording.contrast(pair.contrast)
+            size = wording.with_error(t.mean, t.standard_error, sign=True, most=2)
+            interval = wording.interval(t.low, t.high, t.standard_error)
             said.append(
-                f"Speed: until {wording.quantity(clock.metric)} {clock.threshold:.2f}, {wording.contrast(pair.contrast)} "
-                f"is {wording.with_error(t.mean, t.standard_error, sign=True, most=2)} epochs ({1 - found.plan.alpha:.0%} "
-                f"interval {wording.interval(t.low, t.high, t.standard_error)}, n = {t.n} seeds, exploratory; negative is faster)."
+                f"Speed: until {wording.quantity(clock.metric)} {clock.threshold:.2f}, {name} is {size} epochs "
+                f"(negative is faster; {1 - found.plan.alpha:.0%} interval {interval}, n = {t.n} seeds, exploratory)."
             )
     return said
 
@@ -419,8 +418,9 @@ def _missing_trials(found: Found, block: dict[str, float | None], prices: Prices
         return []
     costs = [block.get(arm) for arm in pending]
     hours = [cost for cost in costs if cost is not None]
-    about = f"about {hours_text(sum(hours), _unit(found, prices))}" if len(hours) == len(costs) else "cost not known yet"
-    return [f"{wording.count(len(pending), 'trial')}: {about}"]
+    known = len(hours) == len(costs)
+    about = f"about {hours_text(sum(hours), _unit(found, prices))}" if known else "no record tells what they cost"
+    return [f"{wording.count(len(pending), 'trial')} that the plan has: {about}"]
 
 
 def _missing_seeds(

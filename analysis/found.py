@@ -20,7 +20,7 @@ from jbot.record import RecordError, Storage
 LEDGER = "search.json"
 """Of a hyperparameter search, see cluster.search."""
 PATH_PASSES = 10_000
-"""Jet passes below which a training proves the path and answers nothing (assumed): preset smoke has 1,200, quick 80,000."""
+"""Jet passes below which a training proves the path and answers nothing (assumed): smoke has 1,200, quick 80,000."""
 
 
 @dataclass(frozen=True, kw_only=True)

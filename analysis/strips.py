@@ -1,7 +1,7 @@
 """Differences of a card in small: one strip per contrast, drawn by hand, so that a page of many costs no time.
 
-    [ margin ]  shaded       a bar: the interval, cut with an arrow where it leaves the strip
-        |       zero         a diamond: the mean
+[ margin ]  shaded       a bar: the interval, cut with an arrow where it leaves the strip
+    |       zero         a diamond: the mean
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def _strip(verdict: Verdict, margin: float, reach: float) -> Strip:
     says = verdict.outcome if d.n > 1 else lost(verdict)
     alt = f"{name}: {value}" + (f", interval {wording.interval(d.low, d.high, d.standard_error)}" if d.n > 1 else "")
     drawing = _drawing((d.mean, d.low, d.high), margin, reach, alt)
-    return Strip(
-        name=name, says=says, value=value, tone=verdict.outcome, exploratory=exploratory, drawing=drawing
-    )
+    return Strip(name=name, says=says, value=value, tone=verdict.outcome, exploratory=exploratory, drawing=drawing)
 
 
 def lost(verdict: Verdict) -> str:
