@@ -387,7 +387,7 @@ def _terminal_table(table: Table, narrow: bool) -> TerminalTable:
         title += f" (first {MOST_METRICS} of {len(table.rows)}; --out writes all)"
     made = TerminalTable(title=title, title_justify="left")
     for i in kept:
-        made.add_column(table.head[i], justify="left" if i in table.wordy else "right", overflow="fold")
+        made.add_column(table.head[i], justify="left" if i in table.wordy else "right", overflow="fold", no_wrap=i == 0)
     for row in table.rows[:MOST_METRICS]:
         made.add_row(*(escape(row[i]) for i in kept))
     return made
