@@ -139,13 +139,27 @@ def _rows(storage: Storage) -> Iterator[Row]:
             study = load_study(f"{storage.uri}/{folder}")
             for trial in study.trials:
                 planned.add(trial.trial_id)
-                own = {"folder": folder, "study": study.plan.study, "preset": study.plan.preset}
-                yield Row(**own, **vars(trial), record=study.records[trial.trial_id])
+                yield Row(
+                    folder=folder,
+                    study=study.plan.study,
+                    preset=study.plan.preset,
+                    arm=trial.arm,
+                    seed=trial.seed,
+                    trial_id=trial.trial_id,
+                    record=study.records[trial.trial_id],
+                )
     for name in storage.names("trials"):
         record = load_record(storage, name) if name not in planned else None
         if record is not None:
-            own = {"folder": "", "study": record.study, "preset": "", "arm": record.arm, "seed": record.seed}
-            yield Row(**own, trial_id=name, record=record)
+            yield Row(
+                folder="",
+                study=record.study,
+                preset="",
+                arm=record.arm,
+                seed=record.seed,
+                trial_id=name,
+                record=record,
+            )
 
 
 def _numbers(row: Row) -> Iterator[dict[str, Any]]:
