@@ -79,17 +79,15 @@ def open_questions(holdings: Holdings, prices: Prices) -> list[Card]:
 
 def further_questions(holdings: Holdings, prices: Prices) -> list[Card]:
     """Of the other studies of studies/ that somebody has begun."""
-    begun = {one.name for one in (*holdings.studies, *holdings.searches)}
-    asked = [question for question in FURTHER if any(part.study in begun for part in question.parts)]
+    asked = [question for question in FURTHER if any(part.study in holdings.names for part in question.parts)]
     return [_card(question.parts[0].study, "", question, holdings, prices) for question in asked]
 
 
 def own_studies(holdings: Holdings, prices: Prices) -> list[Card]:
     """Of studies that are not ours."""
     ours = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
-    names = dict.fromkeys(one.name for one in (*holdings.studies, *holdings.searches) if one.name not in ours)
     cards = []
-    for name in names:
+    for name in (name for name in holdings.names if name not in ours):
         asked = [*(one.plan.question for one in holdings.of(name))]
         asked += [one.question for one in holdings.searches if one.name == name]
         question = Question(text=asked[0], parts=(Part(study=name),))
@@ -329,10 +327,11 @@ def _facts(found: Found, storage: Storage) -> dict[str, str]:
     lost = Counter(record.state for record in records)
     ended = f"{found.ended} of {wording.count(len(found.study.trials), 'trial')}"
     ended += "".join(f", {lost[state]} {state}" for state in ("failed", "pruned") if lost[state])
-    hours: Counter[str] = Counter()
+    hours: dict[str, float] = {}
     for record in records:
         spent, unit = device_hours(record)
-        hours[unit] += spent * record.own_seconds / record.device_seconds if record.device_seconds else 0.0
+        own = spent * record.own_seconds / record.device_seconds if record.device_seconds else 0.0
+        hours[unit] = hours.get(unit, 0.0) + own
     facts = {
         "Size": f"preset {plan.preset}: {size}; {_share(found.share_of_paper)}",
         "Data": str(found.study.data.get("source") or "not recorded"),

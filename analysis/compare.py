@@ -146,7 +146,7 @@ def compare(a: StudyRecords, b: StudyRecords, name: str = "") -> Comparison:
 def _pair(
     a: StudyRecords, b: StudyRecords, key: tuple[str, int], left: PlannedTrial | None, right: PlannedTrial | None
 ) -> Pair:
-    one, other = left and a.records[left.trial_id], right and b.records[right.trial_id]
+    one, other = (a.records[left.trial_id] if left else None), (b.records[right.trial_id] if right else None)
     curves = weights = None
     if one is not None and other is not None:
         curves = _same(_curves(a.storage, one.trial_id), _curves(b.storage, other.trial_id))
@@ -212,7 +212,7 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
         p = statistics.sign_flip_test(by_seed, rng) if len(by_seed) > 1 else math.nan
         largest = float(of_metric["difference"].abs().max())
         rows.append((str(metric), len(every), len(every) - len(of_metric), largest, over_seeds(every), p))
-    adjusted = statistics.benjamini_hochberg([row[-1] for row in rows]) if rows else []
+    adjusted = list(statistics.benjamini_hochberg([row[-1] for row in rows])) if rows else []
     ordered = sorted(zip(rows, adjusted, strict=True), key=lambda row: _clearness(found, row[0]))
     cells = [
         [metric, f"{equal} of {n}", wording.compact(largest, 2), *_mean_cells(mean), _p(p, mean.n)]

@@ -105,6 +105,11 @@ class Holdings:
     errors: dict[str, str] = field(default_factory=dict)
     """Folders that cannot be read, and why."""
 
+    @property
+    def names(self) -> list[str]:
+        """Studies that somebody has begun, each once."""
+        return list(dict.fromkeys([*(one.name for one in self.studies), *(one.name for one in self.searches)]))
+
     def of(self, name: str) -> list[Found]:
         """Plans of one study, the one nearest to an answer first."""
         return sorted((one for one in self.studies if one.name == name), key=lambda one: one.rank, reverse=True)

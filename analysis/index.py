@@ -56,12 +56,11 @@ def _content(holdings: Holdings) -> dict[str, Any]:
     prices = Prices(records.values())
     asked = cards.open_questions(holdings, prices)
     further = cards.further_questions(holdings, prices)
-    begun = {one.name for one in (*holdings.studies, *holdings.searches)}
     return {
         "asked": asked,
         "further": further,
         "own": cards.own_studies(holdings, prices),
-        "not_begun": [part.study for part in cards.not_begun() if part.study not in begun],
+        "not_begun": [part.study for part in cards.not_begun() if part.study not in holdings.names],
         "errors": holdings.errors,
         "tally": tally(asked),
         "caution": caution(holdings),
