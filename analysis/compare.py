@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from analysis import provenance, statistics, tables, wording
+from analysis import design, provenance, statistics, tables, wording
 from analysis.plan import FILE, PlannedTrial, StudyRecords, load_study
 from analysis.sections import Table
 from analysis.statistics import MeanInterval
@@ -212,7 +212,7 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
         p = statistics.sign_flip_test(by_seed, rng) if len(by_seed) > 1 else math.nan
         largest = float(of_metric["difference"].abs().max())
         rows.append((str(metric), len(every), len(every) - len(of_metric), largest, over_seeds(every), p))
-    adjusted = list(statistics.benjamini_hochberg([row[-1] for row in rows])) if rows else []
+    adjusted = design.corrected([row[-1] for row in rows])
     ordered = sorted(zip(rows, adjusted, strict=True), key=lambda row: _clearness(found, row[0]))
     cells = [
         [metric, f"{equal} of {n}", wording.compact(largest, 2), *_mean_cells(mean), _p(p, mean.n)]

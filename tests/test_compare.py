@@ -149,6 +149,13 @@ def test_a_changed_verdict_is_pointed_out(sides):
     assert (name, changed) == ("momentum − random", "CHANGED")
 
 
+def test_one_seed_has_a_difference_and_no_spread(sides, capsys):
+    make(sides[0], seeds=1)
+    make(sides[1], gain=0.02, seeds=1)
+    assert run(*sides) == 1
+    assert "+0.0200" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_line_and_exit_code_2(sides, tmp_path, capsys):
     make(sides[0])
     make(sides[1], study="other")
