@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +77,17 @@ class Plan:
     factors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Component -> the overrides that take it out: the arms are then read as what is left in."""
     alpha: float = 0.05
+    looks: tuple[int, ...] = ()
+    """Numbers of blocks after which the study is judged, and stops if every primary contrast is decided; the last is
+    all of them. Empty: it is judged once, at its end. See :mod:`analysis.sequential`."""
 
     def __post_init__(self) -> None:
         if not self.margin > 0:
             raise PlanError(f"margin must be positive, got {self.margin}")
         if not 0 < self.alpha < 1:
             raise PlanError(f"alpha must be between 0 and 1, got {self.alpha}")
+        if self.looks:
+            _check_looks(self.looks, len(self.seeds))
         for contrast in self.contrasts:
             for arm in (contrast.treatment, contrast.control):
                 if arm not in self.arms:
@@ -91,8 +97,20 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Identity of the design."""
-        return digest(dataclasses.asdict(self))
+        """Identity of the design. A plan without looks has the one it had before there were any."""
+        return digest(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is hashed and written; without `looks` where there are none."""
+        content = dataclasses.asdict(self)
+        return content if self.looks else {name: value for name, value in content.items() if name != "looks"}
+
+
+def _check_looks(looks: tuple[int, ...], blocks: int) -> None:
+    ascending = all(one < other for one, other in itertools.pairwise(looks))
+    if not (ascending and looks[0] >= 2 and looks[-1] == blocks):
+        shown = ", ".join(map(str, looks))
+        raise PlanError(f"looks must ascend from at least 2 to the last of {blocks} blocks, got {shown}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +146,7 @@ class StudyRecords:
 def save_study(storage: Storage, plan: Plan, data: dict[str, Any], trials: list[PlannedTrial]) -> None:
     """Write ``study.json`` into the study's folder."""
     content = {
-        "plan": dataclasses.asdict(plan),
+        "plan": plan.as_dict(),
         "plan_hash": plan.hash,
         "data": data,
         "trials": [dataclasses.asdict(trial) for trial in trials],
@@ -149,7 +167,8 @@ def load_study(folder: str) -> StudyRecords:
     try:
         plan = content["plan"]
         contrasts = tuple(Contrast(**contrast) for contrast in plan["contrasts"])
-        parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"])})
+        looks = tuple(plan.get("looks", ()))
+        parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"]), "looks": looks})
         trials = tuple(PlannedTrial(**trial) for trial in content["trials"])
         data = content["data"]
     except (KeyError, TypeError) as error:

@@ -197,7 +197,7 @@ def sign_flip_test(differences: ArrayLike, rng: np.random.Generator) -> float:
     ----------
     Fisher, The Design of Experiments (1935), section 21; Phipson & Smyth (2010), doi:10.2202/1544-6115.1585.
     """
-    d = _as_whole_numbers(_finite(differences))
+    d = as_whole_numbers(differences)
     if len(d) > EXACT_UP_TO:
         signs = rng.choice([-1.0, 1.0], size=(RESAMPLES, len(d)))
         extreme = np.count_nonzero(np.abs(signs @ d) >= abs(d.sum()))
@@ -360,8 +360,9 @@ def _adjusted(p_values: ArrayLike, method: str) -> Floats:
     return np.asarray(multipletests(p, method=method)[1]) if len(p) > 1 else p
 
 
-def _as_whole_numbers(d: Floats) -> Floats:
+def as_whole_numbers(differences: ArrayLike) -> Floats:
     """Differences in units of 2^-40 of the largest: sums of whole numbers are exact, so equal sums are seen as ties."""
+    d = _finite(differences)
     scale = np.abs(d).max(initial=0.0)
     return np.rint(d / scale * 2.0**40) if scale > 0 else d
 

@@ -5,13 +5,18 @@ The rules, in this order, for every contrast of a plan:
 1. Only seeds enter at which every arm of the study has ended, and both arms of the contrast gave a score. A failed
    trial takes its seed out of the difference and is counted; a pruned one is no outcome and enters nothing.
 2. Each claim is corrected over its family: Holm over the primary contrasts, Benjamini-Hochberg over the exploratory
-   ones. A family has the size the plan gives it, whatever data arrived. The correction covers both claims, "differs"
-   and "equivalent": of one contrast at most one of the two can be false.
+   ones. A family has the size the plan gives it, whatever data arrived. "Differs" and "equivalent" are corrected
+   apart: each kind of claim has the error level over its family. Of a single contrast at most one of the two can be
+   false, so the level holds for both together; of a family both together can be false more often, at most twice it.
 3. *equivalent*: two one-sided t-tests put the mean difference inside the margin. It goes before 4: the plan has said
    that smaller differences do not matter, so one that is significant and yet inside the margin is equivalent, with a
    note that it is not zero.
 4. *better* or *worse*: the sign-flip test is significant and the t interval clear of zero.
 5. *undecided* otherwise, with the number of seeds that would probably decide it.
+
+A plan with looks (:mod:`analysis.sequential`) is judged at each look that its blocks have reached, in order, and its
+verdict is that of the first look at which every primary contrast is decided: p-values are sequential and intervals
+repeated ones, over all looks up to that one. Before the first look there is no verdict.
 """
 
 from __future__ import annotations
@@ -24,11 +29,15 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from analysis import statistics, wording
+from analysis import sequential, statistics, wording
 from analysis.plan import Contrast, Plan
-from analysis.statistics import PairedDifference
+from analysis.sequential import Course
+from analysis.statistics import Floats, PairedDifference
 
+Mask = NDArray[np.bool_]
+"""(seed,)"""
 Outcome = Literal["better", "worse", "equivalent", "undecided"]
 SEED = 20_260_101
 """Of the bootstrap and of Monte Carlo tests, so that a report made twice says the same."""
@@ -50,6 +59,30 @@ class FailureRate:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.arm} failed in {self.failed} of {self.ended} (95% interval {low:.0%} to {high:.0%})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Where in the course of its planned looks a study was judged."""
+
+    blocks: int
+    """After which the look was planned; 0 before the first."""
+    ended: int
+    """Blocks that have ended, in the plan's order without a gap; those after the look are not judged."""
+    planned: tuple[int, ...]
+    """All looks of the plan."""
+    decided: bool = False
+    """Every primary contrast is decided: the study stops here."""
+
+    @property
+    def of(self) -> int:
+        """Blocks of the whole plan."""
+        return self.planned[-1]
+
+    @property
+    def next(self) -> int | None:
+        """The look that comes after this one, if the study goes on."""
+        return None if self.decided else next((look for look in self.planned if look > self.blocks), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +114,14 @@ class Verdict:
     seeds_needed: int | None
     """Of an undecided contrast; None when it is decided, or no number up to MOST_SEEDS would do."""
     interim: bool
-    """The study has trials that have not ended."""
+    """The study goes on: it has trials that have not ended, and was not stopped at a look."""
+    look: Look | None
+    """Of a plan with looks."""
+    confidence: float
+    """Of the t interval: 1 - alpha, or the nominal one of a repeated interval."""
+    p_with_losses: float
+    """The uncorrected p if each seed that the better arm alone lost by a failure were its largest defeat; NaN if
+    there is none."""
     sentence: str
     """The verdict in plain words."""
     notes: tuple[str, ...] = ()
@@ -99,6 +139,10 @@ class _Evidence:
     dropped: int
     pruned: int
     failures: tuple[FailureRate, FailureRate]
+    course: Course | None
+    """Of a plan with looks, once one has been reached."""
+    confidence: float
+    p_with_losses: float
 
 
 def judge(
@@ -126,16 +170,49 @@ def judge(
         raise ValueError("scores and states must have the same seeds and arms")
     if missing := {name for c in plan.contrasts for name in c.metrics(plan.metric)} - set(known):
         raise ValueError(f"no scores of {', '.join(sorted(missing))}")
+    if plan.looks:
+        return _judge_looks(plan, known, states)
     ended = ~(states == "pending").any(axis=1)
-    interim = not bool(ended.all())
+    return _judge_blocks(plan, known, states, ended.to_numpy(), None)
+
+
+def decided(verdicts: Sequence[Verdict]) -> bool:
+    """Whether every primary contrast is; not without any."""
+    primary = [verdict.outcome for verdict in verdicts if verdict.contrast.primary]
+    return bool(primary) and "undecided" not in primary
+
+
+def _judge_looks(plan: Plan, scores: Mapping[str, pd.DataFrame], states: pd.DataFrame) -> list[Verdict]:
+    """At the first look that decides every primary contrast, else at the last that was reached."""
+    pending = (states == "pending").any(axis=1).to_numpy()
+    ended = int(pending.argmax()) if pending.any() else len(pending)
+    place = np.arange(len(pending))
+    reached = [blocks for blocks in plan.looks if blocks <= ended]
+    if not reached:
+        return _judge_blocks(plan, scores, states, place < ended, Look(blocks=0, ended=ended, planned=plan.looks))
+    for blocks in reached:
+        look = Look(blocks=blocks, ended=ended, planned=plan.looks)
+        found = _judge_blocks(plan, scores, states, place < blocks, look)
+        if decided(found):
+            stopped = dataclasses.replace(look, decided=True)
+            return [_in_words(plan, dataclasses.replace(one, look=stopped, interim=False)) for one in found]
+    return found
+
+
+def _judge_blocks(
+    plan: Plan, scores: Mapping[str, pd.DataFrame], states: pd.DataFrame, judged: Mask, look: Look | None
+) -> list[Verdict]:
+    """On the blocks that are judged; of a plan with looks, at one of them."""
+    interim = not bool(judged.all())
     rng = np.random.default_rng(SEED)
     evidence = [
-        _weigh(plan, contrast, _sides(plan, contrast, known)[ended], states[ended], rng) for contrast in plan.contrasts
+        _weigh(plan, contrast, _sides(plan, contrast, scores)[judged], states[judged], look, rng)
+        for contrast in plan.contrasts
     ]
     verdicts = {
         item.contrast: verdict
         for primary in (True, False)
-        for item, verdict in _judge_family(plan, [e for e in evidence if e.contrast.primary is primary], interim)
+        for item, verdict in _judge_family(plan, [e for e in evidence if e.contrast.primary is primary], interim, look)
     }
     return [verdicts[contrast] for contrast in plan.contrasts]
 
@@ -148,33 +225,102 @@ def _sides(plan: Plan, contrast: Contrast, scores: Mapping[str, pd.DataFrame]) -
 
 
 def _weigh(
-    plan: Plan, contrast: Contrast, values: pd.DataFrame, states: pd.DataFrame, rng: np.random.Generator
+    plan: Plan,
+    contrast: Contrast,
+    values: pd.DataFrame,
+    states: pd.DataFrame,
+    look: Look | None,
+    rng: np.random.Generator,
 ) -> _Evidence:
-    """The evidence on one contrast, over blocks that have ended; `values` from :func:`_sides`."""
+    """The evidence on one contrast, over blocks that are judged; `values` from :func:`_sides`."""
     arms = [contrast.treatment, contrast.control]
-    pair_states = states[arms]
-    pruned = (pair_states == "pruned").any(axis=1)
-    scored = values.notna().all(axis=1) & (pair_states == "complete").all(axis=1)
+    pruned = (states[arms] == "pruned").any(axis=1).to_numpy()
+    whole = np.isfinite(values.to_numpy(dtype=float)) & (states[arms] == "complete").to_numpy()
+    scored = whole.all(axis=1)
     pairs = values[scored].to_numpy(dtype=float)
-    difference = statistics.paired_difference(pairs[:, 0], pairs[:, 1], rng, confidence=1 - plan.alpha)
     gaps = pairs[:, 0] - pairs[:, 1]
+    course = _course(plan, look, scored)
+    confidence = sequential.confidence(course, plan.alpha) if course else 1 - plan.alpha
+    difference = statistics.paired_difference(pairs[:, 0], pairs[:, 1], rng, confidence)
+    waits = look is not None and course is None
     return _Evidence(
         contrast=contrast,
-        difference=difference,
-        p=statistics.sign_flip_test(gaps, rng),
-        p_equivalent=statistics.tost(gaps, plan.margin),
+        difference=_without_intervals(difference) if waits else difference,
+        p=1.0 if waits else _p_differs(plan, contrast, gaps, course, rng),
+        p_equivalent=1.0 if waits else _p_equivalent(plan, contrast, gaps, course),
         dropped=int((~scored & ~pruned).sum()),
         pruned=int(pruned.sum()),
-        failures=(_failure_rate(arms[0], values[0], states), _failure_rate(arms[1], values[1], states)),
+        failures=(_failure_rate(states[arms[0]], whole[:, 0]), _failure_rate(states[arms[1]], whole[:, 1])),
+        course=course,
+        confidence=confidence,
+        p_with_losses=math.nan if waits else _p_with_losses(plan, contrast, gaps, whole, pruned, look),
     )
 
 
-def _failure_rate(arm: str, scores: pd.Series, states: pd.DataFrame) -> FailureRate:
-    failed = (states[arm] == "failed") | ((states[arm] == "complete") & scores.isna())
-    return FailureRate(arm=arm, failed=int(failed.sum()), ended=int((states[arm] != "pruned").sum()))
+def _course(plan: Plan, look: Look | None, scored: Mask) -> Course | None:
+    """The looks up to this one; None without any. `scored` are the blocks with a score of both arms."""
+    if look is None or not look.blocks:
+        return None
+    looks = [one for one in plan.looks if one <= look.blocks]
+    return Course(
+        shares=tuple(sequential.share_spent(one, look.of) for one in looks),
+        pairs=tuple(int(scored[:one].sum()) for one in looks),
+    )
 
 
-def _judge_family(plan: Plan, family: Sequence[_Evidence], interim: bool) -> list[tuple[_Evidence, Verdict]]:
+def _p_differs(plan: Plan, contrast: Contrast, gaps: Floats, course: Course | None, rng: np.random.Generator) -> float:
+    if course is None:
+        return statistics.sign_flip_test(gaps, rng)
+    return sequential.sign_flip_test(gaps, course, plan.alpha, _family(plan, contrast))
+
+
+def _p_equivalent(plan: Plan, contrast: Contrast, gaps: Floats, course: Course | None) -> float:
+    if course is None:
+        return statistics.tost(gaps, plan.margin)
+    return sequential.tost(gaps, course, plan.margin, plan.alpha, _family(plan, contrast))
+
+
+def _family(plan: Plan, contrast: Contrast) -> int:
+    return sum(other.primary is contrast.primary for other in plan.contrasts)
+
+
+def _p_with_losses(
+    plan: Plan,
+    contrast: Contrast,
+    gaps: Floats,
+    whole: NDArray[np.bool_],
+    pruned: Mask,
+    look: Look | None,
+) -> float:
+    """The sign-flip p if failures of the better arm alone were defeats by as much as the largest difference.
+
+    Who fails where the other does not may do so because it is worse: then the differences that are left flatter it.
+    """
+    mean = float(gaps.mean()) if len(gaps) else 0.0
+    better = 0 if (mean > 0) == plan.higher_is_better else 1
+    lost = whole[:, 1 - better] & ~whole[:, better] & ~pruned
+    if mean == 0 or not lost.any():
+        return math.nan
+    scored = whole.all(axis=1)
+    filled = np.full(len(whole), -math.copysign(float(np.abs(gaps).max()), mean))
+    filled[scored] = gaps
+    rng = np.random.default_rng(SEED)  # its own: what the others draw does not depend on failures
+    return _p_differs(plan, contrast, filled[scored | lost], _course(plan, look, scored | lost), rng)
+
+
+def _without_intervals(difference: PairedDifference) -> PairedDifference:
+    return dataclasses.replace(difference, low=math.nan, high=math.nan, check_low=math.nan, check_high=math.nan)
+
+
+def _failure_rate(states: pd.Series, whole: Mask) -> FailureRate:
+    """Of one arm, `whole` where it left a score."""
+    failed = (states == "failed").to_numpy() | ((states == "complete").to_numpy() & ~whole)
+    return FailureRate(arm=str(states.name), failed=int(failed.sum()), ended=int((states != "pruned").sum()))
+
+
+def _judge_family(
+    plan: Plan, family: Sequence[_Evidence], interim: bool, look: Look | None
+) -> list[tuple[_Evidence, Verdict]]:
     """Verdicts on contrasts that are corrected together."""
     if not family:
         return []
@@ -182,28 +328,37 @@ def _judge_family(plan: Plan, family: Sequence[_Evidence], interim: bool) -> lis
     differ = correct([item.p for item in family])
     equal = correct([item.p_equivalent for item in family])
     return [
-        (e, _conclude(plan, e, float(d), float(q), len(family), interim))
+        (e, _conclude(plan, e, float(d), float(q), len(family), interim, look))
         for e, d, q in zip(family, differ, equal, strict=True)
     ]
 
 
 def _conclude(
-    plan: Plan, evidence: _Evidence, p_adjusted: float, p_equivalent: float, family: int, interim: bool
+    plan: Plan,
+    evidence: _Evidence,
+    p_adjusted: float,
+    p_equivalent: float,
+    family: int,
+    interim: bool,
+    look: Look | None,
 ) -> Verdict:
-    difference = evidence.difference
+    difference, course = evidence.difference, evidence.course
     outcome = _outcome(plan, difference, p_adjusted, p_equivalent)
     # Benjamini-Hochberg leaves the smallest p of a family as it is when all are equal; Holm multiplies it.
     corrected = family if evidence.contrast.primary else 1
+    smallest = sequential.floor(course) if course else statistics.p_floor(difference.n)
+    found = {name: value for name, value in vars(evidence).items() if name != "course"}
     verdict = Verdict(
-        **vars(evidence),
+        **found,
         outcome=outcome,
         p_adjusted=p_adjusted,
         p_equivalent_adjusted=p_equivalent,
-        floor=statistics.p_floor(difference.n, corrected),
+        floor=min(1.0, corrected * smallest),
         family=family,
-        detectable=_detectable(difference, plan.alpha / family),
+        detectable=_detectable(difference, (1 - evidence.confidence if course else plan.alpha) / family),
         seeds_needed=_seeds_needed(plan, difference, family) if outcome == "undecided" else None,
         interim=interim,
+        look=look,
         sentence="",
     )
     return _in_words(plan, verdict)
@@ -244,6 +399,10 @@ def _in_words(plan: Plan, verdict: Verdict) -> Verdict:
 
 def _finding(plan: Plan, verdict: Verdict) -> str:
     d, (treatment, control) = verdict.difference, _named(verdict.contrast)
+    if verdict.look and not verdict.look.blocks:
+        first, ended = verdict.look.planned[0], verdict.look.ended
+        wait = f"the first planned look is after {first} blocks, of which {ended} have ended"
+        return f"{treatment} against {control} is undecided: {wait}."
     if d.n < 2:
         found = "no seed has" if d.n == 0 else "only one seed has"
         return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."
@@ -278,7 +437,8 @@ def _size(plan: Plan, verdict: Verdict) -> str:
     size = wording.with_error(abs(d.mean) if named else d.mean, error, sign=not named)
     family = f" after {_correction(verdict)}" if verdict.family > 1 else ""
     p = wording.p_value(verdict.p_adjusted, verdict.floor)
-    level = f"{1 - plan.alpha:.0%} interval {wording.interval(low, high, error)}"
+    kind = "repeated interval" if verdict.look else "interval"
+    level = f"{1 - plan.alpha:.0%} {kind} {wording.interval(low, high, error)}"
     return f"{size} ({level}, n = {d.n} seeds, p = {p}{family})"
 
 
@@ -309,10 +469,14 @@ def _losses(verdict: Verdict) -> str:
 def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
     """What a careful reader must know besides the sentence."""
     d = verdict.difference
-    if verdict.interim:
+    if verdict.look:
+        yield from _look_notes(verdict.look)
+    elif verdict.interim:
         yield "Interim: the study is not finished, and its error level holds for the last look only."
-    if d.n < 2:
+    if d.n < 2 or (verdict.look and not verdict.look.blocks):
         return
+    if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
+        yield _loss_note(plan, verdict)
     if verdict.floor > plan.alpha:
         floor = wording.p_value(verdict.floor)
         yield f"{d.n} seeds cannot show a difference: the smallest p they can reach here is {floor}."
@@ -330,3 +494,32 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
         yield f"This design had 80% power for a difference of {wording.compact(verdict.detectable, 2)}."
     if not verdict.contrast.primary:
         yield "Exploratory: a lead to follow on fresh seeds, not a finding."
+
+
+def _look_notes(look: Look) -> Iterator[str]:
+    """Where the study was judged, and what its p-values and intervals are."""
+    if not look.blocks:
+        return
+    paid = "p-values and intervals allow for every look so far"
+    where = f"at the planned look after {look.blocks} of {look.of} blocks"
+    if look.next:
+        yield f"Judged {where}; the next is after {look.next}; {paid}."
+    elif look.blocks < look.of:
+        yield f"Stopped {where}; {paid}."
+        yield "A study that stops early finds differences somewhat larger than they are, on average."
+    else:
+        planned = ", ".join(map(str, look.planned))
+        yield f"Judged at the last of the planned looks ({planned} blocks); {paid}."
+    if look.ended > look.blocks:
+        yield f"{wording.count(look.ended - look.blocks, 'block')} after this look have ended and are not judged."
+
+
+def _loss_note(plan: Plan, verdict: Verdict) -> str:
+    """Whether the claim would stand if the better arm had lost where it failed."""
+    corrected = min(1.0, verdict.p_with_losses * (verdict.family if verdict.contrast.primary else 1))
+    stands = "would stand" if corrected <= plan.alpha else "would not stand"
+    better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
+    return (
+        f"The verdict is of the seeds that are left: it {stands} if {better} had lost by the largest difference"
+        f" wherever it alone failed (p = {wording.p_value(corrected)})."
+    )
