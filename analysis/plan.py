@@ -143,13 +143,23 @@ class StudyRecords:
         return self.storage.read_arrays(path) if self.storage.exists(path) else None
 
 
-def save_study(storage: Storage, plan: Plan, data: dict[str, Any], trials: list[PlannedTrial]) -> None:
-    """Write ``study.json`` into the study's folder."""
+def save_study(
+    storage: Storage, plan: Plan, data: dict[str, Any], trials: list[PlannedTrial], needed: int | None = None
+) -> None:
+    """Write ``study.json`` into the study's folder.
+
+    Parameters
+    ----------
+    needed : int, optional
+        How many of the trials, in their order, were needed, where the study was stopped at a look. A hint for views:
+        it follows from the records.
+    """
     content = {
         "plan": plan.as_dict(),
         "plan_hash": plan.hash,
         "data": data,
         "trials": [dataclasses.asdict(trial) for trial in trials],
+        **({} if needed is None else {"needed": needed}),
     }
     storage.write_json(f"{plan.study}/{FILE}", content)
 

@@ -16,11 +16,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import answers, convergence, figures, pictures, signatures, statistics, tables, verdict, wording
+from analysis import (
+    answers,
+    convergence,
+    figures,
+    pictures,
+    sequential,
+    signatures,
+    statistics,
+    tables,
+    verdict,
+    wording,
+)
 from analysis.convergence import Convergence
 from analysis.links import Links
 from analysis.pictures import Picture
-from analysis.plan import PlannedTrial, StudyRecords
+from analysis.plan import Plan, PlannedTrial, StudyRecords
 from analysis.signatures import Signatures
 from analysis.statistics import MeanInterval
 from analysis.verdict import Verdict
@@ -135,8 +146,17 @@ def _primary_arms(study: StudyRecords) -> list[str]:
 def status(evidence: Evidence) -> str:
     """Whether the study is finished, in one line; empty when it is."""
     n, pending = len(evidence.trials), int((evidence.trials["state"] == tables.PENDING).sum())
+    look = evidence.verdicts[0].look if evidence.verdicts else None
+    if look and look.decided and look.blocks < look.of:
+        left = f"{pending} of {n} planned trials were not needed" if pending else "the others had run before"
+        where = f"the planned look after {look.blocks} of {look.of} blocks"
+        return f"Stopped at {where}, as every primary contrast is decided: {left}."
     if not pending:
         return ""
+    if look:
+        judged = f"the look after {look.blocks} blocks" if look.blocks else "no look yet"
+        after = f"; the next is after {look.next}" if look.next else ""
+        return f"Unfinished: {n - pending} of {n} trials have ended. Judged is {judged}{after}."
     blocks = int((~(evidence.states == tables.PENDING).any(axis=1)).sum())
     return (
         f"Unfinished: {n - pending} of {n} trials have ended. "
@@ -157,9 +177,19 @@ def plan_lines(evidence: Evidence) -> dict[str, str]:
         "Arms and seeds": f"{wording.count(len(plan.arms), 'arm')} × {wording.count(len(plan.seeds), 'seed')}"
         f" = {wording.count(len(evidence.study.trials), 'trial')}",
         "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
+        **({"Looks": _looks_line(plan)} if plan.looks else {}),
         "What it can find": _power_line(evidence),
         "Preset": plan.preset,
     }
+
+
+def _looks_line(plan: Plan) -> str:
+    """When the study is judged, and how that is paid for."""
+    after = ", ".join(map(str, plan.looks))
+    return (
+        f"after {after} blocks, and no further than every primary contrast is decided; after a share s of the blocks at"
+        " most s² of the error level is spent"
+    )
 
 
 def _power_line(evidence: Evidence) -> str:
@@ -169,7 +199,8 @@ def _power_line(evidence: Evidence) -> str:
         return "nothing is compared: every figure comes with its spread over seeds"
     n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
     floor = statistics.p_floor(n, family)
-    effect = statistics.minimum_detectable_effect(n, alpha=plan.alpha / family)
+    level = sequential.final_level(plan.looks, plan.alpha)
+    effect = statistics.minimum_detectable_effect(n, alpha=level / family)
     if floor > plan.alpha:
         return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. Equivalence at best."
     return (
@@ -389,7 +420,7 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
     drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
     if not any(item.difference.n for item in drawn):
         return None
-    gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item.contrast) for item in drawn}
+    gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item) for item in drawn}
     figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
     said = "; ".join(
         f"{item.contrast.name}: {_contrast_row(item, plan.metric)[2]}, {answers.standing(item)}" for item in drawn

@@ -84,6 +84,11 @@ def default_looks(blocks: int, contrasts: int, alpha: float = 0.05) -> tuple[int
     return tuple(int(n) for n in np.unique(np.rint(between)))
 
 
+def course_of(looks: Sequence[int], blocks: int) -> Course:
+    """Looks at a plan of so many blocks, if no trial fails."""
+    return Course(shares=tuple(share_spent(look, blocks) for look in looks), pairs=tuple(looks))
+
+
 def can_differ(look: int, blocks: int, contrasts: int, alpha: float = 0.05) -> bool:
     """Whether sign flips of so many blocks can reach what Holm asks of the first contrast at this look."""
     return contrasts * statistics.p_floor(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
@@ -183,6 +188,11 @@ def confidence(course: Course, alpha: float) -> float:
     return 1 - float(nominal[-1, np.searchsorted(levels, alpha)])
 
 
+def final_level(looks: Sequence[int], alpha: float) -> float:
+    """Error level of a single t-test after the last of these looks: what the others leave; alpha without looks."""
+    return 1 - confidence(course_of(looks, looks[-1]), alpha) if looks else alpha
+
+
 def floor(course: Course) -> float:
     """The smallest sequential p-value that sign flips of so many pairs can reach by the last look."""
     shares = zip(course.shares, course.pairs, strict=True)
@@ -242,8 +252,7 @@ def outlook(
         The margin of each, in the same unit; without it no contrast can be found equivalent.
     """
     blocks, rng = looks[-1], np.random.default_rng(SEED)
-    shares, family = tuple(share_spent(look, blocks) for look in looks), len(effects)
-    course = Course(shares=shares, pairs=tuple(looks))
+    course, family = course_of(looks, blocks), len(effects)
     drawn = rng.standard_normal((blocks, repeats, family)) + np.asarray(effects)
     margin = np.asarray(margins) if len(margins) else np.full(family, -np.inf)
     running, decided, stops = np.ones(repeats, bool), np.zeros(repeats, bool), []
@@ -251,7 +260,7 @@ def outlook(
     for k, look in enumerate(looks):
         mean, error = drawn[:look].mean(axis=0), drawn[:look].std(axis=0, ddof=1) / math.sqrt(look)
         nominal = 2 * stats.t.sf(np.abs(mean) / error, look - 1)
-        least = min(statistics.p_floor(n) / share for n, share in zip(looks[: k + 1], shares, strict=False))
+        least = min(statistics.p_floor(n) / share for n, share in zip(looks[: k + 1], course.shares, strict=False))
         p = np.minimum(p, np.maximum(least, _level_of(nominal, k, *nominal_levels(course, 2, alpha, family))))
         inside = stats.t.sf((margin - np.abs(mean)) / error, look - 1)
         q = np.minimum(q, _level_of(inside, k, *nominal_levels(course, 1, alpha, family)))

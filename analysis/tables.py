@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.plan import Contrast, Plan, PlannedTrial, StudyRecords
+from analysis.plan import Plan, PlannedTrial, StudyRecords
 from analysis.verdict import Verdict
 from jbot.record import Record
 
@@ -98,11 +98,14 @@ def other_scores(table: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
     return {name: scores_and_states(table, plan, name)[0] for name in sorted(names)}
 
 
-def seed_differences(table: pd.DataFrame, plan: Plan, contrast: Contrast) -> list[float]:
+def seed_differences(table: pd.DataFrame, plan: Plan, verdict: Verdict) -> list[float]:
     """Treatment minus control at the seeds that a verdict compares, in units of the metric."""
+    contrast, look = verdict.contrast, verdict.look
     own, other = contrast.metrics(plan.metric)
     (treatment, states), (control, _) = (scores_and_states(table, plan, metric) for metric in (own, other))
     ended = ~(states == PENDING).any(axis=1)
+    if look and look.blocks:
+        ended &= np.arange(len(ended)) < look.blocks
     return list((treatment[contrast.treatment] - control[contrast.control])[ended].dropna())
 
 
@@ -155,6 +158,8 @@ def _contrast_row(verdict: Verdict) -> dict[str, Any]:
     row |= vars(difference) | {"standard_error": difference.standard_error}
     names = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "family", "dropped", "pruned")
     row |= {name: getattr(verdict, name) for name in (*names, "detectable", "seeds_needed", "interim", "sentence")}
+    if verdict.look:
+        row |= {"look": verdict.look.blocks, "planned_blocks": verdict.look.of, "confidence": verdict.confidence}
     return row | {"notes": " ".join(verdict.notes)}
 
 

@@ -511,7 +511,7 @@ def _look_notes(look: Look) -> Iterator[str]:
         planned = ", ".join(map(str, look.planned))
         yield f"Judged at the last of the planned looks ({planned} blocks); {paid}."
     if look.ended > look.blocks:
-        yield f"{wording.count(look.ended - look.blocks, 'block')} after this look have ended and are not judged."
+        yield f"Not judged: {wording.count(look.ended - look.blocks, 'block')} that ended after this look."
 
 
 def _loss_note(plan: Plan, verdict: Verdict) -> str:

@@ -297,7 +297,8 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str,
         metric=plan["metric"],
         source=content["data"]["source"],
     )
-    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in content["trials"]]
+    trials = content["trials"][: content.get("needed")]  # fewer than planned, where a study was stopped at a look
+    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
     ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
     return View(uri, info), ended, "unfinished" not in content and len(ended) == len(found)
 

@@ -296,7 +296,7 @@ def prepare(options: argparse.Namespace, found: Mapping[str, Study]) -> Tour:
     errors: dict[str, str] = {}
     for name, study in found.items():
         try:
-            plans[name] = study.plan(options.preset, options.seeds, main.changes_of(options.set))
+            plans[name] = main.planned(study, options)
         except (ConfigError, PlanError) as error:
             errors[name] = str(error)
     if errors and not plans:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from analysis import components, wording
 from analysis.plan import FILE, Contrast, Plan, load_study
+from analysis.sequential import final_level
 from analysis.statistics import minimum_detectable_effect, p_floor
 from analysis.wording import count
 from cluster.packs import form_packs, trial_bytes
@@ -22,6 +23,7 @@ from jbot.config import Config, from_dict, override
 from jbot.record import Record, Storage
 from studies.costs import Bill, Costs, cores, ended_records, places_at, places_here, same_but_seed, with_configs
 from studies.jets import cached_plan_jets, plan_needs
+from studies.looks import describe_looks, needed_seeds
 from studies.study import Study, trial_specs
 
 JETS_A_SECOND = 90.0
@@ -119,7 +121,9 @@ def look_ahead(
     """Which trials of a plan are left, and their cost. Generates no jets and writes nothing."""
     data = cached_plan_jets(plan, options.data)
     specs = trial_specs(plan, from_dict(plan.base), data) if data else []
+    seeds = needed_seeds(plan, storage)
     left = [spec.config for spec in open_trials(specs, storage)] if data else planned_configs(plan)
+    left = [config for config in left if config.seed in seeds]
     bill = costs.bill(left)
     assert bill is not None  # what has no record is timed
     made_by = {record.trial_id: record.study for record in records}
@@ -172,6 +176,8 @@ def describe(study: Study, plan: Plan, held: Resources, storage: Storage, option
     table.add_row("packs", packing(plan, base, held))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
     table.add_row("what it can answer", "\n".join(power_lines(ahead)))
+    if looks := look_lines(ahead, options.until_decided):
+        table.add_row("until decided", "\n".join(looks))
     if aliases := alias_lines(plan):
         table.add_row("aliased", "\n".join(aliases))
     table.add_row("plan hash", plan.hash)
@@ -272,10 +278,19 @@ def power_lines(ahead: Outlook) -> list[str]:
     if floor > plan.alpha:
         enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
-    effect = minimum_detectable_effect(n, alpha=plan.alpha / family)
+    effect = minimum_detectable_effect(n, alpha=final_level(plan.looks, plan.alpha) / family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
     pilot = pilot_records(ahead)
     return lines + [line for contrast in primary if (line := _detectable(plan, contrast, pilot, effect))]
+
+
+def look_lines(ahead: Outlook, asked: str | None) -> list[str]:
+    """When the study may stop early, and what that may save; nothing where nobody asked."""
+    plan, pilot = ahead.plan, pilot_records(ahead)
+    blocks = [ahead.costs.bill([config for config in ahead.left if config.seed == seed]) for seed in plan.seeds]
+    hours = [ahead.costs.hours(bill.seconds) if bill else 0.0 for bill in blocks]
+    pairs = [paired(plan, contrast, pilot) for contrast in plan.contrasts if contrast.primary]
+    return describe_looks(plan, asked, hours, pairs, f"{device(ahead.held)} hours")
 
 
 Pilot = dict[str, dict[int, Record]]

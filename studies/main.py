@@ -22,6 +22,7 @@ from jbot.trial import TrialSpec
 from studies.costs import Costs, ended_records
 from studies.dry_run import describe, device, hours_text
 from studies.jets import load_plan_jets
+from studies.looks import add_option, batches, needed_seeds, stopped_at, why_not, with_looks
 from studies.presets import PRESETS
 from studies.released import find_released, judge_released
 from studies.search import add_options, check_search, describe_search, run_search, with_anomaly
@@ -76,6 +77,7 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base, e.g. train.epochs=8"
     )
+    add_option(made)
     made.add_argument(
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
@@ -123,7 +125,7 @@ Choose = Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]]
 def run(study: Study, options: argparse.Namespace, choose: Choose | None = None) -> int:
     """Plan, jets, trials, report; returns the exit code. What `choose` leaves out stays open."""
     check_price(options.price)
-    plan = study.plan(options.preset, options.seeds, changes_of(options.set))
+    plan = planned(study, options)
     base = from_dict(plan.base)
     held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
     storage = Storage(options.storage)
@@ -133,7 +135,8 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
     if study.search:
         check_search(study, plan, options)
     if options.dry_run:
-        plan = describe_search(study, plan, storage, held, options) if study.search else plan
+        if study.search:
+            plan = with_looks(describe_search(study, plan, storage, held, options), options.until_decided)
         describe(study, plan, held, storage, options)
         return 0
     storage.remove_file(check_storage(storage))
@@ -144,18 +147,21 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
     data = load_plan_jets(plan, options.data, options.address)
     specs = trial_specs(plan, base, data)
     keep_other_plan(storage, plan, data)
-    save_study(storage, plan, {"source": data.source, "fingerprint": data.whole}, planned_trials(specs))
+    save_study(storage, plan, origin(data), planned_trials(specs))
+    if options.until_decided and not plan.looks:
+        say(f"[yellow]--until-decided[/] {why_not(plan)}")
     page, ended, whole, gridless = None, False, True, 0
     expected = Expected(specs, storage, held)
     try:
         view = run_trials(plan, specs, choose(specs) if choose else specs, data, storage, held, options)
         if study.anomaly_grid:
             where = {"inline": options.inline, "address": options.address, "console": console}
-            gridless = run_grids(study.anomaly_grid, specs, data, storage, held, **where)
+            gridless = run_grids(study.anomaly_grid, needed(plan, specs, storage), data, storage, held, **where)
         ended = True
     finally:
-        left = len(open_trials(specs, storage))
-        if left < len(specs):
+        wanted = needed(plan, specs, storage)
+        left = len(open_trials(wanted, storage))
+        if left < len(wanted):
             if not ended:
                 say("stopped; the report of what has ended is written, Ctrl-C again leaves it out")
             judged = released if ended else None  # who presses Ctrl-C does not wait for them
@@ -165,20 +171,39 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
                 whole = tables(ended)
     if compared := expected.against(storage):
         say(compared)
+    if len(wanted) < len(specs):
+        say(f"[bold]stopped early[/]: {expected.saved(specs[len(wanted) :])}")
     if view and page and not view.error:
-        drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": specs}
+        drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": wanted}
         draw_figures(drawn[options.figures], storage)
         show_files(view, plan, storage, page)
     records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
         say(f"[yellow]the plain engine was used[/]: {why}")
-    if sum(record.state == "failed" for record in records) == len(specs):
+    if sum(record.state == "failed" for record in records) == len(wanted):
         print("every trial has failed: the report says why", file=sys.stderr)
     if left:
-        print(f"{left} of {len(specs)} trials have no record yet: the same command continues", file=sys.stderr)
+        print(f"{left} of {len(wanted)} trials have no record yet: the same command continues", file=sys.stderr)
     if gridless:
         print(f"{gridless} anomaly grids could not be made: the same command tries them again", file=sys.stderr)
     return 0 if whole and not left and not gridless else UNFINISHED
+
+
+def planned(study: Study, options: argparse.Namespace) -> Plan:
+    """What the options ask of a study."""
+    plan = study.plan(options.preset, options.seeds, changes_of(options.set))
+    return with_looks(plan, options.until_decided)
+
+
+def origin(data: Jets) -> dict[str, Any]:
+    """Of the jets, for study.json."""
+    return {"source": data.source, "fingerprint": data.whole}
+
+
+def needed(plan: Plan, specs: list[TrialSpec], storage: Storage) -> list[TrialSpec]:
+    """All trials, or those up to the look at which the study is decided."""
+    seeds = set(needed_seeds(plan, storage))
+    return [spec for spec in specs if spec.config.seed in seeds]
 
 
 def keep_other_plan(storage: Storage, plan: Plan, data: Jets) -> None:
@@ -217,6 +242,12 @@ class Expected:
         ratio = f"{spent / max(estimated, 1e-9):.2f} times the estimate"
         return f"{device(self.held)} hours of {count(len(ended), 'trial')}: {before} estimated, {after} spent, {ratio}"
 
+    def saved(self, specs: Sequence[TrialSpec]) -> str:
+        """What trials that need not run would have cost."""
+        known = [self.seconds[spec.trial_id] for spec in specs if spec.trial_id in self.seconds]
+        hours = f", some {hours_text(self.costs.hours(sum(known)))} {device(self.held)} hours" if known else ""
+        return f"{count(len(specs), 'trial')} of the plan need not run{hours}"
+
 
 def check_price(price: float | None) -> None:
     """It must be a positive number."""
@@ -240,7 +271,12 @@ def run_trials(
     if done:
         say(f"{len(done)} of {len(specs)} trials have a record already and are not run again")
     with watched(StudyProgress(specs, done, console), plan, data, storage, options) as (listeners, view):
-        run_specs(now, data, storage, listeners, held, options)
+        for batch in batches(plan, now):
+            if not stopped_at(plan, storage):
+                run_specs(batch, data, storage, listeners, held, options)
+        if stop := stopped_at(plan, storage):
+            say(f"[bold]decided after {stop.blocks} of {stop.of} blocks[/], at a planned look")
+            save_study(storage, plan, origin(data), planned_trials(specs), needed=stop.blocks * len(plan.arms))
     return view
 
 

@@ -16,6 +16,7 @@ from jbot.config import Config, from_dict, override
 from jbot.record import Record, Storage
 from studies.costs import Costs, with_configs
 from studies.dry_run import Further, device, hours_text, planned_configs
+from studies.looks import look_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +68,15 @@ def look_back(
     configs = with_configs(records)
     missing = missing_trials(plan, found, {config for config, _ in configs})
     verdicts = primary_verdicts(found) if found else []
+    look = look_of(found) if found else None
+    planned = len(plan.arms) * (look.blocks if look else len(plan.seeds))
     lines, hours = still_open(plan, missing, verdicts, rates, further)
     own = [record.own_seconds for record in records if record.study == plan.study]
     return Row(
         study=plan.study,
         question=plan.question,
-        done=len(planned_configs(plan)) - len(missing),
-        planned=len(planned_configs(plan)),
+        done=planned - len(missing),
+        planned=planned,
         verdicts=verdict_lines(plan, verdicts, found is not None),
         spent_hours=rates.costs.hours(sum(own)),
         open=(*([f"could not run: {error}"] if error else []), *lines),
@@ -93,8 +96,9 @@ def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]
     """Trials without a record; of a study that has not begun, those of which no other study has made one."""
     if found is None:
         return [config for config in planned_configs(plan) if config not in recorded]
-    base = from_dict(plan.base)
-    pending = [trial for trial in found.trials if found.records[trial.trial_id] is None]
+    base, look = from_dict(plan.base), look_of(found)
+    wanted = plan.seeds[: look.blocks] if look else plan.seeds
+    pending = [trial for trial in found.trials if found.records[trial.trial_id] is None and trial.seed in wanted]
     return [override(base, {**plan.arms[trial.arm], "seed": trial.seed}) for trial in pending]
 
 
