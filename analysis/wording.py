@@ -42,9 +42,16 @@ def compact(value: float | None, digits: int = 3) -> str:
 
 
 def with_error(value: float, error: float, sign: bool = False, most: int = 8) -> str:
-    """``0.021 ± 0.006``, both rounded by the error, to at most so many decimals."""
+    """``0.021 ± 0.006``, both rounded by the error, to at most so many decimals; ``2.1e-12 ± 6e-13`` below those."""
+    if _too_small(error):
+        return f"{'+' if sign and value > 0 else ''}{compact(value)} ± {compact(error, 2)}"
     decimals = decimals_of(error, most)
     return f"{number(value, decimals, sign)} ± {number(error, decimals)}"
+
+
+def _too_small(error: float) -> bool:
+    """Whether no number of decimals that anyone would read shows it."""
+    return 0 < error < 1e-8
 
 
 Bounds = tuple[float, float]
@@ -64,6 +71,8 @@ def interval(low: float, high: float, error: float, within: Bounds = (-math.inf,
     if not (math.isfinite(low) and math.isfinite(high)):
         return NOTHING
     low, high = max(low, within[0]), min(high, within[1])
+    if _too_small(error):
+        return f"{compact(low)} to {compact(high)}"
     return f"{number(low, decimals_of(error))} to {number(high, decimals_of(error))}"
 
 

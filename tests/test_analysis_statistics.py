@@ -82,6 +82,23 @@ def test_minimum_detectable_effect(n, effect):
     assert st.minimum_detectable_effect(n) == pytest.approx(effect, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("n", "alpha"), [(2, 0.05), (2, 0.05 / 200), (3, 0.05 / 200), (5, 0.05 / 5000), (10, 0.05 / 5000)]
+)
+def test_minimum_detectable_effect_of_few_seeds_and_large_families(n, alpha):
+    """Against the exact power by integration: statsmodels gave 10 for all of the first three."""
+    effect, cut = st.minimum_detectable_effect(n, alpha=alpha), stats.t.isf(alpha / 2, n - 1)
+    spread = np.sqrt(stats.chi2.ppf((np.arange(200_000) + 0.5) / 200_000, n - 1) / (n - 1))
+    above, below = (stats.norm.sf(cut * spread - side * effect * math.sqrt(n)).mean() for side in (1, -1))
+    assert above + below == pytest.approx(0.8, abs=1e-3)
+
+
+def test_seeds_to_decide_where_the_answer_is_plain():
+    """An effect of a billion standard deviations takes no more than the floor of the permutation test."""
+    assert st.seeds_to_decide(mean=1.0, sd=1e-9, margin=0.01) == 6
+    assert st.seeds_to_decide(mean=1.0, sd=1e-9, margin=0.01, contrasts=199) == 13
+
+
 def test_mean_interval_by_hand():
     # mean 2, sd 1, t(0.975, 2) = 4.3027: 2 +- 4.3027 / sqrt(3).
     found = st.mean_interval([1.0, 2.0, 3.0])

@@ -57,19 +57,19 @@ def course_p(d, looks, alpha=0.05, family=1):
     return found
 
 
-@pytest.mark.parametrize("sizes", [[1.0, 1.4, 0.3, 2.2, 0.9, 1.1, 0.7, 1.9], [1.0] * 8, [1, 1, 2, 2, 0, 0, 3, 3]])
+@pytest.mark.parametrize("sizes", [[1.0, 1.4, 0.3, 2.2, 0.9, 1.1, 0.7], [1.0] * 7, [1, 1, 2, 2, 0, 0, 3]])
 def test_no_level_is_exceeded_over_all_signs_and_looks(sizes):
     """Given the sizes, every sign vector is equally likely: the chance of any p-value at any look is a count."""
-    looks, sizes = (5, 6, 8), np.array(sizes, dtype=float)
-    signed = [sizes * (1, *signs) for signs in itertools.product((1, -1), repeat=7)]
+    looks, sizes = (4, 5, 7), np.array(sizes, dtype=float)
+    signed = [sizes * (1, *signs) for signs in itertools.product((1, -1), repeat=6)]
     each = np.array([course_p(d, looks) for d in signed])
     assert (np.diff(each, axis=1) <= 0).all()  # what was shown at a look stays shown
     best = each.min(axis=1)
-    for level in np.unique([*best, 0.05, 0.025, 0.01]):
+    for level in np.unique([*best[best < 1], 0.05, 0.025, 0.01]):
         assert np.mean(best <= level) <= level * (1 + 1e-9)
         for look, n in enumerate(looks):
             spent = np.mean(each[:, : look + 1].min(axis=1) <= level)
-            assert spent <= level * sequential.share_spent(n, 8) * (1 + 1e-9)
+            assert spent <= level * sequential.share_spent(n, 7) * (1 + 1e-9)
 
 
 def test_nothing_of_the_level_is_wasted_but_one_atom():
@@ -153,7 +153,7 @@ def test_default_looks_begin_where_a_difference_can_be_shown(blocks, contrasts, 
 
 def test_outlook_agrees_with_judged_studies():
     """What a dry run promises, against studies that are judged as real ones are."""
-    rng, looks, runs = np.random.default_rng(3), (7, 9, 12), 120
+    rng, looks, runs = np.random.default_rng(3), (7, 9, 12), 60
     ahead = sequential.outlook(looks, [1.2])
     taken = []
     for _ in range(runs):
@@ -161,8 +161,8 @@ def test_outlook_agrees_with_judged_studies():
         (found,) = study_of({"a": gap, "b": np.zeros(12)}, looks, 12, margin=1e-6)
         taken.append((found.look.blocks, decided([found])))
     blocks, done = np.array(taken).T
-    assert blocks.mean() == pytest.approx(ahead.blocks, abs=0.75)
-    assert done.mean() == pytest.approx(ahead.decided, abs=0.12)
+    assert blocks.mean() == pytest.approx(ahead.blocks, abs=0.9)
+    assert done.mean() == pytest.approx(ahead.decided, abs=0.16)
     assert sequential.outlook(looks, [0.0]).blocks > 11.8
     assert sequential.outlook(looks, [0.0], [2.0]).blocks < 8
 
@@ -244,14 +244,14 @@ def test_a_verdict_that_hangs_on_failures_says_so(failing, words):
 
 
 def test_family_wise_error_holds_over_looks():
-    """200 studies of three equal arms against one control: wrong claims at any look, at most 5% and three errors."""
+    """100 studies of three equal arms against one control: wrong claims at any look, at most 5% and three errors."""
     rng, wrong = np.random.default_rng(21), 0
     contrasts = tuple(Contrast(treatment=arm, control="z", primary=True) for arm in "abc")
-    for _ in range(200):
+    for _ in range(100):
         scores = dict(zip("zabc", rng.normal(0, 1, (4, 10)), strict=True))
         found = study_of(scores, (9, 10), 10, contrasts=contrasts, margin=1e-6)
         wrong += any(one.outcome != "undecided" for one in found)
-    assert wrong / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+    assert wrong / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_what_a_dry_run_says():
     assert "after 5: can show equivalence alone: the smallest p of a difference is 0.36; would save 7 blocks, 7" in five
     assert "after 7: can show differences (smallest p 0.046) or equivalence; would save 5 blocks, 5 core hours" in seven
     (never,) = describe_looks(make_plan(6, ()), "default", [1.0] * 6, [[]], "core hours")
-    assert never.endswith("no look before the last of 6 blocks can show a difference; --seeds 8 or more could")
+    assert never.endswith("no look before the last of 6 blocks can show a difference; --seeds 7 or more could")
     pilot = describe_looks(plan, "5,7", [1.0] * 12, [[0.05, 0.06, 0.055]], "core hours")
     (seen,) = [line for line in pilot if "earlier records" in line]
     assert "7.0 of 12 blocks, 7 of 12 core hours; decided in 100%" in seen
