@@ -214,7 +214,7 @@ def test_a_block_that_is_missing_holds_back_the_looks_after_it():
 
 def test_all_primary_contrasts_must_be_decided():
     contrasts = (*PAIR, Contrast(treatment="c", control="b", primary=True))
-    scores = {"b": BASE, "a": BASE + 0.05 + NOISE, "c": BASE + 0.008 + 3 * NOISE}
+    scores = {"b": BASE, "a": BASE + 0.05 + NOISE, "c": BASE + 0.008 + 9 * NOISE}
     (first, second) = study_of({arm: v[:10] for arm, v in scores.items()}, (8, 10, 12), 12, contrasts=contrasts)
     assert first.outcome == "better"
     assert second.outcome == "undecided"
