@@ -274,7 +274,8 @@ def test_a_plan_with_looks_is_written_and_read(tmp_path):
     evidence = simulate(
         tmp_path, plan, lambda c, seed, rng: 0.5 + 0.1 * (c.optim.lr > 2e-4) + rng.normal(0, 1e-3), pending
     )
-    assert load_study(str(tmp_path / "simulated")).plan == plan
+    found = load_study(str(tmp_path / "simulated")).plan
+    assert (found.hash, found.looks) == (plan.hash, (7, 8))
     assert evidence.verdicts[0].outcome == "better"
     assert evidence.verdicts[0].look.decided
 
