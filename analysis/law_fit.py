@@ -8,6 +8,7 @@ shape: a grid of starts, then damped Gauss-Newton steps on Huber's loss from the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -137,8 +138,9 @@ def _read_repeated(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, 
     return _read_power(levels, shapes, measured) | {"R": np.exp(shapes[:, 2])}
 
 
-def _passes(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
-    return _power(shapes, (sizes[:, :1] * sizes[:, 1:]) * (1 / measured.sizes[:, 1].min()), measured)
+def _passed(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
+    passed = sizes.prod(axis=1) / measured.first[0]
+    return shapes[..., 1:2] + (1 - shapes[..., 1:2]) * _falling(shapes[..., :1], passed)
 
 
 def _steps(low: float, high: float, count: int) -> tuple[float, ...]:
@@ -186,8 +188,22 @@ JOINT = Form(
     apart=2,
     read=_read_joint,
 )
+UNIQUE = dataclasses.replace(POWER, name="passes count nothing", formula="E + B D^−β")
+PASSED = dataclasses.replace(POWER, name="a pass counts as new jets", formula="E + B (D · passes)^−β", shape=_passed)
+REPEATED = Form(
+    name="a pass counts less and less",
+    formula="E + B D′^−β, D′ = D (1 + R (1 − exp(−(passes − 1)/R)))",
+    shape=_repeated,
+    bounds=(_EXPONENT, _FLOOR, (-3.0, 7.0)),
+    grid=(_EXPONENTS[::2], _FLOORS[::2], _steps(-2, 6, 9)),
+    apart=1,
+    read=_read_repeated,
+)
+
 FORMS = (LINEAR, LOGARITHMIC, POWER)
 """Of one line, the simpler first."""
+REPETITION = (UNIQUE, PASSED, REPEATED)
+"""Of training sets and passes over each (Muennighoff et al., arXiv:2305.16264, for the last)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,9 +261,7 @@ def _starts(form: Form, measured: Axes, logs: Floats) -> Floats:
     return np.asarray(grid[places])
 
 
-def _search(
-    form: Form, measured: Axes, logs: Floats, noise: Floats, shapes: Floats
-) -> tuple[Floats, Floats, Floats]:
+def _search(form: Form, measured: Axes, logs: Floats, noise: Floats, shapes: Floats) -> tuple[Floats, Floats, Floats]:
     """Damped Gauss-Newton steps from one start per line: levels, shapes and losses."""
     low, high = np.array(form.bounds).T
     shapes = np.clip(shapes, low, high)

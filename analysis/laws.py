@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,8 @@ AHEAD = 10.0
 """How far an extrapolation goes, in largest sizes."""
 LEAST_NOISE = 1e-4
 """Relative, of a mean: below it rounding decides (assumed)."""
+LARGE = 700.0
+"""Of a logarithm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,11 @@ class Law:
     aicc: float
     left_out: float
     """Root mean square of the logarithm of error over foretold error, at the largest sizes; infinite where an error
-    below zero is foretold."""
+    below zero is foretold, NaN where it was not asked."""
     p: float
     """That another form fits better by so much though this one is true; NaN with one seed."""
+    p_fit: float
+    """That the means lie so far from this form though it is true; NaN with one seed."""
     confidence: float
 
     @property
@@ -84,34 +88,38 @@ class Law:
         """Parameters of the formula."""
         values = self.fits.parameters()
         drawn = self.refits.parameters() if self.refits else {}
-        return {name: self._estimate(float(value[0]), drawn.get(name)) for name, value in values.items()}
+        found = {}
+        for name, value in values.items():
+            low, high = self._interval(drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
+            found[name] = Estimate(value=float(value[0]), low=float(low), high=float(high))
+        return found
 
-    def at(self, size: float) -> Estimate:
-        """Error foretold for one size, not below zero."""
-        sizes = np.array([[size]])
-        drawn = self.refits.errors(sizes)[:, 0] if self.refits else None
-        return self._estimate(float(self.fits.errors(sizes)[0, 0]), drawn)
+    def at(self, *size: float) -> Estimate:
+        """Error foretold for one size (of each axis), not below zero."""
+        value, low, high = self.curve([size])[:, 0]
+        return Estimate(value=float(value), low=float(low), high=float(high))
 
-    def curve(self, sizes: Sequence[float] | Floats) -> Floats:
-        """Error, and its interval, (3, size): value, low, high."""
-        found = [self.at(float(size)) for size in sizes]
-        return np.array([[one.value, one.low, one.high] for one in found]).T
+    def curve(self, sizes: ArrayLike) -> Floats:
+        """Errors at sizes (size, axis), with their interval: (value and low and high, size)."""
+        sizes = np.asarray(sizes, dtype=float)
+        value = self.fits.errors(sizes)
+        if self.refits is None:
+            return np.concatenate([value, np.full((2, len(sizes)), math.nan)])
+        return np.concatenate([value, self._interval(self.refits.errors(sizes))])
 
-    def _estimate(self, value: float, drawn: Floats | None) -> Estimate:
-        if drawn is None:
-            return Estimate(value=value, low=math.nan, high=math.nan)
+    def _interval(self, drawn: Floats) -> Floats:
         tail = (1 - self.confidence) / 2
-        low, high = np.quantile(drawn, (tail, 1 - tail), method="weibull")
-        return Estimate(value=value, low=float(low), high=float(high))
+        return np.asarray(np.quantile(drawn, (tail, 1 - tail), axis=0, method="weibull"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The forms at one line."""
+    """Forms at the same means."""
 
     laws: tuple[Law, ...]
     """The simpler first."""
     sizes: Floats
+    """(size, axis)"""
     seeds: int
     noise: float
     """Relative standard deviation of one error about its seed's own line; of one about the best fit with one seed."""
@@ -133,10 +141,16 @@ class Comparison:
         return min(self.laws, key=lambda law: law.left_out)
 
     @property
+    def none_fits(self) -> bool:
+        """Whether the means lie farther from every form that stands than the noise lets them."""
+        return all(law.p_fit <= self.alpha for law in self.standing)
+
+    @property
     def named(self) -> Law | None:
-        """The only form that stands, where AICc prefers it too; None where the forms are not separable."""
+        """The only form that stands, where it fits and AICc prefers it; None where the forms are not separable."""
         standing = self.standing
-        return standing[0] if self.seeds > 1 and len(standing) == 1 and standing[0] is self.best else None
+        alone = self.seeds > 1 and len(standing) == 1 and standing[0] is self.best
+        return standing[0] if alone and not self.none_fits else None
 
 
 def compare(
@@ -144,16 +158,17 @@ def compare(
     errors: ArrayLike,
     rng: np.random.Generator,
     *,
+    forms: Sequence[Form] = FORMS,
     alpha: float = 0.05,
     draws: int = DRAWS,
     nulls: int = NULLS,
 ) -> Comparison:
-    """Fit all forms to one line.
+    """Fit forms to the errors of one line, or of a plane of sizes, and test each against the others.
 
     Parameters
     ----------
-    sizes : float array (size,)
-        Training jets, ascending.
+    sizes : float array (size,) or (size, axis)
+        Training jets, ascending; or weights and jets; or jets and passes over each.
     errors : float array (seed, size)
         All positive; all sizes of a seed share its initial weights and noise.
     alpha : float
@@ -164,35 +179,41 @@ def compare(
     ValueError
         With too few sizes, no seed, or an error that has no logarithm.
     """
-    sizes, errors = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
-    _check(sizes, errors)
-    measured, logs = Axes(sizes=sizes[:, None]), np.log(errors)
-    noise, freedom = _noise(logs, np.log(sizes))
+    points, values = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
+    points = points[:, None] if points.ndim == 1 else points
+    _check(points, values, max(form.parameters for form in forms) + 2)
+    measured, logs = Axes(sizes=points), np.log(values)
+    noise, freedom = _noise(logs, np.log(points))
     if not freedom:
-        noise = _noise_of_fits(measured, logs)
+        noise = _noise_of_fits(forms, measured, logs)
     of_mean = max(noise / math.sqrt(len(logs)), LEAST_NOISE)
     mean = logs.mean(axis=0, keepdims=True)
-    fits = [fit(form, measured, mean, of_mean) for form in FORMS]
-    several = len(logs) > 1
-    moved_means = moved(logs, rng, draws) if several else None
-    p_values = _p_values(fits, of_mean, freedom, rng, nulls) if freedom else [math.nan] * len(fits)
-    laws = tuple(
-        Law(
+    fits = [fit(form, measured, mean, of_mean) for form in forms]
+    around = moved(logs, rng, draws) if len(logs) > 1 else None
+    least = min(float(one.losses[0]) for one in fits)
+    laws = []
+    for one in fits:
+        p, p_fit = _p_values(one, least, forms, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
+        law = Law(
             fits=one,
-            refits=None if moved_means is None else fit(one.form, measured, moved_means, of_mean),
-            aicc=aicc(float(one.losses[0]), one.form.parameters, len(sizes)),
-            left_out=_left_out(one.form, sizes, mean, of_mean),
+            refits=None if around is None else fit(one.form, measured, around, of_mean),
+            aicc=aicc(float(one.losses[0]), one.form.parameters, len(points)),
+            left_out=_left_out(one.form, points, mean, of_mean) if points.shape[1] == 1 else math.nan,
             p=p,
+            p_fit=p_fit,
             confidence=1 - alpha,
         )
-        for one, p in zip(fits, p_values, strict=True)
-    )
-    return Comparison(laws=laws, sizes=sizes, seeds=len(logs), noise=noise, alpha=alpha)
+        laws.append(law)
+    return Comparison(laws=tuple(laws), sizes=points, seeds=len(logs), noise=noise, alpha=alpha)
 
 
-def _check(sizes: Floats, errors: Floats) -> None:
-    if len(sizes) < LEAST_SIZES or (np.diff(sizes) <= 0).any():
-        raise ValueError(f"laws need at least {LEAST_SIZES} ascending sizes, got {sizes.tolist()}")
+def _check(sizes: Floats, errors: Floats, least: int) -> None:
+    if len(sizes) < least:
+        raise ValueError(f"these forms need at least {least} sizes, got {len(sizes)}")
+    if not (np.isfinite(sizes) & (sizes > 0)).all() or len(np.unique(sizes, axis=0)) < len(sizes):
+        raise ValueError(f"sizes must be positive and differ, got {sizes.tolist()}")
+    if sizes.shape[1] == 1 and (np.diff(sizes[:, 0]) < 0).any():
+        raise ValueError(f"sizes of a line must ascend, got {sizes[:, 0].tolist()}")
     if errors.ndim != 2 or not len(errors) or errors.shape[1] != len(sizes):
         raise ValueError(f"errors must be (seed, {len(sizes)}), got shape {errors.shape}")
     if not (np.isfinite(errors) & (errors > 0)).all():
@@ -209,64 +230,74 @@ def moved(logs: Floats, rng: np.random.Generator, draws: int) -> Floats:
 
     Parameters
     ----------
-    logs : float array (seed, ...)
+    logs : float array (seed, size)
         At least two seeds.
 
     Returns
     -------
-    float array (draw, ...)
+    float array (draw, size)
         Any linear function of it has the t distribution with n - 1 degrees of freedom about its own mean, with its own
         standard error over seeds: its percentiles are the t interval.
     """
     n = len(logs)
     mean = logs.mean(axis=0)
     weights = rng.normal(size=(draws, n)) / np.sqrt(n * rng.chisquare(n - 1, size=(draws, 1)))
-    return np.asarray(mean + np.tensordot(weights, logs - mean, axes=1))
+    return np.asarray(mean + weights @ (logs - mean))
 
 
 def _noise(logs: Floats, x: Floats) -> tuple[float, int]:
-    """Standard deviation about each seed's own level and slope over `x`, and its degrees of freedom."""
-    freedom = (len(logs) - 1) * (len(x) - 2)
+    """Standard deviation about each seed's own level and slopes over `x` (size, axis), and its degrees of freedom."""
+    basis = np.linalg.qr(np.column_stack([np.ones(len(x)), x]))[0]
+    freedom = (len(logs) - 1) * (len(x) - basis.shape[1])
+    if not freedom:
+        return math.nan, 0
     rest = logs - logs.mean(axis=0)
-    rest = rest - rest.mean(axis=1, keepdims=True)
-    x = x - x.mean()
-    rest = rest - np.outer(rest @ x / (x @ x), x)
-    return (float(np.sqrt((rest**2).sum() / freedom)), freedom) if freedom else (math.nan, 0)
+    rest = rest - rest @ basis @ basis.T
+    return float(np.sqrt((rest**2).sum() / freedom)), freedom
 
 
-def _noise_of_fits(measured: Axes, logs: Floats) -> float:
+def _noise_of_fits(forms: Sequence[Form], measured: Axes, logs: Floats) -> float:
     """With one seed: what the best form leaves, as if it were the true one."""
-    found = []
-    for form in FORMS:
-        # A large noise makes Huber's loss that of least squares.
-        squares = float(fit(form, measured, logs, 1e3).losses[0]) * 1e6
-        found.append(math.sqrt(squares / (logs.shape[1] - form.parameters)))
-    return min(found)
+    wide = 1e3
+    """So large that Huber's loss is that of least squares."""
+    squares = [float(fit(form, measured, logs, wide).losses[0]) * wide**2 for form in forms]
+    means = logs.shape[1]
+    return min(math.sqrt(one / (means - form.parameters)) for one, form in zip(squares, forms, strict=True))
 
 
-def _p_values(fits: Sequence[Fits], noise: float, freedom: int, rng: np.random.Generator, nulls: int) -> list[float]:
-    """How often, were a form true, the best of all would fit better than it by as much as here."""
-    least = min(float(one.losses[0]) for one in fits)
-    found = []
-    for true in fits:
-        excess = float(true.losses[0]) - least
-        if not excess:
-            found.append(1.0)
-            continue
-        curve = np.log(np.maximum(true.levels[:, None] * np.exp(true.form.logs(true.shapes, true.measured.sizes, true.measured)), 1e-300))
-        logs = curve + noise * rng.normal(size=(nulls, curve.shape[1]))
-        # Each simulated study estimates its own noise, as this one did.
-        own = noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom)
-        refits = {one.form.name: fit(one.form, one.measured, logs, own).losses for one in fits}
-        gained = refits[true.form.name] - np.min(list(refits.values()), axis=0)
-        found.append((1 + int((gained >= excess).sum())) / (nulls + 1))
-    return found
+def _p_values(
+    true: Fits,
+    least: float,
+    forms: Sequence[Form],
+    noise: float,
+    freedom: int,
+    rng: np.random.Generator,
+    nulls: int,
+) -> tuple[float, float]:
+    """Were this form true: how often the best of all would fit better than it by as much as here, and how often the
+    means would lie as far from it."""
+    logs = np.log(np.maximum(true.errors(true.measured.sizes), math.exp(-LARGE)))
+    logs = logs + noise * rng.normal(size=(nulls, logs.shape[1]))
+    # Each simulated study estimates its own noise, as this one did.
+    own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), LEAST_NOISE)
+    loss = float(true.losses[0])
+    again = fit(true.form, true.measured, logs, own).losses
+    p_fit = _share(again >= loss)
+    if loss <= least or len(forms) == 1:
+        return 1.0, p_fit
+    others = [fit(form, true.measured, logs, own).losses for form in forms if form is not true.form]
+    gained = again - np.min([again, *others], axis=0)
+    return _share(gained >= loss - least), p_fit
+
+
+def _share(events: NDArray[np.bool_]) -> float:
+    """Of a Monte-Carlo test: the study itself is one of the draws."""
+    return (1 + int(events.sum())) / (len(events) + 1)
 
 
 def _left_out(form: Form, sizes: Floats, mean: Floats, noise: float) -> float:
     """How far a fit without the largest sizes is off there."""
-    kept = Axes(sizes=sizes[:-LEFT_OUT, None])
-    foretold = fit(form, kept, mean[:, :-LEFT_OUT], noise).errors(sizes[-LEFT_OUT:, None])[0]
+    foretold = fit(form, Axes(sizes=sizes[:-LEFT_OUT]), mean[:, :-LEFT_OUT], noise).errors(sizes[-LEFT_OUT:])[0]
     if (foretold <= 0).any():
         return math.inf
     return float(np.sqrt(np.mean((mean[0, -LEFT_OUT:] - np.log(foretold)) ** 2)))

@@ -1,4 +1,4 @@
-"""Error against unlabeled jets and against model size, on logarithmic axes, with slopes; no law is fitted here.
+"""Error against unlabeled jets and against model size, on logarithmic axes: laws, and slopes.
 
 The error is 1 - metric, for metrics that 1 bounds: accuracies and areas under ROC curves. Lines of one model over at
 least LEAST_SIZES training sets are of two kinds, never mixed, because they answer different questions:
@@ -7,6 +7,8 @@ least LEAST_SIZES training sets are of two kinds, never mixed, because they answ
     fixed steps     train.epochs * data.train_jets is the same: fewer jets are repeated more often
 
 An arm may lie on both. What is counted in epochs (warm-up, probes) may differ along a line, all else is equal.
+Laws (:mod:`analysis.laws`) are fitted to every line apart; the joint one to all models of one kind, and what repeated
+passes over the same jets are worth to both lines of one model.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import design, statistics, study_figures, wording
+from analysis import design, scaling_laws, statistics, study_figures, wording
 from analysis.design import Settings
+from analysis.law_fit import FORMS
 from analysis.pictures import Picture
 from analysis.plan import Plan
+from analysis.scaling_laws import Fitted
 from analysis.sections import Evidence, Extra, Table
 from analysis.statistics import MeanInterval
 from jbot.config import JBOT_B, ModelConfig
@@ -32,6 +36,8 @@ LEAST_SIZES = 3
 FIT_SIZES, FIT_SEEDS = 7, 3
 """What a fit of competing laws needs: simulated, five sizes and one seed choose the logarithm in all cases though the
 truth is a power law with a floor; seven log-spaced sizes and three seeds are right in all."""
+LEAST_MODELS, LEAST_JOINT = 3, 5
+"""Models and training sets of a joint law (assumed)."""
 COUNTED_IN_EPOCHS = ("train.epochs", "train.until", "optim.warmup_epochs", "probe.every")
 SIZES = ("data.train_jets", "data.labeled_jets", "data.val_jets", *COUNTED_IN_EPOCHS)
 """What may differ along a line."""
@@ -234,14 +240,59 @@ def section(evidence: Evidence) -> Extra | None:
         return None
     models = lines_over_models(plan)
     errors = 1 - design.compared(evidence.scores, evidence.states)
-    said = list(_sentences(plan, lines, errors))
+    found = [one for line in lines if (one := _fitted(plan, line, errors))]
+    planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
+    repeats = list(_repetitions(plan, lines, errors))
+    laws = list(scaling_laws.sentences(found[:MOST_LINES]))
     return Extra(
         title="Scaling",
-        answer=said[1:3],
-        text=[*said, *_model_sentences(plan, models, errors), *_warnings(plan, lines)],
-        tables=_tables(plan, lines, models, errors),
-        pictures=list(_pictures(plan, lines, models, errors)),
+        answer=laws[:2],
+        text=[
+            _intro(plan),
+            *laws,
+            *(scaling_laws.plane_sentence(one) for one in planes),
+            *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
+            *_sentences(plan, lines, errors),
+            *_model_sentences(plan, models, errors),
+            *([scaling_laws.method(plan.alpha)] if found else []),
+            *_warnings(plan, lines),
+        ],
+        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(plan, lines, models, errors)],
+        pictures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
     )
+
+
+def _fitted(plan: Plan, line: Line, errors: pd.DataFrame) -> Fitted | None:
+    sizes = [(float(run.jets),) for run in line.runs]
+    return scaling_laws.fitted(plan, line.name, line.kind, sizes, _drawn(line, errors), FORMS)
+
+
+def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
+    """The joint law of all models that differ from the base in nothing else, at its epochs or at its steps."""
+    configs = design.settings(plan)
+    base = design.base_settings(plan)
+    free = {*SIZES, *(field for config in configs.values() for field in config if field.startswith("model."))}
+    key, origin = design.without(base, free), _run("", base)
+    alike = [_run(arm, config) for arm, config in configs.items() if design.without(config, free) == key]
+    held = {EPOCHS: lambda run: run.epochs == origin.epochs, STEPS: lambda run: _as_long(run, origin)}[kind]
+    runs = {(run.parameters, run.jets): run for run in alike if held(run)}
+    if len({weights for weights, _ in runs}) < LEAST_MODELS or len({jets for _, jets in runs}) < LEAST_JOINT:
+        return None
+    ordered = [runs[place] for place in sorted(runs)]
+    points = [(float(run.parameters), float(run.jets)) for run in ordered]
+    return scaling_laws.joint(plan, kind, points, errors[[run.arm for run in ordered]])
+
+
+def _repetitions(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[Fitted]:
+    """Per model that has a line of each kind: both lines, over jets and passes."""
+    for name in dict.fromkeys(line.name for line in lines):
+        of_name = [line for line in lines if line.name == name]
+        if {line.kind for line in of_name} != {EPOCHS, STEPS}:
+            continue
+        runs = list({(run.jets, run.epochs): run for line in of_name for run in line.runs}.values())
+        points = [(float(run.jets), run.epochs) for run in runs]
+        if found := scaling_laws.repetition(plan, name, points, errors[[run.arm for run in runs]]):
+            yield found
 
 
 def _slope(plan: Plan, line: Line, errors: pd.DataFrame, over_models: bool = False) -> MeanInterval:
@@ -249,11 +300,14 @@ def _slope(plan: Plan, line: Line, errors: pd.DataFrame, over_models: bool = Fal
     return statistics.mean_interval(slopes(line.runs, sizes, errors), 1 - plan.alpha)
 
 
-def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
-    yield (
+def _intro(plan: Plan) -> str:
+    return (
         f"The error is 1 − {wording.quantity_on(plan.metric)}. On two logarithmic axes a power law is a straight line, "
         "and its slope is the exponent. Slopes are fitted at each seed; intervals are over seeds."
     )
+
+
+def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
     for line in lines[:MOST_LINES]:
         first, last = line.runs[0].jets, line.runs[-1].jets
         where = f"{line.name}, {line.kind}, {first:,} to {last:,} jets"

@@ -15,11 +15,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoMinorLocator, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from analysis import statistics, wording
-from analysis.figures import BAND, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
+from analysis.figures import BAND, INK, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
 from analysis.statistics import MeanInterval
 
 Floats = NDArray[np.float64]
@@ -213,6 +214,88 @@ def error_lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, 
     handles = {label: handle for axes in drawn for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LawCurve:
+    """A form to draw."""
+
+    name: str
+    stands: bool
+    """Not rejected."""
+    sizes: Floats
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LawPanel:
+    """A line and what was fitted to it."""
+
+    errors: pd.DataFrame
+    """(seed, size)"""
+    curves: Sequence[LawCurve]
+
+
+@styled
+def law_lines(panels: Mapping[str, LawPanel], x_label: str, y_label: str) -> Figure:
+    """Fitted forms over errors, both axes logarithmic, a panel per line: every seed, the means, and curves beyond them.
+
+    Parameters
+    ----------
+    panels : mapping
+        Title -> line. Every panel has curves of the same names, which fix their colours.
+    """
+    figure = Figure(figsize=(WIDTH, 0.8 + 2.3 * len(panels)), layout="constrained")
+    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, panel) in zip(drawn, panels.items(), strict=True):
+        axes.set(xscale="log", yscale="log")
+        _law_points(axes, panel.errors.where(panel.errors > 0))
+        for i, curve in enumerate(panel.curves):
+            _law_curve(axes, curve, PALETTE[i % len(PALETTE)])
+        axes.set_ylim(*_law_limits(panel))
+        axes.set_title(literal(title, 60), loc="left", pad=4)
+        axes.set_ylabel(_wrapped(y_label), parse_math=False)
+        _log_ticks(axes.yaxis)
+    _log_ticks(drawn[-1].xaxis)
+    drawn[-1].set_xlabel(x_label)
+    lines = [Line2D([], [], color=PALETTE[i], label=curve.name) for i, curve in enumerate(_first(panels).curves)]
+    figure.legend(handles=lines, loc="outside upper left", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def _first(panels: Mapping[str, LawPanel]) -> LawPanel:
+    return next(iter(panels.values()))
+
+
+def _law_points(axes: Axes, errors: pd.DataFrame) -> None:
+    x = [float(size) for size in errors.columns]
+    for _, block in errors.iterrows():
+        axes.plot(x, block.to_numpy(dtype=float), ".", color=MUTED, ms=3.5, alpha=0.6, mew=0, zorder=3)
+    # Of the logarithm, as the laws are fitted.
+    axes.plot(x, np.exp(np.log(errors).mean()), "o", color=INK, ms=4.5, mew=0, zorder=5)
+    axes.axvline(max(x), color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+
+
+def _law_curve(axes: Axes, curve: LawCurve, colour: str) -> None:
+    above = np.where(curve.value > 0, curve.value, np.nan)
+    axes.plot(curve.sizes, above, color=colour, lw=1.5, ls="-" if curve.stands else (0, (1, 1.6)), zorder=4)
+    if curve.stands and np.isfinite(curve.low).any():
+        least = np.maximum(curve.low, 1e-9)
+        axes.fill_between(curve.sizes, least, np.maximum(curve.high, 1e-9), color=colour, alpha=0.16, lw=0, zorder=2)
+
+
+def _law_limits(panel: LawPanel) -> tuple[float, float]:
+    """All errors, and what the forms that stand say, but not far below the errors."""
+    measured = panel.errors.where(panel.errors > 0).to_numpy(dtype=float)
+    low, high = float(np.nanmin(measured)), float(np.nanmax(measured))
+    ends = [np.concatenate([curve.value, curve.low, curve.high]) for curve in panel.curves if curve.stands]
+    said = np.concatenate(ends) if ends else np.empty(0)
+    said = said[np.isfinite(said)]
+    least = max(0.3 * low, float(said.min())) if len(said) else low
+    most = min(3 * high, float(said.max())) if len(said) else high
+    return 0.95 * min(low, least), 1.05 * max(high, most)
 
 
 def _error_line(axes: Axes, errors: pd.DataFrame, name: str, i: int) -> None:
