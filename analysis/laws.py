@@ -16,6 +16,7 @@ Choice       AICc of the means with that noise; how well the two largest sizes a
 Intervals    Refits of the means moved along the seeds' own deviations, by as much as Student's t with n - 1 degrees of
              freedom says. What is drawn are seeds, never points: to first order that is the t interval over seeds of
              every parameter, whatever the sizes of a seed have in common. Resampled seeds would give too narrow ones.
+             In these refits a floor may be below zero, else the interval of beta is one-sided; that of E ends at zero.
 
 References
 ----------
@@ -33,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.law_fit import FORMS, Axes, Fits, Form, fit
+from analysis.law_fit import FORMS, Axes, Fits, Form, fit, freed
 
 Floats = NDArray[np.float64]
 
@@ -91,6 +92,8 @@ class Law:
         found = {}
         for name, value in values.items():
             low, high = self._interval(drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
+            if name == "E":
+                low, high = np.maximum(0.0, (low, high))
             found[name] = Estimate(value=float(value[0]), low=float(low), high=float(high))
         return found
 
@@ -196,7 +199,7 @@ def compare(
         p, p_fit = _p_values(one, least, forms, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
         law = Law(
             fits=one,
-            refits=None if around is None else fit(one.form, measured, around, of_mean),
+            refits=None if around is None else fit(freed(one.form), measured, around, of_mean),
             aicc=aicc(float(one.losses[0]), one.form.parameters, len(points)),
             left_out=_left_out(one.form, points, mean, of_mean) if points.shape[1] == 1 else math.nan,
             p=p,
