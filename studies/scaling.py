@@ -7,7 +7,8 @@ Design   Training sets from 1/60 of the base to four (paper) and ten times it (g
 Command  python studies/scaling.py                                 some sixteen minutes on two cores (51 x 37 s)
          python studies/scaling.py --preset gpu                    on one GPU (not timed yet)
          python studies/scaling.py --address auto --preset paper   845,000 to 2,945,000 generated jets
-Read     The report's log-log plots of the error, fixed epochs and fixed steps apart. Contrasts are exploratory.
+Read     The law of each line, or that laws are not separable, and the error at ten times the jets; fixed epochs and
+         fixed steps apart. Contrasts are exploratory.
 """
 
 from analysis.plan import Contrast
