@@ -19,6 +19,8 @@ from analysis.verdict import SEED
 
 MOST_PANELS = 4
 """Lines drawn; all are in the table."""
+ROUNDING = 1e-6
+"""A floor below it is none: the search ends about there."""
 EARNED = 2.0
 """By so much must AICc fall for a term more to be told (assumed)."""
 
@@ -107,7 +109,7 @@ def _answer(one: Fitted) -> Iterator[str]:
         yield f"{one.where}: {named.form.name}, {_parameters(named, ', ')} ({design_words}; rejected: {rejected})."
         if found.foretelling is not named:
             yield f"The largest two sizes alone are foretold better by the {found.foretelling.form.name} form."
-        if named.form is POWER and named.parameters["E"].low <= 0:
+        if named.form is POWER and named.parameters["E"].low < ROUNDING:
             yield "That it has no floor (E = 0) is not excluded."
     elif found.seeds < 2:
         yield (
@@ -174,13 +176,15 @@ def _parameters(law: Law, between: str = "; ") -> str:
 
 def _estimate(one: Estimate, name: str = "") -> str:
     """``0.25 (0.21 to 0.29)``; the value alone with one seed. Exponents end where they are not fitted any more."""
+    value, low, high = (
+        wording.compact(0.0 if name == "E" and x < ROUNDING else x) for x in (one.value, one.low, one.high)
+    )
     if not math.isfinite(one.low):
-        return wording.compact(one.value)
-    low, high = wording.compact(one.low), wording.compact(one.high)
+        return value
     if name in ("α", "β"):
         low = f"≤ {FLATTEST:g}" if one.low <= FLATTEST * 1.001 else low
         high = f"≥ {STEEPEST:g}" if one.high >= STEEPEST * 0.999 else high
-    return f"{wording.compact(one.value)} ({low} to {high})"
+    return f"{value} ({low} to {high})"
 
 
 def method(alpha: float) -> str:
