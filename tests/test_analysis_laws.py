@@ -174,7 +174,7 @@ def test_a_failed_trial_costs_its_size_and_a_failed_seed_itself():
 
 
 def test_calibration_in_small():
-    rows = laws_calibration.calibrate(np.random.default_rng(9), 2)
+    rows = laws_calibration.calibrate(np.random.default_rng(9), 1)
     forms = [row for row in rows if row.what == "laws: forms"]
     assert len(forms) == 2 * len(laws_calibration.TRUTHS) * 3
     assert all(row.ok for row in forms)
