@@ -6,9 +6,9 @@ Unit of all scores: the standard deviation of a paired difference. Axes of score
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,7 @@ def draw(truth: Truth, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataF
     return scores, states
 
 
-def noise(truth: Truth, rng: np.random.Generator, size: tuple[int, int]) -> Floats:
+def noise(truth: Truth, rng: np.random.Generator, size: tuple[int, ...]) -> Floats:
     """Of mean zero and standard deviation one, but for heavy tails, which have none."""
     if truth.shape in ("skewed scores", "skewed differences"):
         return (rng.lognormal(size=size) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
@@ -102,7 +102,7 @@ def _treatments(truth: Truth) -> list[str]:
 def plan_of(truth: Truth) -> Plan:
     """The plan of a simulated study: every treatment against the control."""
     names = _treatments(truth)
-    sequential = {"looks": truth.looks} if truth.looks else {}
+    sequential: dict[str, Any] = {"looks": truth.looks} if truth.looks else {}
     return Plan(
         study="calibration",
         question="Does the verdict hold?",
@@ -162,7 +162,7 @@ def _right(shift: float, outcome: str) -> bool:
     return outcome == {1.0: "better", -1.0: "worse"}.get(float(np.sign(shift)))
 
 
-def _false_claims(event: Event, truth: Truth, outcomes: list[str]) -> int:
+def _false_claims(event: Event, truth: Truth, outcomes: Sequence[str]) -> int:
     """Wrong claims in one look; a difference in the wrong direction is one."""
     pairs = list(zip(truth.shifts, outcomes, strict=True))
     differ = sum(outcome in ("better", "worse") and not _right(shift, outcome) for shift, outcome in pairs)
