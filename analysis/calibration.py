@@ -35,7 +35,7 @@ import scipy.stats
 from rich.console import Console
 
 from analysis import calibration_truths as truths
-from analysis import report, statistics
+from analysis import hierarchical, report, statistics
 from analysis.calibration_row import CONFIDENCE, Kind, Row
 from analysis.calibration_truths import Event, Floats, Truth
 from analysis.plan import Plan
@@ -253,6 +253,47 @@ def _power() -> Iterator[Check]:
             yield judged(claim, event="decided", seeds=needed, shifts=(0.0,), margin=margin)
 
 
+def _levels() -> Iterator[Check]:
+    """Intervals for other seeds and other test jets; all seeds share their test jets."""
+    what = "Coverage of intervals for seeds and test jets"
+    for n in (3, 5, 10, 20):
+        for error in (0.3, 1.0):
+            claim = f"both levels, test jets {error:g} of the spread over seeds, n = {n}"
+            simulate = functools.partial(cover_levels, "both", n, error)
+            yield Check(what=what, claim=claim, nominal=0.95, kind="at least", simulate=simulate)
+    for method in ("seeds alone", "hierarchical bootstrap, percentiles"):
+        for n in (3, 10):
+            claim = f"{method}, test jets 0.3 of the spread over seeds, n = {n}"
+            simulate, weight = functools.partial(cover_levels, method, n, 0.3), 0.2 if "bootstrap" in method else 1.0
+            yield Check(what=what, claim=claim, nominal=0.95, kind="shown", simulate=simulate, weight=weight)
+
+
+def cover_levels(method: str, n: int, error: float, rng: np.random.Generator, repeats: int) -> Floats:
+    """Whether intervals of a mean over seeds hold its value for all seeds and all jets, (study,).
+
+    Parameters
+    ----------
+    error : float
+        Standard error from the test jets that all seeds share, in standard deviations over seeds. Each seed has half of
+        the latter from its test jets besides.
+    """
+    strata = np.repeat(np.arange(5), 40)
+    jets = len(strata)
+
+    def study() -> bool:
+        by_class = rng.normal(size=5)[strata]
+        by_jet = by_class + error * math.sqrt(jets) * rng.normal(size=jets)
+        parts = (by_jet + 0.5 * math.sqrt(jets) * rng.normal(size=(n, jets))) / jets
+        values = rng.normal(size=n) + parts.sum(axis=1) - by_class.mean()
+        if method.startswith("hierarchical"):
+            low, high = np.quantile(hierarchical.bootstrap_means(values, parts, strata, rng), [0.025, 0.975])
+            return _holds((float(low), float(high)), 0.0)
+        found = hierarchical.levels("simulated", values, parts, strata)
+        return _holds((found.low, found.high) if method == "both" else (found.seeds.low, found.seeds.high), 0.0)
+
+    return np.array([study() for _ in range(repeats)], dtype=float)
+
+
 def _sequential() -> Iterator[Check]:
     """Studies that are looked at before their end; none where plans have no looks."""
     if "looks" not in {field.name for field in dataclasses.fields(Plan)}:
@@ -315,6 +356,7 @@ PARTS: dict[str, Callable[[], Iterator[Check]]] = {
     "equivalence": _equivalence,
     "intervals": _intervals,
     "power": _power,
+    "levels": _levels,
     "sequential": _sequential,
 }
 """Names for --only, in the order of the page; `laws` comes last."""

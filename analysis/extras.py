@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, population, responses, scaling, score_grid, search, seeds, transfer
+from analysis import components, hierarchical, population, responses, scaling, score_grid, search, seeds, transfer
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
@@ -19,6 +19,7 @@ SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
     transfer.section,
     score_grid.section,
     seeds.section,
+    hierarchical.section,
 )
 """In the order of the page. Each returns None where it has nothing to say."""
 

@@ -599,22 +599,6 @@ def below_floor(evidence: Evidence) -> str:
     return f"No better than the untrained encoder on average: {', '.join(lost)}.{warning}"
 
 
-def inner_error(evidence: Evidence) -> str:
-    """The inner error of an accuracy, from the number of test jets, beside the spread over seeds; empty for others."""
-    sizes = {tables.lookup(r.config, "data.test_jets") for r in evidence.study.records.values() if r is not None}
-    mean, spread = float(evidence.arms["mean"].mean()), float(evidence.arms["sd"].mean())
-    if len(sizes) != 1 or not evidence.study.plan.metric.endswith("accuracy") or not 0 <= mean <= 1:
-        return ""
-    jets = sizes.pop()
-    if not isinstance(jets, int) or jets < 1:
-        return ""
-    error = math.sqrt(mean * (1 - mean) / jets)
-    return (
-        f"One trial carries a test-jet error of {wording.compact(error, 2)} (binomial, at most {jets} test jets); "
-        + (f"over seeds an arm varies by {wording.compact(spread, 2)} (standard deviation).")
-    )
-
-
 def _slug(name: str) -> str:
     """A file name from any name of a record."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "unnamed"
