@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 
+from cluster.mlflow_pages import DEFAULT_UI, page
 from jbot.record import RecordError, Storage, first_line, open_folder
 
 
@@ -17,11 +18,14 @@ def default_tracking_uri(storage: Storage) -> str:
     return f"sqlite:///{storage.uri if storage.local else 'results'}/mlflow.db"
 
 
-def see(uri: str) -> str:
-    """How to look at a tracking server's runs, in this environment."""
-    if uri.startswith("http"):
-        return f"compare the trials: {uri}"
-    return f"compare the trials: {shlex.join([sys.executable, '-m', 'mlflow', 'ui', '--backend-store-uri', uri])}"
+def see(uri: str, storage: Storage, study: str) -> str:
+    """How to look at a study's runs, in this environment: the address of its arms, after the command that serves it."""
+    where = storage.read_json(f"{study}/mlflow.json")
+    address = page(where["ui"] or DEFAULT_UI, where["experiment_id"], "arms")
+    if where["ui"]:
+        return f"compare the trials: {address}"
+    command = shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
+    return f"compare the trials: {command}\n  then open {address}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # whatever the server answers
         print(f"MLflow at {uri} failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
         return 1
-    print(f"{done} trials in {uri}; {see(uri)}")
+    print(f"{done} trials in {uri}; {see(uri, storage, study)}")
     return 0
 
 

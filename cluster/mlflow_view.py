@@ -6,19 +6,24 @@ by our own ids in their tags, so continuing a study or rebuilding the view makes
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import os
 import queue
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jbot.config import Config, flatten, from_dict
+from cluster import mlflow_pages as pages
+from cluster.mlflow_model import register_best
+from jbot.config import Config, digest, flatten, from_dict
 from jbot.record import Record, Storage, first_line, load_curves, load_finetune_curves, load_record, trial_folder
 from jbot.trial import TrialSpec
 
@@ -26,7 +31,17 @@ from jbot.trial import TrialSpec
 for _name, _value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
     os.environ.setdefault(_name, _value)
 
+EARLIER = "earlier "
+"""Opens the role of runs that a plan of this name had before."""
 STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
+
+
+SCHEMA = "1"
+"""Of what is written into a run. Raise it when that changes: `rebuild` then writes anew what it would pass over."""
+Ended = tuple[str, str, Record]
+"""Id, arm, and record of a trial that has ended."""
+LINKS = "mlflow.json"
+"""In the study's folder: where its runs are, for reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +55,51 @@ class StudyInfo:
     metric: str
     source: str
     """One line on the jets."""
+    higher_is_better: bool = True
+    arms: tuple[str, ...] = ()
+    """In the plan's order: it gives their colours."""
 
 
 class View:
-    """Runs of one study in one tracking server. Every method may raise what MLflow raises."""
+    """Runs of one study in one tracking server. Every method may raise what MLflow raises.
 
-    def __init__(self, uri: str, info: StudyInfo):
+    Parameters
+    ----------
+    folder : str
+        Path or URI under which the records lie, said in the runs.
+    """
+
+    def __init__(self, uri: str, info: StudyInfo, folder: str = ""):
         import mlflow
 
-        self.info, self.uri = info, uri
+        self.info, self.uri, self.folder = info, uri, folder
         self.client = mlflow.MlflowClient(tracking_uri=uri)
-        self._runs: dict[tuple[str, str], str] = {}
         self._points: dict[tuple[str, str], set[int]] = {}
         """Epochs that are there, by run and the name of their clock."""
+        self._arms: dict[str, dict[str, Record]] = {}
+        """Records told so far, by arm and trial: what the live summaries are of."""
         self.experiment = self._experiment()
+        self._tags: dict[str, dict[str, str]] = {}
+        self._runs: dict[tuple[str, str], str] = {}
+        self._find_runs()
         self.parent = self._run("study", info.name, f"{info.name} ({info.preset})", {"question": info.question})
-        for tag, value in {"plan_hash": info.plan_hash, "metric": info.metric}.items():  # of the plan that ran last
-            self.client.set_tag(self.parent, tag, value)
-        self.client.set_tag(self.parent, "mlflow.note.content", f"{info.question}\n\nJets: {info.source}")
+        self._log(self.parent, [], {"plan_hash": info.plan_hash, "metric": info.metric})  # of the plan that ran last
+        self.describe(())
+
+    def describe(self, verdicts: Sequence[str]) -> None:
+        """Saved views and description of the experiment, and of its parent run."""
+        tags = {
+            "mlflow.experimentKind": "custom_model_development",  # else the UI opens it as one of language models
+            "mlflow.experiment.primaryMetric.name": self.info.metric,
+            "mlflow.experiment.primaryMetric.greaterIsBetter": str(self.info.higher_is_better),
+            "mlflow.note.content": pages.experiment_note(self.info.question, self.experiment),
+            **pages.saved_views(self.info.metric, self.info.higher_is_better),
+        }
+        there = self.client.get_experiment(self.experiment).tags
+        for tag, value in tags.items():
+            if there.get(tag) != value:
+                self.client.set_experiment_tag(self.experiment, tag, value)
+        self._log(self.parent, [], {"mlflow.note.content": pages.study_note(self.info, self.experiment, verdicts)})
 
     def started(self, spec: TrialSpec) -> None:
         """The run of a trial exists and is running."""
@@ -65,51 +107,117 @@ class View:
 
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """One row of the learning curves, once."""
-        self._log_rows(self._trial(spec.trial_id, spec.arm, spec.config), [row])
+        run = self._trial(spec.trial_id, spec.arm, spec.config)
+        self._log(run, self._rows(run, [row]), {})
 
-    def ended(self, trial_id: str, arm: str, record: Record, rows: list[dict[str, Any]]) -> None:
-        """All a record holds: missing points, final metrics, state, where it ran."""
-        run = self._trial(trial_id, arm, from_dict(record.config))
-        self._log_rows(run, rows)
+    def ended(self, trial_id: str, arm: str, record: Record, rows: Callable[[], list[dict[str, Any]]]) -> None:
+        """All a record holds: missing points, final metrics, state, where it ran. Nothing where it was written before.
+
+        Parameters
+        ----------
+        rows : callable
+            Gives the learning curves, when they are needed.
+        """
+        self._arms.setdefault(arm, {})[trial_id] = record
+        begun, finished = _milliseconds(record)
+        run = self._trial(trial_id, arm, from_dict(record.config), begun)
+        written = f"{SCHEMA} {digest([dataclasses.asdict(record), self.folder, arm])}"
+        if self._tags[run].get("written") == written:
+            return
         final = {name: value for name, value in record.metrics.items() if value is not None}
         final |= {"wall_seconds": record.wall_seconds, "device_seconds": record.device_seconds}
-        self._log(run, [self._metric(name, value, 0, record.started) for name, value in final.items()], {})
+        metrics = self._rows(run, rows()) + [self._metric(name, value, 0, begun) for name, value in final.items()]
         tags = {"reason": record.reason or "", "attempts": str(record.attempts), "git_commit": record.git_commit or ""}
         tags |= {"data_fingerprint": record.data["fingerprint"], "plan_hash": record.plan_hash}
-        self._log(run, [], tags)
-        self._status(run, STATUS[record.state], record.state)
+        tags |= {"mlflow.source.git.commit": record.git_commit or "", "mlflow.source.name": record.study}
+        self._log(run, metrics, tags)
+        self._data(run, record)
+        self._status(run, STATUS[record.state], record.state, finished)
+        self._log(run, [], {"written": written})  # last: a run with this tag is whole
 
-    def summarise(self, arm: str, records: list[Record]) -> None:
-        """The summary run of an arm: mean and spread of each final metric over its complete trials."""
+    def summarise(self, arm: str, records: Sequence[Record] | None = None) -> None:
+        """The summary run of an arm: mean and spread of each final metric over its complete trials.
+
+        Parameters
+        ----------
+        records : sequence of Record, optional
+            Those that were told to `ended` by default.
+        """
+        records = list(self._arms.get(arm, {}).values()) if records is None else records
+        if not records:
+            return
         complete = [record for record in records if record.state == "complete"]
-        latest = max(record.started for record in records)
-        run = self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent)
+        ends = [_milliseconds(record) for record in records]
+        begun, finished = min(begin for begin, _ in ends), max(end for _, end in ends)
+        run = self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent, begun, from_dict(records[0].config))
         metrics: dict[str, float] = {"n": len(complete), "failed": len(records) - len(complete)}
         for name in sorted({name for record in complete for name in record.metrics}):
             values = [record.metrics[name] for record in complete if record.metrics.get(name) is not None]
-            metrics[name] = statistics.fmean(values)
+            if values:
+                metrics[name] = statistics.fmean(values)
             if len(values) > 1:
                 metrics[f"{name}_sd"] = statistics.stdev(values)
-        self._log(run, [self._metric(name, value, 0, latest) for name, value in metrics.items()], {})
-        self._status(run, "FINISHED", "complete")
+        written = f"{SCHEMA} {digest([metrics, finished])}"
+        if self._tags[run].get("written") == written:
+            return
+        at = finished + len(records)  # later with every trial, so that of two values the UI shows the newer
+        self._log(run, [self._metric(name, value, 0, at) for name, value in metrics.items()], {})
+        self._status(run, "FINISHED", "complete", finished)
+        self._log(run, [], {"written": written})
 
     def figures(self, trial_id: str, arm: str, record: Record, storage: Storage) -> None:
         """The figures that were drawn of a trial, as artifacts of its run; those that are there are not sent again."""
         folder = f"{trial_folder(trial_id)}/figures"
         drawn = [name for name in storage.names(folder) if name.endswith(".svg")]
         if drawn:
-            run = self._trial(trial_id, arm, from_dict(record.config))
+            run = self._trial(trial_id, arm, from_dict(record.config), _milliseconds(record)[0])
             there = {Path(found.path).name for found in self.client.list_artifacts(run, "figures")}
             missing = {name: storage.read(f"{folder}/{name}") for name in drawn if name not in there}
             self._upload(run, missing, "figures")
 
-    def report(self, page: bytes) -> None:
-        """The study's report, as an artifact of the parent run."""
-        self._upload(self.parent, {"report.html": page}, None)
+    def report(self, page: bytes, storage: Storage) -> None:
+        """The study's report, its figures and tables, as artifacts of the parent run; its verdicts in the description.
+
+        Files that are as they were are not sent again.
+        """
+        study = self.info.name
+        names = {f"{study}/{name}": "" for name in storage.names(study) if name.endswith(".csv")}
+        drawn = storage.names(f"{study}/figures")
+        names |= {f"{study}/figures/{name}": "figures" for name in drawn if name.endswith(".svg")}
+        files = {("", "report.html"): page}
+        files |= {(folder, Path(name).name): storage.read(name) for name, folder in names.items()}
+        known = json.loads(self._tags[self.parent].get("sent", "{}"))
+        sums = {"/".join(part for part in key if part): digest(content.hex(), 8) for key, content in files.items()}
+        for folder in ("", "figures"):
+            changed = {
+                name: content
+                for (place, name), content in files.items()
+                if place == folder and known.get(path := "/".join(part for part in (place, name) if part)) != sums[path]
+            }
+            self._upload(self.parent, changed, folder or None)
+        self._log(self.parent, [], {"sent": json.dumps(sums)})
+        if ("", "contrasts.csv") in files:
+            self.describe(pages.verdicts(files["", "contrasts.csv"]))
 
     def finish(self, complete: bool) -> None:
         """The parent's state."""
-        self._status(self.parent, *(("FINISHED", "complete") if complete else ("KILLED", "unfinished")))
+        records = [record for told in self._arms.values() for record in told.values()]
+        end = max((_milliseconds(record)[1] for record in records), default=None)
+        self._status(self.parent, *(("FINISHED", "complete") if complete else ("KILLED", "unfinished")), end)
+
+    def set_aside(self, arms: Iterable[str], trials: Iterable[str]) -> None:
+        """Runs of arms and trials that are not of this plan any more leave the lists: their role says `earlier`."""
+        keep = {("arm", arm) for arm in arms} | {("trial", trial) for trial in trials} | {("study", self.info.name)}
+        for (role, key), run in self._runs.items():
+            if (role, key) not in keep and not self._tags[run]["role"].startswith(EARLIER):
+                self._log(run, [], {"role": f"{EARLIER}{role}"})
+
+    def links(self) -> dict[str, Any]:
+        """Where the runs are, see LINKS: ids by trial, and the address of the UI, empty when it is a file."""
+        trials = {key: run for (role, key), run in sorted(self._runs.items()) if role == "trial"}
+        ui = self.uri if self.uri.startswith("http") else ""
+        where = {"tracking_uri": self.uri, "ui": ui, "experiment_id": self.experiment, "parent": self.parent}
+        return where | {"runs": trials}
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.info.name)
@@ -119,34 +227,71 @@ class View:
             self.info.name, artifact_location=artifact_folder(self.uri, self.info.name)
         )
 
-    def _trial(self, trial_id: str, arm: str, config: Config) -> str:
-        if ("trial", trial_id) in self._runs:
-            return self._runs["trial", trial_id]
+    def _find_runs(self) -> None:
+        """All runs of the experiment that are ours, in few queries, however many trials there are."""
+        token: str | None = ""
+        while token is not None:
+            found = self.client.search_runs([self.experiment], "tags.key != ''", max_results=1000, page_token=token)
+            for run in found:
+                role = run.data.tags.get("role", "").removeprefix(EARLIER)
+                self._runs[role, run.data.tags["key"]] = run.info.run_id
+                self._tags[run.info.run_id] = dict(run.data.tags)
+            token = found.token or None
+
+    def _trial(self, trial_id: str, arm: str, config: Config, begun: int | None = None) -> str:
         tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial_id}
-        run = self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, self.parent)
-        if not self.client.get_run(run).data.params:
-            from mlflow.entities import Param
+        folder = f"{self.folder}/{trial_folder(trial_id)}" if self.folder else trial_folder(trial_id)
+        tags |= {"record": folder, "mlflow.note.content": pages.trial_note(arm, config.seed, folder)}
+        return self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, self.parent, begun, config)
 
-            params = [Param(name, str(value)) for name, value in flatten(config).items()]
-            self.client.log_batch(run, params=params)
-        return run
-
-    def _run(self, role: str, key: str, name: str, tags: dict[str, str], parent: str | None = None) -> str:
-        """The run with this role and key, made when there is none."""
-        if (role, key) in self._runs:
-            return self._runs[role, key]
-        query = f"tags.role = '{role}' and tags.key = '{key}'"
-        found = self.client.search_runs([self.experiment], query, max_results=1)
-        if found:
-            run = found[0].info.run_id
+    def _run(
+        self,
+        role: str,
+        key: str,
+        name: str,
+        tags: dict[str, str],
+        parent: str | None = None,
+        begun: int | None = None,
+        config: Config | None = None,
+    ) -> str:
+        """The run with this role and key, made when there is none; its tags are brought up to date once."""
+        tags = tags | {"role": role, "key": key, "study": self.info.name, "preset": self.info.preset}
+        tags |= {"mlflow.parentRunId": parent} if parent else {}
+        if arm := tags.get("arm"):
+            place = self.info.arms.index(arm) if arm in self.info.arms else len(self.info.arms)
+            tags["mlflow.runColor"] = pages.colour(place)
+        if role == "arm":
+            tags["mlflow.runType"] = "evaluation"  # the UI then opens the parent, so that arms and trials are seen
+        run = self._runs.get((role, key))
+        if run is None:
+            run = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info.run_id
+            self._runs[role, key], self._tags[run] = run, tags
+            self._params(run, config, role == "arm")
         else:
-            tags = tags | {"role": role, "key": key, "study": self.info.name, "preset": self.info.preset}
-            tags |= {"mlflow.parentRunId": parent} if parent else {}
-            run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
-        self._runs[role, key] = run
+            self._log(run, [], tags)
         return run
 
-    def _log_rows(self, run: str, rows: list[dict[str, Any]]) -> None:
+    def _params(self, run: str, config: Config | None, of_arm: bool) -> None:
+        """The Config, of an arm without the seed: so comparing two arms shows what differs."""
+        from mlflow.entities import Param
+
+        values = flatten(config) if config else {}
+        params = [Param(name, str(value)) for name, value in values.items() if not (of_arm and name == "seed")]
+        for begin in range(0, len(params), 100):
+            self.client.log_batch(run, params=params[begin : begin + 100])
+
+    def _data(self, run: str, record: Record) -> None:
+        """The jets, as the dataset that the UI lists and filters by."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = str(record.data.get("source", ""))
+        fingerprint = record.data["fingerprint"]
+        facts = json.dumps({"source": source, "fingerprint": fingerprint})
+        dataset = Dataset(name=source[:500] or "jets", digest=fingerprint[:16], source_type="local", source=facts)
+        self.client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def _rows(self, run: str, rows: list[dict[str, Any]]) -> list[Any]:
+        """Points of learning curves that are not there yet."""
         metrics = []
         for row in rows:
             clock = next(name for name in row if name.rpartition("/")[2] == "epoch")  # of training, or of a fine-tuning
@@ -156,22 +301,23 @@ class View:
                 self._points[run, clock].add(row[clock])
                 known = {name: value for name, value in row.items() if isinstance(value, int | float)}
                 metrics += [self._metric(name, value, row[clock], None) for name, value in known.items()]
-        self._log(run, metrics, {})
+        return metrics
 
-    def _metric(self, name: str, value: float, step: int, at: str | None) -> Any:
-        """A value with a time of its own, so that writing it twice is writing it once."""
+    def _metric(self, name: str, value: float, step: int, at: int | None) -> Any:
+        """A value with a time of its own [ms], so that writing it twice is writing it once."""
         from mlflow.entities import Metric
 
-        seconds = datetime.fromisoformat(at).timestamp() if at else time.time()
-        return Metric(name, float(value), int(seconds * 1000), step)
+        return Metric(name, float(value), int(time.time() * 1000) if at is None else at, step)
 
     def _log(self, run: str, metrics: list[Any], tags: dict[str, str]) -> None:
+        """Metrics, and those of the tags that have changed."""
         from mlflow.entities import RunTag
 
-        for begin in range(0, max(len(metrics), 1), 900):  # a batch holds at most 1000 metrics
-            self.client.log_batch(
-                run, metrics[begin : begin + 900], tags=[RunTag(key, value) for key, value in tags.items()]
-            )
+        known = self._tags[run]
+        changed = [RunTag(key, value) for key, value in tags.items() if known.get(key) != value]
+        for begin in range(0, max(len(metrics), 1 if changed else 0), 900):  # a batch holds at most 1000 metrics
+            self.client.log_batch(run, metrics[begin : begin + 900], tags=[] if begin else changed)
+        known.update(tags)
 
     def _upload(self, run: str, files: dict[str, bytes], folder: str | None) -> None:
         if not files:
@@ -181,12 +327,18 @@ class View:
                 (Path(here) / name).write_bytes(content)
             self.client.log_artifacts(run, here, folder)
 
-    def _status(self, run: str, status: str, state: str) -> None:
-        self.client.set_tag(run, "state", state)
+    def _status(self, run: str, status: str, state: str, end: int | None = None) -> None:
+        self._log(run, [], {"state": state})
         if status == "RUNNING":
             self.client.update_run(run, status=status)
         else:
-            self.client.set_terminated(run, status)
+            self.client.set_terminated(run, status, end)
+
+
+def _milliseconds(record: Record) -> tuple[int, int]:
+    """When a trial started and ended, since 1970."""
+    start = datetime.fromisoformat(record.started).timestamp()
+    return int(start * 1000), int((start + record.wall_seconds) * 1000)
 
 
 class LiveView:
@@ -201,7 +353,12 @@ class LiveView:
 
     def started(self, spec: TrialSpec) -> None:
         """See View.started."""
-        self._tasks.put(lambda view: view.started(spec))
+
+        def tell(view: View) -> None:
+            view.started(spec)
+            save_links(view, self.storage)
+
+        self._tasks.put(tell)
 
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """See View.point."""
@@ -210,7 +367,13 @@ class LiveView:
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """See View.ended."""
         trial = spec.trial_id
-        self._tasks.put(lambda view: view.ended(trial, spec.arm, record, all_curves(self.storage, trial)))
+
+        def tell(view: View) -> None:
+            view.ended(trial, spec.arm, record, lambda: all_curves(self.storage, trial))
+            view.summarise(spec.arm)
+            save_links(view, self.storage)
+
+        self._tasks.put(tell)
 
     def interrupted(self, spec: TrialSpec) -> None:
         """Its run goes on when the trial does."""
@@ -231,7 +394,9 @@ class LiveView:
             if self.error:
                 continue
             try:
-                view = view or View(self.uri, self.info)
+                if view is None:
+                    view = View(self.uri, self.info, self.storage.uri)
+                    save_links(view, self.storage)
                 task(view)
             except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
                 self.error = f"{type(error).__name__}: {first_line(error)}"
@@ -252,41 +417,55 @@ def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
     return load_curves(storage, trial) + load_finetune_curves(storage, trial)
 
 
-def rebuild(storage: Storage, study: str, uri: str) -> int:
-    """Make the view of a study from its records, and from figures and report if they were made; returns the trials.
+def save_links(view: View, storage: Storage) -> None:
+    """Write LINKS into the study's folder, when anything has changed."""
+    name, content = f"{view.info.name}/{LINKS}", view.links()
+    if not storage.exists(name) or json.loads(storage.read(name)) != content:
+        storage.write_json(name, content)
+
+
+def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
+    """Make the view of a study from its records; returns the trials. What is there already is passed over.
 
     Parameters
     ----------
     study : str
         Name of the study's folder in the storage.
+    files : bool
+        Figures, report and models too, as far as they were made.
     """
-    view, ended, complete = _open(storage, study, uri)
-    by_arm: dict[str, list[Record]] = {}
-    for trial, arm, record in ended:
-        view.ended(trial, arm, record, all_curves(storage, trial))
-        view.figures(trial, arm, record, storage)
-        by_arm.setdefault(arm, []).append(record)
+    view, content, ended = _open(storage, study, uri)
     searched = _points(storage, study)
-    for trial, arm, record in searched:
-        view.ended(trial, arm, record, all_curves(storage, trial))
-    for arm, records in by_arm.items():
-        view.summarise(arm, records)
-    if storage.exists(f"{study}/report.html"):
-        view.report(storage.read(f"{study}/report.html"))
-    view.finish(complete)
+    for trial, arm, record in ended + searched:
+        view.ended(trial, arm, record, functools.partial(all_curves, storage, trial))
+    for arm in dict.fromkeys(arm for _, arm, _ in ended):
+        view.summarise(arm)
+    trials = [trial["trial_id"] for trial in content["trials"]]
+    view.set_aside(view.info.arms, trials + [trial for trial, _, _ in searched])
+    view.finish("unfinished" not in content and len(ended) == len(trials))
+    save_links(view, storage)
+    if files:
+        page = f"{study}/report.html"
+        _send_files(view, storage, ended, storage.read(page) if storage.exists(page) else None)
     return len(ended) + len(searched)
 
 
 def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
-    """Add the figures that were drawn, and the report, to the view of a study."""
-    view, ended, _ = _open(storage, study, uri)
+    """Add the figures that were drawn, the report, and the best encoder of each arm to the view of a study."""
+    view, _, ended = _open(storage, study, uri)
+    _send_files(view, storage, ended, report)
+
+
+def _send_files(view: View, storage: Storage, ended: list[Ended], report: bytes | None) -> None:
     for trial, arm, record in ended:
         view.figures(trial, arm, record, storage)
-    view.report(report)
+    if report is not None:
+        view.report(report, storage)
+    register_best(view, storage, ended)
 
 
-def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str, str, Record]], bool]:
-    """The view of a study, (id, arm, record) of its trials that have ended, and whether those are all."""
+def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any], list[Ended]]:
+    """The view of a study, what its file says, and its trials that have ended."""
     content = _content(storage, study)
     plan = content["plan"]
     info = StudyInfo(
@@ -296,11 +475,13 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, list[tuple[str,
         plan_hash=content["plan_hash"],
         metric=plan["metric"],
         source=content["data"]["source"],
+        higher_is_better=plan.get("higher_is_better", True),
+        arms=tuple(plan.get("arms", ())),
     )
     trials = content["trials"][: content.get("needed")]  # fewer than planned, where a study was stopped at a look
     found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
     ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
-    return View(uri, info), ended, "unfinished" not in content and len(ended) == len(found)
+    return View(uri, info, storage.uri), content, ended
 
 
 def _content(storage: Storage, study: str) -> dict[str, Any]:
@@ -311,7 +492,7 @@ def _content(storage: Storage, study: str) -> dict[str, Any]:
     return ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
 
 
-def _points(storage: Storage, study: str) -> list[tuple[str, str, Record]]:
+def _points(storage: Storage, study: str) -> list[Ended]:
     """(id, arm, record) of the trials of a study's search that have ended; those without a search have none."""
     trials: list[tuple[str, str]] = []
     if storage.exists(f"{study}/search.json"):

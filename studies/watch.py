@@ -77,13 +77,13 @@ def _finish(view: Any, plan: Plan, storage: Storage) -> None:
 
     try:
         if view.error is None:
-            rebuild(storage, plan.study, view.uri)
+            rebuild(storage, plan.study, view.uri, files=False)
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
         view.error = f"{type(error).__name__}: {first_line(error)}"
     if view.error:
         say_lost(view, plan, storage)
     else:
-        say(see(view.uri))
+        say(see(view.uri, storage, plan.study))
 
 
 def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
@@ -96,5 +96,7 @@ def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Names
         plan_hash=plan.hash,
         metric=plan.metric,
         source=data.source,
+        higher_is_better=plan.higher_is_better,
+        arms=tuple(plan.arms),
     )
     return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)
