@@ -5,10 +5,7 @@ MLflow runs this file when the model is loaded (models from code), in an environ
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlflow
-import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -21,9 +18,7 @@ class JetEncoder(PythonModel):
 
         self.encoder = jbot.load(context.artifacts["encoder"])
 
-    def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
-    ) -> np.ndarray:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # hints would be its schema
         """The embedding, float32 (jet, dim), of (jet, particle, 4): eta_rel, phi_rel, pt_rel, valid."""
         return self.encoder.embed(model_input)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,10 @@ def register_best(view: View, storage: Storage, ended: Sequence[Ended]) -> None:
     if not best:
         return
     versions, aliases = _registry(view)
+    logged = _logged(view) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
     for arm, (trial, record, why) in best.items():
         if trial not in versions:
-            versions[trial] = _register(view, storage, trial, record, why)
+            versions[trial] = _register(view, storage, trial, record, why, logged)
         if aliases.get(arm) != versions[trial]:
             view.client.set_registered_model_alias(view.info.name, arm, versions[trial])
 
@@ -90,50 +92,71 @@ def _registry(view: View) -> tuple[dict[str, str], dict[str, str]]:
     return versions, {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _register(view: View, storage: Storage, trial: str, record: Record, why: str) -> str:
+def _register(view: View, storage: Storage, trial: str, record: Record, why: str, logged: dict[str, Any]) -> str:
     """A logged model of the trial's run, and a version of the study's registered model; returns the version."""
-    from mlflow.entities import LoggedModelOutput
-
-    client, run = view.client, view.links()["runs"][trial]
     tags = {"trial_id": trial, "arm": record.arm, "seed": str(record.seed), "chosen": why}
-    with tempfile.TemporaryDirectory() as here:
-        card = _save(storage, trial, record, Path(here))
-        model = client.create_logged_model(view.experiment, f"{record.arm}-seed-{record.seed}", run, tags, None, "jbot")
-        client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
-    text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(card, 10 * pages.MOST_CHARACTERS)}")
-    source = f"models:/{model.model_id}"
-    made = client.create_model_version(
+    run = view.links()["runs"][trial]
+    model = logged.get(trial) or _log_model(view, storage, trial, record, run, tags)
+    # A SQLite registry looks models:/ up in whatever server this process has as its default.
+    source = f"models:/{model.model_id}" if view.uri.startswith("http") else model.artifact_location
+    text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(_card(storage, record), 10 * pages.MOST_CHARACTERS)}")
+    made = view.client.create_model_version(
         view.info.name, source, run, tags, description=text, model_id=model.model_id, await_creation_for=0
     )
     return str(made.version)
 
 
-def _save(storage: Storage, trial: str, record: Record, here: Path) -> str:
-    """The model as a folder `model`: code, weights, record, card. Returns the card."""
+def _logged(view: View) -> dict[str, Any]:
+    """Logged models of the experiment that are whole, by trial."""
+    found: dict[str, Any] = {}
+    token: str | None = None
+    while True:
+        models = view.client.search_logged_models([view.experiment], page_token=token)
+        found |= {one.tags["trial_id"]: one for one in models if "trial_id" in one.tags and one.status == "READY"}
+        token = models.token
+        if not token:
+            return found
+
+
+def _log_model(view: View, storage: Storage, trial: str, record: Record, run: str, tags: dict[str, str]) -> Any:
+    from mlflow.entities import LoggedModelOutput
+
+    client = view.client
+    with tempfile.TemporaryDirectory() as here:
+        _save(storage, record, Path(here))
+        name = f"{record.arm}-seed-{record.seed}"
+        model = client.create_logged_model(view.experiment, name, run, tags, None, "jbot")
+        client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
+    return model
+
+
+def _card(storage: Storage, record: Record) -> str:
+    name = f"{trial_folder(record.trial_id)}/{CARD}"
+    return storage.read(name).decode() if storage.exists(name) else model_card(record)
+
+
+def _save(storage: Storage, record: Record, here: Path) -> None:
+    """The model as a folder `model`: code, weights, record, card."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    folder = trial_folder(trial)
     encoder = here / "encoder"
     encoder.mkdir()
     for name in (WEIGHTS, "record.json"):
-        (encoder / name).write_bytes(storage.read(f"{folder}/{name}"))
-    found = storage.exists(f"{folder}/{CARD}")
-    card = storage.read(f"{folder}/{CARD}").decode() if found else model_card(record)
-    (encoder / CARD).write_text(card)
+        (encoder / name).write_bytes(storage.read(f"{trial_folder(record.trial_id)}/{name}"))
+    (encoder / CARD).write_text(_card(storage, record))
     dim = from_dict(record.config).model.dim
     kind: Any = np.dtype(np.float32)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(kind, INPUT, "jets")]), outputs=Schema([TensorSpec(kind, (-1, dim))])
-    )
-    mlflow.pyfunc.save_model(
-        here / "model",
-        python_model=str(CODE),
-        artifacts={"encoder": str(encoder)},
-        signature=signature,
-        pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
-    )
-    return card
+    inputs, outputs = Schema([TensorSpec(kind, INPUT, "jets")]), Schema([TensorSpec(kind, (-1, dim))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a signature without an example may be wrong: a test loads and predicts
+        mlflow.pyfunc.save_model(
+            here / "model",
+            python_model=str(CODE),
+            artifacts={"encoder": str(encoder)},
+            signature=ModelSignature(inputs=inputs, outputs=outputs),
+            pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
+        )

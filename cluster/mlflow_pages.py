@@ -177,6 +177,7 @@ def _saved(name: str, rank: int, state: Mapping[str, Any]) -> str:
     columns = [NAME, *state["selectedColumns"]]
     widths = {column: 220 if column == NAME else 170 for column in columns}
     place = {"columnOrder": columns, "columnWidths": widths, "runsHiddenMode": "SHOW_ALL"}
+    place["isAccordionReordered"] = True  # else the UI puts its own sections, of some hundred metrics, before ours
     whole = seen | place | dict(state)
     packed = base64.b64encode(zlib.compress(json.dumps(whole).encode(), 9)).decode()
     return json.dumps({"name": name, "createdAt": rank, "updatedAt": rank, "state": f"deflate;{packed}"})

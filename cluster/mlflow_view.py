@@ -28,7 +28,11 @@ from jbot.record import Record, Storage, first_line, load_curves, load_finetune_
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
-for _name, _value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}.items():
+for _name, _value in {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}.items():
     os.environ.setdefault(_name, _value)
 
 EARLIER = "earlier "

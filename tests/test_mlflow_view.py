@@ -1,11 +1,17 @@
 """The MLflow view: one run per trial whatever happens, rebuilt from records, and never in the way."""
 
+import base64
+import dataclasses
+import json
 import socket
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, make_jets
 
+import jbot
 from analysis.pictures import draw_trials
 from analysis.plan import Contrast, save_study
 from cluster.mirror import main as mirror
@@ -16,6 +22,9 @@ from jbot.record import Storage, load_record
 from studies.study import Study, planned_trials, trial_specs
 
 mlflow = pytest.importorskip("mlflow")
+from cluster import mlflow_view  # noqa: E402 - needs mlflow
+from cluster.mlflow_model import choose  # noqa: E402 - needs mlflow
+from cluster.mlflow_pages import shortened  # noqa: E402 - needs mlflow
 from cluster.mlflow_view import LiveView, StudyInfo, View, rebuild, show_files  # noqa: E402 - needs mlflow
 
 STUDY = Study(
@@ -39,7 +48,7 @@ class Case:
         save_study(self.storage, self.plan, source, planned_trials(self.specs))
         self.info = StudyInfo(
             name=self.plan.study, question="Does it show?", preset="smoke", plan_hash=self.plan.hash,
-            metric=self.plan.metric, source=data.source,
+            metric=self.plan.metric, source=data.source, arms=tuple(self.plan.arms),
         )  # fmt: skip
 
     def run(self, uri=None):
@@ -47,6 +56,10 @@ class Case:
         run_inline(self.specs, self.data, self.storage, [view], Resources())
         view.close()
         return view
+
+    @property
+    def client(self):
+        return mlflow.MlflowClient(tracking_uri=self.uri)
 
     def artifacts(self, run, folder=None):
         client = mlflow.MlflowClient(tracking_uri=self.uri)
@@ -154,6 +167,7 @@ def test_figures_and_report_are_artifacts_of_their_runs(case, tmp_path):
         assert case.artifacts(run, "figures") == [f"figures/{name}" for name in drawn[run.data.tags["arm"]]]
     (parent,) = case.runs("study")
     assert case.artifacts(parent) == ["report.html"]
+    assert len(case.client.search_model_versions(f"name = '{case.plan.study}'")) == 2  # two arms, sent twice
     client = mlflow.MlflowClient(tracking_uri=case.uri)
     run = next(run for run in case.runs() if run.data.tags["trial_id"] == case.specs[0].trial_id)
     sent = client.download_artifacts(run.info.run_id, "figures/jets.svg", str(tmp_path))
@@ -179,3 +193,153 @@ def test_rebuilding_shows_figures_and_report_too(case, tmp_path):
 def test_a_folder_that_is_no_study_is_one_line_and_exit_code_2(tmp_path, capsys, folder):
     assert mirror([str(tmp_path / folder)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def saved(client, experiment, key):
+    """A saved view as the UI reads it: its name, and the state of lists and charts."""
+    content = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
+    packed = content["state"].removeprefix("deflate;")
+    return content["name"], json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
+    view = View(case.uri, case.info)
+    tags = view.client.get_experiment(view.experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"].startswith("**Does it show?**")
+    assert "viewStateShareKey=arms" in tags["mlflow.note.content"]
+    name, arms = saved(view.client, view.experiment, "arms")
+    assert name == "1 Arms: mean and spread"
+    assert arms["searchFilter"] == "tags.role = 'arm'"
+    assert arms["orderByKey"] == f"metrics.`{case.plan.metric}`"
+    assert arms["orderByAsc"] is False
+    assert {f"metrics.`{case.plan.metric}`", f"metrics.`{case.plan.metric}_sd`"} <= set(arms["selectedColumns"])
+    _, curves = saved(view.client, view.experiment, "curves")
+    assert curves["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
+    assert "val/knn_accuracy" in {chart["metricKey"] for chart in curves["compareRunCharts"]}
+    assert all(len(value) <= 5000 for value in tags.values())
+    View(case.uri, case.info)
+    assert view.client.get_experiment(view.experiment).tags == tags
+
+
+def test_arms_can_be_compared_and_their_trials_share_a_colour(case):
+    case.run()
+    rebuild(case.storage, case.plan.study, case.uri, files=False)
+    arms = {run.data.tags["arm"]: run for run in case.runs("arm")}
+    differ = {name for name, value in arms["on"].data.params.items() if arms["off"].data.params[name] != value}
+    assert differ == {"finetune.fractions", "finetune.epochs", "loss.koleo_weight"}
+    assert "seed" not in arms["on"].data.params
+    colours = {arm: run.data.tags["mlflow.runColor"] for arm, run in arms.items()}
+    assert colours["on"] != colours["off"]
+    for run in case.runs():
+        assert run.data.tags["mlflow.runColor"] == colours[run.data.tags["arm"]]
+        record = load_record(case.storage, run.data.tags["trial_id"])
+        assert run.inputs.dataset_inputs[0].dataset.digest == record.data["fingerprint"][:16]
+        assert run.data.tags["record"] == f"{case.storage.uri}/trials/{record.trial_id}"
+        seconds = (run.info.end_time - run.info.start_time) / 1000
+        assert seconds == pytest.approx(record.wall_seconds, abs=2)  # times are the record's, whenever it is shown
+
+
+def test_a_summary_is_live_and_of_the_newest_trials(case):
+    view = View(case.uri, case.info)
+    case.run()
+    record = load_record(case.storage, case.specs[0].trial_id)
+    for score in (0.9, 0.1):  # falling: of equal times MLflow would show the larger
+        again = dataclasses.replace(record, metrics={"test/knn_accuracy": score})
+        view.ended(f"{score}", "on", again, list)
+        view.summarise("on")
+    on = next(run for run in case.runs("arm") if run.data.tags["arm"] == "on")
+    assert (on.data.metrics["n"], on.data.metrics["test/knn_accuracy"]) == (2, pytest.approx(0.5))
+    assert on.data.metrics["test/knn_accuracy_sd"] == pytest.approx(0.8 / 2**0.5)
+
+
+def test_links_lead_from_records_to_runs(case):
+    case.run()
+    live = case.storage.read_json(f"{case.plan.study}/mlflow.json")
+    assert (live["tracking_uri"], live["ui"]) == (case.uri, "")
+    assert live["parent"] == case.runs("study")[0].info.run_id
+    assert live["runs"] == {run.data.tags["trial_id"]: run.info.run_id for run in case.runs()}
+    rebuild(case.storage, case.plan.study, case.uri, files=False)
+    assert case.storage.read_json(f"{case.plan.study}/mlflow.json") == live
+
+
+def test_what_is_whole_is_passed_over(case, monkeypatch):
+    case.run()
+    rebuild(case.storage, case.plan.study, case.uri, files=False)
+    read = []
+    monkeypatch.setattr(mlflow_view, "all_curves", lambda storage, trial: read.append(trial) or [])
+    rebuild(case.storage, case.plan.study, case.uri, files=False)
+    assert read == []
+
+
+def test_runs_of_an_earlier_plan_leave_the_lists_and_come_back(case):
+    case.run()
+    rebuild(case.storage, case.plan.study, case.uri, files=False)
+    name = f"{case.plan.study}/study.json"
+    whole = case.storage.read_json(name)
+    less = json.loads(json.dumps(whole))
+    del less["plan"]["arms"]["off"]
+    less["trials"] = [trial for trial in less["trials"] if trial["arm"] == "on"]
+    for content, arms in ((less, {"on"}), (whole, {"on", "off"})):
+        case.storage.write_json(name, content)
+        rebuild(case.storage, case.plan.study, case.uri, files=False)
+        for role in ("arm", "trial"):
+            assert {run.data.tags["arm"] for run in case.runs(role)} == arms
+
+
+def test_the_report_tells_its_verdicts_in_the_description(case):
+    case.run()
+    table = 'contrast,kind,sentence\nb,exploratory,"second, later"\na,primary,first\n'
+    case.storage.write(f"{case.plan.study}/contrasts.csv", table.encode())
+    case.storage.write(f"{case.plan.study}/figures/curves.svg", b"<svg/>")
+    show_files(case.storage, case.plan.study, case.uri, b"<html>")
+    (parent,) = case.runs("study")
+    assert "- first\n- second, later\n" in parent.data.tags["mlflow.note.content"]
+    assert case.artifacts(parent) == ["contrasts.csv", "report.html"]
+    assert case.artifacts(parent, "figures") == ["figures/curves.svg"]
+
+
+def test_the_best_encoder_of_an_arm_is_registered_and_embeds_without_pickle(case, tmp_path, monkeypatch):
+    case.run()
+    rebuild(case.storage, case.plan.study, case.uri)
+    model = case.client.get_registered_model(case.plan.study)
+    assert set(model.aliases) == {"on", "off"}
+    version = case.client.get_model_version_by_alias(case.plan.study, "on")
+    trial = next(spec.trial_id for spec in case.specs if spec.arm == "on")
+    assert version.tags["trial_id"] == trial
+    assert version.description.startswith("Chosen: best of 1 seeds by its last val/knn_accuracy")
+    assert "## Use" in version.description
+    assert len(version.description) <= 5000
+    files = {path.name for path in (tmp_path / "mlflow_artifacts").rglob("*") if path.is_file()}
+    assert {"student.safetensors", "record.json", "card.md", "mlflow_encoder.py", "MLmodel"} <= files
+    assert not any(name.endswith((".pkl", ".pickle", ".pt", ".bin", ".joblib")) for name in files)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", case.uri)
+    jets = make_jets(7)
+    loaded = mlflow.pyfunc.load_model(f"models:/{case.plan.study}@on")
+    found = loaded.predict(jets)
+    assert np.array_equal(found, jbot.load(f"{case.storage.uri}/trials/{trial}").embed(jets))
+    assert found.shape == (7, from_dict(case.plan.base).model.dim)
+
+
+def test_an_encoder_is_chosen_on_validation_jets(case):
+    case.run()
+    ended = []
+    for seed, score in enumerate((0.5, 0.7, 0.6)):
+        record = dataclasses.replace(load_record(case.storage, case.specs[0].trial_id), trial_id=f"t{seed}")
+        record.config["seed"] = seed
+        case.storage.write(f"trials/t{seed}/student.safetensors", b"")
+        case.storage.write_rows(f"trials/t{seed}/curves.parquet", [{"epoch": 0, "val/knn_accuracy": score}])
+        ended.append((record.trial_id, "on", record))
+    best = choose(case.storage, ended, "test/knn_accuracy", True)["on"]
+    assert best[0] == "t1"
+    assert best[2] == "best of 3 seeds by its last val/knn_accuracy, 0.7"
+    assert choose(case.storage, ended, "test/knn_accuracy", False)["on"][0] == "t0"
+    assert choose(case.storage, ended, "test/nothing", True)["on"][::2] == ("t0", "first seed of 3")
+
+
+def test_a_card_that_is_too_long_ends_with_a_section():
+    card = "---\nlicense: x\n---\n\n# Title\n\n## Use\n\nshort\n\n## Config\n\n" + "x" * 9000
+    text = shortened(card)
+    assert text.startswith("# Title")
+    assert text.endswith("short\n\nThe whole card is the artifact `card.md`.")
+    assert shortened("# Title") == "# Title"
