@@ -5,7 +5,10 @@ MLflow runs this file when the model is loaded (models from code), in an environ
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlflow
+import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -18,7 +21,7 @@ class JetEncoder(PythonModel):
 
         self.encoder = jbot.load(context.artifacts["encoder"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def] # hints would be its schema
+    def predict(self, context: PythonModelContext, model_input: np.ndarray, params: Any = None) -> np.ndarray:
         """The embedding, float32 (jet, dim), of (jet, particle, 4): eta_rel, phi_rel, pt_rel, valid."""
         return self.encoder.embed(model_input)
 
