@@ -71,12 +71,15 @@ class View:
     ----------
     folder : str
         Path or URI under which the records lie, said in the runs.
+    begun : int, optional
+        When the study started [ms since 1970]; now by default.
     """
 
-    def __init__(self, uri: str, info: StudyInfo, folder: str = ""):
+    def __init__(self, uri: str, info: StudyInfo, folder: str = "", begun: int | None = None):
         import mlflow
 
         self.info, self.uri, self.folder = info, uri, folder
+        self.begun = int(time.time() * 1000) if begun is None else begun
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self._points: dict[tuple[str, str], set[int]] = {}
         """Epochs that are there, by run and the name of their clock."""
@@ -86,7 +89,8 @@ class View:
         self._tags: dict[str, dict[str, str]] = {}
         self._runs: dict[tuple[str, str], str] = {}
         self._find_runs()
-        self.parent = self._run("study", info.name, f"{info.name} ({info.preset})", {"question": info.question})
+        title = f"{info.name} ({info.preset})"
+        self.parent = self._run("study", info.name, title, {"question": info.question}, None, self.begun)
         self._log(self.parent, [], {"plan_hash": info.plan_hash, "metric": info.metric})  # of the plan that ran last
         self.describe(())
 
@@ -151,9 +155,8 @@ class View:
         if not records:
             return
         complete = [record for record in records if record.state == "complete"]
-        ends = [_milliseconds(record) for record in records]
-        begun, finished = min(begin for begin, _ in ends), max(end for _, end in ends)
-        run = self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent, begun, from_dict(records[0].config))
+        finished = max(_milliseconds(record)[1] for record in records)
+        run = self._arm(arm, from_dict(records[0].config))
         metrics: dict[str, float] = {"n": len(complete), "failed": len(records) - len(complete)}
         for name in sorted({name for record in complete for name in record.metrics}):
             values = [record.metrics[name] for record in complete if record.metrics.get(name) is not None]
@@ -246,7 +249,13 @@ class View:
         tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial_id}
         folder = f"{self.folder}/{trial_folder(trial_id)}" if self.folder else trial_folder(trial_id)
         tags |= {"record": folder, "mlflow.note.content": pages.trial_note(arm, config.seed, folder)}
-        return self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, self.parent, begun, config)
+        parent = self._arm(arm, config) if arm in self.info.arms else self.parent
+        return self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, parent, begun, config)
+
+    def _arm(self, arm: str, config: Config) -> str:
+        """The run of an arm, over those of its trials. The UI lists the newest first: that is the plan's order."""
+        place = self.info.arms.index(arm) if arm in self.info.arms else len(self.info.arms)
+        return self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent, self.begun - place, config)
 
     def _run(
         self,
@@ -265,7 +274,7 @@ class View:
             place = self.info.arms.index(arm) if arm in self.info.arms else len(self.info.arms)
             tags["mlflow.runColor"] = pages.colour(place)
         if role == "arm":
-            tags["mlflow.runType"] = "evaluation"  # the UI then opens the parent, so that arms and trials are seen
+            tags["mlflow.runType"] = "evaluation"  # the UI then opens the parent, so that arms are seen at once
         run = self._runs.get((role, key))
         if run is None:
             run = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info.run_id
@@ -336,7 +345,7 @@ class View:
         if status == "RUNNING":
             self.client.update_run(run, status=status)
         else:
-            self.client.set_terminated(run, status, end)
+            self.client.set_terminated(run, status, None if end is None else max(end, self.begun))
 
 
 def _milliseconds(record: Record) -> tuple[int, int]:
@@ -485,7 +494,8 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any],
     trials = content["trials"][: content.get("needed")]  # fewer than planned, where a study was stopped at a look
     found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
     ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
-    return View(uri, info, storage.uri), content, ended
+    begun = min((_milliseconds(record)[0] for _, _, record in ended), default=None)
+    return View(uri, info, storage.uri, begun), content, ended
 
 
 def _content(storage: Storage, study: str) -> dict[str, Any]:

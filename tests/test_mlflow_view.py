@@ -87,13 +87,15 @@ def test_a_live_run_shows_everything_a_record_holds(case):
     view = case.run()
     assert view.error is None
     (parent,) = case.runs("study")
+    arms = {run.data.tags["arm"]: run for run in case.runs("arm")}
     runs = {run.data.tags["arm"]: run for run in case.runs()}
     assert set(runs) == {"on", "off"}
     for spec in case.specs:
         run, record = runs[spec.arm], load_record(case.storage, spec.trial_id)
         assert run.info.run_name == f"{spec.arm} seed 0"
         assert run.info.status == "FINISHED"
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["mlflow.parentRunId"] == arms[spec.arm].info.run_id
+        assert arms[spec.arm].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert (run.data.tags["seed"], run.data.tags["block"], run.data.tags["state"]) == ("0", "0", "complete")
         assert set(run.data.params) == set(flatten(Config()))
         assert run.data.params["loss.koleo_weight"] == ("0.01" if spec.arm == "on" else "0.0")
