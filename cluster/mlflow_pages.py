@@ -176,7 +176,7 @@ def _saved(name: str, rank: int, state: Mapping[str, Any]) -> str:
     seen = {"orderByKey": "attributes.start_time", "orderByAsc": False, "lifecycleFilter": "Active", "startTime": "ALL"}
     columns = [NAME, *state["selectedColumns"]]
     widths = {column: 220 if column == NAME else 170 for column in columns}
-    place = {"columnOrder": columns, "columnWidths": widths, "runsHiddenMode": "SHOW_ALL"}
+    place: dict[str, Any] = {"columnOrder": columns, "columnWidths": widths, "runsHiddenMode": "SHOW_ALL"}
     place["isAccordionReordered"] = True  # else the UI puts its own sections, of some hundred metrics, before ours
     whole = seen | place | dict(state)
     packed = base64.b64encode(zlib.compress(json.dumps(whole).encode(), 9)).decode()
