@@ -152,7 +152,7 @@ def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def _contrast_row(verdict: Verdict) -> dict[str, Any]:
     contrast, difference = verdict.contrast, verdict.difference
-    row = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
+    row: dict[str, Any] = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
     row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
     row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
     row |= vars(difference) | {"standard_error": difference.standard_error}
