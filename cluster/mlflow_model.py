@@ -40,7 +40,7 @@ def register_best(view: View, storage: Storage, ended: Sequence[Ended]) -> None:
     logged = _logged(view) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
     for arm, (trial, record, why) in best.items():
         if trial not in versions:
-            versions[trial] = _register(view, storage, trial, record, why, logged)
+            versions[trial] = _register(view, storage, arm, record, why, logged)
         if aliases.get(arm) != versions[trial]:
             view.client.set_registered_model_alias(view.info.name, arm, versions[trial])
 
@@ -92,11 +92,12 @@ def _registry(view: View) -> tuple[dict[str, str], dict[str, str]]:
     return versions, {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _register(view: View, storage: Storage, trial: str, record: Record, why: str, logged: dict[str, Any]) -> str:
+def _register(view: View, storage: Storage, arm: str, record: Record, why: str, logged: dict[str, Any]) -> str:
     """A logged model of the trial's run, and a version of the study's registered model; returns the version."""
-    tags = {"trial_id": trial, "arm": record.arm, "seed": str(record.seed), "chosen": why}
+    trial = record.trial_id
+    tags = {"trial_id": trial, "arm": arm, "seed": str(record.seed), "chosen": why}  # another study may have run it
     run = view.links()["runs"][trial]
-    model = logged.get(trial) or _log_model(view, storage, trial, record, run, tags)
+    model = logged.get(trial) or _log_model(view, storage, record, run, tags)
     # A SQLite registry looks models:/ up in whatever server this process has as its default.
     source = f"models:/{model.model_id}" if view.uri.startswith("http") else model.artifact_location
     text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(_card(storage, record), 10 * pages.MOST_CHARACTERS)}")
@@ -118,13 +119,13 @@ def _logged(view: View) -> dict[str, Any]:
             return found
 
 
-def _log_model(view: View, storage: Storage, trial: str, record: Record, run: str, tags: dict[str, str]) -> Any:
+def _log_model(view: View, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:
     from mlflow.entities import LoggedModelOutput
 
     client = view.client
     with tempfile.TemporaryDirectory() as here:
         _save(storage, record, Path(here))
-        name = f"{record.arm}-seed-{record.seed}"
+        name = f"{tags['arm']}-seed-{record.seed}"
         model = client.create_logged_model(view.experiment, name, run, tags, None, "jbot")
         client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
     client.finalize_logged_model(model.model_id, "READY")

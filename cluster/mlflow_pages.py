@@ -89,7 +89,7 @@ def experiment_note(question: str, experiment: str) -> str:
     """The description on top of the experiment's page, of which the UI shows one line until one opens it."""
     names = {"arms": "arms", "curves": "curves by arm", "trials": "trials"}
     links = " · ".join(f"[{name}]({page('', experiment, view)})" for view, name in names.items())
-    return f"**{question}** Open: {links}"
+    return f"{question} Open: {links}".strip()  # plain: the list of experiments shows it as it is
 
 
 def study_note(info: Any, experiment: str, verdicts: Sequence[str] = ()) -> str:
@@ -106,7 +106,7 @@ def study_note(info: Any, experiment: str, verdicts: Sequence[str] = ()) -> str:
     parts = [
         f"**{info.question}**",
         found and f"{found}\n\nFigures and evidence: `report.html` under *Artifacts*.",
-        f"{experiment_note('', experiment).removeprefix('**** ')}",
+        experiment_note("", experiment),
         f"Arms: {arms}. Metric: `{info.metric}`. Jets: {info.source}." if arms else f"Jets: {info.source}",
         f'Search: `tags.arm = "{info.arms[0]}" and tags.seed = "0"`' if info.arms else "",
     ]

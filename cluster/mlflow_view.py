@@ -157,13 +157,15 @@ class View:
         complete = [record for record in records if record.state == "complete"]
         finished = max(_milliseconds(record)[1] for record in records)
         run = self._arm(arm, from_dict(records[0].config))
-        metrics: dict[str, float] = {"n": len(complete), "failed": len(records) - len(complete)}
-        for name in sorted({name for record in complete for name in record.metrics}):
+        metrics: dict[str, float] = {}
+        names = sorted({name for record in complete for name in record.metrics}, key=self._order)
+        for name in names:  # the study's own first: the UI's comparison begins with what was logged first
             values = [record.metrics[name] for record in complete if record.metrics.get(name) is not None]
             if values:
                 metrics[name] = statistics.fmean(values)
             if len(values) > 1:
                 metrics[f"{name}_sd"] = statistics.stdev(values)
+        metrics |= {"n": len(complete), "failed": len(records) - len(complete)}
         written = f"{SCHEMA} {digest([metrics, finished])}"
         if self._tags[run].get("written") == written:
             return
@@ -171,6 +173,9 @@ class View:
         self._log(run, [self._metric(name, value, 0, at) for name, value in metrics.items()], {})
         self._status(run, "FINISHED", "complete", finished)
         self._log(run, [], {"written": written})
+
+    def _order(self, name: str) -> tuple[bool, str]:
+        return name != self.info.metric, name
 
     def figures(self, trial_id: str, arm: str, record: Record, storage: Storage) -> None:
         """The figures that were drawn of a trial, as artifacts of its run; those that are there are not sent again."""

@@ -208,7 +208,7 @@ def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
     view = View(case.uri, case.info)
     tags = view.client.get_experiment(view.experiment).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
-    assert tags["mlflow.note.content"].startswith("**Does it show?**")
+    assert tags["mlflow.note.content"].startswith("Does it show? Open: [arms](")
     assert "viewStateShareKey=arms" in tags["mlflow.note.content"]
     name, arms = saved(view.client, view.experiment, "arms")
     assert name == "1 Arms: mean and spread"
