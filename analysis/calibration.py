@@ -231,12 +231,12 @@ def _power() -> Iterator[Check]:
     """What a dry run promises: a difference of the detectable size is found in 80% of studies."""
     judged = functools.partial(_judged, "Power", kind="at least", nominal=0.8, weight=0.5)
     for n in (6, 7, 8, 10, 12, 20):
-        effect = statistics.minimum_detectable_effect(n)
+        effect = statistics.detectable_effect(n, ALPHA)
         yield judged(
             f"one contrast, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=(effect,)
         )
     for n, family in ((8, 3), (10, 3), (10, 6)):
-        effect = statistics.minimum_detectable_effect(n, alpha=ALPHA / family)
+        effect = statistics.detectable_effect(n, ALPHA, family)
         alone = (effect, *(0.0,) * (family - 1))
         yield judged(
             f"one of {family} contrasts, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=alone

@@ -200,7 +200,7 @@ def _power_line(evidence: Evidence) -> str:
     n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
     floor = statistics.p_floor(n, family)
     level = sequential.final_level(plan.looks, plan.alpha)
-    effect = statistics.minimum_detectable_effect(n, alpha=level / family)
+    effect = statistics.detectable_effect(n, level, family)
     if floor > plan.alpha:
         return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. Equivalence at best."
     return (

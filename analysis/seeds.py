@@ -20,8 +20,8 @@ from analysis.plan import Plan, StudyRecords
 from analysis.sections import Evidence, Extra, Table
 from analysis.statistics import MeanInterval
 
-SEEDS = (3, 5, 8, 10, 20)
-"""Sizes of a study for which the smallest difference that it would find is given."""
+SEEDS = (6, 8, 10, 20)
+"""Sizes of a study for which the smallest difference that it would find is given; fewer than six find none."""
 CORRELATIONS = (0.0, 0.5, 0.9, 0.99)
 """Of two arms over seeds. Independent arms have 0; arms that share weights, order and noise had up to 0.997 in short
 runs (masking pilot)."""
@@ -104,7 +104,7 @@ def detectable(sd: float, n: int, correlation: float = 0.0) -> float:
     float
         In units of the metric; of a single contrast, without any correction.
     """
-    return statistics.minimum_detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
+    return statistics.detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
 
 
 def milestones(curves: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
@@ -180,11 +180,11 @@ def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) 
         f"{design.mean_cell(spread)}.{beside}"
     )
     few, many = (wording.compact(detectable(spread.sd, n), 2) for n in (SEEDS[0], SEEDS[-1]))
-    paired = wording.compact(detectable(spread.sd, SEEDS[2], CORRELATIONS[-1]), 2)
+    paired = wording.compact(detectable(spread.sd, SEEDS[1], CORRELATIONS[-1]), 2)
     yield (
         f"Two arms without any correlation over seeds must differ by {few} to be told apart by {SEEDS[0]} seeds, and "
         f"by {many} by {SEEDS[-1]} (80% power, one contrast). Pairing is what makes a study affordable: at a "
-        f"correlation of {CORRELATIONS[-1]:g}, {SEEDS[2]} seeds find {paired}."
+        f"correlation of {CORRELATIONS[-1]:g}, {SEEDS[1]} seeds find {paired}."
     )
 
 

@@ -110,7 +110,8 @@ class Verdict:
     failures: tuple[FailureRate, FailureRate]
     """Of treatment and control."""
     detectable: float
-    """Minimum detectable difference at this n and spread (80% power, level alpha / family), in units of the metric."""
+    """What a verdict finds with 80% power at this n and spread, corrected over the family, were it the only difference;
+    in units of the metric, infinite where no p-value of so few seeds is small enough."""
     seeds_needed: int | None
     """Of an undecided contrast; None when it is decided, or no number up to MOST_SEEDS would do."""
     interim: bool
@@ -355,7 +356,7 @@ def _conclude(
         p_equivalent_adjusted=p_equivalent,
         floor=min(1.0, corrected * smallest),
         family=family,
-        detectable=_detectable(difference, (1 - evidence.confidence if course else plan.alpha) / family),
+        detectable=_detectable(difference, 1 - evidence.confidence if course else plan.alpha, family),
         seeds_needed=_seeds_needed(plan, difference, family) if outcome == "undecided" else None,
         interim=interim,
         look=look,
@@ -385,10 +386,11 @@ def clear_of_zero(difference: PairedDifference) -> bool:
     return difference.low > 0 or difference.high < 0
 
 
-def _detectable(difference: PairedDifference, alpha: float) -> float:
+def _detectable(difference: PairedDifference, alpha: float, family: int) -> float:
     if difference.n < 2:
         return math.nan
-    return statistics.minimum_detectable_effect(difference.n, alpha=alpha) * difference.sd
+    effect = statistics.detectable_effect(difference.n, alpha, family)
+    return effect * difference.sd if math.isfinite(effect) else math.inf
 
 
 def _in_words(plan: Plan, verdict: Verdict) -> Verdict:
@@ -490,7 +492,7 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
     if math.isfinite(d.check_low) and clear_of_zero(d) != (d.check_low > 0 or d.check_high < 0):
         low_high = wording.interval(d.check_low, d.check_high, d.standard_error)
         yield f"The bootstrap-t interval, {low_high}, disagrees with the t interval about zero."
-    if verdict.outcome == "undecided" and d.sd > 0:
+    if verdict.outcome == "undecided" and d.sd > 0 and math.isfinite(verdict.detectable):
         yield f"This design had 80% power for a difference of {wording.compact(verdict.detectable, 2)}."
     if not verdict.contrast.primary:
         yield "Exploratory: a lead to follow on fresh seeds, not a finding."

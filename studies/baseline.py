@@ -6,7 +6,7 @@ Design   The base alone at 8 seeds. Each encoder is compared with itself before 
 Command  python studies/baseline.py                                two and a half minutes on two cores (8 x 37 s)
          python studies/baseline.py --preset gpu                   on one GPU (not timed yet)
          python studies/baseline.py --address auto --preset paper --data jetnet
-Read     base - untrained base: what pre-training adds. The table of seeds says what differences 3, 5, 8 ... paired
+Read     base - untrained base: what pre-training adds. The table of seeds says what differences 6, 8, 10 ... paired
          seeds could detect of each metric: the pilot of every other study.
 """
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from analysis import components, wording
 from analysis.plan import FILE, Contrast, Plan, load_study
 from analysis.sequential import final_level
-from analysis.statistics import minimum_detectable_effect, p_floor
+from analysis.statistics import detectable_effect, p_floor
 from analysis.wording import count
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources, open_trials
@@ -277,8 +277,11 @@ def power_lines(ahead: Outlook) -> list[str]:
     lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
         enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
-        lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
-    effect = minimum_detectable_effect(n, alpha=final_level(plan.looks, plan.alpha) / family)
+        lines.append(
+            f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds; equivalence at best'
+        )
+        return lines
+    effect = detectable_effect(n, final_level(plan.looks, plan.alpha), family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
     pilot = pilot_records(ahead)
     return lines + [line for contrast in primary if (line := _detectable(plan, contrast, pilot, effect))]

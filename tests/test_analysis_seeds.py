@@ -64,11 +64,11 @@ def test_interval_of_a_standard_deviation_covers():
 
 
 def test_detectable_difference_follows_the_correlation():
-    """80% power at 8 seeds takes 1.16 sd of the difference (STATISTICS), which is sqrt(2 (1 - r)) sd of an arm."""
-    assert seeds.detectable(1.0, 8) == pytest.approx(1.16 * math.sqrt(2), abs=0.01)
-    assert seeds.detectable(2.0, 8, 0.5) == pytest.approx(2 * 1.16, abs=0.01)
-    assert seeds.detectable(1.0, 3, 1.0) == 0
-    assert seeds.detectable(1.0, 1) == math.inf
+    """80% power at 20 seeds takes 0.66 sd of the difference (STATISTICS), which is sqrt(2 (1 - r)) sd of an arm."""
+    assert seeds.detectable(1.0, 20) == pytest.approx(0.66 * math.sqrt(2), abs=0.01)
+    assert seeds.detectable(2.0, 20, 0.5) == pytest.approx(2 * 0.66, abs=0.015)
+    assert seeds.detectable(1.0, 8, 1.0) == 0
+    assert seeds.detectable(1.0, 5) == math.inf  # no p-value of five seeds is below 0.05
 
 
 def test_spread_of_every_metric_beside_the_error_of_test_jets(tmp_path):
@@ -81,7 +81,7 @@ def test_spread_of_every_metric_beside_the_error_of_test_jets(tmp_path):
     assert float(rows["k-NN accuracy on test jets"][3]) == pytest.approx(scores.std(), rel=0.05)
     assert rows["k-NN accuracy on test jets"][5] == "0.008"
     assert rows["k-NN AUC on test jets"][5] == "–"
-    assert float(rows["k-NN accuracy on test jets"][8]) == pytest.approx(seeds.detectable(scores.std(), 8), rel=0.05)
+    assert float(rows["k-NN accuracy on test jets"][7]) == pytest.approx(seeds.detectable(scores.std(), 8), rel=0.05)
     assert "effective rank on test jets" in rows
     times = f"{scores.std() / 0.008:.2g}"
     assert f"The error of one trial from its test jets is 0.008: seeds move it {times} times as far." in extra.text[0]
