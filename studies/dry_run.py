@@ -277,9 +277,7 @@ def power_lines(ahead: Outlook) -> list[str]:
     lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
         enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
-        lines.append(
-            f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds; equivalence at best'
-        )
+        lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
         return lines
     effect = detectable_effect(n, final_level(plan.looks, plan.alpha), family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
