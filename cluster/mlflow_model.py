@@ -151,7 +151,7 @@ def _save(storage: Storage, record: Record, here: Path) -> None:
     (encoder / CARD).write_text(_card(storage, record))
     dim = from_dict(record.config).model.dim
     kind: Any = np.dtype(np.float32)
-    inputs, outputs = Schema([TensorSpec(kind, INPUT, "jets")]), Schema([TensorSpec(kind, (-1, dim))])
+    inputs, outputs = Schema([TensorSpec(kind, INPUT)]), Schema([TensorSpec(kind, (-1, dim))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a signature without an example may be wrong: a test loads and predicts
         mlflow.pyfunc.save_model(

@@ -87,6 +87,7 @@ class View:
         """Records told so far, by arm and trial: what the live summaries are of."""
         self.experiment = self._experiment()
         self._tags: dict[str, dict[str, str]] = {}
+        self._starts: dict[str, int] = {}
         self._runs: dict[tuple[str, str], str] = {}
         self._find_runs()
         title = f"{info.name} ({info.preset})"
@@ -239,23 +240,26 @@ class View:
             self.info.name, artifact_location=artifact_folder(self.uri, self.info.name)
         )
 
-    def _find_runs(self) -> None:
-        """All runs of the experiment that are ours, in few queries, however many trials there are."""
+    def _find_runs(self, query: str = "tags.key != ''") -> None:
+        """Runs of the experiment that are ours; all of them in few queries, however many trials there are."""
         token: str | None = ""
         while token is not None:
-            found = self.client.search_runs([self.experiment], "tags.key != ''", max_results=1000, page_token=token)
+            found = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
             for run in found:
                 role = run.data.tags.get("role", "").removeprefix(EARLIER)
                 self._runs[role, run.data.tags["key"]] = run.info.run_id
                 self._tags[run.info.run_id] = dict(run.data.tags)
+                self._starts[run.info.run_id] = run.info.start_time
             token = found.token or None
 
     def _trial(self, trial_id: str, arm: str, config: Config, begun: int | None = None) -> str:
         tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial_id}
         folder = f"{self.folder}/{trial_folder(trial_id)}" if self.folder else trial_folder(trial_id)
         tags |= {"record": folder, "mlflow.note.content": pages.trial_note(arm, config.seed, folder)}
-        parent = self._arm(arm, config) if arm in self.info.arms else self.parent
-        return self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, parent, begun, config)
+        if arm not in self.info.arms:  # a point of a search
+            return self._run("trial", trial_id, f"{arm} seed {config.seed}", tags, self.parent, begun, config)
+        name = f"seed {config.seed}: {arm}"  # lists cut names, and the arm stands in the row above
+        return self._run("trial", trial_id, name, tags, self._arm(arm, config), begun, config)
 
     def _arm(self, arm: str, config: Config) -> str:
         """The run of an arm, over those of its trials. The UI lists the newest first: that is the plan's order."""
@@ -278,12 +282,15 @@ class View:
         if arm := tags.get("arm"):
             place = self.info.arms.index(arm) if arm in self.info.arms else len(self.info.arms)
             tags["mlflow.runColor"] = pages.colour(place)
-        if role == "arm":
-            tags["mlflow.runType"] = "evaluation"  # the UI then opens the parent, so that arms are seen at once
+        if parent:
+            tags["mlflow.runType"] = "evaluation"  # the UI then opens what it lies under: found is seen at once
+        if (role, key) not in self._runs:  # another process may have made it since
+            self._find_runs(f"tags.key = '{key}'")
         run = self._runs.get((role, key))
         if run is None:
-            run = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info.run_id
-            self._runs[role, key], self._tags[run] = run, tags
+            made = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info
+            run = made.run_id
+            self._runs[role, key], self._tags[run], self._starts[run] = run, tags, made.start_time
             self._params(run, config, role == "arm")
         else:
             self._log(run, [], tags)
@@ -350,7 +357,7 @@ class View:
         if status == "RUNNING":
             self.client.update_run(run, status=status)
         else:
-            self.client.set_terminated(run, status, None if end is None else max(end, self.begun))
+            self.client.set_terminated(run, status, None if end is None else max(end, self._starts[run]))
 
 
 def _milliseconds(record: Record) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def test_a_live_run_shows_everything_a_record_holds(case):
     assert set(runs) == {"on", "off"}
     for spec in case.specs:
         run, record = runs[spec.arm], load_record(case.storage, spec.trial_id)
-        assert run.info.run_name == f"{spec.arm} seed 0"
+        assert run.info.run_name == f"seed 0: {spec.arm}"
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == arms[spec.arm].info.run_id
         assert arms[spec.arm].data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -224,12 +224,14 @@ def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
     assert view.client.get_experiment(view.experiment).tags == tags
 
 
-def test_arms_can_be_compared_and_their_trials_share_a_colour(case):
+def test_arms_can_be_compared_and_their_trials_share_a_colour(case, tmp_path):
     case.run()
+    (tmp_path / "elsewhere").mkdir()
+    case.uri = f"sqlite:///{tmp_path}/elsewhere/mlflow.db"
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     arms = {run.data.tags["arm"]: run for run in case.runs("arm")}
     differ = {name for name, value in arms["on"].data.params.items() if arms["off"].data.params[name] != value}
-    assert differ == {"finetune.fractions", "finetune.epochs", "loss.koleo_weight"}
+    assert differ == {"finetune.fractions", "loss.koleo_weight"}  # finetune.epochs is 2 anyway
     assert "seed" not in arms["on"].data.params
     colours = {arm: run.data.tags["mlflow.runColor"] for arm, run in arms.items()}
     assert colours["on"] != colours["off"]
@@ -239,7 +241,7 @@ def test_arms_can_be_compared_and_their_trials_share_a_colour(case):
         assert run.inputs.dataset_inputs[0].dataset.digest == record.data["fingerprint"][:16]
         assert run.data.tags["record"] == f"{case.storage.uri}/trials/{record.trial_id}"
         seconds = (run.info.end_time - run.info.start_time) / 1000
-        assert seconds == pytest.approx(record.wall_seconds, abs=2)  # times are the record's, whenever it is shown
+        assert seconds == pytest.approx(record.wall_seconds, abs=0.01)  # times are the record's, whenever it is shown
 
 
 def test_a_summary_is_live_and_of_the_newest_trials(case):
