@@ -598,7 +598,7 @@ def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
         "dead": {"loss.koleo_weight": 0.5},
     }
     contrasts = tuple(Contrast(treatment="base", control=arm, primary=True) for arm in ("a", "b", "dead"))
-    plan = make_plan(arms=arms, contrasts=contrasts, seeds=(0, 1, 2))
+    plan = make_plan(arms=arms, contrasts=contrasts, seeds=(0, 1, 2), margin=1e-6)
     failed = {("dead", seed): FAILED for seed in plan.seeds}
     study = load_study(str(write_study(tmp_path, plan, changes=failed)))
     verdicts = sections.gather(study).verdicts

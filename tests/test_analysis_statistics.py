@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from analysis import statistics as st
 
@@ -64,6 +65,12 @@ def test_holm_by_hand():
 def test_benjamini_hochberg_by_hand():
     # Sorted .01 .03 .04 times 3/1, 3/2, 3/3 gives .03 .045 .04; made monotone from above: .03 .04 .04.
     assert st.benjamini_hochberg([0.04, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
+
+
+def test_corrections_are_those_of_statsmodels():
+    for p in (np.random.default_rng(3).random(50), np.full(4, 0.02), np.array([0.03]), np.array([0.5, 0.01, 0.01])):
+        assert st.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+        assert st.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
 
 
 def test_corrections_of_nothing():
