@@ -149,6 +149,9 @@ def _p(p: float) -> str:
 
 def _foretold(one: Fitted) -> Iterator[str]:
     found = one.comparison
+    if found.none_fits:
+        yield "So none foretells anything."
+        return
     most = float(found.sizes[:, 0].max())
     told = [found.named] if found.named else list(found.standing)
     ahead = [law.at(AHEAD * most) for law in told]
@@ -156,7 +159,8 @@ def _foretold(one: Fitted) -> Iterator[str]:
     if len(told) == 1:
         yield f"{at} it foretells an error of {_estimate(ahead[0])}."
     elif found.seeds > 1:
-        low, high = min(x.low for x in ahead), max(x.high for x in ahead)
+        # An error ends at 1, wherever a form goes on to.
+        low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
         yield f"{at} they foretell an error between {wording.compact(low, 2)} and {wording.compact(high, 2)}."
     else:
         each = [f"{wording.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
