@@ -17,8 +17,9 @@ OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds
 study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
 
+# Files in their order, not those with most tests first: the long ones have few.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
