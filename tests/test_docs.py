@@ -1,9 +1,13 @@
 """The documentation: every link leads somewhere, every page is in the navigation, and the notebook runs."""
 
-import importlib
+import argparse
+import importlib.util
 import json
 import posixpath
 import re
+import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 from simulated import make_plan, seed_offset, simulate
 
 from analysis.plan import Contrast
+from studies.main import planned
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path for folder in ("docs", "benchmarks", ".") for path in sorted((ROOT / folder).glob("*.md"))]
@@ -63,6 +68,86 @@ def test_links_out_of_docs_are_led_to_pages_of_the_site():
     assert moved("repository/benchmarks/README.md", "../docs/performance.md") == "../../performance.md"
     assert moved("all.md", "https://zenodo.org") == "https://zenodo.org"
     assert hooks.fenced("a ``` b", "python") == "````python\na ``` b\n````\n"
+
+
+SHOWING = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""Pages whose commands are of today."""
+OURS = re.compile(r"(?:-m )?(?:studies|analysis|cluster|jbot|benchmarks|tests)[./]|~/my_question.py")
+"""What follows ``python`` in a command of this repository."""
+OWN_FILE = re.compile(r"```python\n((?:(?!```).)*\nif __name__(?:(?!```).)*)```", re.DOTALL)
+"""A whole study file in a page."""
+
+
+def commands(text: str) -> list[str]:
+    """What a page says to type, in blocks and in inline code, without ``python``; of make, what it runs."""
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks += re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = [line for block in blocks for line in block.splitlines()] + inline
+    found = [re.sub(r"^(?:time|taskset -c 0) ", "", line) for line in lines]
+    made = [subprocess.check_output(["make", "-n", *shlex.split(line, comments=True)[1:]], cwd=ROOT, text=True)
+            for line in found if line.startswith("make ")]  # fmt: skip
+    found += [re.sub(r"^\S+/python ", "python ", line) for block in made for line in block.splitlines()]
+    arguments = [line.removeprefix("python ") for line in found if line.startswith("python ")]
+    return [line.strip() for line in dict.fromkeys(arguments) if OURS.match(line)]
+
+
+class Parsed(BaseException):
+    """Ends a program once its parser has taken its arguments."""
+
+
+def refused(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Why the program of a command would not take it; None where it does. Studies are planned too."""
+    whole = re.sub(r" --\w+ \.\.\.", "", command.replace("<name>", "masking_ablation"))
+    name, *arguments = shlex.split(whole, comments=True)
+    name = arguments.pop(0) if name == "-m" else name.removesuffix(".py").replace("/", ".")
+    own = name == "~.my_question"
+    if not own and not arguments and importlib.util.find_spec(name):
+        return None  # the mention of a program
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    try:
+        if own:
+            runpy.run_path(str(folder / "my_question.py"), run_name="__main__")
+        else:
+            runpy.run_module(name, run_name="__main__")
+    except Parsed as done:
+        if name.startswith("studies.") and name != "studies.all":
+            planned(importlib.import_module(name).study, done.args[0])
+        return None
+    except SystemExit:
+        return command
+    return f"{command}: ends before its arguments are read"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+@pytest.mark.parametrize("page", SHOWING, ids=[str(page.relative_to(ROOT)) for page in SHOWING])
+def test_programs_take_the_commands_that_pages_show(page, tmp_path, monkeypatch, capsys):
+    (own,) = OWN_FILE.findall((ROOT / "docs/own_study.md").read_text())
+    (tmp_path / "my_question.py").write_text(own)
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_end(self, arguments=None, namespace=None):
+        raise Parsed(parse(self, arguments, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
+    shown = commands(page.read_text())
+    assert [why for command in shown if (why := refused(command, tmp_path, monkeypatch))] == [], capsys.readouterr().err
+
+
+def test_commands_are_found_in_pages_and_a_wrong_one_is_seen(tmp_path, monkeypatch):
+    page = """`make study PRESET=smoke` or `python -m http.server`
+```bash
+python studies/precision.py --sedes 3   # a comment
+```
+    python -m analysis.report results/precision
+"""
+    found = commands(page)
+    assert found == [
+        "studies/precision.py --sedes 3   # a comment",
+        "-m analysis.report results/precision",
+        "studies/masking_ablation.py --preset smoke",
+    ]
+    assert refused(found[0], tmp_path, monkeypatch) == found[0]
 
 
 def curves(value):
