@@ -134,6 +134,7 @@ def test_programs_take_the_commands_that_pages_show(page, tmp_path, monkeypatch,
     assert [why for command in shown if (why := refused(command, tmp_path, monkeypatch))] == [], capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
 def test_commands_are_found_in_pages_and_a_wrong_one_is_seen(tmp_path, monkeypatch):
     page = """`make study PRESET=smoke` or `python -m http.server`
 ```bash
