@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from analysis import wording
-from analysis.plan import Plan
+from analysis import setting, wording
+from analysis.plan import Contrast, Plan, StudyRecords
 from analysis.verdict import Verdict
 
 FAILED = "failed"
 """How a contrast stands that has no difference because trials of an arm failed. The verdict on it is undecided; the
 failure is what was found."""
 ORDER = ("better", "worse", "equivalent", FAILED, "undecided")
+MEANS = {
+    "better": "a difference is shown",
+    "worse": "a difference is shown",
+    "equivalent": "any difference is smaller than the margin",
+    "undecided": "a difference is neither shown nor excluded",
+}
 MOST_PAIRS = 8
 """Contrasts or arms listed in one box (assumed); the tables have all."""
+MOST_ARMS, MOST_LETTERS = 6, 160
+"""Arms that the first screen explains, and how long it is about one (assumed)."""
+SAME_SIZE = 0.5
+"""Share of the paper's training from which on a study is of its size (assumed)."""
+REFERENCES = {"untrained": "before training", "raw": "particles without an encoder"}
+"""What gives a score its scale, by columns of the table of arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +44,9 @@ class Answer:
     pairs: Sequence[tuple[str, str]] = ()
     """Contrast and its numbers, when there are several."""
     notes: Sequence[str] = ()
+    lines: Sequence[str] = ()
+    """Sentences, each a paragraph, of the section at `href` that answers."""
+    href: str = ""
 
 
 def standing(verdict: Verdict) -> str:
@@ -48,17 +64,28 @@ def answers(verdicts: Sequence[Verdict]) -> list[Answer]:
 def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
     first = group[0]
     title = outcome.capitalize() + (" so far" if first.interim else "")
-    aside = "" if first.contrast.primary else "exploratory"
-    if len(group) == 1:
-        text = _failed(group) if outcome == FAILED else first.sentence
-        return Answer(outcome=outcome, title=title, aside=aside, text=text, notes=first.notes)
-    shared = [note for note in first.notes if all(note in v.notes for v in group)]
+    kind = "" if first.contrast.primary else "exploratory"
+    several = len(group) > 1
+    meaning = "" if several else MEANS.get(outcome)
+    aside = ", ".join(filter(None, [f"{len(group)} of {total} contrasts" * several, kind, meaning]))
+    if outcome == FAILED:
+        shared = [note for note in first.notes if all(note in v.notes for v in group)]
+        return Answer(outcome=outcome, title=title, aside=aside, text=_failed(group), notes=shared)
+    if not several:
+        return Answer(outcome=outcome, title=title, aside=aside, text=first.sentence, notes=first.notes)
     pairs = [(wording.contrast(v.contrast.name), _brief(v)) for v in group[:MOST_PAIRS]]
     if len(group) > MOST_PAIRS:
         pairs.append((f"and {len(group) - MOST_PAIRS} more, in the table below", ""))
-    aside = ", ".join(filter(None, [f"{len(group)} of {total} contrasts", aside]))
-    text = _failed(group) if outcome == FAILED else ""
-    return Answer(outcome=outcome, title=title, aside=aside, text=text, pairs=() if text else pairs, notes=shared)
+    return Answer(outcome=outcome, title=title, aside=aside, pairs=pairs, notes=_shared(group))
+
+
+def _shared(group: Sequence[Verdict]) -> list[str]:
+    """What is true of all of them, and the seeds that would decide those that are undecided."""
+    needed = sorted(v.seeds_needed for v in group if v.seeds_needed)
+    of = "" if len(needed) == len(group) else f"{len(needed)} of "
+    span = " to ".join(map(str, dict.fromkeys((needed[0], needed[-1])))) if needed else ""
+    said = [f"About {span} seeds would decide {of}them, at this size and spread."] if needed else []
+    return [*(note for note in group[0].notes if all(note in v.notes for v in group)), *said]
 
 
 def numbers(verdict: Verdict) -> str:
@@ -86,19 +113,15 @@ def _failed(group: Sequence[Verdict]) -> str:
     worst = sorted(rates.values(), key=lambda rate: rate.failed / rate.ended, reverse=True)
     said = "; ".join(map(str, worst[:MOST_PAIRS]))
     more = f"; and {len(worst) - MOST_PAIRS} more" if len(worst) > MOST_PAIRS else ""
-    left = max(v.difference.n for v in group)
-    return (
-        f"{said}{more}. {'At most one seed is' if left else 'No seed is'} left on which both arms of a comparison "
-        "finished, so there is no difference to test: the failure is what was found."
-    )
+    return f"{said}{more}. Too few trials are left to compare: the failure is what was found."
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """``Of 10 primary contrasts: 8 undecided, 2 failed.``; empty for a single one."""
+    """``Of 10 primary contrasts: 8 undecided, 2 failed.``; empty where one box says it."""
     chosen = [v for v in verdicts if v.contrast.primary] or list(verdicts)
-    if len(chosen) < 2:
-        return ""
     found = [standing(v) for v in chosen]
+    if len(set(found)) < 2:
+        return ""
     kind = "primary" if chosen[0].contrast.primary else "exploratory"
     counts = ", ".join(f"{found.count(name)} {name}" for name in ORDER if name in found)
     return f"Of {len(chosen)} {kind} contrasts: {counts}."
@@ -123,24 +146,57 @@ def _mean(row: pd.Series) -> str:
     return f"{value} ({n})"
 
 
-def compared(plan: Plan) -> str:
-    """What the numbers on the first screen are, for a reader who sees nothing else."""
+def described(title: str, anchor: str, lines: Sequence[str]) -> Answer:
+    """What a section answers, with the way to it."""
+    aside = "described"
+    return Answer(outcome="described", title=title, aside=aside, lines=lines, href=f"#{anchor}")
+
+
+def facts(study: StudyRecords, arms: pd.DataFrame) -> dict[str, str]:
+    """What the numbers of the first screen are, for a reader who sees nothing else: name -> one line."""
+    plan = study.plan
+    here = "" if setting.share_of_paper(plan) >= SAME_SIZE else ": what is found holds at this size"
+    lines = {"Trained on": setting.size(plan) + here, "Jets": str(study.data.get("source") or "not recorded")}
+    lines |= {"Measured": _measured_in(plan), "For scale": _scale(plan, arms)}
+    return {name: line for name, line in lines.items() if line}
+
+
+def _measured_in(plan: Plan) -> str:
+    better = f"{'higher' if plan.higher_is_better else 'lower'} is better"
     if not plan.contrasts:
-        return ""
-    chosen = [c for c in plan.contrasts if c.primary] or list(plan.contrasts)
-    metrics = {name for c in chosen for name in c.metrics(plan.metric)}
-    what = wording.quantity_on(metrics.pop()) if len(metrics) == 1 else "the metric named"
-    better = "higher" if plan.higher_is_better else "lower"
-    return (
-        f"Measured: {what}, {better} is better. A difference is the first-named arm minus the second, at the same "
-        f"seed; below {plan.margin:g} it does not matter."
-    )
+        return f"{wording.quantity_on(plan.metric)}, {better}"
+    chosen = _headlines(plan)
+    metrics = [c.metric or plan.metric for c in chosen]
+    metrics += [c.control_metric for c in chosen if c.control_metric and not c.floor]
+    known = list(dict.fromkeys(map(wording.quantity_on, metrics)))
+    what = " and ".join(known) if len(known) <= 2 else "the metric named"
+    return f"{what}, {better}; a difference below {plan.margin:g} does not matter"
 
 
-def changes(plan: Plan, arms: pd.DataFrame) -> dict[str, str]:
-    """What the arms of a single primary contrast are: arm -> changes against the base. Empty for several."""
-    primary = [c for c in plan.contrasts if c.primary]
-    if len(primary) != 1 or "changes" not in arms:
-        return {}
-    said = dict(zip(arms["arm"], arms["changes"], strict=True))
-    return {arm: str(said[arm]) for arm in dict.fromkeys((primary[0].treatment, primary[0].control)) if arm in said}
+def _headlines(plan: Plan) -> list[Contrast]:
+    return [c for c in plan.contrasts if c.primary] or list(plan.contrasts)
+
+
+def _scale(plan: Plan, arms: pd.DataFrame) -> str:
+    """What training is worth in all, and what needs none: ``base 0.58; before training 0.41``."""
+    arm = _headlines(plan)[0].control if plan.contrasts else next(iter(plan.arms))
+    row = arms.set_index("arm").loc[arm]
+    known = {arm: row["mean"]} | {words: row.get(name) for name, words in REFERENCES.items()}
+    said = [
+        f"{name} {wording.number(value, 3)}" for name, value in known.items() if value is not None and value == value
+    ]
+    return f"{wording.quantity(plan.metric)}: {', '.join(said)}" if len(said) > 1 else ""
+
+
+def changes(plan: Plan) -> dict[str, str]:
+    """What the compared arms are, where they are few: arm -> changes against the base. The table of arms has all."""
+    for contrasts in (plan.contrasts, _headlines(plan)):
+        arms = list(dict.fromkeys(arm for c in contrasts for arm in (c.treatment, c.control)))
+        if 1 < len(arms) <= MOST_ARMS:
+            return {arm: _change(plan.arms[arm]) for arm in arms}
+    return {}
+
+
+def _change(changes: Mapping[str, Any]) -> str:
+    text = setting.words(changes)
+    return text if len(text) <= MOST_LETTERS else f"{len(changes)} settings changed, see the table of arms"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from analysis import convergence, strips, svg, tables, wording
+from analysis import convergence, setting, strips, svg, tables, wording
 from analysis.found import Found, Holdings, Search
 from analysis.prices import Prices, device_hours, hours_text
 from analysis.questions import FURTHER, OPEN, Part, Question
@@ -17,7 +17,6 @@ from analysis.statistics import MOST_SEEDS
 from analysis.strips import Strips
 from analysis.summary import Section
 from analysis.verdict import Verdict
-from jbot.config import JBOT_B, ModelConfig
 from jbot.record import RecordError, Storage
 
 MOST_ROWS = 12
@@ -164,7 +163,7 @@ def _of_study(part: Part, found: Found, storage: Storage, prices: Prices, own: b
         about=part.about,
         word=word,
         tone=tone,
-        where=_where(found, primary),
+        where=_where(part, found, primary, sections),
         notices=_notices(found),
         facts=_facts(found, storage),
         missing=_missing(part, found, primary, prices),
@@ -173,11 +172,12 @@ def _of_study(part: Part, found: Found, storage: Storage, prices: Prices, own: b
     )
     if found.proves_the_path or found.blocks == 0:
         return entry
+    said, described = _sentences(part, found, primary), [line for one in sections for line in one.answer]
     return replace(
         entry,
-        sentences=[*_sentences(part, found, primary), *(line for one in sections for line in one.answer)],
+        sentences=[*said, *described] if part.contrasts else [*described, *said],
         strips=_strips(found, verdicts),
-        figure=_figure(found, storage, sections) if not primary else Markup(),
+        figure=_figure(found, storage, sections) if not (primary and part.contrasts) else Markup(),
     )
 
 
@@ -214,8 +214,14 @@ def _word(part: Part, found: Found, primary: Sequence[Verdict], sections: Sequen
     return ", ".join(told).capitalize() + so_far, tone
 
 
-def _where(found: Found, primary: Sequence[Verdict]) -> str:
+def _where(part: Part, found: Found, primary: Sequence[Verdict], sections: Sequence[Section]) -> str:
     said = [f"preset {found.plan.preset}", f"n = {found.blocks}" if found.blocks else "no whole block"]
+    answer = next((line for one in sections for line in one.answer), "")
+    if not part.contrasts:
+        first = answer.split(". ")[0].rstrip(".")
+        return (
+            f"{first}; {', '.join(said)}" if first and found.blocks and not found.proves_the_path else ", ".join(said)
+        )
     if len(primary) == 1 and primary[0].difference.n > 1 and not found.proves_the_path:
         d, name = primary[0].difference, wording.contrast(primary[0].contrast.name)
         said.insert(0, f"{name} {wording.with_error(d.mean, d.standard_error, sign=True)}")
@@ -322,8 +328,6 @@ def _figure(found: Found, storage: Storage, sections: Sequence[Section]) -> Mark
 
 def _facts(found: Found, storage: Storage) -> dict[str, str]:
     plan, records = found.plan, [one for one in found.study.records.values() if one is not None]
-    base = plan.base
-    size = f"{base['data']['train_jets']:,} jets × {base['train']['epochs']} epochs, {_model(found)}"
     lost = Counter(record.state for record in records)
     ended = f"{found.ended} of {wording.count(len(found.study.trials), 'trial')}"
     ended += "".join(f", {lost[state]} {state}" for state in ("failed", "pruned") if lost[state])
@@ -333,7 +337,7 @@ def _facts(found: Found, storage: Storage) -> dict[str, str]:
         own = spent * record.own_seconds / record.device_seconds if record.device_seconds else 0.0
         hours[unit] = hours.get(unit, 0.0) + own
     facts = {
-        "Size": f"preset {plan.preset}: {size}; {_share(found.share_of_paper)}",
+        "Size": f"preset {plan.preset}: {setting.size(plan)}",
         "Data": str(found.study.data.get("source") or "not recorded"),
         "Seeds": f"{found.blocks} of {len(found.states)} compared; ended: {ended}",
         "Took": ", ".join(hours_text(spent, unit) for unit, spent in hours.items()) or "nothing yet",
@@ -341,21 +345,6 @@ def _facts(found: Found, storage: Storage) -> dict[str, str]:
     if records:
         facts["Newest trial"] = max(record.started for record in records)[:16].replace("T", " ") + " UTC"
     return facts
-
-
-def _model(found: Found) -> str:
-    own = found.plan.base["model"]
-    for name, changes in (("jBOT-S", {}), ("jBOT-B", JBOT_B)):
-        known = vars(ModelConfig()) | {key.removeprefix("model."): value for key, value in changes.items()}
-        if all(own.get(key) == known[key] for key in ("dim", "heads", "layers", "projection")):
-            return name
-    return f"d = {own['dim']}, {wording.count(own['layers'], 'block')}"
-
-
-def _share(share: float) -> str:
-    if share >= 0.995:
-        return "the paper’s training" if share < 1.5 else f"{share:.2g} times the paper’s training"
-    return f"{float(f'{100 * share:.2g}'):g}% of the paper’s training"
 
 
 def _links(found: Found, storage: Storage, sections: Sequence[Section]) -> list[Link]:

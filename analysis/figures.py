@@ -132,7 +132,10 @@ def paired_differences(
     metric : str
         Key of the metric.
     """
-    names = [_wrapped(wording.contrast(verdict.contrast.name)) for verdict in verdicts]
+    quantities = {wording.quantity(verdict.contrast.metric or metric) for verdict in verdicts}
+    # What all rows share stands at the axis, not in each of them.
+    shared = f"{quantities.copy().pop()} " if len(quantities) == 1 else ""
+    names = [_wrapped(wording.contrast(verdict.contrast.name).replace(f"({shared}", "(")) for verdict in verdicts]
     tops = np.cumsum([0.0, *(FOREST_LINE * len(lines) + FOREST_ROW for lines in names)])
     figure = Figure(figsize=(WIDTH, 0.7 + max(FOREST_ROW, float(tops[-1]))), layout="constrained")
     axes = figure.subplots()
@@ -141,8 +144,8 @@ def paired_differences(
     for top, lines, verdict in zip(tops[:-1], names, verdicts, strict=True):
         _forest_row(axes, float(top), lines, verdict, gaps.get(verdict.contrast.name, ()))
     metrics = {verdict.contrast.metric or metric for verdict in verdicts}
-    what = f"difference in {wording.quantity_on(metrics.pop())}" if len(metrics) == 1 else "difference"
-    axes.set(ylim=(max(FOREST_ROW, float(tops[-1])), 0), xlabel=what)
+    what = wording.quantity_on(metrics.pop()) if len(metrics) == 1 else shared
+    axes.set(ylim=(max(FOREST_ROW, float(tops[-1])), 0), xlabel=f"difference in {what}" if what else "difference")
     axes.set_yticks([])
     _widen_to(axes, 1.3 * margin)
     axes.tick_params(axis="y", which="both", left=False, right=False)

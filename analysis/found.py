@@ -9,10 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import summary, tables
+from analysis import setting, summary, tables
 from analysis.plan import FILE, Plan, StudyRecords, load_study
 from analysis.prices import jet_passes
-from analysis.published import RECIPES
 from analysis.summary import Section
 from analysis.verdict import Verdict, judge
 from jbot.record import RecordError, Storage
@@ -69,8 +68,7 @@ class Found:
     @property
     def share_of_paper(self) -> float:
         """Its jet passes as a share of what the paper's recipe for the same task has."""
-        recipe = RECIPES[str(self.plan.base["data"].get("task", "all"))]
-        return self.passes / (recipe["data.train_jets"] * recipe["train.epochs"])
+        return setting.share_of_paper(self.plan)
 
     @property
     def proves_the_path(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import cards
+from analysis.answers import SAME_SIZE
 from analysis.cards import Card
 from analysis.found import Holdings, look
 from analysis.prices import Prices
@@ -92,7 +93,7 @@ def _state(card: Card) -> str:
 def caution(holdings: Holdings) -> str:
     """How far from the paper's size all of it is; empty where something has run at that size."""
     shares = [found.share_of_paper for found in holdings.studies if found.blocks and not found.proves_the_path]
-    if not shares or max(shares) >= 0.5:
+    if not shares or max(shares) >= SAME_SIZE:
         return ""
     largest = float(f"{100 * max(shares):.2g}")
     return (

@@ -55,7 +55,7 @@ OPEN = (
     ),
     Question(
         text="How much does anomaly detection depend on the score and its settings, against the embedding?",
-        parts=(Part(study="anomaly_metrics", sections=("Scores, settings and geometry",)),),
+        parts=(Part(study="anomaly_metrics", contrasts=False, sections=("Scores, settings and geometry",)),),
     ),
     Question(
         text="How sensitive is the embedding to what the paper never scanned?",
@@ -112,3 +112,9 @@ FURTHER = (
     ),
 )
 """What studies/ also asks."""
+
+
+def judged_by_sections(study: str) -> bool:
+    """Whether the question of a study asks for a law or a share, so that its sections answer it and no verdict does."""
+    parts = [part for question in (*OPEN, *FURTHER) for part in question.parts if part.study == study]
+    return bool(parts) and not any(part.contrasts for part in parts if not part.arms)

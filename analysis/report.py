@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -35,12 +36,16 @@ from analysis import (
     tables,
     wording,
 )
+from analysis.found import base_name
 from analysis.pictures import Picture
-from analysis.plan import StudyRecords, load_study
+from analysis.plan import Plan, StudyRecords, load_study
+from analysis.questions import judged_by_sections
 from analysis.sections import Evidence
 from analysis.verdict import Verdict
 from jbot.record import RecordError, Storage
 
+MOST_PRIMARY = 2
+"""Primary contrasts beside which the first screen also has what sections answer (assumed)."""
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -81,23 +86,24 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
     metrics = tables.other_metrics(evidence.trials, plan)
     headlines = [v for v in evidence.verdicts if v.contrast.primary] or evidence.verdicts
     found = links.find(evidence.study, folder.parent)
+    more = extras.gather(evidence)
     return {
         "study": evidence.study,
         "plan": plan,
         **_script(),
         "status": sections.status(evidence),
         "below_floor": sections.below_floor(evidence),
-        "answers": answers.answers(evidence.verdicts) or answers.measured(plan, evidence.arms),
+        "answers": _answers(evidence, more),
         "summary": answers.summary(evidence.verdicts),
-        "compared": answers.compared(plan),
-        "changes": answers.changes(plan, evidence.arms),
+        "basis": answers.facts(evidence.study, evidence.arms),
+        "compared": answers.changes(plan),
         "more_verdicts": _in_words(evidence, headlines),
         "plan_lines": sections.plan_lines(evidence),
         "arms": sections.arms_section(evidence),
         "inner_error": hierarchical.trial_error(evidence),
         "contrasts": sections.contrasts_section(evidence),
         "checks": sections.checks_section(evidence),
-        "extras": [(extra, [_saved(p, folder) for p in extra.pictures]) for extra in extras.gather(evidence)],
+        "extras": [(extra, [_saved(p, folder) for p in extra.pictures]) for extra in more],
         "convergence": [(found, *sections.convergence_section(found)) for found in evidence.convergence],
         "metrics": sections.metrics_section(evidence, metrics) if metrics else None,
         "metric_differences": sections.metric_differences_section(evidence, metrics),
@@ -112,7 +118,7 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "swatches": json.dumps([[a, f"var(--c{i % len(figures.PALETTE)})"] for i, a in enumerate(plan.arms)]),
         "verdict_count": len(evidence.verdicts),
         "n_trials": len(evidence.trials),
-        "pictures": _pictures(evidence, folder),
+        "pictures": _pictures(evidence, more, folder),
         "closer": _closer(evidence, folder),
     }
 
@@ -130,6 +136,22 @@ def _in_words(evidence: Evidence, headlines: Sequence[Verdict]) -> list[Verdict]
     return [v for v in evidence.verdicts if v not in told][: sections.MOST_CONTRASTS]
 
 
+def _answers(evidence: Evidence, more: Sequence[sections.Extra]) -> list[answers.Answer]:
+    """Verdicts and what sections answer; these come first where the question asks for no winner."""
+    plan = evidence.study.plan
+    verdicts = answers.answers(evidence.verdicts) or answers.measured(plan, evidence.arms)
+    said = [answers.described(extra.title, extra.anchor, extra.answer) for extra in more if extra.answer]
+    if _by_sections(plan):
+        return [*said, *verdicts]
+    # Where many verdicts stand, what sections say of the same arms is not said twice.
+    return [*verdicts, *said] if sum(contrast.primary for contrast in plan.contrasts) <= MOST_PRIMARY else verdicts
+
+
+def _by_sections(plan: Plan) -> bool:
+    name = base_name(plan.study, plan.preset)
+    return judged_by_sections(name) or not any(contrast.primary for contrast in plan.contrasts)
+
+
 def _in_short(extra: sections.Extra) -> summary.Section:
     """A section as the index shows it."""
     first = next(iter(extra.pictures), None)
@@ -137,19 +159,26 @@ def _in_short(extra: sections.Extra) -> summary.Section:
     return summary.Section(title=extra.title, anchor=extra.anchor, answer=tuple(extra.answer), figure=name, alt=alt)
 
 
-def _pictures(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def _pictures(evidence: Evidence, more: Sequence[sections.Extra], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The figures by section, saved as files on the way."""
     differences = sections.differences_picture(evidence, sections.MOST_HEADLINE_ROWS, "paired-differences")
     scores = sections.scores_picture(evidence)
+    lead = _lead(more) if _by_sections(evidence.study.plan) else None
     groups: dict[str, Iterable[Picture | None]] = {
-        "headline": [differences or scores],
-        "differences": _all_differences(evidence),
-        "scores": [scores] if differences else [],
+        "headline": [lead or differences or scores],
+        "differences": [*([differences] if lead else []), *_all_differences(evidence)],
+        "scores": [scores] if lead or differences else [],
         "curves": sections.curve_pictures(evidence),
         "embeddings": sections.embedding_pictures(evidence),
         "jets": sections.example_pictures(evidence),
     }
     return {group: [_saved(p, folder) for p in pictures if p is not None] for group, pictures in groups.items()}
+
+
+def _lead(more: Sequence[sections.Extra]) -> Picture | None:
+    """The first figure of the first section that answers; it stands in the section, too, so under a name of its own."""
+    first = next((extra.pictures[0] for extra in more if extra.answer and extra.pictures), None)
+    return None if first is None else dataclasses.replace(first, name=f"lead-{first.name}")
 
 
 def _closer(evidence: Evidence, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -221,7 +250,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"markdown": markdown, "cell": cell, "unbroken": unbroken, "contrast": wording.contrast}
-    environment.filters["capitalise"] = wording.capitalise
+    environment.filters |= {"capitalise": wording.capitalise, "quantity": wording.quantity_on}
     return environment
 
 

@@ -192,7 +192,7 @@ def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int)
     if not math.isfinite(p):
         return f"{said}. One seed has no spread: this may be noise."
     verdict = "" if p <= plan.alpha else "no effect is shown, as "
-    chance = f"shuffling the arms within each seed gives {wording.compact(reach.by_chance, 2)} on average"
+    chance = f"chance alone would set them {wording.compact(reach.by_chance, 2)} apart"
     return f"{said}; {verdict}{chance} (p = {wording.p_value(p)}{_over(family)}, n = {wording.count(reach.n, 'seed')})."
 
 

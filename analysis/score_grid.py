@@ -64,8 +64,8 @@ def section(evidence: Evidence) -> Extra | None:
     if trained["seed"].nunique() > 1 and trained["draw"].nunique() > 1:
         found, jackknifed = shares_of(trained)
         tables.insert(0, shares_section(found, jackknifed))
-        text.append(_shares_words(found))
-        answer.insert(0, text[-1])
+        text += [_shares_words(found), SHARES]
+        answer.insert(0, text[-2])
         pictures.insert(0, shares_picture(found))
     if trained["seed"].nunique() > 1:
         tables.insert(1 if len(tables) > 1 else 0, ranking_section(trained))
@@ -188,17 +188,24 @@ def _name(key: frozenset[str]) -> str:
     return " × ".join(WORDS[name] for name in WORDS if name in key)
 
 
+SHARES = (
+    "Shares are of a balanced analysis of variance by the method of moments (sums of squares, no fit): each score "
+    "weighs the same however many settings it has; scores, settings, signals, sizes and arms are the levels of the "
+    "grid, seeds and draws samples whose chance is taken off the other components. A component whose estimate is "
+    "negative is shown as 0."
+)
+
+
 def _shares_words(found: Components) -> str:
-    with_seed = sum(share for key, share in found.items() if SEED in key)
-    own = sum(share for key, share in found.items() if key and key <= {SCORE, SETTING})
-    both = sum(share for key, share in found.items() if key & {SCORE, SETTING} and key - {SCORE, SETTING})
+    """How much is of the score, how much of the encoder, how much of both together."""
+    scores, encoder = {SCORE, SETTING}, {SEED, "arm"}
+    own = sum(share for key, share in found.items() if key and key <= scores)
+    both = sum(share for key, share in found.items() if key & scores and key - scores)
+    of_encoder = sum(share for key, share in found.items() if key & encoder and not key & scores)
     return (
-        f"Of the variance of the AUC over this grid, {own:.0%} is of the score and its settings alone, {both:.0%} of "
-        "their interactions listed below (the score that is best for one encoder, signal or bank is not for another), "
-        f"and {with_seed:.0%} involves the training seed. Shares are of a balanced analysis of variance by the method "
-        "of moments (sums of squares, no fit): each score weighs the same however many settings it has; scores, "
-        "settings, signals, sizes and arms are the levels of the grid, seeds and draws samples whose chance is taken "
-        "off the other components. A component whose estimate is negative is shown as 0."
+        f"What moves the AUC: {of_encoder:.0%} of its variance is of the encoder (its arm and its training seed), "
+        f"{own:.0%} of the score and its settings, {both:.0%} of both together, as the score that is best for one "
+        "encoder, signal or bank is not for another. The rest is of signals and banks."
     )
 
 
@@ -327,14 +334,15 @@ def _optimism_words(found: pd.DataFrame) -> str:
     own = found[(found["signal"] == ALL) & (found["score"] != ANY)]
     means = own.groupby("score")[["published", "chosen", "oracle"]].mean()
     gain, best = means["oracle"] - means["chosen"], means.idxmax()
-    named = {name: wording.anomaly_score(best[name]) for name in ("chosen", "oracle")}
+    chosen, oracle = (wording.anomaly_score(best[name]) for name in ("chosen", "oracle"))
+    best_words = (
+        f"{chosen} either way" if chosen == oracle else f"{chosen} so chosen, {oracle} at the oracle's settings"
+    )
     return (
         f"Choosing settings on the test labels, as the oracle does, gains {wording.number(gain.min(), 3)} "
         f"({wording.anomaly_score(gain.idxmin())}) to {wording.number(gain.max(), 3)} "
-        f"({wording.anomaly_score(gain.idxmax())}) over choosing them on overlaid background jets, all signals "
-        "together. "
-        f"The best score is {named['chosen']} at chosen settings and {named['oracle']} at the oracle's. The oracle "
-        "picks anew for each encoder, bank and signal: the more settings a score has, the more its luck is worth."
+        f"({wording.anomaly_score(gain.idxmax())}) in AUC over choosing them on overlaid background jets. The best "
+        f"score is {best_words}."
     )
 
 
@@ -438,7 +446,8 @@ def shares_picture(found: Components) -> Picture:
     """A bar a component."""
     named = [(_name(key), share) for key, share in _ordered(found)]
     alt = "Shares of the variance of the AUC. " + "; ".join(f"{name} {share:.0%}" for name, share in named) + "."
-    caption = "Shares of the variance of the anomaly AUC over the grid; dark: single factors, pale: interactions."
+    caption = "Shares of the variance of the anomaly AUC over the grid. Blue: single factors; grey: two or more "
+    caption += "together. A bank: the background jets that a score is made of."
     return Picture(name="auc-shares", figure=figures.variance_shares(named), alt=alt, caption=caption)
 
 

@@ -43,7 +43,8 @@ def section(evidence: Evidence) -> Extra | None:
             return None
         return Extra(
             title="The search",
-            text=[*_story(ledger), *_importance_words(ledger), *_recipe(ledger, evidence)],
+            text=[*_story(ledger), *_importance_words(ledger)],
+            code=_recipe(evidence),
             tables=[*_best_table(ledger), _axes_table(ledger)],
             pictures=list(_pictures(ledger)),
         )
@@ -119,14 +120,16 @@ def _importance_words(ledger: Ledger) -> list[str]:
     ]
 
 
-def _recipe(ledger: Ledger, evidence: Evidence) -> list[str]:
-    """The winner, to be copied."""
-    changes = evidence.study.plan.arms.get("winner")
+def _recipe(evidence: Evidence) -> dict[str, str]:
+    """The winner, to be copied: as a command, and as an arm of a study file."""
+    plan = evidence.study.plan
+    changes = plan.arms.get("winner")
     if not changes:
-        return []
-    setting = " ".join(f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items())
-    arm = json.dumps(dict(changes))
-    return [f"The winner as a base of any study: {setting}", f'The winner as an arm: "winner": {arm}']
+        return {}
+    settings = [f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items()]
+    command = " \\\n  ".join([f"python studies/baseline.py --preset {plan.preset}", *settings])
+    arm = ",\n".join(f"    {json.dumps(field)}: {value!r}" for field, value in changes.items())
+    return {"Train the winner": command, "The winner as an arm of a study file": f'"winner": {{\n{arm},\n}}'}
 
 
 def _typed(value: Any) -> str:

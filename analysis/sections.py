@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from analysis import (
     figures,
     pictures,
     sequential,
+    setting,
     signatures,
     statistics,
     tables,
@@ -74,6 +75,8 @@ class Extra:
     title: str
     text: Sequence[str] = ()
     """Paragraphs, plain sentences."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """What it is -> lines to be copied as they are."""
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     answer: Sequence[str] = ()
@@ -212,13 +215,24 @@ def arms_section(evidence: Evidence) -> Table:
     """Mean, spread and losses per arm, beside the floor."""
     references = [name for name in tables.REFERENCES if name in evidence.arms]
     names = [tables.REFERENCES[name] for name in references]
-    head = ["arm", "changes", "n", "mean", "sd over seeds", "95% interval", *names, "failed", "pruned", "device time"]
+    head = [
+        "arm",
+        "what it changes",
+        "n",
+        "mean",
+        "sd over seeds",
+        "95% interval",
+        *names,
+        "failed",
+        "pruned",
+        "device time",
+    ]
     within = wording.bounds(evidence.study.plan.metric)
-    rows = [_arm_row(row, references, within) for _, row in evidence.arms.iterrows()]
+    rows = [_arm_row(evidence.study.plan, row, references, within) for _, row in evidence.arms.iterrows()]
     return Table(label="Arms", head=head, rows=rows, wordy=frozenset({0, 1}))
 
 
-def _arm_row(row: pd.Series, references: Sequence[str], within: wording.Bounds) -> list[str]:
+def _arm_row(plan: Plan, row: pd.Series, references: Sequence[str], within: wording.Bounds) -> list[str]:
     error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
     decimals = wording.decimals_of(error)
     rate = f"{row['failed']} of {row['failed'] + row['n']}"
@@ -226,7 +240,7 @@ def _arm_row(row: pd.Series, references: Sequence[str], within: wording.Bounds) 
         rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
     return [
         row["arm"],
-        row["changes"],
+        setting.words(plan.arms[row["arm"]]),
         str(row["n"]),
         wording.number(row["mean"], decimals),
         wording.number(row["sd"], decimals),
@@ -428,11 +442,12 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
     more = (
         f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
     )
-    direction = f"{'right' if plan.higher_is_better else 'left'} of zero the first-named arm, the treatment, is better"
+    direction = f"{'right' if plan.higher_is_better else 'left'} of zero the first is better"
     hollow = " Open diamonds: exploratory." if len({item.contrast.primary for item in drawn}) == 2 else ""
     caption = (
-        f"Paired differences: {direction}. Diamond and bar: mean and {1 - plan.alpha:.0%} interval; circles: seeds; "
-        f"shaded: differences below the margin of {plan.margin:g}.{hollow}{more}"
+        f"First-named arm minus the second, at the same seeds: {direction}. Diamond and bar: mean and "
+        f"{1 - plan.alpha:.0%} interval; circles: seeds; shaded: differences below the margin of {plan.margin:g}."
+        f"{hollow}{more}"
     )
     return Picture(name=name, figure=figure, alt=f"Paired differences. {said}.", caption=caption)
 

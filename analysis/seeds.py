@@ -66,11 +66,13 @@ def section(evidence: Evidence) -> Extra | None:
         return None
     gains, points = trained_gains(evidence.trials, plan), milestones(evidence.curves, plan)
     spread = _spread_table(values, evidence.study)
+    by_seeds, gained = list(_seed_sentences(plan, values, evidence.study)), list(_gain_sentences(plan, gains))
     return Extra(
         title="Seeds and emergence",
+        answer=[*by_seeds[:1], *gained],
         text=[
-            *_seed_sentences(plan, values, evidence.study),
-            *_gain_sentences(plan, gains),
+            *by_seeds,
+            *gained,
             *_milestone_sentence(points),
         ],
         tables=[spread, *_power_tables(plan, values), *_gain_tables(gains, evidence), *_milestone_tables(points)],

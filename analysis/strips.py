@@ -68,8 +68,10 @@ def _reach(verdicts: Sequence[Verdict], margin: float) -> float:
 
 
 def _strip(verdict: Verdict, margin: float, reach: float) -> Strip:
-    d, name = verdict.difference, wording.contrast(verdict.contrast.name)
-    exploratory = not verdict.contrast.primary
+    d, contrast = verdict.difference, verdict.contrast
+    # The label of the strips names the metric that they share.
+    name = wording.contrast(contrast.name.removesuffix(f" on {contrast.metric}" if contrast.metric else ""))
+    exploratory = not contrast.primary
     if not d.n:
         return Strip(
             name=name, says=lost(verdict), value="", tone="undecided", exploratory=exploratory, drawing=Markup()

@@ -107,10 +107,10 @@ def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]
         gap = _paired(encoder, home, metric, far) if home is not None and home is not encoder else None
         if gap is not None and gap.n > 1:
             says.append(
-                f"{encoder.arm}, pre-trained at {encoder.own:g} GeV, has {wording.quantity(f'test/{metric}')} "
-                f"{_cell(statistics.mean_interval(encoder.values(metric, far)))} on jets of {far:g} GeV; less that of "
-                f"{home.arm if home else ''}, pre-trained there: "
-                f"{wording.with_error(gap.mean, gap.standard_error, sign=True)} over {gap.n} seeds."
+                f"Pre-trained at {encoder.own:g} GeV, judged at {far:g} GeV: {wording.quantity(f'test/{metric}')} "
+                f"{_cell(statistics.mean_interval(encoder.values(metric, far)))}, which is "
+                f"{wording.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
+                f"{far:g} GeV ({gap.n} seeds)."
             )
     return says
 

@@ -90,7 +90,7 @@ METRIC = re.compile(r" on ((?:\w+/)+[\w.]+)")
 
 def contrast(name: str) -> str:
     """The name of a contrast with a true minus sign and its metric in words."""
-    words = METRIC.sub(lambda found: f", {quantity_on(found[1]).removesuffix(' on test jets')}", name)
+    words = METRIC.sub(lambda found: f" ({quantity_on(found[1]).removesuffix(' on test jets')})", name)
     return words.replace(" on test jets of ", " at ").replace(" - ", " − ")
 
 
@@ -160,7 +160,7 @@ def quantity(metric: str) -> str:
     what, on = CURVE[match["what"]].format(match["cut"]), LETTERS.get(match["on"], match["on"])
     if match["who"].startswith("anomaly_"):
         score = anomaly_score(match["who"].removeprefix("anomaly_"))
-        return f"anomaly detection, {score}, {on or 'all signals'}: {what}"
+        return f"anomaly {what}, {score}" + (f" ({on})" if on else "")
     return f"{classifier(match['who'])}, {what}" + (f" ({on})" if on else "")
 
 

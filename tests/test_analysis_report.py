@@ -470,9 +470,9 @@ def test_every_metric_has_words_of_its_own(changes):
         ("test/supervised_2.5_accuracy", "supervised twin on 2.5% of labels, accuracy"),
         ("test/knn_eps_s_0.01_w", "k-NN, signal efficiency at background 0.01 (W)"),
         ("test/linear_rejection_0.5_z", "linear probe, background rejection at signal efficiency 0.5 (Z)"),
-        ("test/anomaly_knn_auc_t", "anomaly detection, k-NN, t: AUC"),
+        ("test/anomaly_knn_auc_t", "anomaly AUC, k-NN (t)"),
         ("test/anomaly_relative_mahalanobis_labels_chosen_auc",
-         "anomaly detection, relative Mahalanobis with labels, all signals: AUC at chosen settings"),
+         "anomaly AUC at chosen settings, relative Mahalanobis with labels"),
         ("test/own_number", "own number"),
     ],
 )  # fmt: skip
