@@ -179,7 +179,8 @@ def _headlines(plan: Plan) -> list[Contrast]:
 
 def _scale(plan: Plan, arms: pd.DataFrame) -> str:
     """What training is worth in all, and what needs none: ``base 0.58; before training 0.41``."""
-    arm = _headlines(plan)[0].control if plan.contrasts else next(iter(plan.arms))
+    compared = [arm for c in _headlines(plan) for arm in (c.treatment, c.control)]
+    arm = max(compared, key=compared.count) if compared else next(iter(plan.arms))
     row = arms.set_index("arm").loc[arm]
     known = {arm: row["mean"]} | {words: row.get(name) for name, words in REFERENCES.items()}
     said = [

@@ -37,6 +37,11 @@ from analysis.plan import Plan
 from analysis.sections import Evidence, Extra, Table
 from analysis.statistics import MeanInterval
 
+EFFECT = (
+    "An effect is the mean of the arms in which a component is in minus that of the arms in which it is out. An "
+    "interaction A × B is half of what the effect of A differs by between the arms with and without B; what stands "
+    "in one line is one number, the sum of all that is named there."
+)
 LEAST_ARMS = 4
 """Of a factorial: two components, each in and out."""
 ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
@@ -309,9 +314,9 @@ def section(evidence: Evidence) -> Extra | None:
             *_floor(plan, found),
             *_worth_sentences(plan, of_full, of_alone, evidence),
             *_together(plan, full, scores),
-            *alias_lines(plan)[:1],
             *_effect_sentences(plan, effects),
         ],
+        method=[*alias_lines(plan)[:1], *([EFFECT] if effects else [])],
         answer=list(_worth_sentences(plan, of_full, of_alone, evidence)),
         tables=_tables(plan, of_full, of_alone, effects),
         pictures=[*_worth_pictures(plan, of_full, of_alone), *_effect_pictures(plan, contrasts, effects)],
@@ -382,9 +387,12 @@ def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
     leads = _leads(found)
     if leads:
         parts.append(f"not shown after the correction, though the interval excludes zero: {_named(leads)}")
-    rest = [one.name for one in found if not one.shown and one.name not in {lead.name for lead in leads}]
-    if rest:
-        parts.append(f"nothing is shown for {design.listed(rest)}")
+    rest = [one for one in found if not one.shown and one.name not in {lead.name for lead in leads}]
+    for says, of in (
+        ("nothing is shown for", [one.name for one in rest if one.interval.n > 1]),
+        ("too few trials are left for", [one.name for one in rest if one.interval.n < 2]),
+    ):
+        parts += [f"{says} {design.listed(of)}"] * bool(of)
     return "; ".join(parts)
 
 
@@ -423,11 +431,6 @@ def _effect_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
     if not any(one.interval.n for one in effects):
         yield "No seed has a score of every arm of the factorial, so it gives no effect."
         return
-    yield (
-        "An effect is the mean of the arms in which a component is in minus that of the arms in which it is out. An "
-        "interaction A × B is half of what the effect of A differs by between the arms with and without B; what stands "
-        "in one line is one number, the sum of all that is named there."
-    )
     shown, leads = [one for one in effects if one.shown], _leads(effects)
     yield f"Shown by the factorial: {_named(shown)}." if shown else _nothing_shown(plan, effects)
     if leads:

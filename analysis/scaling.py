@@ -254,9 +254,9 @@ def section(evidence: Evidence) -> Extra | None:
             *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
             *_sentences(plan, lines, errors),
             *_model_sentences(plan, models, errors),
-            *([scaling_laws.method(plan.alpha)] if found else []),
             *_warnings(plan, lines),
         ],
+        method=[scaling_laws.method(plan.alpha)] if found else [],
         tables=[*scaling_laws.tables(found, planes, repeats), *_tables(plan, lines, models, errors)],
         pictures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
     )

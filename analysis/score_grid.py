@@ -60,12 +60,13 @@ def section(evidence: Evidence) -> Extra | None:
     tables = [optimism_section(optimism, grid)]
     text = [_design(grid, left_out), _optimism_words(optimism)]
     pictures = [scores_picture(largest, grid)]
-    answer = [text[-1]]
+    answer, method = [text[-1]], [text.pop(0)]
     if trained["seed"].nunique() > 1 and trained["draw"].nunique() > 1:
         found, jackknifed = shares_of(trained)
         tables.insert(0, shares_section(found, jackknifed))
-        text += [_shares_words(found), SHARES]
-        answer.insert(0, text[-2])
+        text.append(_shares_words(found))
+        method.append(SHARES)
+        answer.insert(0, text[-1])
         pictures.insert(0, shares_picture(found))
     if trained["seed"].nunique() > 1:
         tables.insert(1 if len(tables) > 1 else 0, ranking_section(trained))
@@ -75,7 +76,9 @@ def section(evidence: Evidence) -> Extra | None:
         tables.append(regression_section(gaps[gaps["trained"]], models))
     if drawn := geometry_picture(gaps):
         pictures.append(drawn)
-    return Extra(title="Scores, settings and geometry", text=text, tables=tables, pictures=pictures, answer=answer)
+    return Extra(
+        title="Scores, settings and geometry", text=text, method=method, tables=tables, pictures=pictures, answer=answer
+    )
 
 
 def grid_table(study: StudyRecords) -> tuple[pd.DataFrame, list[str]]:

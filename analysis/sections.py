@@ -75,6 +75,8 @@ class Extra:
     title: str
     text: Sequence[str] = ()
     """Paragraphs, plain sentences."""
+    method: Sequence[str] = ()
+    """How the numbers are made, in paragraphs that are folded away."""
     code: Mapping[str, str] = field(default_factory=dict)
     """What it is -> lines to be copied as they are."""
     tables: Sequence[Table] = ()

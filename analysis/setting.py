@@ -74,7 +74,10 @@ FIELDS: Mapping[str, str] = {
 
 def words(changes: Mapping[str, Any]) -> str:
     """The overrides of an arm: ``no rotation, KoLeo weight 0.1``."""
-    return ", ".join(_word(field, value) for field, value in changes.items()) or BASE
+    said = {field: _word(field, value) for field, value in changes.items()}
+    if changes.get("teacher.ema_momentum") == changes.get("teacher.ema_final") == 0:
+        said |= {"teacher.ema_momentum": "no EMA: the teacher is the student", "teacher.ema_final": ""}
+    return ", ".join(filter(None, said.values())) or BASE
 
 
 def _word(field: str, value: Any) -> str:

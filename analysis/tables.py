@@ -199,7 +199,12 @@ def floor_groups(plan: Plan) -> dict[str, list[str]]:
     if len(groups) == 1:
         return {"": list(plan.arms)}
     by_task = len(set(tasks.values())) == len(groups)
-    return {f"task {tasks[key]}" if by_task else ", ".join(arms): arms for key, arms in groups.items()}
+    return {f"task {tasks[key]}" if by_task else _few(arms): arms for key, arms in groups.items()}
+
+
+def _few(arms: Sequence[str], most: int = 3) -> str:
+    """Their names, or the first of them and how many more there are."""
+    return ", ".join(arms) if len(arms) <= most else f"{arms[0]} and {len(arms) - 1} other arms"
 
 
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:

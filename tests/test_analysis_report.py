@@ -608,7 +608,10 @@ def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
     assert "dead failed in 3 of 3" in found[0].text
     assert [name for name, _ in found[1].pairs] == ["base − a", "base − b"]
     # What is true of both is said once, and numbers of single contrasts are with these.
-    assert found[1].notes == ["3 seeds cannot show a difference: the smallest p they can reach here is 0.75."]
+    told, needed = found[1].notes
+    assert told == "3 seeds cannot show a difference: the smallest p they can reach here is 0.75."
+    low, high = sorted(v.seeds_needed for v in verdicts if v.seeds_needed)
+    assert needed == f"About {low} to {high} seeds would decide them, at this size and spread."
     assert answers.summary(verdicts) == "Of 3 primary contrasts: 1 failed, 2 undecided."
     text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert text.count('<section class="verdict') == 2

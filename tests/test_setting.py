@@ -23,6 +23,7 @@ def test_every_named_setting_is_a_field_and_fits_its_value():
         ({}, "the recipe unchanged"),
         ({"augment.rotation": 0.0, "loss.koleo_weight": 0.1}, "no rotation, KoLeo weight 0.1"),
         ({"data.train_jets": 20_000, "model.padding": "corrected"}, "20,000 training jets, model.padding = corrected"),
+        ({"teacher.ema_momentum": 0.0, "teacher.ema_final": 0.0}, "no EMA: the teacher is the student"),
         ({"train.schedule": ["4 optim.lr=0.001"]}, "train.schedule = ['4 optim.lr=0.001']"),
     ],
 )
