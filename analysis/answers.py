@@ -54,14 +54,17 @@ def standing(verdict: Verdict) -> str:
     return FAILED if verdict.difference.n < 2 and verdict.dropped else verdict.outcome
 
 
-def answers(verdicts: Sequence[Verdict]) -> list[Answer]:
-    """Primary contrasts, else the exploratory ones, by outcome: what was decided comes first."""
+def answers(verdicts: Sequence[Verdict], metric: str = "") -> list[Answer]:
+    """Primary contrasts, else the exploratory ones, by outcome: what was decided comes first.
+
+    `metric` is the plan's: it says what intervals are cut at.
+    """
     chosen = [v for v in verdicts if v.contrast.primary] or list(verdicts)
     groups = {name: [v for v in chosen if standing(v) == name] for name in ORDER}
-    return [_answer(name, group, len(chosen)) for name, group in groups.items() if group]
+    return [_answer(name, group, len(chosen), metric) for name, group in groups.items() if group]
 
 
-def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
+def _answer(outcome: str, group: Sequence[Verdict], total: int, metric: str) -> Answer:
     first = group[0]
     title = outcome.capitalize() + (" so far" if first.interim else "")
     kind = "" if first.contrast.primary else "exploratory"
@@ -73,7 +76,7 @@ def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
         return Answer(outcome=outcome, title=title, aside=aside, text=_failed(group), notes=shared)
     if not several:
         return Answer(outcome=outcome, title=title, aside=aside, text=first.sentence, notes=first.notes)
-    pairs = [(wording.contrast(v.contrast.name), _brief(v)) for v in group[:MOST_PAIRS]]
+    pairs = [(wording.contrast(v.contrast.name), _brief(v, metric)) for v in group[:MOST_PAIRS]]
     if len(group) > MOST_PAIRS:
         pairs.append((f"and {len(group) - MOST_PAIRS} more, in the table below", ""))
     return Answer(outcome=outcome, title=title, aside=aside, pairs=pairs, notes=_shared(group))
@@ -88,7 +91,7 @@ def _shared(group: Sequence[Verdict]) -> list[str]:
     return [*(note for note in group[0].notes if all(note in v.notes for v in group)), *said]
 
 
-def numbers(verdict: Verdict) -> str:
+def numbers(verdict: Verdict, metric: str = "") -> str:
     """``+0.120 ± 0.023 (0.022 to 0.218), n = 3, p = 1.00``, and how many seeds an undecided one takes."""
     d, error = verdict.difference, verdict.difference.standard_error
     if d.n < 2:
@@ -96,14 +99,15 @@ def numbers(verdict: Verdict) -> str:
     p = wording.p_value(verdict.p_adjusted, verdict.floor)
     if verdict.outcome == "equivalent":
         p = wording.p_value(verdict.p_equivalent_adjusted)
-    estimate = f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error)})"
+    within = wording.bounds(verdict.contrast.metric or metric, of_difference=True)
+    estimate = f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error, within)})"
     needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
     return f"{estimate}, n = {d.n}, p = {p}{needed}"
 
 
-def _brief(verdict: Verdict) -> str:
+def _brief(verdict: Verdict, metric: str) -> str:
     """Size and interval; p and n only of what was decided, as the table has them all."""
-    whole = numbers(verdict)
+    whole = numbers(verdict, metric)
     return whole.split(", n = ")[0] if verdict.outcome == "undecided" else whole
 
 

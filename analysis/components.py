@@ -388,11 +388,11 @@ def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
     if leads:
         parts.append(f"not shown after the correction, though the interval excludes zero: {_named(leads)}")
     rest = [one for one in found if not one.shown and one.name not in {lead.name for lead in leads}]
-    for says, of in (
+    for says, names in (
         ("nothing is shown for", [one.name for one in rest if one.interval.n > 1]),
         ("too few trials are left for", [one.name for one in rest if one.interval.n < 2]),
     ):
-        parts += [f"{says} {design.listed(of)}"] * bool(of)
+        parts += [f"{says} {design.listed(names)}"] * bool(names)
     return "; ".join(parts)
 
 

@@ -142,7 +142,7 @@ def paired_differences(
     axes.axvspan(-margin, margin, color=BAND, lw=0, zorder=0)
     axes.axvline(0, color=MUTED, lw=0.8, zorder=1)
     for top, lines, verdict in zip(tops[:-1], names, verdicts, strict=True):
-        _forest_row(axes, float(top), lines, verdict, gaps.get(verdict.contrast.name, ()))
+        _forest_row(axes, float(top), lines, verdict, gaps.get(verdict.contrast.name, ()), metric)
     metrics = {verdict.contrast.metric or metric for verdict in verdicts}
     what = wording.quantity_on(metrics.pop()) if len(metrics) == 1 else shared
     axes.set(ylim=(max(FOREST_ROW, float(tops[-1])), 0), xlabel=f"difference in {what}" if what else "difference")
@@ -158,7 +158,9 @@ def _wrapped(name: str) -> list[str]:
     return [literal(line, FOREST_LETTERS) for line in lines] or ["?"]
 
 
-def _forest_row(axes: Axes, top: float, lines: Sequence[str], verdict: Verdict, gaps: Sequence[float]) -> None:
+def _forest_row(
+    axes: Axes, top: float, lines: Sequence[str], verdict: Verdict, gaps: Sequence[float], metric: str
+) -> None:
     """`top` in inches from the top of the plot: so is its vertical axis."""
     difference, outcome = verdict.difference, answers.standing(verdict)
     colour, name = OUTCOMES[outcome], wording.contrast(verdict.contrast.name)
@@ -169,7 +171,7 @@ def _forest_row(axes: Axes, top: float, lines: Sequence[str], verdict: Verdict, 
         axes.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
         fill = colour if verdict.contrast.primary else "none"
         mean = axes.plot([difference.mean], [row], "D", mfc=fill, mec=colour, mew=1.3, ms=5.2, zorder=4)
-        tell(mean[0], [f"{name}, {outcome}\n{answers.numbers(verdict)}"])
+        tell(mean[0], [f"{name}, {outcome}\n{answers.numbers(verdict, metric)}"])
     place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
     for i, line in enumerate(lines):
         axes.text(0.015, top + FOREST_LINE * (i + 0.6), line, ha="left", **place)

@@ -139,7 +139,7 @@ def _in_words(evidence: Evidence, headlines: Sequence[Verdict]) -> list[Verdict]
 def _answers(evidence: Evidence, more: Sequence[sections.Extra]) -> list[answers.Answer]:
     """Verdicts and what sections answer; these come first where the question asks for no winner."""
     plan = evidence.study.plan
-    verdicts = answers.answers(evidence.verdicts) or answers.measured(plan, evidence.arms)
+    verdicts = answers.answers(evidence.verdicts, plan.metric) or answers.measured(plan, evidence.arms)
     said = [answers.described(extra.title, extra.anchor, extra.answer) for extra in more if extra.answer]
     if _by_sections(plan):
         return [*said, *verdicts]

@@ -1,9 +1,11 @@
 """A hyperparameter search: suggestions, pruning, restarts, records, the confirmation, and what the report says."""
 
 import argparse
+import ast
 import dataclasses
 import json
 import math
+import shlex
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,7 @@ from studies import search as searching
 from studies.costs import Cost, Costs
 from studies.dry_run import planned_configs, search_left
 from studies.hyperparameters import study
+from studies.main import changes_of
 from studies.presets import PRESETS
 from studies.study import Study
 
@@ -517,7 +520,11 @@ def test_the_report_shows_the_search(tmp_path):
     n = sum(entry["state"] == "complete" for entry in searcher.entries)
     assert n >= LEAST_COMPLETE
     assert f"from the {n} points that ran to the end and no other" in text
-    assert "--set optim.lr=" in text
+    command, arm = extra.code.values()
+    changes = evidence_of(searcher).study.plan.arms["winner"]
+    words = shlex.split(command.replace("\\\n", ""))
+    assert changes_of(words[5::2]) == changes  # python studies/baseline.py --preset <preset> --set a=b --set ...
+    assert ast.literal_eval("{" + arm + "}") == {"winner": changes}
     assert [picture.name for picture in extra.pictures] == ["search-history", "search-parallel", "search-slices"]
     region = extra.tables[-1]
     assert region.head == ["axis", "searched", "winner", "PED-ANOVA", "fANOVA", "why this range"]
