@@ -208,7 +208,7 @@ def _shares_words(found: Components) -> str:
     return (
         f"What moves the AUC: {of_encoder:.0%} of its variance is of the encoder (its arm and its training seed), "
         f"{own:.0%} of the score and its settings, {both:.0%} of both together, as the score that is best for one "
-        "encoder, signal or bank is not for another. The rest is of signals and banks."
+        "encoder, signal or bank is not for another. The rest is of signals, banks and all other interactions."
     )
 
 
