@@ -61,7 +61,7 @@ def test_the_matrix_is_that_of_the_records(tmp_path):
     assert len(costs.rows) == 6
     assert costs.rows[0][:3] == ["pre_1000 − pre_500", "500", "7"]
     assert costs.rows[0][3].startswith("−0.0500")
-    assert "pre_500, pre-trained at 500 GeV, has k-NN accuracy 0.5030 ± 0.0008 on jets of 2000 GeV" in extra.text[2]
+    assert "Pre-trained at 500 GeV, judged at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100" in extra.text[2]
     (picture,) = extra.pictures
     assert len(picture.figure.axes) == 1
     assert "pre_2000: 0.5030 ± 0.0008 on 500 GeV" in picture.alt
