@@ -91,7 +91,7 @@ class Law:
         drawn = self.refits.parameters() if self.refits else {}
         found = {}
         for name, value in values.items():
-            low, high = self._interval(drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
+            low, high = self._interval(value, drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
             if name == "E":
                 low, high = np.maximum(0.0, (low, high))
             found[name] = Estimate(value=float(value[0]), low=float(low), high=float(high))
@@ -108,11 +108,17 @@ class Law:
         value = self.fits.errors(sizes)
         if self.refits is None:
             return np.concatenate([value, np.full((2, len(sizes)), math.nan)])
-        return np.concatenate([value, self._interval(self.refits.errors(sizes))])
+        return np.concatenate([value, self._interval(value[0], self.refits.errors(sizes))])
 
-    def _interval(self, drawn: Floats) -> Floats:
+    def _interval(self, value: Floats, drawn: Floats) -> Floats:
+        """Percentiles of refits (draw, number), (2, number), and `value` (number,) where it lies beyond them.
+
+        A floor may not be below zero in the fit but in its refits: where the means bend as no power law with a floor
+        does, the two part. An interval that is widened to its estimate covers no less.
+        """
         tail = (1 - self.confidence) / 2
-        return np.asarray(np.quantile(drawn, (tail, 1 - tail), axis=0, method="weibull"))
+        low, high = np.quantile(drawn, (tail, 1 - tail), axis=0, method="weibull")
+        return np.array([np.minimum(low, value), np.maximum(high, value)])
 
 
 @dataclass(frozen=True, kw_only=True)

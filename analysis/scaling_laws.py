@@ -106,7 +106,8 @@ def _answer(one: Fitted) -> Iterator[str]:
     if named:
         others = [law for law in found.laws if law is not named]
         rejected = f"{design.listed([law.form.name for law in others])} {_p_words(others)}"
-        yield f"{one.where}: {named.form.name}, {_parameters(named, ', ')} ({design_words}; rejected: {rejected})."
+        law = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
+        yield f"{one.where}: {law} ({design_words}; rejected: {rejected})."
         if found.foretelling is not named:
             yield f"The largest two sizes alone are foretold better by the {found.foretelling.form.name} form."
         if named.form is POWER and named.parameters["E"].low < ROUNDING:
@@ -172,10 +173,18 @@ def _left_out_words(one: Fitted) -> Iterator[str]:
         yield f"Left out, as trials are missing or without an error: {one.left}."
 
 
-def _parameters(law: Law, between: str = "; ") -> str:
+def _parameters(law: Law, alpha: float, between: str = "; ") -> str:
     return between.join(
-        f"{name} = {_estimate(value, name)}" for name, value in law.parameters.items() if name not in "AB"
+        f"{name} = {_estimate(_known(law, value, alpha), name)}"
+        for name, value in law.parameters.items()
+        if name not in "AB"
     )
+
+
+def _known(law: Law, one: Estimate, alpha: float) -> Estimate:
+    """Without an interval where the form is rejected: a law that is not there has no parameters to be sure of."""
+    rejected = law.p <= alpha or law.p_fit <= alpha
+    return Estimate(value=one.value, low=math.nan, high=math.nan) if rejected else one
 
 
 def _estimate(one: Estimate, name: str = "") -> str:
@@ -197,7 +206,8 @@ def method(alpha: float) -> str:
         "Laws are fitted to the means over seeds of the logarithm of the error. A form is named only when simulations "
         f"of every other form, with the noise of the seeds, reject it at {alpha:.0%}, and AICc agrees. Intervals are "
         "of whole seeds (Student’s t with n − 1 degrees of freedom, carried through the fit), and of the mean over "
-        "seeds; what all seeds share, such as the same jets, they do not see."
+        "seeds; what all seeds share, such as the same jets, they do not see. The numbers of a form that is rejected, "
+        "or that does not fit, stand without an interval: they are those of its nearest curve."
     )
 
 
@@ -206,7 +216,7 @@ def plane_sentence(one: Fitted) -> str:
     law, found = one.comparison.laws[0], one.comparison
     weights, jets = found.sizes.max(axis=0)
     n = f"{wording.count(len(found.sizes), 'point')}, {wording.count(found.seeds, 'seed')}"
-    said = f"Models and jets together, {one.kind}: {law.form.formula} with {_parameters(law, ', ')} ({n})."
+    said = f"Models and jets together, {one.kind}: {law.form.formula} with {_parameters(law, found.alpha, ', ')} ({n})."
     if law.p_fit <= found.alpha:
         said += f" The means do not lie on it within their noise (p {_p(law.p_fit)}): it foretells nothing."
     else:
@@ -260,7 +270,8 @@ def tables(lines: Sequence[Fitted], planes: Sequence[Fitted], repeats: Sequence[
 
 def _ahead(one: Fitted, law: Law) -> str:
     *others, jets = one.comparison.sizes.max(axis=0)
-    return _estimate(law.at(*map(float, others), AHEAD * float(jets)))
+    ahead = law.at(*map(float, others), AHEAD * float(jets))
+    return _estimate(_known(law, ahead, one.comparison.alpha))
 
 
 def _row(one: Fitted, law: Law, ahead: str) -> list[str]:
@@ -269,7 +280,7 @@ def _row(one: Fitted, law: Law, ahead: str) -> list[str]:
         one.name,
         one.kind,
         f"{law.form.name}: {law.form.formula}",
-        _parameters(law),
+        _parameters(law, one.comparison.alpha),
         wording.number(law.aicc - one.comparison.best.aicc, 1),
         _p(law.p).removeprefix("= "),
         _p(law.p_fit).removeprefix("= "),

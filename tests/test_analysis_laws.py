@@ -181,3 +181,18 @@ def test_calibration_in_small():
     assert all(row.ok for row in rows if row.what == "laws: coverage")
     alone = [row for row in forms if "1 seed" in row.claim and "is named" in row.claim]
     assert [row.found for row in alone] == [0, 0, 0, 0]
+
+
+def test_no_estimate_lies_outside_its_own_interval():
+    """Of a straight line the nearest power law has no floor, and its refits would have one below zero."""
+    rng = np.random.default_rng(2)
+    straight = 0.5 - 0.25 * (SIZES - SIZES[0]) / (SIZES[-1] - SIZES[0])
+    found = laws.compare(SIZES, straight * np.exp(0.02 * rng.normal(size=(3, 7))), rng, draws=99, nulls=39)
+    power = next(law for law in found.laws if law.form is POWER)
+    assert power.p <= found.alpha
+    assert power.parameters["β"].high == power.parameters["β"].value
+    for law in found.laws:
+        for one in (*law.parameters.values(), law.at(10 * SIZES[-1])):
+            assert one.low <= one.value <= one.high
+    assert "(" not in scaling_laws._parameters(power, found.alpha)  # a rejected form is sure of nothing
+    assert "(" in scaling_laws._parameters(found.laws[0], found.alpha)
