@@ -99,8 +99,9 @@ def numbers(verdict: Verdict, metric: str = "") -> str:
     p = wording.p_value(verdict.p_adjusted, verdict.floor)
     if verdict.outcome == "equivalent":
         p = wording.p_value(verdict.p_equivalent_adjusted)
-    within = wording.bounds(verdict.contrast.metric or metric, of_difference=True)
-    estimate = f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error, within)})"
+    estimate = (
+        f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error, verdict.within)})"
+    )
     needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
     return f"{estimate}, n = {d.n}, p = {p}{needed}"
 

@@ -273,7 +273,8 @@ def _other_metrics(part: Part, found: Found, names: set[str]) -> list[str]:
         if row["contrast"] in names and row["n"] > 1:
             error = row["sd"] / row["n"] ** 0.5
             size = wording.with_error(row["mean"], error, sign=True)
-            interval = wording.interval(row["low"], row["high"], error)
+            within = wording.bounds(row["metric"], of_difference=True)
+            interval = wording.interval(row["low"], row["high"], error, within)
             said.append(
                 f"In {wording.quantity(row['metric'])}: {wording.contrast(row['contrast'])} is {size} "
                 f"({1 - found.plan.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."

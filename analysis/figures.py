@@ -168,7 +168,7 @@ def _forest_row(
     dots = axes.plot(gaps, np.full(len(gaps), row + 0.11), "o", ms=3.4, mfc="none", mec=MUTED, mew=0.8, zorder=2)
     tell(dots[0], [f"{name}: {wording.number(gap, sign=True)} at one seed" for gap in gaps])
     if difference.n:
-        axes.plot([difference.low, difference.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot(verdict.ends, [row, row], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
         fill = colour if verdict.contrast.primary else "none"
         mean = axes.plot([difference.mean], [row], "D", mfc=fill, mec=colour, mew=1.3, ms=5.2, zorder=4)
         tell(mean[0], [f"{name}, {outcome}\n{answers.numbers(verdict, metric)}"])

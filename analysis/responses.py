@@ -208,7 +208,8 @@ def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -
     cells: dict[str, list[list[str]]] = {field: [] for field in by_field}
     for (scan, value, arm), gaps, p in zip(rows, differences, p_values, strict=True):
         cells[scan.field].append(_row(plan, scan, value, arm, scores, gaps, p))
-    head = ["arm", "n", "mean", "95% interval", "difference to base", "95% interval", "pairs", "p, corrected"]
+    level = f"{1 - plan.alpha:.0%} interval"
+    head = ["arm", "n", "mean", level, "difference to base", level, "pairs", "p, corrected"]
     words = frozenset({0, 1})
     return tuple(
         Table(label=f"Response to {name}", head=[name, *head], rows=of, wordy=words) for name, of in cells.items()

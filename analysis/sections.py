@@ -207,10 +207,17 @@ def _power_line(evidence: Evidence) -> str:
     level = sequential.final_level(plan.looks, plan.alpha)
     effect = statistics.detectable_effect(n, level, family)
     if floor > plan.alpha:
-        return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. Equivalence at best."
+        equal = statistics.fewest_seeds(plan.alpha, family)[1]
+        best = "Equivalence at best." if n >= equal else f"Nor equivalence, which takes {equal} seeds."
+        return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. {best}"
     return (
         f"smallest p {wording.p_value(floor)}; 80% power for {effect:.2f} standard deviations of the paired difference"
     )
+
+
+def _level(evidence: Evidence) -> str:
+    """Head of a column of intervals."""
+    return f"{1 - evidence.study.plan.alpha:.0%} interval"
 
 
 def arms_section(evidence: Evidence) -> Table:
@@ -223,7 +230,7 @@ def arms_section(evidence: Evidence) -> Table:
         "n",
         "mean",
         "sd over seeds",
-        "95% interval",
+        _level(evidence),
         *names,
         "failed",
         "pruned",
@@ -256,20 +263,19 @@ def _arm_row(plan: Plan, row: pd.Series, references: Sequence[str], within: word
 
 def contrasts_section(evidence: Evidence) -> Table:
     """Paired differences and the verdict on each."""
-    head = ["contrast", "verdict", "difference", "95% interval", "n", "p, corrected", "seeds to decide"]
-    rows = [_contrast_row(item, evidence.study.plan.metric) for item in evidence.verdicts]
+    head = ["contrast", "verdict", "difference", _level(evidence), "n", "p, corrected", "seeds to decide"]
+    rows = [_contrast_row(item) for item in evidence.verdicts]
     return Table(label="Paired differences", head=head, rows=rows, wordy=frozenset({0, 1}))
 
 
-def _contrast_row(item: Verdict, metric: str) -> list[str]:
+def _contrast_row(item: Verdict) -> list[str]:
     d, error = item.difference, item.difference.standard_error
     kind = "" if item.contrast.primary else " (exploratory)"
-    within = wording.bounds(item.contrast.metric or metric, of_difference=True)
     return [
         wording.contrast(item.contrast.name),
         f"{answers.standing(item)}{kind}",
         wording.with_error(d.mean, error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True),
-        wording.interval(d.low, d.high, error, within),
+        wording.interval(d.low, d.high, error, item.within),
         str(d.n),
         wording.p_value(item.p_adjusted, item.floor) if d.n > 1 else NOTHING,
         str(item.seeds_needed) if item.seeds_needed else NOTHING,
@@ -288,7 +294,7 @@ def _check_row(item: Verdict) -> list[str]:
     d = item.difference
     return [
         wording.contrast(item.contrast.name),
-        wording.interval(d.check_low, d.check_high, d.standard_error),
+        wording.interval(d.check_low, d.check_high, d.standard_error, item.within),
         wording.p_value(item.floor),
         wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
         wording.compact(item.detectable, 2),
@@ -363,10 +369,12 @@ def metric_differences_section(evidence: Evidence, metrics: Sequence[str]) -> Ta
     for _, row in frame.iterrows():
         error = row["sd"] / math.sqrt(row["n"])
         floor = statistics.p_floor(int(row["n"]))
-        estimate = [wording.with_error(row["mean"], error, True), wording.interval(row["low"], row["high"], error)]
+        within = wording.bounds(row["metric"], of_difference=True)
+        interval = wording.interval(row["low"], row["high"], error, within)
+        estimate = [wording.with_error(row["mean"], error, True), interval]
         names = [wording.quantity_on(row["metric"]), wording.contrast(row["contrast"])]
         rows.append([*names, *estimate, str(row["n"]), wording.p_value(row["p_adjusted"], floor)])
-    head = ["metric", "contrast", "difference", "95% interval", "n", "p, corrected"]
+    head = ["metric", "contrast", "difference", _level(evidence), "n", "p, corrected"]
     return Table(label="Differences of other metrics", head=head, rows=rows, wordy=frozenset({0, 1}))
 
 
@@ -438,9 +446,7 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
         return None
     gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item) for item in drawn}
     figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
-    said = "; ".join(
-        f"{item.contrast.name}: {_contrast_row(item, plan.metric)[2]}, {answers.standing(item)}" for item in drawn
-    )
+    said = "; ".join(f"{item.contrast.name}: {_contrast_row(item)[2]}, {answers.standing(item)}" for item in drawn)
     more = (
         f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
     )

@@ -188,6 +188,11 @@ def confidence(course: Course, alpha: float) -> float:
     return 1 - float(nominal[-1, np.searchsorted(levels, alpha)])
 
 
+def can_be_equivalent(look: int, blocks: int, contrasts: int, alpha: float = 0.05) -> bool:
+    """Whether so many blocks are enough to show equivalence of a family at this look."""
+    return contrasts * statistics.equivalence_floor(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
+
+
 def final_level(looks: Sequence[int], alpha: float) -> float:
     """Error level of a single t-test after the last of these looks: what the others leave; alpha without looks."""
     return 1 - confidence(course_of(looks, looks[-1]), alpha) if looks else alpha
@@ -197,6 +202,12 @@ def floor(course: Course) -> float:
     """The smallest sequential p-value that sign flips of so many pairs can reach by the last look."""
     shares = zip(course.shares, course.pairs, strict=True)
     return min([1.0, *(statistics.p_floor(n) / share for share, n in shares if n)])
+
+
+def equivalence_floor(course: Course) -> float:
+    """The smallest sequential p-value that an exact test of equivalence can give to so many pairs by the last look."""
+    shares = zip(course.shares, course.pairs, strict=True)
+    return min(1.0, *(statistics.equivalence_floor(n) / share for share, n in shares))
 
 
 @functools.lru_cache(maxsize=256)
@@ -263,7 +274,10 @@ def outlook(
         least = min(statistics.p_floor(n) / share for n, share in zip(looks[: k + 1], course.shares, strict=False))
         p = np.minimum(p, np.maximum(least, _level_of(nominal, k, *nominal_levels(course, 2, alpha, family))))
         inside = stats.t.sf((margin - np.abs(mean)) / error, look - 1)
-        q = np.minimum(q, _level_of(inside, k, *nominal_levels(course, 1, alpha, family)))
+        few = min(
+            statistics.equivalence_floor(n) / share for n, share in zip(looks[: k + 1], course.shares, strict=False)
+        )
+        q = np.minimum(q, np.maximum(few, _level_of(inside, k, *nominal_levels(course, 1, alpha, family))))
         decided = (_holm(p, alpha) | _holm(q, alpha)).all(axis=1)
         stops.append(float((running & decided).mean()) if look < blocks else float(running.mean()))
         running &= ~decided

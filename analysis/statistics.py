@@ -216,6 +216,24 @@ def p_floor(n: int, contrasts: int = 1) -> float:
     return min(1.0, contrasts * smallest)
 
 
+def equivalence_floor(n: int) -> float:
+    """The smallest p-value that an exact test can give to "inside the margin" with `n` seeds: 1/2^n.
+
+    It is that of n differences which all lie inside, when as many are expected to lie beyond. A t-test of two or three
+    seeds can give any p-value, from nothing but how close they happen to be: simulated at the margin itself with
+    lognormal differences, two one-sided t-tests of 2 to 5 seeds were wrong in 18% to 24% of studies, any of three
+    contrasts in 19% to 39% (30,000 studies each; 4% with normal ones and t of 3 degrees of freedom).
+    """
+    return 0.5**n
+
+
+def fewest_seeds(alpha: float, contrasts: int = 1) -> tuple[int, int]:
+    """Seeds from which on a difference, and from which on equivalence, can be shown over so many contrasts."""
+    sizes = range(1, MOST_SEEDS)
+    differ = next((n for n in sizes if p_floor(n, contrasts) <= alpha), MOST_SEEDS)
+    return differ, next((n for n in sizes if contrasts * equivalence_floor(n) <= alpha), MOST_SEEDS)
+
+
 def holm(p_values: ArrayLike) -> Floats:
     """Adjusted p-values that bound the chance of any false positive in a family.
 
@@ -246,8 +264,8 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
 def tost(differences: ArrayLike, margin: float) -> float:
     """Two one-sided t-tests: the p-value of "the mean difference lies inside (-margin, margin)".
 
-    Without any spread there is no t. A sign test against each margin takes its place: n equal differences inside
-    the margin have probability at most 2^-n when the median lies on it.
+    Without any spread there is no t, and the smallest p-value of an exact test takes its place:
+    :func:`equivalence_floor`.
 
     Parameters
     ----------
@@ -270,7 +288,7 @@ def tost(differences: ArrayLike, margin: float) -> float:
     if len(d) < 2:
         return 1.0
     if _spread(d) == 0:
-        return 0.5 ** len(d) if abs(d[0]) < margin else 1.0
+        return equivalence_floor(len(d)) if abs(d[0]) < margin else 1.0
     return float(DescrStatsW(d).ttost_mean(-margin, margin)[0])
 
 
@@ -412,9 +430,9 @@ def _power_to_differ(n: int, mean: float, sd: float, alpha: float, contrasts: in
 
 
 def _power_of_tost(n: int, mean: float, sd: float, margin: float, alpha: float) -> float:
-    """Lower bound of the power of TOST: 1 minus the chances that either one-sided test fails."""
-    if sd == 0:
-        return float(0.5**n <= alpha and abs(mean) < margin)
+    """Lower bound of the power of TOST: 1 minus the chances that either one-sided test fails; 0 for too few seeds."""
+    if sd == 0 or equivalence_floor(n) > alpha:
+        return float(equivalence_floor(n) <= alpha and abs(mean) < margin)
     cut, scale = special.stdtrit(n - 1, 1 - alpha), math.sqrt(n) / sd
     below, above = (_chance_above(float(cut), n, (margin - side * mean) * scale) for side in (1, -1))
     return below + above - 1

@@ -60,8 +60,9 @@ def draw(verdicts: Sequence[Verdict], margin: float, label: str) -> Strips | Non
 def _reach(verdicts: Sequence[Verdict], margin: float) -> float:
     """Half the width of the scale: a round number that holds the margin, the means, and most of the intervals."""
     found = [item.difference for item in verdicts if item.difference.n]
+    intervals = [item.ends for item in verdicts if item.difference.n]
     means = max(abs(d.mean) for d in found)
-    ends = max((abs(end) for d in found for end in (d.low, d.high) if math.isfinite(end)), default=0.0)
+    ends = max((abs(end) for ends in intervals for end in ends if math.isfinite(end)), default=0.0)
     wanted = max(1.3 * margin, 1.1 * means, min(1.05 * ends, max(LONG * means, 2 * margin)))
     unit = 10.0 ** math.floor(math.log10(wanted))
     return next(step * unit for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= wanted * (1 - 1e-9))
@@ -78,8 +79,10 @@ def _strip(verdict: Verdict, margin: float, reach: float) -> Strip:
         )
     value = wording.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True)
     says = verdict.outcome if d.n > 1 else lost(verdict)
-    alt = f"{name}: {value}" + (f", interval {wording.interval(d.low, d.high, d.standard_error)}" if d.n > 1 else "")
-    drawing = _drawing((d.mean, d.low, d.high), margin, reach, alt)
+    alt = f"{name}: {value}" + (
+        f", interval {wording.interval(d.low, d.high, d.standard_error, verdict.within)}" if d.n > 1 else ""
+    )
+    drawing = _drawing((d.mean, *verdict.ends), margin, reach, alt)
     return Strip(name=name, says=says, value=value, tone=verdict.outcome, exploratory=exploratory, drawing=drawing)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.plan import Plan, PlannedTrial, StudyRecords
+from analysis.statistics import PairedDifference
 from analysis.verdict import Verdict
 from jbot.record import Record
 
@@ -146,8 +148,14 @@ def describe_changes(changes: Mapping[str, Any]) -> str:
 
 
 def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row per contrast: estimate, intervals, tests, losses, verdict."""
-    return pd.DataFrame([_contrast_row(verdict) for verdict in verdicts])
+    """One row per contrast: estimate, intervals, tests, losses, verdict. Without contrasts the columns alone."""
+    return pd.DataFrame([_contrast_row(verdict) for verdict in verdicts], columns=None if verdicts else _COLUMNS)
+
+
+_JUDGED: tuple[str, ...] = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "floor_equivalent")
+_JUDGED += ("family", "dropped", "pruned", "detectable", "seeds_needed", "interim", "sentence")
+_COLUMNS = ["contrast", "treatment", "control", "metric", "control_metric", "kind", "verdict"]
+_COLUMNS += [*(field.name for field in dataclasses.fields(PairedDifference)), "standard_error", *_JUDGED, "notes"]
 
 
 def _contrast_row(verdict: Verdict) -> dict[str, Any]:
@@ -156,8 +164,7 @@ def _contrast_row(verdict: Verdict) -> dict[str, Any]:
     row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
     row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
     row |= vars(difference) | {"standard_error": difference.standard_error}
-    names = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "family", "dropped", "pruned")
-    row |= {name: getattr(verdict, name) for name in (*names, "detectable", "seeds_needed", "interim", "sentence")}
+    row |= {name: getattr(verdict, name) for name in _JUDGED}
     if verdict.look:
         row |= {"look": verdict.look.blocks, "planned_blocks": verdict.look.of, "confidence": verdict.confidence}
     return row | {"notes": " ".join(verdict.notes)}

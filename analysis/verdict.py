@@ -8,9 +8,10 @@ The rules, in this order, for every contrast of a plan:
    ones. A family has the size the plan gives it, whatever data arrived. "Differs" and "equivalent" are corrected
    apart: each kind of claim has the error level over its family. Of a single contrast at most one of the two can be
    false, so the level holds for both together; of a family both together can be false more often, at most twice it.
-3. *equivalent*: two one-sided t-tests put the mean difference inside the margin. It goes before 4: the plan has said
-   that smaller differences do not matter, so one that is significant and yet inside the margin is equivalent, with a
-   note that it is not zero.
+3. *equivalent*: two one-sided t-tests put the mean difference inside the margin, and the seeds are enough for an exact
+   test to say so (`statistics.equivalence_floor`: five for a single contrast at 5%). It goes before 4: the plan has
+   said that smaller differences do not matter, so one that is significant and yet inside the margin is equivalent,
+   with a note that it is not zero.
 4. *better* or *worse*: the sign-flip test is significant and the t interval clear of zero.
 5. *undecided* otherwise, with the number of seeds that would probably decide it.
 
@@ -101,6 +102,8 @@ class Verdict:
     p_equivalent: float
     """TOST, uncorrected."""
     p_equivalent_adjusted: float
+    floor_equivalent: float
+    """The smallest p that an exact test of equivalence of this number of seeds can reach, corrected."""
     family: int
     """Contrasts corrected together."""
     dropped: int
@@ -123,10 +126,17 @@ class Verdict:
     p_with_losses: float
     """The uncorrected p if each seed that the better arm alone lost by a failure were its largest defeat; NaN if
     there is none."""
+    within: wording.Bounds
+    """What a difference of this metric can be: intervals in words end there."""
     sentence: str
     """The verdict in plain words."""
     notes: tuple[str, ...] = ()
     """What a careful reader must know besides."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the t interval as it is drawn: no further than a difference of this metric can be."""
+        return max(self.difference.low, self.within[0]), min(self.difference.high, self.within[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,10 +354,12 @@ def _conclude(
     look: Look | None,
 ) -> Verdict:
     difference, course = evidence.difference, evidence.course
-    outcome = _outcome(plan, difference, p_adjusted, p_equivalent)
     # Benjamini-Hochberg leaves the smallest p of a family as it is when all are equal; Holm multiplies it.
     corrected = family if evidence.contrast.primary else 1
-    smallest = sequential.floor(course) if course else statistics.p_floor(difference.n)
+    n = difference.n
+    smallest = sequential.floor(course) if course else statistics.p_floor(n)
+    inside = corrected * (sequential.equivalence_floor(course) if course else statistics.equivalence_floor(n))
+    outcome = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside))
     found = {name: value for name, value in vars(evidence).items() if name != "course"}
     verdict = Verdict(
         **found,
@@ -355,11 +367,13 @@ def _conclude(
         p_adjusted=p_adjusted,
         p_equivalent_adjusted=p_equivalent,
         floor=min(1.0, corrected * smallest),
+        floor_equivalent=min(1.0, inside),
         family=family,
         detectable=_detectable(difference, 1 - evidence.confidence if course else plan.alpha, family),
         seeds_needed=_seeds_needed(plan, difference, family) if outcome == "undecided" else None,
         interim=interim,
         look=look,
+        within=wording.bounds(evidence.contrast.metric or plan.metric, of_difference=True),
         sentence="",
     )
     return _in_words(plan, verdict)
@@ -409,7 +423,8 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
         found = "no seed has" if d.n == 0 else "only one seed has"
         return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."
     if d.mean == 0 and d.sd == 0:
-        return f"{treatment} against {control} is {verdict.outcome}: identical scores at all {d.n} seeds."
+        found = f"{treatment} against {control} is {verdict.outcome}: identical scores at all {d.n} seeds."
+        return f"{found} {_what_would_decide(verdict)}" if verdict.outcome == "undecided" else found
     if verdict.outcome in ("better", "worse"):
         return f"{treatment} is {verdict.outcome} than {control} by {_size(plan, verdict)}."
     if verdict.outcome == "equivalent":
@@ -440,7 +455,7 @@ def _size(plan: Plan, verdict: Verdict) -> str:
     family = f" after {_correction(verdict)}" if verdict.family > 1 else ""
     p = wording.p_value(verdict.p_adjusted, verdict.floor)
     kind = "repeated interval" if verdict.look else "interval"
-    level = f"{1 - plan.alpha:.0%} {kind} {wording.interval(low, high, error)}"
+    level = f"{1 - plan.alpha:.0%} {kind} {wording.interval(low, high, error, verdict.within)}"
     return f"{size} ({level}, n = {d.n} seeds, p = {p}{family})"
 
 
@@ -479,9 +494,7 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
         return
     if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
         yield _loss_note(plan, verdict)
-    if verdict.floor > plan.alpha:
-        floor = wording.p_value(verdict.floor)
-        yield f"{d.n} seeds cannot show a difference: the smallest p they can reach here is {floor}."
+    yield from _too_few_notes(plan, verdict)
     if verdict.outcome == "equivalent" and verdict.p_adjusted <= plan.alpha:
         p = wording.p_value(verdict.p_adjusted, verdict.floor)
         yield f"The difference is not zero (p = {p}), but below the margin that the plan set."
@@ -490,12 +503,30 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
     if verdict.outcome == "undecided" and verdict.p_adjusted <= plan.alpha:
         yield "The permutation test is significant, but the t interval includes zero: no claim."
     if math.isfinite(d.check_low) and clear_of_zero(d) != (d.check_low > 0 or d.check_high < 0):
-        low_high = wording.interval(d.check_low, d.check_high, d.standard_error)
+        low_high = wording.interval(d.check_low, d.check_high, d.standard_error, verdict.within)
         yield f"The bootstrap-t interval, {low_high}, disagrees with the t interval about zero."
     if verdict.outcome == "undecided" and d.sd > 0 and math.isfinite(verdict.detectable):
         yield f"This design had 80% power for a difference of {wording.compact(verdict.detectable, 2)}."
     if not verdict.contrast.primary:
         yield "Exploratory: a lead to follow on fresh seeds, not a finding."
+
+
+def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
+    """What so few seeds cannot show, whatever they are, and how many could."""
+    differ, equal = statistics.fewest_seeds(plan.alpha, verdict.family if verdict.contrast.primary else 1)
+    # Of a plan with looks no number is enough by itself: it depends on when the next look is.
+    if verdict.floor > plan.alpha:
+        takes = "" if verdict.look else f"; it takes at least {differ}"
+        floor = wording.p_value(verdict.floor)
+        yield (
+            f"{verdict.difference.n} seeds cannot show a difference: the smallest p they can reach here is "
+            f"{floor}{takes}."
+        )
+    if verdict.floor_equivalent > plan.alpha:
+        takes = "" if verdict.look else f", which takes at least {equal}"
+        p = wording.p_value(verdict.p_equivalent_adjusted)
+        alone = f"; t-tests alone would call it so (p = {p}), from how close the seeds happen to lie"
+        yield f"They are too few for equivalence{takes}{alone * (verdict.p_equivalent_adjusted <= plan.alpha)}."
 
 
 def _look_notes(look: Look) -> Iterator[str]:

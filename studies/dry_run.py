@@ -14,7 +14,7 @@ from rich.table import Table
 from analysis import components, wording
 from analysis.plan import FILE, Contrast, Plan, load_study
 from analysis.sequential import final_level
-from analysis.statistics import detectable_effect, p_floor
+from analysis.statistics import detectable_effect, fewest_seeds, p_floor
 from analysis.wording import count
 from cluster.packs import form_packs, trial_bytes
 from cluster.run import Resources, open_trials
@@ -276,8 +276,10 @@ def power_lines(ahead: Outlook) -> list[str]:
     claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
     lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
-        enough = next(m for m in range(1, 100) if p_floor(m, family) <= plan.alpha)
+        enough, equal = fewest_seeds(plan.alpha, family)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
+        if n < equal:
+            lines.append(f'CANNOT say "equivalent": that needs at least {equal} seeds')
         return lines
     effect = detectable_effect(n, final_level(plan.looks, plan.alpha), family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")

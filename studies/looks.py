@@ -164,7 +164,9 @@ def _look_line(plan: Plan, look: int, saved: float, unit: str) -> str:
     if sequential.can_differ(look, blocks, primary, plan.alpha):
         can = f"differences (smallest p {wording.p_value(smallest)}) or equivalence"
     else:
-        can = f"equivalence alone: the smallest p of a difference is {wording.p_value(min(1.0, smallest))}"
+        equal = sequential.can_be_equivalent(look, blocks, primary, plan.alpha)
+        can = "equivalence alone" if equal else "nothing yet"
+        can += f": the smallest p of a difference is {wording.p_value(min(1.0, smallest))}"
     saves = f"would save {wording.count(blocks - look, 'block')}, {wording.compact(saved, 2)} {unit}"
     return f"  after {look}: can show {can}; {saves}"
 

@@ -608,8 +608,9 @@ def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
     assert "dead failed in 3 of 3" in found[0].text
     assert [name for name, _ in found[1].pairs] == ["base − a", "base − b"]
     # What is true of both is said once, and numbers of single contrasts are with these.
-    told, needed = found[1].notes
-    assert told == "3 seeds cannot show a difference: the smallest p they can reach here is 0.75."
+    told, few, needed = found[1].notes
+    assert told == "3 seeds cannot show a difference: the smallest p they can reach here is 0.75; it takes at least 7."
+    assert few == "They are too few for equivalence, which takes at least 6."
     low, high = sorted(v.seeds_needed for v in verdicts if v.seeds_needed)
     assert needed == f"About {low} to {high} seeds would decide them, at this size and spread."
     assert answers.summary(verdicts) == "Of 3 primary contrasts: 1 failed, 2 undecided."
@@ -670,3 +671,12 @@ def test_no_name_of_a_contrast_runs_out_of_the_figure(letters):
     lines = figures._wrapped("w" * letters + " - none, anomaly detection at chosen settings, all signals")
     assert max(map(len, lines)) <= figures.FOREST_LETTERS
     assert len(lines) <= 4
+
+
+def test_tables_name_the_level_of_the_plan_and_keep_their_columns(tmp_path):
+    few = make_plan(arms={"momentum": {}, "random": ARMS["random"]}, contrasts=make_plan().contrasts[:1], alpha=0.1)
+    evidence = sections.gather(load_study(str(write_study(tmp_path, few))))
+    shown = [sections.arms_section(evidence), sections.contrasts_section(evidence)]
+    assert all("90% interval" in table.head and "95% interval" not in table.head for table in shown)
+    columns = tables.contrasts_table(evidence.verdicts).columns
+    assert list(tables.contrasts_table([]).columns) == list(columns)

@@ -57,6 +57,17 @@ def test_seeds_that_a_holm_family_needs(contrasts, n):
     assert st.p_floor(n, contrasts) <= 0.05 < st.p_floor(n - 1, contrasts)
 
 
+@pytest.mark.parametrize(("contrasts", "fewest"), [(1, (6, 5)), (3, (7, 6)), (10, (9, 8))])
+def test_fewest_seeds_by_hand(contrasts, fewest):
+    """2 / 2^6 = 0.031 and 1 / 2^5 = 0.031; three times 2 / 2^7 and 1 / 2^6 are 0.047; ten times 2 / 2^9 are 0.039."""
+    assert st.fewest_seeds(0.05, contrasts) == fewest
+
+
+def test_equivalence_is_not_planned_for_fewer_seeds_than_can_show_it():
+    assert st.seeds_to_decide(mean=0.0, sd=1e-6, margin=1.0) == 5
+    assert st.seeds_to_decide(mean=0.0, sd=1e-6, margin=1.0, contrasts=10) == 8
+
+
 def test_holm_by_hand():
     # Sorted .01 .03 .04 times 3, 2, 1 gives .03 .06 .04; made monotone: .03 .06 .06.
     assert st.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

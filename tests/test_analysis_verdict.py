@@ -82,6 +82,37 @@ def test_identical_arms_are_never_better(n):
     assert f"identical scores at all {n} seeds" in found.sentence
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_few_seeds_that_lie_close_are_not_equivalent(n):
+    """As identical ones are not: t-tests are sure of what two seeds have in common, an exact test is not."""
+    found = one({"a": (BASE + NOISE / 100)[:n], "b": BASE[:n]})
+    assert found.p_equivalent < 0.01
+    assert found.floor_equivalent == 0.5**n
+    assert found.outcome == ("equivalent" if n == 5 else "undecided")
+    if n < 5:
+        assert "About 5 seeds would decide it" in found.sentence
+        assert any("too few for equivalence, which takes at least 5; t-tests alone" in note for note in found.notes)
+
+
+def test_equivalence_of_a_family_takes_more_seeds():
+    contrasts = tuple(Contrast(treatment="a", control=arm, primary=True) for arm in "bcd")
+    scores = pd.DataFrame({arm: BASE + i * NOISE / 100 for i, arm in enumerate("abcd")})
+    states = pd.DataFrame("complete", scores.index, scores.columns)
+    whole, part = (judge(make_plan("abcd", contrasts), scores[:n], states[:n]) for n in (6, 5))
+    assert {item.outcome for item in whole} == {"equivalent"}
+    assert {item.outcome for item in part} == {"undecided"}
+
+
+def test_intervals_in_words_end_where_a_difference_can_be():
+    """The t interval itself, which a table of numbers has, goes on."""
+    scores = {"a": [0.99, 0.98, 0.97], "b": [0.2, 0.95, 0.3]}
+    found = one(scores, metric="test/knn_accuracy")
+    assert found.difference.high > 1
+    assert found.ends == (found.difference.low, 1.0)
+    assert "(95% interval −0.52 to 1.00, n = 3" in found.sentence
+    assert "to 1.51" in one(scores, metric="test/effective_rank").sentence
+
+
 @pytest.mark.parametrize(("n", "words"), [(0, "no seed has"), (1, "only one seed has")])
 def test_too_few_seeds_in_plain_words(n, words):
     found = one({"a": BASE[:n], "b": BASE[:n]})

@@ -295,8 +295,10 @@ def test_options_become_looks():
 def test_what_a_dry_run_says():
     plan = make_plan(12, (5, 7, 12))
     five, seven = describe_looks(plan, "5,7", [1.0] * 12, [[]], "core hours")[1:3]
-    assert "after 5: can show equivalence alone: the smallest p of a difference is 0.36; would save 7 blocks, 7" in five
+    assert "after 5: can show nothing yet: the smallest p of a difference is 0.36; would save 7 blocks, 7" in five
     assert "after 7: can show differences (smallest p 0.046) or equivalence; would save 5 blocks, 5 core hours" in seven
+    early = describe_looks(make_plan(6, (5, 6)), "5", [1.0] * 6, [[]], "core hours")[1]
+    assert "after 5: can show equivalence alone: the smallest p of a difference is 0.09; would save 1 block, 1" in early
     (never,) = describe_looks(make_plan(6, ()), "default", [1.0] * 6, [[]], "core hours")
     assert never.endswith("no look before the last of 6 blocks can show a difference; --seeds 7 or more could")
     pilot = describe_looks(plan, "5,7", [1.0] * 12, [[0.05, 0.06, 0.055]], "core hours")
