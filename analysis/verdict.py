@@ -524,9 +524,10 @@ def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
         )
     if verdict.floor_equivalent > plan.alpha:
         takes = "" if verdict.look else f", which takes at least {equal}"
-        p = wording.p_value(verdict.p_equivalent_adjusted)
-        alone = f"; t-tests alone would call it so (p = {p}), from how close the seeds happen to lie"
-        yield f"They are too few for equivalence{takes}{alone * (verdict.p_equivalent_adjusted <= plan.alpha)}."
+        yield f"They are too few for equivalence{takes}."
+        if verdict.p_equivalent_adjusted <= plan.alpha:
+            p = wording.p_value(verdict.p_equivalent_adjusted)
+            yield f"T-tests alone would call it equivalent (p = {p}), from how close the seeds happen to lie."
 
 
 def _look_notes(look: Look) -> Iterator[str]:

@@ -91,7 +91,8 @@ def test_few_seeds_that_lie_close_are_not_equivalent(n):
     assert found.outcome == ("equivalent" if n == 5 else "undecided")
     if n < 5:
         assert "About 5 seeds would decide it" in found.sentence
-        assert any("too few for equivalence, which takes at least 5; t-tests alone" in note for note in found.notes)
+        assert "They are too few for equivalence, which takes at least 5." in found.notes
+        assert any("T-tests alone would call it equivalent (p = " in note for note in found.notes)
 
 
 def test_equivalence_of_a_family_takes_more_seeds():
