@@ -66,8 +66,10 @@ class Pair:
         """Bit-equal in all that both sides have kept; also true where neither has ended."""
         if self.a is None or self.b is None:
             return self.a is self.b
-        same = (self.a.state, self.a.metrics) == (self.b.state, self.b.metrics)
-        return same and self.curves_equal is not False and self.weights_equal is not False
+        names = {*self.a.metrics, *self.b.metrics}
+        same = all(_equal(self.a.metrics.get(name), self.b.metrics.get(name)) for name in names)
+        kept = self.curves_equal is not False and self.weights_equal is not False
+        return self.a.state == self.b.state and same and kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def metric_table(found: Comparison) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, arm, seed, metric, a, b, difference (B minus A, NaN where a side has no value), equal.
+        study, arm, seed, metric, a, b, difference (B minus A, NaN where a side has no finite value), equal.
     """
     rows = []
     for pair in found.matched:
@@ -186,11 +188,16 @@ def metric_table(found: Comparison) -> pd.DataFrame:
         assert pair.b is not None
         one, other = pair.a.metrics, pair.b.metrics
         for metric in dict.fromkeys([*one, *other]):
-            left, right = one.get(metric, math.nan), other.get(metric, math.nan)
+            left, right = (tables.as_number(side.get(metric)) for side in (one, other))
             row = {"study": found.name, "arm": pair.arm, "seed": pair.seed, "metric": metric, "a": left, "b": right}
-            rows.append(row | {"difference": right - left, "equal": one.get(metric) == other.get(metric)})
+            rows.append(row | {"difference": right - left, "equal": _equal(one.get(metric), other.get(metric))})
     columns = ["study", "arm", "seed", "metric", "a", "b", "difference", "equal"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _equal(one: object, other: object) -> bool:
+    """A record of other hands may hold NaN, which is then the same on both sides."""
+    return one == other or (one != one and other != other)
 
 
 def over_seeds(differences: pd.DataFrame) -> MeanInterval:
@@ -249,7 +256,8 @@ def arms_section(found: Comparison, frame: pd.DataFrame) -> Table:
     of_metric = frame[frame["metric"] == metric]
     for arm in dict.fromkeys(pair.arm for pair in found.pairs):
         own = of_metric[of_metric["arm"] == arm]
-        means = [wording.number(float(own[side].mean())) if len(own) else wording.NOTHING for side in ("a", "b")]
+        both = own.dropna(subset=["a", "b"])  # else the means are of other seeds, and their difference is not B − A
+        means = [wording.number(float(both[side].mean())) for side in ("a", "b")]
         rows.append([arm, f"{int(own['equal'].sum())} of {len(own)}", *means, *_mean_cells(over_seeds(own))])
     head = ["arm", "bit-equal", "mean of A", "mean of B", "B − A", "95% interval", "seeds"]
     return Table(label=f"{found.name}: {wording.quantity_on(metric)}", head=head, rows=rows)

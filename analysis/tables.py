@@ -59,7 +59,7 @@ def _row(study: StudyRecords, trial: PlannedTrial, fields: Sequence[str]) -> dic
         row[name] = getattr(record, name)
     row |= {"ran_in": record.study, "device": device_of(record), "fingerprint": record.data.get("fingerprint")}
     row |= {f"config.{field}": _as_text(lookup(record.config, field)) for field in fields}
-    return row | {key: _as_number(value) for key, value in record.metrics.items()}
+    return row | {key: as_number(value) for key, value in record.metrics.items()}
 
 
 def lookup(nested: Mapping[str, Any], field: str) -> Any:
@@ -240,7 +240,7 @@ def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) 
     return frame.assign(p_adjusted=statistics.benjamini_hochberg(frame["p"])) if rows else frame
 
 
-def _as_number(value: Any) -> float:
+def as_number(value: Any) -> float:
     """A finite metric; anything else is missing."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan

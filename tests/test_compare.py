@@ -176,3 +176,29 @@ def test_bad_input_is_one_line_and_exit_code_2(sides, tmp_path, capsys):
 
 def test_flat_gives_dotted_fields():
     assert compare.flat({"a": {"b": 1, "c": {"d": 2}}, "seed": 3}) == {"a.b": 1, "a.c.d": 2, "seed": 3}
+
+
+def damage(study, arm, seed, value):
+    """What a record of other hands may hold in the place of a number."""
+    (trial,) = (one.trial_id for one in study.trials if (one.arm, one.seed) == (arm, seed))
+    path = f"{trial_folder(trial)}/record.json"
+    content = study.storage.read_json(path)
+    content["metrics"]["test/knn_accuracy"] = value
+    study.storage.write(path, json.dumps(content).encode())
+
+
+def test_scores_that_are_not_finite_are_equal_to_themselves_and_no_difference(sides, capsys):
+    for side, value in zip(sides, (math.nan, math.nan), strict=True):
+        damage(make(side), "momentum", 1, value)
+    assert run(*sides) == 0
+    damage(make(sides[1]), "momentum", 1, math.inf)
+    assert run(*sides) == 1
+    assert "9 of 10 matched trials are bit-equal" in capsys.readouterr().out
+
+
+def test_means_of_an_arm_are_of_the_seeds_that_both_sides_have(sides):
+    make(sides[0])
+    make(sides[1], changes={("momentum", 4): FAILED})
+    ((found,), _) = compare.match(*map(str, sides))
+    row = compare.arms_section(found, compare.metric_table(found)).rows[0]
+    assert row[:5] == ["momentum", "4 of 5", "0.5150", "0.5150", "0.0000 ± 0.0000"]
