@@ -12,6 +12,7 @@ from typing import Any
 from analysis.plan import FILE, Plan, PlanError, load_study, save_study
 from analysis.wording import count
 from cluster.grids import run_grids
+from cluster.lease import lease
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from jbot.config import ConfigError, digest, from_dict, parse_value
@@ -82,6 +83,9 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="say what would run, what it costs, and what it can answer"
     )
     made.add_argument(
+        "--take-over", action="store_true", help="take the study from another driver that still runs it, which stops"
+    )
+    made.add_argument(
         "--price", type=float, metavar="USD", help="of a device hour (GPU or core), to say costs in money"
     )
     where = made.add_argument_group("where")
@@ -126,12 +130,9 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
     """Plan, jets, trials, report; returns the exit code. What `choose` leaves out stays open."""
     check_price(options.price)
     plan = planned(study, options)
-    base = from_dict(plan.base)
     held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
     storage = Storage(options.storage)
-    released = Path(options.released).expanduser() if study.against_paper and options.released else None
-    if released:
-        find_released(released, plan)
+    released_folder(study, plan, options)
     if study.search:
         check_search(study, plan, options)
     if options.dry_run:
@@ -140,12 +141,28 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
         describe(study, plan, held, storage, options)
         return 0
     storage.remove_file(check_storage(storage))
-    if study.search:
-        jets = load_plan_jets(with_anomaly(plan, options), options.data, options.address)
-        found = run_search(study, plan, jets, storage, held, options)
-        return run(found, options, choose) if found else UNFINISHED
+    with lease(storage, plan.study, take_over=options.take_over, say=say):
+        if study.search:
+            jets = load_plan_jets(with_anomaly(plan, options), options.data, options.address)
+            found = run_search(study, plan, jets, storage, held, options)
+            if not found:
+                return UNFINISHED
+            study, plan = found, planned(found, options)
+        return run_plan(study, plan, storage, held, options, choose)
+
+
+def run_plan(
+    study: Study,
+    plan: Plan,
+    storage: Storage,
+    held: Resources,
+    options: argparse.Namespace,
+    choose: Choose | None = None,
+) -> int:
+    """Jets, trials, report of a plan; returns the exit code."""
+    released = released_folder(study, plan, options)
     data = load_plan_jets(plan, options.data, options.address)
-    specs = trial_specs(plan, base, data)
+    specs = trial_specs(plan, from_dict(plan.base), data)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, origin(data), planned_trials(specs))
     if options.until_decided and not plan.looks:
@@ -193,6 +210,15 @@ def planned(study: Study, options: argparse.Namespace) -> Plan:
     """What the options ask of a study."""
     plan = study.plan(options.preset, options.seeds, changes_of(options.set))
     return with_looks(plan, options.until_decided)
+
+
+def released_folder(study: Study, plan: Plan, options: argparse.Namespace) -> Path | None:
+    """Of the released checkpoints, which must all be there; None without the option."""
+    if not (study.against_paper and options.released):
+        return None
+    folder = Path(options.released).expanduser()
+    find_released(folder, plan)
+    return folder
 
 
 def origin(data: Jets) -> dict[str, Any]:
