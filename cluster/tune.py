@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.doctor import ask_nodes, code_digest, judge
 from cluster.events import Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
@@ -113,25 +115,20 @@ def check_address(address: str) -> None:
 
 
 def check_nodes(storage: Storage, resources: Resources) -> None:
-    """Every live node must see the storage, and some node must be able to hold one trial."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    """Some node must be able to hold one trial, and every live node be in order: see :mod:`cluster.doctor`."""
     if places(resources) == 0:
         raise ClusterError(f"no node offers what one trial needs: {resources.cpus:g} CPUs and {resources.gpus:g} GPUs")
     token = check_storage(storage)
-    see = ray.remote(num_cpus=0)(_sees)
     try:
-        answers = ray.get([see.options(scheduling_strategy=_on(node)).remote(storage, token) for node in nodes])
-        blind = [node["NodeManagerAddress"] for node, seen in zip(nodes, answers, strict=True) if not seen]
+        told = ask_nodes(storage, token, lambda node: places_on(node, resources) > 0)
     finally:
         storage.remove_file(token)
-    if blind:
-        raise ClusterError(
-            f"storage {storage.uri} is not seen by node {', '.join(blind)}: use a shared folder or s3://"
-        )
-
-
-def _sees(storage: Storage, token: str) -> bool:
-    return storage.exists(token)
+    wrong = [finding for finding in judge(told, storage, code_digest()) if not finding.ok]
+    for finding in wrong:
+        if not finding.fatal:
+            print(f"warning: {finding}", file=sys.stderr)
+    if fatal := [str(finding) for finding in wrong if finding.fatal]:
+        raise ClusterError("\n".join(fatal))
 
 
 def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:

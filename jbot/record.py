@@ -30,6 +30,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import typing
 import uuid
@@ -58,6 +59,11 @@ class RecordError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind when it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def without_secret(text: str) -> str:
+    """A URI, or words that hold one, without the user and password before its host: it is safe to show."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
 
 
 def open_folder(folder: str) -> tuple[Storage, str]:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from conftest import TINY
 
+from cluster import doctor
 from cluster.run import ClusterError, Resources, open_trials, run_inline
 from jbot.config import Config, override
 from jbot.record import Storage, load_record
@@ -134,6 +135,16 @@ def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tin
 def test_what_no_node_can_hold_is_said_at_once(two_nodes, tiny_data, tmp_path):
     with pytest.raises(ClusterError, match="no node offers what one trial needs: 1 CPUs and 5 GPUs"):
         run_ray(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], address=two_nodes, resources=Resources(gpus=5))
+
+
+def test_the_doctor_asks_every_node(two_nodes, tmp_path, capsys):
+    sample = Path(__file__).parent / "data/jets_sample.h5"
+    assert doctor.main(["--address", two_nodes, "--storage", str(tmp_path), "--data", str(sample)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("is read and written") == 2
+    assert said.count("ok 127.0.0.1") + said.count("clock as here") >= 2
+    assert "ok all nodes jets" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_inline_without_the_gpu_it_was_asked_for(tiny_data, tmp_path, monkeypatch):
