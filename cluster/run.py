@@ -34,6 +34,9 @@ class Resources:
     """Starts after a crash of worker or node, each from the last checkpoint."""
     pack: int | None = None
     """Trials of a pack; None leaves it to :func:`cluster.packs.form_packs`."""
+    grow_to: int | None = None
+    """Packs that a growing cluster will run at once: a first node is waited for, and trials are spread over so many
+    places. None: only the nodes that are there count."""
     engine: str = "auto"
     """What computes encoder and head, see :mod:`jbot.engine`."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import socket
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,8 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.doctor import ask_nodes, code_digest, judge
@@ -36,6 +41,10 @@ QUIET = {
     # Tune runs each trial in a new thread, and glibc would give each a heap of its own, of some 60 MB, for good.
     "MALLOC_ARENA_MAX": "1",
 }
+
+TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to what its nodes have"
+PATIENCE_S, REMIND_S = 2.0, 600.0
+"""Between looks whether a first node has come, and between lines that say so (assumed)."""
 
 
 def run_ray(
@@ -88,10 +97,7 @@ def connected(address: str | None) -> Iterator[None]:
         heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
         code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
         options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
-    try:
-        ray.init(**options)
-    except ConnectionError:
-        raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
+    _join(options)
     try:
         yield
     finally:
@@ -99,6 +105,26 @@ def connected(address: str | None) -> Iterator[None]:
         # process ("core worker has already been shutdown"), so they are freed before.
         gc.collect()
         ray.shutdown()
+
+
+def _join(options: dict[str, Any]) -> None:
+    """ray.init, with one line for what may go wrong. Ray tells a refused token to stderr alone, for 20 seconds."""
+    address = options["address"]
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            ray.init(**options)
+        except AuthenticationError:
+            raise ClusterError(f"there is no token for the Ray cluster at address {address!r}: {TOKEN}") from None
+        except ConnectionError:
+            said.seek(0)
+            if b"InvalidAuthToken" in said.read():
+                raise ClusterError(f"the Ray cluster at address {address!r} wants its token: {TOKEN}") from None
+            raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def check_address(address: str) -> None:
@@ -115,8 +141,13 @@ def check_address(address: str) -> None:
 
 
 def check_nodes(storage: Storage, resources: Resources) -> None:
-    """Some node must be able to hold one trial, and every live node be in order: see :mod:`cluster.doctor`."""
-    if places(resources) == 0:
+    """Some node must be able to hold one trial, and every live node be in order: see :mod:`cluster.doctor`.
+
+    A cluster that grows (`resources.grow_to`) is asked for a first such node, and waited for.
+    """
+    if resources.grow_to:
+        _wait_for_place(resources)
+    if present_places(resources) == 0:
         raise ClusterError(f"no node offers what one trial needs: {resources.cpus:g} CPUs and {resources.gpus:g} GPUs")
     token = check_storage(storage)
     try:
@@ -141,9 +172,30 @@ def places_on(node: dict[str, Any], resources: Resources) -> int:
     return min(int(node["Resources"].get(name, 0) / held) for name, held in wanted.items() if held > 0)
 
 
-def places(resources: Resources) -> int:
-    """Packs that the cluster can run at once."""
+def present_places(resources: Resources) -> int:
+    """Packs that the nodes which are there now can run at once."""
     return sum(places_on(node, resources) for node in ray.nodes() if node["Alive"])
+
+
+def places(resources: Resources) -> int:
+    """Packs that the cluster can run at once, when it has grown as far as it was said to."""
+    return max(present_places(resources), resources.grow_to or 0)
+
+
+def _wait_for_place(resources: Resources) -> None:
+    """Ask the autoscaler, if there is one, for a node that holds a pack, until one has come. A queue may take hours,
+    and nothing but the head is paid meanwhile, so there is no limit: Ctrl-C ends it."""
+    wanted = {name: held for name, held in (("CPU", resources.cpus), ("GPU", resources.gpus)) if held > 0}
+    said = -math.inf
+    while present_places(resources) == 0:
+        if time.monotonic() - said > REMIND_S:
+            said = time.monotonic()
+            asked = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
+            print(f"waiting for a first node with {asked}; on the head, ray status says why", file=sys.stderr)
+            request_resources(bundles=[wanted])
+        time.sleep(PATIENCE_S)
+    if said > -math.inf:
+        request_resources(bundles=[])  # or it would keep that node for ever
 
 
 def free_bytes(resources: Resources) -> int | None:

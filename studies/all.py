@@ -280,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
 def budget_of(options: argparse.Namespace) -> float:
     """Device hours."""
     main.check_price(options.price)
+    main.check_growth(options)
     for name, value in (("--budget", options.budget), ("--budget-usd", options.budget_usd)):
         if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"{name} must be positive and finite, got {value:g}")
@@ -305,7 +306,7 @@ def prepare(options: argparse.Namespace, found: Mapping[str, Study]) -> Tour:
     return Tour(
         options=options,
         plans={name: (found[name], plans[name]) for name in in_order(plans)},
-        held=resources(options.preset, options.cpus, options.gpus, options.pack, options.engine),
+        held=resources(options.preset, options.cpus, options.gpus, options.pack, options.engine, options.grow_to),
         storage=storage,
         budget=budget_of(options),
         known=frozenset(record.trial_id for record in ended_records(storage)),

@@ -100,6 +100,12 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
         "--pack", type=int, metavar="N", help="trials trained together (default: 1 on CPUs, what fits on GPUs)"
     )
     where.add_argument(
+        "--grow-to",
+        type=int,
+        metavar="N",
+        help="packs at once that a cluster that scales up will hold: wait for a first node, spread trials over so many",
+    )
+    where.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
@@ -129,8 +135,9 @@ Choose = Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]]
 def run(study: Study, options: argparse.Namespace, choose: Choose | None = None) -> int:
     """Plan, jets, trials, report; returns the exit code. What `choose` leaves out stays open."""
     check_price(options.price)
+    check_growth(options)
     plan = planned(study, options)
-    held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine)
+    held = resources(options.preset, options.cpus, options.gpus, options.pack, options.engine, options.grow_to)
     storage = Storage(options.storage)
     released_folder(study, plan, options)
     if study.search:
@@ -279,6 +286,12 @@ def check_price(price: float | None) -> None:
     """It must be a positive number."""
     if price is not None and not 0 < price < math.inf:
         raise ConfigError(f"--price must be positive and finite, got {price:g}")
+
+
+def check_growth(options: argparse.Namespace) -> None:
+    """Only a cluster that is there already can grow."""
+    if options.grow_to is not None and not options.address:
+        raise ConfigError(f"--grow-to {options.grow_to} needs --address: Ray on this machine does not grow")
 
 
 def run_trials(

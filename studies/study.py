@@ -181,14 +181,21 @@ def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
 
 
 def resources(
-    preset: str, cpus: float | None, gpus: float | None, pack: int | None = None, engine: str = "auto"
+    preset: str,
+    cpus: float | None,
+    gpus: float | None,
+    pack: int | None = None,
+    engine: str = "auto",
+    grow_to: int | None = None,
 ) -> Resources:
     """What one pack of trials holds, and how many they are: the preset's, unless told otherwise."""
     size = get_preset(preset)
     cpus, gpus = (size.cpus if cpus is None else cpus), (size.gpus if gpus is None else gpus)
-    chosen = Resources(cpus=cpus, gpus=gpus, pack=pack, engine=engine)
+    chosen = Resources(cpus=cpus, gpus=gpus, pack=pack, engine=engine, grow_to=grow_to)
     if pack is not None and pack < 1:
         raise ConfigError(f"a pack needs at least one trial, got {pack}")
+    if grow_to is not None and grow_to < 1:
+        raise ConfigError(f"--grow-to needs at least one pack, got {grow_to}")
     if not (0 < chosen.cpus < math.inf and 0 <= chosen.gpus < math.inf):
         raise ConfigError(f"a trial needs CPUs > 0 and GPUs >= 0, got {chosen.cpus:g} and {chosen.gpus:g}")
     return chosen
