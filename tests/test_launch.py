@@ -284,6 +284,9 @@ def test_the_tracking_server_is_on_loopback_with_secrets_of_its_own():
     }
     assert all(launch.pinned(service["image"]) for service in services.values())
     assert [name for name, service in services.items() if "healthcheck" not in service] == ["secrets"]
+    image = (CLUSTER / "Dockerfile").read_text().split("AS tracking")[1].split("FROM")[0]
+    programs = {service["command"][0] for service in services.values() if "jbot-tracking" in service["image"]}
+    assert all(f"COPY --chown=jbot:jbot {program} {program}" in image for program in programs)
     named = set(re.findall(r"\$\{(\w+)", (CLUSTER / "compose.yaml").read_text()))
     example = dict(line.split("=") for line in (CLUSTER / "env.example").read_text().splitlines() if "=" in line)
     assert example == dict.fromkeys(named, "CHANGE-ME")
