@@ -1,6 +1,7 @@
 """Launch files: what Ray, Kubernetes, AWS, Azure and the linters say of them, and what we promise of each."""
 
 import copy
+import importlib
 import json
 import os
 import re
@@ -345,6 +346,17 @@ def test_the_image_has_what_it_copies_and_nobody_is_root():
         assert f"!{name.split('/')[0]}" in let_in
     steps = re.findall(r"^[^#\n]*(?:RUN|&&) cluster/install\.sh (\w+)", text, re.MULTILINE)
     assert steps == ["system", "tracking", "python"]
+
+
+@pytest.mark.parametrize("page", ["docs/cluster.md", "cluster/kuberay.yaml", "cluster/slurm.sh", "cluster/on_head.sh"])
+def test_commands_name_studies_and_options_that_exist(page):
+    from studies.main import parser
+
+    text = re.sub(r"\\?\s*\n[#\s]*(?=--)", " ", (ROOT / page).read_text().replace("USD_PER_DEVICE_HOUR", "1"))
+    commands = re.findall(r"studies/(\w+)\.py((?: --[\w-]+(?: (?!--)[\w:/.-]+)?)*)", text)
+    assert commands
+    for study, options in commands:
+        parser(importlib.import_module(f"studies.{study}").study).parse_args(options.split())
 
 
 @pytest.mark.parametrize(
