@@ -98,6 +98,9 @@ class _Beat(threading.Thread):
         try:
             if _nonce(_holder(self.storage, self.file)) == self.mine["nonce"]:
                 self.storage.remove_file(self.file)
+                study = self.file.rpartition("/")[0]
+                if not self.storage.names(study):  # bad input: nothing has come of it, and nothing is left of it
+                    self.storage.remove(study)
         except OSError as error:  # the next driver finds this process dead
             self.say(f"{self.storage.uri}/{self.file} was not removed: {first_line(error)}")
 
