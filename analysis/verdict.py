@@ -430,10 +430,10 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
     if verdict.outcome == "equivalent":
         p = wording.p_value(verdict.p_equivalent_adjusted)
         return (
-            f"{treatment} and {control} are equivalent: they differ by {_size(plan, verdict)}, "
+            f"{treatment} and {control} are equivalent: the difference is {_size(plan, verdict)}, "
             f"less than the margin of {plan.margin:g} (equivalence p = {p})."
         )
-    found = f"{treatment} against {control} is undecided: they differ by {_size(plan, verdict)}."
+    found = f"{treatment} against {control} is undecided: the difference is {_size(plan, verdict)}."
     return f"{found} {_what_would_decide(verdict)}"
 
 
