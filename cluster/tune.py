@@ -122,6 +122,12 @@ def _join(options: dict[str, Any]) -> None:
             if b"InvalidAuthToken" in said.read():
                 raise ClusterError(f"the Ray cluster at address {address!r} wants its token: {TOKEN}") from None
             raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray raises a bare Exception
+                raise
+            raise ClusterError(
+                "Ray did not start within its 30 seconds: this machine is too busy. Run the command again, or with --inline"
+            ) from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
