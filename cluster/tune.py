@@ -126,7 +126,7 @@ def _join(options: dict[str, Any]) -> None:
             if "timed out during startup" not in str(error):  # Ray raises a bare Exception
                 raise
             raise ClusterError(
-                "Ray did not start within its 30 seconds: this machine is too busy. Run the command again, or with --inline"
+                "Ray did not start within its 30 seconds: this machine is too busy; run the command again"
             ) from None
         finally:
             os.dup2(stderr, 2)
