@@ -39,6 +39,7 @@ from analysis import hierarchical, report, statistics
 from analysis.calibration_row import CONFIDENCE, Kind, Row
 from analysis.calibration_truths import Event, Floats, Truth
 from analysis.plan import Plan
+from jbot.command_line import Parser, bad_input
 
 ALPHA = 0.05
 REPEATS = 1000
@@ -448,22 +449,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show(row, console)
         rows.append(row)
     if not rows:
-        print(f"error: nothing to simulate for --only {' '.join(options.only)}", file=sys.stderr)
-        return 2
+        return bad_input(f"nothing to simulate for --only {' '.join(options.only)}")
     try:
         page = write(rows, facts(options, time.perf_counter() - started), options.out)
     except OSError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     console.print(summary(rows), style="bold", highlight=False, markup=False, soft_wrap=True)
     console.print(str(page), highlight=False, markup=False, soft_wrap=True)
     return 0 if all(row.ok for row in rows) else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.calibration", description="Do our own statistics hold what they claim?"
-    )
+    parser = Parser(prog="python -m analysis.calibration", description="Do our own statistics hold what they claim?")
     names = (*PARTS, LAWS)
     parser.add_argument(
         "--only", nargs="+", choices=names, default=list(names), help="parts to simulate", metavar="PART"

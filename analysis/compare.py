@@ -10,7 +10,6 @@ on one side, 2 bad input. Differences are B minus A.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import sys
@@ -31,9 +30,10 @@ from analysis.plan import FILE, PlannedTrial, StudyRecords, load_study
 from analysis.sections import Table
 from analysis.statistics import MeanInterval
 from analysis.verdict import SEED, Verdict, judge
+from jbot.command_line import Parser, bad_input
 from jbot.record import Record, RecordError, Storage, load_curves, trial_folder
 
-EQUAL, DIFFERING, BAD_INPUT = 0, 1, 2
+EQUAL, DIFFERING = 0, 1
 WEIGHTS = "student.safetensors"
 MOST_METRICS = 12
 """Rows of a table on a terminal; compare.html has all."""
@@ -105,8 +105,8 @@ def find_studies(folder: str) -> dict[str, str]:
     """
     storage = Storage(folder if "://" in folder else Path(folder).expanduser())
     if storage.exists(FILE):
-        return {storage.uri.rstrip("/").rpartition("/")[2]: storage.uri}
-    found = {name: f"{storage.uri}/{name}" for name in storage.names() if storage.exists(f"{name}/{FILE}")}
+        return {storage.uri.rstrip("/").rpartition("/")[2]: storage.address}
+    found = {name: f"{storage.address}/{name}" for name in storage.names() if storage.exists(f"{name}/{FILE}")}
     if not found:
         raise RecordError(f"{storage.uri} holds no study: it must be a study's folder, or one with such folders")
     return found
@@ -432,7 +432,7 @@ def save(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when all is bit-equal, 1 when something differs, 2 for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.compare",
         description="Are the results of two folders the same? Before and after a change of the code, say.",
     )
@@ -447,8 +447,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             print(save(found, frames, lonely, (options.a, options.b), options.out))
     except (RecordError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return bad_input(error)
     return EQUAL if all(one.equal for one in found) and not lonely else DIFFERING
 
 

@@ -10,7 +10,6 @@ for each of them: drop duplicates of trial_id and metric to count trials.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -23,6 +22,7 @@ import pandas as pd
 
 from analysis.plan import FILE, load_study
 from analysis.tables import PENDING, REFERENCES, device_of
+from jbot.command_line import Parser, bad_input
 from jbot.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
 
 TRIAL = ("folder", "study", "preset", "arm", "seed", "trial_id", "state", "reason")
@@ -136,7 +136,7 @@ def _rows(storage: Storage) -> Iterator[Row]:
     planned = set()
     for folder in storage.names():
         if storage.exists(f"{folder}/{FILE}"):
-            study = load_study(f"{storage.uri}/{folder}")
+            study = load_study(f"{storage.address}/{folder}")
             for trial in study.trials:
                 planned.add(trial.trial_id)
                 yield Row(
@@ -218,7 +218,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the table was written, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.export", description="All trials as one tidy table.")
+    parser = Parser(prog="python -m analysis.export", description="All trials as one tidy table.")
     parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, required=True, help=f"file to write, {' or '.join(ENDINGS)}")
     kind = parser.add_mutually_exclusive_group()
@@ -230,9 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RecordError(f"--out must end with {' or '.join(ENDINGS)}, got {options.out.name}")
         frame = (curves if options.curves else wide if options.wide else tidy)(options.storage)
         _write(frame, options.out)
-    except (RecordError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return bad_input(error)
     print(f"{options.out}: {len(frame):,} rows, {len(frame.columns)} columns, {frame['trial_id'].nunique()} trials")
     return 0
 

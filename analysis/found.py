@@ -146,7 +146,7 @@ def _folders(storage: Storage) -> list[str]:
 
 
 def _judged(storage: Storage, folder: str) -> Found:
-    study = load_study(f"{storage.uri}/{folder}")
+    study = load_study(f"{storage.address}/{folder}")
     trials = tables.trial_table(study)
     scores, states = tables.scores_and_states(trials, study.plan)
     return Found(

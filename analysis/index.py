@@ -8,7 +8,6 @@ they say of themselves (analysis/summary.py), and only where they are of the sam
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from analysis.found import Holdings, look
 from analysis.prices import Prices
 from analysis.questions import OPEN
 from analysis.report import environment, write
+from jbot.command_line import Parser, bad_input
 from jbot.record import RecordError, Storage
 
 FILE = "index.html"
@@ -104,7 +104,7 @@ def caution(holdings: Holdings) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the page was written, 2 when there is no such folder."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.index", description="The paper's open questions and what the records say of each."
     )
     parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
@@ -118,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RecordError(f"{storage.uri} is a study: give the folder above it")
         path = build_index(storage, options.out)
     except (RecordError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     print(path)
     return 0
 

@@ -20,7 +20,6 @@ What stands on one seed or one checkpoint has the error of its test jets for its
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from analysis import latex, provenance, published, report, signatures, statistic
 from analysis.latex import tex as tex
 from analysis.plan import PlannedTrial, StudyRecords, load_study
 from analysis.published import PublishedRow, PublishedTable
+from jbot.command_line import Parser, bad_input
 from jbot.config import Config, from_dict, override
 from jbot.record import Record, RecordError
 
@@ -557,7 +557,7 @@ def console() -> Console:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the tables were made, 2 when the input has none."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.paper", description="The paper's tables with a study's figures beside them."
     )
     parser.add_argument("folder", help="<storage>/<study>, a folder or an s3:// or gs:// address")
@@ -567,8 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = load_study(options.folder)
         tables, path = write_tables(study, options.out or report.default_out(options.folder, study))
     except (RecordError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     show(tables, study, console(), path)
     return 0
 

@@ -8,7 +8,6 @@ all trials that have ended and have none yet; ``python -m cluster.mirror`` then 
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis import embedding, figures, svg, trial_figures, wording
 from analysis.embedding import CLASSES
+from jbot.command_line import Parser, bad_input
 from jbot.data.splits import TARGETS, targets
 from jbot.record import Record, RecordError, Storage, first_line, load_curves, load_record, open_folder, trial_folder
 
@@ -311,7 +311,7 @@ def _capital(words: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when all is drawn, 2 when the input is no trial and no study."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.pictures", description="Draw the figures of a trial.")
+    parser = Parser(prog="python -m analysis.pictures", description="Draw the figures of a trial.")
     parser.add_argument("folder", help="<storage>/trials/<id>, or <storage>/<study> for all its trials")
     parser.add_argument("--out", type=Path, help="where to write (default: figures/ in the trial's folder)")
     options = parser.parse_args(arguments)
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         storage, name = open_folder(options.folder)
         if storage.exists(f"{name}/study.json"):
             return _draw_study(storage, name, options.out)
-        trials, _ = open_folder(storage.uri)
+        trials, _ = open_folder(storage.address)
         if storage.uri.rpartition("/")[2] != "trials":
             raise RecordError(f"{options.folder} must be <storage>/trials/<id> or the folder of a study")
         if options.out is None:
@@ -328,8 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for picture in trial_pictures(trials, name):
                 svg.save(picture.figure, options.out, picture.name)
     except (RecordError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     print(options.out or f"{trials.uri}/{trial_folder(name)}/figures")
     return 0
 
@@ -343,7 +342,7 @@ def _draw_study(storage: Storage, study: str, out: Path | None) -> int:
     trials = [trial["trial_id"] for trial in content["trials"]]
     errors = draw_trials(storage, trials)
     for trial, error in errors.items():
-        print(f"error: trial {trial}: {error}", file=sys.stderr)
+        bad_input(f"trial {trial}: {error}")
     print(f"{storage.uri}/{trial_folder('<id>')}/figures")
     return 2 if errors else 0
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from jbot.command_line import one_line
 from jbot.config import digest
 from jbot.record import Record, RecordError, Storage, load_curves, load_record, open_folder, trial_folder
+from jbot.typed import check_types, fits
 
 FILE = "study.json"
+NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""Of a trial's folder: it leads nowhere else."""
 
 
 class PlanError(ValueError):
@@ -29,6 +34,9 @@ class Contrast:
     """What is compared, where that is not the plan's metric; with the plan's direction and margin."""
     control_metric: str = ""
     """The control's, where that is another one: its floor, say ``untrained/test/knn_accuracy``."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def floor(self) -> str:
@@ -82,6 +90,7 @@ class Plan:
     all of them. Empty: it is judged once, at its end. See :mod:`analysis.sequential`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.margin > 0:
             raise PlanError(f"margin must be positive, got {self.margin}")
         if not 0 < self.alpha < 1:
@@ -120,6 +129,11 @@ class PlannedTrial:
     arm: str
     seed: int
     trial_id: str
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not NAME.fullmatch(self.trial_id):
+            raise PlanError(f"trial_id must be letters, digits, dots, - and _, got {self.trial_id!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +195,9 @@ def load_study(folder: str) -> StudyRecords:
         parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"]), "looks": looks})
         trials = tuple(PlannedTrial(**trial) for trial in content["trials"])
         data = content["data"]
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{folder}/{FILE} is not a study: {error!r}") from None
+        if not fits(data, dict[str, Any]):
+            raise TypeError(f"data must be an object, got {data!r}")
+    except (KeyError, TypeError, AttributeError, PlanError) as error:
+        raise RecordError(f"{storage.uri}/{study}/{FILE} is not a study: {one_line(error)}") from None
     records = {trial.trial_id: load_record(storage, trial.trial_id) for trial in trials}
     return StudyRecords(plan=parsed, data=data, trials=trials, records=records, storage=storage)

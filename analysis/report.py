@@ -6,7 +6,6 @@ trials.parquet, arms.csv, contrasts.csv, signatures.csv, arms.tex and contrasts.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import dataclasses
 import hashlib
@@ -42,6 +41,7 @@ from analysis.plan import Plan, StudyRecords, load_study
 from analysis.questions import judged_by_sections
 from analysis.sections import Evidence
 from analysis.verdict import Verdict
+from jbot.command_line import Parser, bad_input
 from jbot.record import RecordError, Storage
 
 MOST_PRIMARY = 2
@@ -279,9 +279,7 @@ def default_out(folder: str, study: StudyRecords) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the report was written, 2 when the input is no study."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report", description="Make a study's report from records."
-    )
+    parser = Parser(prog="python -m analysis.report", description="Make a study's report from records.")
     parser.add_argument("folder", help="<storage>/<study>, a folder or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, help="where to write (default: the study folder, if it is on this machine)")
     options = parser.parse_args(arguments)
@@ -289,8 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         study = load_study(options.folder)
         path = build_report(study, options.out or default_out(options.folder, study))
     except (RecordError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     print(path)
     return 0
 

@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from jbot.command_line import Parser, bad_input
 from jbot.data import DataError
 from jbot.data.hdf5 import read
 
@@ -343,7 +344,7 @@ def run(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad, 1 without parity."""
-    parser = argparse.ArgumentParser(description="Time a training step against the authors' released code.")
+    parser = Parser(description="Time a training step against the authors' released code.")
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="checkout of the released code")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="interpreter with TensorFlow (this)")
     parser.add_argument("--model", choices=("S", "B", "both"), default="both")
@@ -359,8 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no parity, so no figures: {difference}", file=sys.stderr)
         return 1
     except (BenchmarkError, DataError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     return 0
 
 

@@ -36,11 +36,10 @@ from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
 from benchmarks.timing import NotAvailable, Row, no_row
 from benchmarks.trainer import read_jets
 from benchmarks.trials import trials
+from jbot.command_line import INTERRUPTED, Parser, bad_input
 from jbot.data.jetdata import DataError
 from jbot.engine import ENGINES
 from jbot.record import RecordError
-
-BAD_INPUT, INTERRUPTED = 2, 130
 
 SECTIONS: dict[str, tuple[str, Callable[[Setting, argparse.Namespace], list[Row]]]] = {
     "limits": ("limits of the machine", lambda s, o: limits(s.device, s.quick, s.advance)),
@@ -64,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         setting = make_setting(options)
         run(wanted, setting, options)
     except (ValueError, NotAvailable) as error:  # DataError and RecordError are ValueErrors
-        print(f"benchmarks.bench: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return bad_input(error)
     except KeyboardInterrupt:
         print(f"interrupted: the finished sections are in {options.out}", file=sys.stderr)
         return INTERRUPTED
@@ -74,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m benchmarks.bench",
         description=(__doc__ or "").splitlines()[0],
         epilog="sections:\n" + "\n".join(f"  {name:12}{title}" for name, (title, _) in SECTIONS.items()),

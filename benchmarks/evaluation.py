@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from jbot import evaluate
+from jbot.command_line import Parser, bad_input
 from jbot.config import Config, override
 from jbot.data import DataError, JetData, hdf5
 from jbot.engine import find_engine
@@ -239,7 +241,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=SAMPLE, help="jets in JetNet's HDF5 layout, five classes")
     parser.add_argument("--preset", action="append", choices=list(PRESETS), help="may be repeated; quick and paper")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -264,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         data = hdf5.read(options.data)
     except DataError as error:
-        raise SystemExit(f"evaluation.py: {error}") from None
+        sys.exit(bad_input(error))
     where = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     header = {"device": options.device, "hardware": where, "cores": os.cpu_count(), "threads": options.threads}
     header |= {

@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jbot.command_line import Parser
 from jbot.data import hdf5
 from jbot.data.chunks import CHUNK, Chunk, Made, generate_file, save_chunk
 from jbot.data.jetdata import CLASSES
@@ -130,9 +131,7 @@ SECTIONS = {"ray": ray_overhead, "file": one_file}
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections asked for, print a table of each, and write all rows as JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generation_at_scale", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = Parser(prog="python -m benchmarks.generation_at_scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--file-jets", type=int, default=10_000_000, help="jets of the file (multiple of 5000)")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--scratch", type=Path, help="folder for files of size 500 bytes a jet (default: /tmp)")

@@ -5,7 +5,6 @@ python -m benchmarks.memory --model S --batch 256 --pack 4     one such process,
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import torch
 from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Row, no_row, value_row
 from benchmarks.trainer import MODELS, enough, read_jets, run_trials
+from jbot.command_line import Parser
 from jbot.config import Config, override
 from jbot.engine import ENGINES
 
@@ -85,7 +85,7 @@ def _status(name: str) -> int:
 
 def main() -> None:
     """Train in this process and print by how many bytes it grew."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=list(MODELS), default="S")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pack", type=int, default=1)

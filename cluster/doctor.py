@@ -33,6 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.run import ClusterError, check_storage
+from jbot.command_line import Parser, bad_input
 from jbot.data import DataError
 from jbot.data.jetdata import CLASSES, JetData, content_fingerprint
 from jbot.data.load import load_cached
@@ -430,7 +431,7 @@ def show(found: Sequence[Finding]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m cluster.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--address", help="Ray cluster: auto, or host:port (default: this machine, without Ray)")
@@ -446,8 +447,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = examine(Storage(options.storage), options.address, options.data, options.tracking_uri)
     except (ClusterError, DataError, RecordError) as error:
-        print(f"error: {without_secret(str(error))}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     show(found)
     return int(any(finding.fatal and not finding.ok for finding in found))
 

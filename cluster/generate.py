@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.run import ClusterError
 from cluster.tune import connected
+from jbot.command_line import bad_input
 from jbot.data import DataError, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
 from jbot.record import first_line
@@ -185,8 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return pythia.answer(options, cluster_executor(options.address, options.workers))
     except ClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return bad_input(error)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ Where Ray's autoscaler does not run (Slurm), nobody else tells a node to go.
 
 from __future__ import annotations
 
-import argparse
+import math
 import sys
 import time
 
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util import get_node_ip_address
+
+from jbot.command_line import Parser
 
 LOOK_S = 10.0
 """Between looks (assumed)."""
@@ -45,10 +47,12 @@ def wait(address: str, minutes: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.idle", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="cluster.idle", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--address", required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args(arguments)
+    if not 0 < options.minutes < math.inf:
+        parser.error(f"--minutes must be positive and finite, got {options.minutes:g}")
     print(f"this node goes: {wait(options.address, options.minutes)}", file=sys.stderr)
     return 0
 

@@ -8,7 +8,6 @@ pinned image, workers that come from zero and go when idle. Exits with 0, or wit
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from jbot.command_line import BAD_INPUT, Parser, bad_input
+from jbot.record import first_line
 
 PLACEHOLDER = "CHANGE-ME"
 KINDS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
@@ -29,7 +31,10 @@ def problems(path: Path) -> Iterator[str]:
         if PLACEHOLDER in line.partition("#")[0]:
             yield f"line {number}: replace {PLACEHOLDER} in {line.split('#')[0].strip()!r}"
     if path.suffix in (".yaml", ".yml"):
-        yield from content_problems(text)
+        try:
+            yield from content_problems(text)
+        except Exception as error:  # a document of another form trips Ray's checks and ours in ways of its own
+            yield f"of another form than a launch file: {type(error).__name__}: {first_line(error)}"
 
 
 def content_problems(text: str) -> Iterator[str]:
@@ -150,7 +155,7 @@ def sky_problems(task: dict[str, Any]) -> Iterator[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.launch", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="cluster.launch", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path, nargs="+")
     bad = 0
     for path in parser.parse_args(arguments).file:
@@ -158,11 +163,12 @@ def main(arguments: list[str] | None = None) -> int:
             found = list(problems(path))
         except (OSError, UnicodeDecodeError) as error:
             found = [f"cannot be read: {error}"]
-        print(*(f"{path}: {problem}" for problem in found), sep="\n", end="\n" * bool(found), file=sys.stderr)
+        for problem in found:
+            bad_input(f"{path}: {problem}")
         if not found:
             print(f"{path}: good")
         bad += len(found)
-    return 2 if bad else 0
+    return BAD_INPUT if bad else 0
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ python -m cluster.mirror results/masking_ablation [--tracking-uri URI]
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 
 from cluster.mlflow_pages import DEFAULT_UI, page
-from jbot.record import RecordError, Storage, first_line, open_folder
+from jbot.command_line import Parser, bad_input, one_line
+from jbot.record import RecordError, Storage, first_line, open_folder, without_secret
 
 
 def default_tracking_uri(storage: Storage) -> str:
@@ -24,13 +24,13 @@ def see(uri: str, storage: Storage, study: str) -> str:
     address = page(where["ui"] or DEFAULT_UI, where["experiment_id"], "arms")
     if where["ui"]:
         return f"compare the trials: {address}"
-    command = shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri])
+    command = shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", without_secret(uri)])
     return f"compare the trials: {command}\n  then open {address}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.mirror", description=__doc__)
+    parser = Parser(prog="python -m cluster.mirror", description=__doc__)
     parser.add_argument("folder", help="study folder, <storage>/<study>")
     parser.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     options = parser.parse_args(arguments)
@@ -46,12 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         done = rebuild(storage, study, uri)
     except (RecordError, KeyError, TypeError) as error:
-        print(f"{options.folder} is not a study folder: {error}", file=sys.stderr)
-        return 2
+        return bad_input(f"{options.folder} is not a study folder: {one_line(error)}")
     except Exception as error:  # whatever the server answers
-        print(f"MLflow at {uri} failed: {type(error).__name__}: {first_line(error)}", file=sys.stderr)
+        words = f"MLflow at {uri} failed: {type(error).__name__}: {first_line(error)}"
+        print(without_secret(words), file=sys.stderr)
         return 1
-    print(f"{done} trials in {uri}; {see(uri, storage, study)}")
+    print(f"{done} trials in {without_secret(uri)}; {see(uri, storage, study)}")
     return 0
 
 

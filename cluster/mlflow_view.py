@@ -24,7 +24,17 @@ from typing import Any
 from cluster import mlflow_pages as pages
 from cluster.mlflow_model import register_best
 from jbot.config import Config, digest, flatten, from_dict
-from jbot.record import Record, Storage, first_line, load_curves, load_finetune_curves, load_record, trial_folder
+from jbot.record import (
+    Record,
+    Storage,
+    first_line,
+    load_curves,
+    load_finetune_curves,
+    load_record,
+    trial_folder,
+    without_secret,
+    without_user,
+)
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -228,8 +238,13 @@ class View:
     def links(self) -> dict[str, Any]:
         """Where the runs are, see LINKS: ids by trial, and the address of the UI, empty when it is a file."""
         trials = {key: run for (role, key), run in sorted(self._runs.items()) if role == "trial"}
-        ui = self.uri if self.uri.startswith("http") else ""
-        where = {"tracking_uri": self.uri, "ui": ui, "experiment_id": self.experiment, "parent": self.parent}
+        ui = without_user(self.uri) if self.uri.startswith("http") else ""
+        where = {
+            "tracking_uri": without_secret(self.uri),
+            "ui": ui,
+            "experiment_id": self.experiment,
+            "parent": self.parent,
+        }
         return where | {"runs": trials}
 
     def _experiment(self) -> str:

@@ -155,7 +155,7 @@ def _value(objective: str, job: Job, specs: Sequence[TrialSpec], data: Jets, row
     if objective == "cost":
         masked = [row["train/masked_fraction"] for row in rows if row.get("train/masked_fraction") is not None]
         return training_flop(specs[0].config, float(np.mean(masked)) if masked else 1.0) / 1e12
-    encoder = checkpoint.load(f"{job.storage.uri}/{trial_folder(specs[-1].trial_id)}", device=job.resources.device)
+    encoder = checkpoint.load(f"{job.storage.address}/{trial_folder(specs[-1].trial_id)}", device=job.resources.device)
     return pilot_auc(encoder.embed, data.at(specs[-1].config.data.jet_pt), specs[-1].config)
 
 
@@ -268,7 +268,7 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
         tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.config["place"])),
         run_config=tune.RunConfig(
             name=scratch,
-            storage_path=job.storage.uri,
+            storage_path=job.storage.address,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=job.resources.max_retries),
             callbacks=[relay],

@@ -238,7 +238,7 @@ def _fit(
         ),
         run_config=tune.RunConfig(
             name=scratch,
-            storage_path=storage.uri,
+            storage_path=storage.address,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             callbacks=[relay],

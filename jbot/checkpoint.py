@@ -32,7 +32,7 @@ from jbot.engine import ENGINES, Forward, find_engine
 from jbot.evaluate import embed_on_device
 from jbot.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head
 from jbot.model import FEATURES, weight_shapes
-from jbot.record import Record, RecordError, Storage, read_record
+from jbot.record import Record, RecordError, Storage, read_record, without_secret
 
 BLOCK = 8_192
 """Jets checked and moved to the device together: 4 MB of particles (assumed)."""
@@ -309,13 +309,13 @@ def _load_saved(place: str, options: dict[str, Any]) -> Encoder:
     record = _record_of(storage)
     config = from_dict(record.config if record else storage.read_json("config.json"))
     if not storage.exists(name):
-        raise CheckpointError(f"{folder}: holds no {name}")
+        raise CheckpointError(f"{storage.uri}: holds no {name}")
     arrays = storage.read_arrays(name)
     layers = {key.removeprefix(CLASSIFIER): value for key, value in arrays.items() if key.startswith(CLASSIFIER)}
     if not layers and record is None and storage.exists("head.safetensors"):
         layers = storage.read_arrays("head.safetensors")
     provenance = Provenance(
-        source=place,
+        source=without_secret(place),
         sha256=hashlib.sha256(storage.read(name)).hexdigest(),
         record=record,
         training=config if record else None,

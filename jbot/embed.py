@@ -10,7 +10,6 @@ The file's metadata, key "jbot", is JSON: the checkpoint with its Config, the je
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import sys
@@ -28,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jbot import TRAINER_VERSION
 from jbot.checkpoint import CheckpointError, Encoder, check_pt_rel, load
+from jbot.command_line import Parser, bad_input
 from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
 from jbot.data.jetdata import CLASSES, DataError, blocks
@@ -143,7 +143,7 @@ def check_out(out: Path, force: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="python -m jbot.embed", description="Embed the jets of a file.")
+    parser = Parser(prog="python -m jbot.embed", description="Embed the jets of a file.")
     parser.add_argument("jets", type=Path, metavar="JETS", help="file or folder in JetNet's layout")
     parser.add_argument("--checkpoint", required=True, help="trial folder, import, .safetensors or .weights.h5")
     parser.add_argument("--head", metavar="HEAD.weights.h5", help="classification head of a released .weights.h5")
@@ -158,8 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoder = load(options.checkpoint, head=options.head, device=options.device)
         count = embed_file(options.jets, encoder, options.out, None if options.quiet else console)
     except (CheckpointError, DataError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     except KeyboardInterrupt:
         print(f"interrupted: {options.out} is not written", file=sys.stderr)
         return 130

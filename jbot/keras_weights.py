@@ -16,7 +16,6 @@ the functions nor the files here make them up. The released encoder has no atten
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -32,6 +31,7 @@ from safetensors.numpy import save as save_arrays
 
 from jbot.card import CARD, released_card
 from jbot.classifier import classifier_shapes
+from jbot.command_line import Parser, bad_input
 from jbot.config import ModelConfig
 from jbot.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
 from jbot.record import Storage
@@ -294,7 +294,7 @@ def _source(path: Path) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad."""
-    parser = argparse.ArgumentParser(prog="python -m jbot.keras_weights", description="Import released jBOT weights.")
+    parser = Parser(prog="python -m jbot.keras_weights", description="Import released jBOT weights.")
     parser.add_argument("backbone", type=Path, metavar="BACKBONE.weights.h5")
     parser.add_argument("--head", type=Path, metavar="HEAD.weights.h5", help="classification head to import with it")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the imported files go")
@@ -303,8 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = import_files(options.backbone, options.head, options.out, options.force)
     except (KerasWeightsError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     print(f"{options.out}: wrote {', '.join(written)}")
     return 0
 

@@ -32,7 +32,6 @@ import json
 import os
 import re
 import shutil
-import typing
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,9 +46,15 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from jbot.config import Config, digest
+from jbot.typed import check_types, fits
 
 State = Literal["complete", "failed", "pruned"]
 SCHEMA = 1
+
+
+SECRET_USER = re.compile(r"(?<=://)(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)\S*@)")
+"""User and password before a host. The second form is of a key with a slash in it, as AWS gives them."""
+SECRET_QUERY = re.compile(r"([?&][\w.-]*(?:password|secret|token|key|sig|signature|credential)=)[^&\s]*", re.IGNORECASE)
 
 
 class RecordError(ValueError):
@@ -57,19 +62,25 @@ class RecordError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind when it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of what an error says, without secrets, or its kind when it says nothing."""
+    return without_secret(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def without_secret(text: str) -> str:
-    """A URI, or words that hold one, without the user and password before its host: it is safe to show."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+    """A URI, or words that hold one, without user and password before its host and in its query: safe to show."""
+    return SECRET_QUERY.sub(r"\1***", SECRET_USER.sub("***@", text))
+
+
+def without_user(address: str) -> str:
+    """An http address without user and password, as a page may lead to it: the browser asks for them."""
+    scheme, _, rest = without_secret(address).partition("://")
+    return f"{scheme}://{rest.removeprefix('***@')}"
 
 
 def open_folder(folder: str) -> tuple[Storage, str]:
     """The storage and the name of a study's folder, ``<storage>/<study>``."""
-    uri = Storage(folder).uri if "://" in folder else str(Path(folder).expanduser().resolve())
-    root, _, study = uri.rstrip("/").rpartition("/")
+    address = Storage(folder).address if "://" in folder else str(Path(folder).expanduser().resolve())
+    root, _, study = address.rstrip("/").rpartition("/")
     return Storage(root or "/"), study
 
 
@@ -77,24 +88,33 @@ class Storage:
     """Files under one root: a folder, or any URI that pyarrow.fs knows (s3://, gs://, hdfs://).
 
     A file is there whole or not at all: local writes go through a temporary name, object stores upload atomically.
+
+    Attributes
+    ----------
+    address : str
+        What opens it again; may hold a password, so it is never shown.
+    uri : str
+        The same without secrets, for messages and files.
     """
 
     def __init__(self, uri: str | os.PathLike[str]):
-        self.uri = os.fspath(uri)
-        if "://" in self.uri:
+        self.address = os.fspath(uri)
+        if "://" in self.address:
             try:
-                self._fs, self._root = pafs.FileSystem.from_uri(self.uri)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                raise RecordError(f"storage {self.uri} cannot be opened: {first_line(error)}") from None
+                self._fs, self._root = pafs.FileSystem.from_uri(self.address)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+                words = f"storage {self.address} cannot be opened: {first_line(error)}"
+                raise RecordError(without_secret(words)) from None
         else:
-            self.uri = str(Path(self.uri).expanduser().absolute())
-            self._fs, self._root = pafs.LocalFileSystem(), self.uri
+            self.address = str(Path(self.address).expanduser().absolute())
+            self._fs, self._root = pafs.LocalFileSystem(), self.address
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
         if self.local:
-            self.uri = self._root
+            self.address = self._root
+        self.uri = self.address if self.local else without_secret(self.address)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.uri,))
+        return (Storage, (self.address,))
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
@@ -156,7 +176,9 @@ class Storage:
         """A JSON file; a damaged one is a RecordError."""
         try:
             return json.loads(self.read(name))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except RecordError:
+            raise
+        except (ValueError, RecursionError) as error:  # also for whole numbers of thousands of digits
             raise RecordError(f"{self.uri}/{name} is not valid JSON: {error}") from None
 
     def write_json(self, name: str, content: Any) -> None:
@@ -178,10 +200,11 @@ class Storage:
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows of a Parquet table."""
+        content = self.read(name)
         try:
-            return list(pq.read_table(pa.BufferReader(self.read(name))).to_pylist())
-        except pa.ArrowInvalid as error:
-            raise RecordError(f"{self.uri}/{name} is not a valid Parquet file: {error}") from None
+            return list(pq.read_table(pa.BufferReader(content)).to_pylist())
+        except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:  # as the damage is
+            raise RecordError(f"{self.uri}/{name} is not a valid Parquet file: {first_line(error)}") from None
 
     def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as Parquet; a column is there when any row has it."""
@@ -249,22 +272,8 @@ class Record:
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.state not in typing.get_args(State):
-            raise TypeError(f"state must be one of {', '.join(typing.get_args(State))}, got {self.state!r}")
-        for name in (
-            "config",
-            "data",
-            "metrics",
-            "uncertainties",
-            "anomaly_settings",
-            "missing",
-            "libraries",
-            "hardware",
-            "resources",
-        ):
-            if not isinstance(getattr(self, name), dict):
-                raise TypeError(f"{name} must be an object, got {getattr(self, name)!r}")
-        if not isinstance(self.config.get("seed"), int):
+        check_types(self)
+        if not fits(self.config.get("seed"), int):
             raise TypeError(f"config.seed must be a whole number, got {self.config.get('seed')!r}")
 
     @property
@@ -331,11 +340,21 @@ def read_record(storage: Storage, name: str) -> Record:
 def load_finetune_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
     """Learning curves of a trial's fine-tunings as they were reported, by ``finetune_10/epoch``; empty without any."""
     name = f"{trial_folder(trial)}/finetune.parquet"
-    rows = storage.read_rows(name) if storage.exists(name) else []
+    rows = _curve_rows(storage, name, {"run": str, "epoch": int})
     return [{f"{row['run']}/{key}": value for key, value in row.items() if key != "run"} for row in rows]
 
 
 def load_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
     """Learning curves of a trial, by epoch: `epoch`, `device_seconds`, and metrics; empty when it left none."""
     name = f"{trial_folder(trial)}/curves.parquet"
-    return storage.read_rows(name) if storage.exists(name) else []
+    return _curve_rows(storage, name, {"epoch": int})
+
+
+def _curve_rows(storage: Storage, name: str, columns: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Rows of learning curves: these columns, and numbers or nothing in all others."""
+    rows = storage.read_rows(name) if storage.exists(name) else []
+    for row in rows:
+        for key in {**columns, **row}:
+            if not fits(row.get(key), columns.get(key, float | None)):
+                raise RecordError(f"{storage.uri}/{name} is no learning curve: {key} is {row.get(key)!r} in a row")
+    return rows

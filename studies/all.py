@@ -28,6 +28,7 @@ from rich.table import Table
 import studies
 from analysis.plan import FILE, Plan, PlanError, load_study
 from cluster.run import ClusterError, Resources
+from jbot.command_line import BAD_INPUT, INTERRUPTED, Parser, bad_input
 from jbot.config import Config, ConfigError
 from jbot.data import DataError
 from jbot.record import RecordError, Storage
@@ -36,7 +37,7 @@ from jbot.trial import TrialSpec
 from studies import main
 from studies.costs import Costs, ended_records
 from studies.dry_run import device, further_work, hours_text, look_ahead, places, planned_configs, wall_line
-from studies.main import BAD_INPUT, INTERRUPTED, UNFINISHED
+from studies.main import UNFINISHED
 from studies.study import Study, resources
 from studies.summary import Rates, as_table, last_line, look_back, write
 from studies.watch import say
@@ -207,7 +208,7 @@ def decided_plan(plan: Plan, storage: Storage) -> Plan | None:
     """What the search of a plan has ended in; None while it has not."""
     if not storage.exists(f"{plan.study}/{FILE}"):
         return None
-    found = load_study(f"{storage.uri}/{plan.study}").plan
+    found = load_study(f"{storage.address}/{plan.study}").plan
     return found if (found.preset, found.base, found.seeds) == (plan.preset, plan.base, plan.seeds) else None
 
 
@@ -262,9 +263,7 @@ def say_errors(tour: Tour, code: int) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options of a study, and which studies, and the budget."""
-    made = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = Parser(allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "--only",
         metavar="A,B",
@@ -321,8 +320,7 @@ def run(arguments: list[str] | None = None, found: Mapping[str, Study] | None = 
         tour = prepare(options, chosen(found or find_studies(), options.only))
         return dry_run(tour) if options.dry_run else run_all(tour)
     except BAD as error:
-        print(f"all.py: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return bad_input(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 

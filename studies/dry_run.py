@@ -78,7 +78,7 @@ def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Furt
         return None
     planned = [override(from_dict(plan.base), changes) for changes in plan.arms.values() for _ in plan.seeds]
     name = f"{plan.study}/{FILE}"
-    if storage.exists(name) and (found := load_study(f"{storage.uri}/{plan.study}")).plan.hash == plan.hash:
+    if storage.exists(name) and (found := load_study(f"{storage.address}/{plan.study}")).plan.hash == plan.hash:
         there = [storage.exists(grid_file(study.anomaly_grid, trial.trial_id)) for trial in found.trials]
         planned = planned[sum(there) :]  # they cost the same
     seconds = sum(grid_seconds(study.anomaly_grid, config) for config in planned)

@@ -82,7 +82,7 @@ def stopped_at(plan: Plan, storage: Storage) -> Look | None:
     """The look before the last at which the study is decided; None while it goes on, or where it has no looks."""
     if not plan.looks or not storage.exists(f"{plan.study}/{FILE}"):
         return None
-    found = load_study(f"{storage.uri}/{plan.study}")
+    found = load_study(f"{storage.address}/{plan.study}")
     return look_of(found) if found.plan.hash == plan.hash else None
 
 

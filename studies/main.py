@@ -15,6 +15,7 @@ from cluster.grids import run_grids
 from cluster.lease import lease
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials
+from jbot.command_line import INTERRUPTED, Parser, bad_input
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
@@ -31,7 +32,7 @@ from studies.study import Study, planned_trials, resources, trial_specs
 from studies.watch import console, run_specs, say, say_lost, watched
 
 FIGURES = ("first", "all", "none")
-UNFINISHED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+UNFINISHED = 1
 
 
 def main(study: Study, arguments: list[str] | None = None) -> None:
@@ -39,8 +40,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
     try:
         sys.exit(run(study, parser(study).parse_args(arguments)))
     except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(bad_input(error))
     except KeyboardInterrupt:
         print("interrupted: no finished trial is lost, the same command continues", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -49,7 +49,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
 def parser(study: Study) -> argparse.ArgumentParser:
     """The options; one help text for all studies."""
     presets = "\n".join(f"  {name:8}{preset.about}; {size_of(study, name)}" for name, preset in PRESETS.items())
-    made = argparse.ArgumentParser(
+    made = Parser(
         allow_abbrev=False,
         description=study.question,
         epilog=f"presets:\n{presets}\n\nThe same command continues a study that was stopped.",
@@ -352,7 +352,7 @@ def write_report(storage: Storage, plan: Plan) -> Path | None:
         say(f"[yellow]no report[/]: {missing.name} is not installed; make it elsewhere with")
         say(f"  python -m analysis.report {storage.uri}/{plan.study}")
         return None
-    page = build_report(load_study(f"{storage.uri}/{plan.study}"), out_folder(storage, plan))
+    page = build_report(load_study(f"{storage.address}/{plan.study}"), out_folder(storage, plan))
     say(f"report: {page}")
     write_index(storage)
     return page
@@ -384,7 +384,7 @@ def write_paper_tables(
         return None
     try:
         whole = judge_released(released, plan, data, storage, say) if released else True
-        found = load_study(f"{storage.uri}/{plan.study}")
+        found = load_study(f"{storage.address}/{plan.study}")
         tables, page = paper.write_tables(found, out_folder(storage, plan))
     except (DataError, RecordError) as error:  # the trials are complete, and their report comes next
         say(f"[yellow]no tables[/]: {error}")

@@ -88,7 +88,7 @@ def begun(plan: Plan, storage: Storage) -> StudyRecords | None:
     """The study as found in the storage, where it is of this plan."""
     if not storage.exists(f"{plan.study}/{FILE}"):
         return None
-    found = load_study(f"{storage.uri}/{plan.study}")
+    found = load_study(f"{storage.address}/{plan.study}")
     return found if found.plan.hash == plan.hash else None
 
 

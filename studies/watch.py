@@ -16,7 +16,7 @@ from cluster.events import Listener
 from cluster.mirror import default_tracking_uri, see
 from cluster.run import Resources, run_inline
 from jbot.data import Jets
-from jbot.record import Storage, first_line
+from jbot.record import Storage, first_line, without_secret
 from jbot.trial import TrialSpec
 
 console = Console(stderr=True)
@@ -24,7 +24,7 @@ console = Console(stderr=True)
 
 def say(line: str) -> None:
     """A line on stderr that is never broken: paths and commands can be copied."""
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(without_secret(line), highlight=False, soft_wrap=True)
 
 
 def run_specs(
@@ -69,7 +69,8 @@ def watched(
 def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
     """How to mend the view when the server was down."""
     say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
-    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {storage.uri}/{plan.study} --tracking-uri {view.uri}")
+    where = f"{storage.uri}/{plan.study} --tracking-uri {without_secret(view.uri)}"
+    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {where}")
 
 
 def _finish(view: Any, plan: Plan, storage: Storage) -> None:

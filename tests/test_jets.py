@@ -150,7 +150,7 @@ def test_one_file_for_several_energies_is_one_line_and_exit_code_2(tmp_path):
     with pytest.raises(AssertionError) as failed:
         run_study(tmp_path, "two", {"own": {}, "other": {"data.jet_pt": 500.0}})
     (line,) = str(failed.value).splitlines()[:1]
-    assert "two.py: jets of 500, 1000 GeV are needed: --data must be pythia or a path with {pt} in it" in line
+    assert "error: jets of 500, 1000 GeV are needed: --data must be pythia or a path with {pt} in it" in line
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jbot.command_line import Parser, bad_input
 from jbot.data.detector import Particles, simulate
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
 
@@ -396,8 +397,7 @@ def answer(options: argparse.Namespace, executor: Any = None) -> int:
             executor=executor,
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     except KeyboardInterrupt:
         print("stopped; finished chunks are kept, the same command continues", file=sys.stderr)
         return 130
@@ -405,9 +405,9 @@ def answer(options: argparse.Namespace, executor: Any = None) -> int:
     return 0
 
 
-def parser(program: str, about: str) -> argparse.ArgumentParser:
+def parser(program: str, about: str) -> Parser:
     """The options of a generating command; `about` opens with the line that describes it."""
-    made = argparse.ArgumentParser(prog=program, description=about.splitlines()[0])
+    made = Parser(prog=program, description=about.splitlines()[0])
     made.add_argument("--jets", type=int, required=True, help="jets of each class")
     made.add_argument("--pt", type=float, default=1000.0, help="jet pT in GeV (default 1000)")
     made.add_argument("--radius", type=float, help="anti-kT radius (default 0.4 * 1000 / pT)")

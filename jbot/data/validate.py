@@ -7,7 +7,6 @@ the rounding of the published figure. FPND compares whole jets in a classifier's
 second sample are compared with those between random halves of both. Exit code 0: passes, 1: departs, 2: bad input.
 """
 
-import argparse
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jbot.command_line import Parser, bad_input
 from jbot.data import hdf5
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData
 from jbot.data.published import BELOW_30, KNOWN_GAP, REAL, REAL_MAX_PT_REL, REAL_MIN_N, ROUNDING, Figures
@@ -271,7 +271,7 @@ def report(data: JetData, checks: list[Check], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 passes, 1 departs, 2 bad input."""
-    parser = argparse.ArgumentParser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="a file in JetNet's layout, or a folder holding {q,g,w,z,t}.hdf5")
     parser.add_argument("--against", type=Path, help="second sample, for W1 distances")
     parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets a class for FPND, at most 50000; 0: none")
@@ -283,8 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         against = hdf5.read(options.against) if options.against else None
         checks = validate(data, against, options.fpnd_jets)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return bad_input(error)
     report(data, checks, Console())
     return 0 if all(check.passes for check in checks) else 1
 

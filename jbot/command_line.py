@@ -1,0 +1,43 @@
+"""What every program of this repository answers to bad input: one line on stderr, and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from jbot.record import without_secret
+
+BAD_INPUT, INTERRUPTED = 2, 130
+MOST = 2_000
+"""Characters of a message: a value may be of any length (assumed)."""
+
+
+class Parser(argparse.ArgumentParser):
+    """As argparse has it; a bad option is one line too, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        sys.exit(bad_input(f"{message}; {self.prog} --help lists what there is"))
+
+
+def bad_input(problem: BaseException | str) -> int:
+    """Print the one line and return the exit code.
+
+    Parameters
+    ----------
+    problem : exception or str
+        What is wrong: the rule, and the value received.
+    """
+    print(f"error: {one_line(problem)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def one_line(problem: BaseException | str) -> str:
+    """What an error says in one line that is safe to show: no secret, and nothing that a terminal would obey."""
+    text = str(problem) or type(problem).__name__
+    if isinstance(problem, KeyError):  # says the key alone
+        text = f"{text} is missing"
+    words = " ".join(without_secret(text).split())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return shown if len(shown) <= MOST else f"{shown[:MOST]} ... ({len(shown):,} characters)"
