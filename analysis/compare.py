@@ -30,7 +30,7 @@ from analysis.plan import FILE, PlannedTrial, StudyRecords, load_study
 from analysis.sections import Table
 from analysis.statistics import MeanInterval
 from analysis.verdict import SEED, Verdict, judge
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.record import Record, RecordError, Storage, load_curves, trial_folder
 
 EQUAL, DIFFERING = 0, 1
@@ -430,6 +430,7 @@ def save(
     return out / "compare.html"
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when all is bit-equal, 1 when something differs, 2 for bad input."""
     parser = Parser(
@@ -440,14 +441,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("b", help="of the other side")
     parser.add_argument("--out", type=Path, help="folder for compare.html and compare.csv")
     options = parser.parse_args(arguments)
-    try:
-        found, lonely = match(options.a, options.b)
-        frames = [metric_table(one) for one in found]
-        show(found, frames, lonely, Console())
-        if options.out:
-            print(save(found, frames, lonely, (options.a, options.b), options.out))
-    except (RecordError, ValueError, OSError) as error:
-        return bad_input(error)
+    found, lonely = match(options.a, options.b)
+    frames = [metric_table(one) for one in found]
+    show(found, frames, lonely, Console())
+    if options.out:
+        print(save(found, frames, lonely, (options.a, options.b), options.out))
     return EQUAL if all(one.equal for one in found) and not lonely else DIFFERING
 
 

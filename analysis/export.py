@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis.plan import FILE, load_study
 from analysis.tables import PENDING, REFERENCES, device_of
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
 
 TRIAL = ("folder", "study", "preset", "arm", "seed", "trial_id", "state", "reason")
@@ -216,6 +216,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the table was written, 2 for bad input."""
     parser = Parser(prog="python -m analysis.export", description="All trials as one tidy table.")
@@ -225,13 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kind.add_argument("--wide", action="store_true", help="a row per trial, with its Config")
     kind.add_argument("--curves", action="store_true", help="learning curves: a row per trial, epoch and metric")
     options = parser.parse_args(arguments)
-    try:
-        if options.out.suffix not in ENDINGS:
-            raise RecordError(f"--out must end with {' or '.join(ENDINGS)}, got {options.out.name}")
-        frame = (curves if options.curves else wide if options.wide else tidy)(options.storage)
-        _write(frame, options.out)
-    except (ValueError, OSError) as error:
-        return bad_input(error)
+    if options.out.suffix not in ENDINGS:
+        raise RecordError(f"--out must end with {' or '.join(ENDINGS)}, got {options.out.name}")
+    frame = (curves if options.curves else wide if options.wide else tidy)(options.storage)
+    _write(frame, options.out)
     print(f"{options.out}: {len(frame):,} rows, {len(frame.columns)} columns, {frame['trial_id'].nunique()} trials")
     return 0
 

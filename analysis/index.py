@@ -20,7 +20,7 @@ from analysis.found import Holdings, look
 from analysis.prices import Prices
 from analysis.questions import OPEN
 from analysis.report import environment, write
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.record import RecordError, Storage
 
 FILE = "index.html"
@@ -102,6 +102,7 @@ def caution(holdings: Holdings) -> str:
     )
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the page was written, 2 when there is no such folder."""
     parser = Parser(
@@ -110,15 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, help="file to write (default: index.html in the folder)")
     options = parser.parse_args(arguments)
-    try:
-        storage = Storage(Path(options.storage).expanduser() if "://" not in options.storage else options.storage)
-        if not storage.exists(""):
-            raise RecordError(f"no folder {storage.uri}")
-        if storage.exists("study.json"):
-            raise RecordError(f"{storage.uri} is a study: give the folder above it")
-        path = build_index(storage, options.out)
-    except (RecordError, OSError) as error:
-        return bad_input(error)
+    storage = Storage(Path(options.storage).expanduser() if "://" not in options.storage else options.storage)
+    if not storage.exists(""):
+        raise RecordError(f"no folder {storage.uri}")
+    if storage.exists("study.json"):
+        raise RecordError(f"{storage.uri} is a study: give the folder above it")
+    path = build_index(storage, options.out)
     print(path)
     return 0
 

@@ -36,7 +36,7 @@ from analysis import latex, provenance, published, report, signatures, statistic
 from analysis.latex import tex as tex
 from analysis.plan import PlannedTrial, StudyRecords, load_study
 from analysis.published import PublishedRow, PublishedTable
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.config import Config, from_dict, override
 from jbot.record import Record, RecordError
 
@@ -555,6 +555,7 @@ def console() -> Console:
     return Console(width=max(WIDTH, Console().width))
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the tables were made, 2 when the input has none."""
     parser = Parser(
@@ -563,11 +564,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="<storage>/<study>, a folder or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, help="where to write (default: the study folder, if it is on this machine)")
     options = parser.parse_args(arguments)
-    try:
-        study = load_study(options.folder)
-        tables, path = write_tables(study, options.out or report.default_out(options.folder, study))
-    except (RecordError, ValueError, OSError) as error:
-        return bad_input(error)
+    study = load_study(options.folder)
+    tables, path = write_tables(study, options.out or report.default_out(options.folder, study))
     show(tables, study, console(), path)
     return 0
 

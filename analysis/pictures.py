@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis import embedding, figures, svg, trial_figures, wording
 from analysis.embedding import CLASSES
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, bad_input, program
 from jbot.data.splits import TARGETS, targets
 from jbot.record import Record, RecordError, Storage, first_line, load_curves, load_record, open_folder, trial_folder
 
@@ -309,26 +309,24 @@ def _capital(words: str) -> str:
     return words if words.startswith("k-NN") else words[:1].upper() + words[1:]
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when all is drawn, 2 when the input is no trial and no study."""
     parser = Parser(prog="python -m analysis.pictures", description="Draw the figures of a trial.")
     parser.add_argument("folder", help="<storage>/trials/<id>, or <storage>/<study> for all its trials")
     parser.add_argument("--out", type=Path, help="where to write (default: figures/ in the trial's folder)")
     options = parser.parse_args(arguments)
-    try:
-        storage, name = open_folder(options.folder)
-        if storage.exists(f"{name}/study.json"):
-            return _draw_study(storage, name, options.out)
-        trials, _ = open_folder(storage.address)
-        if storage.uri.rpartition("/")[2] != "trials":
-            raise RecordError(f"{options.folder} must be <storage>/trials/<id> or the folder of a study")
-        if options.out is None:
-            draw_trial(trials, name, pdf=True)
-        else:
-            for picture in trial_pictures(trials, name):
-                svg.save(picture.figure, options.out, picture.name)
-    except (RecordError, ValueError, OSError) as error:
-        return bad_input(error)
+    storage, name = open_folder(options.folder)
+    if storage.exists(f"{name}/study.json"):
+        return _draw_study(storage, name, options.out)
+    trials, _ = open_folder(storage.address)
+    if storage.uri.rpartition("/")[2] != "trials":
+        raise RecordError(f"{options.folder} must be <storage>/trials/<id> or the folder of a study")
+    if options.out is None:
+        draw_trial(trials, name, pdf=True)
+    else:
+        for picture in trial_pictures(trials, name):
+            svg.save(picture.figure, options.out, picture.name)
     print(options.out or f"{trials.uri}/{trial_folder(name)}/figures")
     return 0
 

@@ -41,8 +41,8 @@ from analysis.plan import Plan, StudyRecords, load_study
 from analysis.questions import judged_by_sections
 from analysis.sections import Evidence
 from analysis.verdict import Verdict
-from jbot.command_line import Parser, bad_input
-from jbot.record import RecordError, Storage
+from jbot.command_line import Parser, program
+from jbot.record import Storage
 
 MOST_PRIMARY = 2
 """Primary contrasts beside which the first screen also has what sections answer (assumed)."""
@@ -277,17 +277,15 @@ def default_out(folder: str, study: StudyRecords) -> Path:
     return Path("results") / (re.sub(r"[^\w.-]+", "_", study.plan.study).strip(".") or "study")
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when the report was written, 2 when the input is no study."""
     parser = Parser(prog="python -m analysis.report", description="Make a study's report from records.")
     parser.add_argument("folder", help="<storage>/<study>, a folder or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, help="where to write (default: the study folder, if it is on this machine)")
     options = parser.parse_args(arguments)
-    try:
-        study = load_study(options.folder)
-        path = build_report(study, options.out or default_out(options.folder, study))
-    except (RecordError, ValueError, OSError) as error:
-        return bad_input(error)
+    study = load_study(options.folder)
+    path = build_report(study, options.out or default_out(options.folder, study))
     print(path)
     return 0
 

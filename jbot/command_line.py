@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import sys
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from jbot.record import without_secret
 
@@ -41,3 +43,35 @@ def one_line(problem: BaseException | str) -> str:
     words = " ".join(without_secret(text).split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     return shown if len(shown) <= MOST else f"{shown[:MOST]} ... ({len(shown):,} characters)"
+
+
+class Main(Protocol):
+    """A program: its command line, as words, gives an exit code."""
+
+    def __call__(self, arguments: list[str] | None = None) -> int:
+        """Of this process without arguments."""
+
+
+def program(main: Main) -> Main:
+    """The main function of a program that reads files: whatever they hold, its answer to bad ones is one line.
+
+    ValueError and OSError say what is wrong. Any other error is of a file that no check foresaw, or a mistake of ours:
+    JBOT_TRACEBACK=1 in the environment shows where.
+    """
+
+    @functools.wraps(main)
+    def answering(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if os.environ.get("JBOT_TRACEBACK"):
+                raise
+            if isinstance(error, ValueError | OSError):
+                return bad_input(error)
+            words = f"{type(error).__name__}: {error}"
+            return bad_input(f"what was read cannot be used, {words}; JBOT_TRACEBACK=1 shows where")
+
+    return answering

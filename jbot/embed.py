@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jbot import TRAINER_VERSION
-from jbot.checkpoint import CheckpointError, Encoder, check_pt_rel, load
-from jbot.command_line import Parser, bad_input
+from jbot.checkpoint import Encoder, check_pt_rel, load
+from jbot.command_line import Parser, program
 from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
 from jbot.data.jetdata import CLASSES, DataError, blocks
@@ -141,6 +141,7 @@ def check_out(out: Path, force: bool) -> None:
         raise DataError(f"{out}: is there already; --force replaces it")
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad, 130 after Ctrl-C."""
     parser = Parser(prog="python -m jbot.embed", description="Embed the jets of a file.")
@@ -157,8 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_out(options.out, options.force)
         encoder = load(options.checkpoint, head=options.head, device=options.device)
         count = embed_file(options.jets, encoder, options.out, None if options.quiet else console)
-    except (CheckpointError, DataError, OSError) as error:
-        return bad_input(error)
     except KeyboardInterrupt:
         print(f"interrupted: {options.out} is not written", file=sys.stderr)
         return 130

@@ -31,7 +31,7 @@ from safetensors.numpy import save as save_arrays
 
 from jbot.card import CARD, released_card
 from jbot.classifier import classifier_shapes
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.config import ModelConfig
 from jbot.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
 from jbot.record import Storage
@@ -292,6 +292,7 @@ def _source(path: Path) -> dict[str, str]:
     return {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+@program
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad."""
     parser = Parser(prog="python -m jbot.keras_weights", description="Import released jBOT weights.")
@@ -300,10 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the imported files go")
     parser.add_argument("--force", action="store_true", help="replace an earlier import")
     options = parser.parse_args(arguments)
-    try:
-        written = import_files(options.backbone, options.head, options.out, options.force)
-    except (KerasWeightsError, OSError) as error:
-        return bad_input(error)
+    written = import_files(options.backbone, options.head, options.out, options.force)
     print(f"{options.out}: wrote {', '.join(written)}")
     return 0
 

@@ -48,7 +48,7 @@ def _is_moderate(value: float) -> bool:
 
 
 @functools.cache  # classes
-def _hints(kind: type) -> Mapping[str, Any]:
+def _hints(kind: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, program
 from jbot.data import hdf5
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData
 from jbot.data.published import BELOW_30, KNOWN_GAP, REAL, REAL_MAX_PT_REL, REAL_MIN_N, ROUNDING, Figures
@@ -269,6 +269,7 @@ def report(data: JetData, checks: list[Check], console: Console) -> None:
         console.print(f"passes: all {len(checks)} figures lie within their tolerance")
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 passes, 1 departs, 2 bad input."""
     parser = Parser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
@@ -276,14 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, help="second sample, for W1 distances")
     parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets a class for FPND, at most 50000; 0: none")
     options = parser.parse_args(arguments)
-    try:
-        if options.fpnd_jets < 0:
-            raise DataError(f"--fpnd-jets must be >= 0, got {options.fpnd_jets}")
-        data = hdf5.read(options.file)
-        against = hdf5.read(options.against) if options.against else None
-        checks = validate(data, against, options.fpnd_jets)
-    except DataError as error:
-        return bad_input(error)
+    if options.fpnd_jets < 0:
+        raise DataError(f"--fpnd-jets must be >= 0, got {options.fpnd_jets}")
+    data = hdf5.read(options.file)
+    against = hdf5.read(options.against) if options.against else None
+    checks = validate(data, against, options.fpnd_jets)
     report(data, checks, Console())
     return 0 if all(check.passes for check in checks) else 1
 
