@@ -83,7 +83,7 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Train in this process and print by how many bytes it grew."""
     parser = Parser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=list(MODELS), default="S")
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--pack", type=int, default=1)
     parser.add_argument("--data", type=Path, default=ROOT / "tests/data/jets_sample.h5")
     parser.add_argument("--engine", choices=ENGINES, default="auto")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     config = short_config(options.model, options.batch)

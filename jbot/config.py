@@ -37,6 +37,10 @@ LEAST_LABELED = 5
 """Any five jets in a row of a split hold every class of its task (jbot.data.splits.COMPOSITION)."""
 
 
+MOST_WHOLE = 10**9
+"""Of jets, epochs and sizes: far beyond any training, and small enough for plans and costs to be reckoned (assumed)."""
+
+
 class ConfigError(ValueError):
     """A Config field that is unknown, of the wrong type, or out of its range."""
 
@@ -430,7 +434,7 @@ def parse_value(name: str, text: str) -> Any:
     kind = _FIELDS[name][0]
     try:
         return json.loads(text) if kind in (int, float, bool) or _is_list(kind) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # of the wrong type: override() says so
 
 
@@ -502,11 +506,13 @@ def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
         raise ConfigError(f"{name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
     if not limits:
         return
-    above = limits["above"]
-    inside = (value > above if above is not None else value >= limits["low"]) and value <= limits["high"]
+    above, high = limits["above"], limits["high"]
+    if kind is int and high == math.inf:
+        high = MOST_WHOLE
+    inside = (value > above if above is not None else value >= limits["low"]) and value <= high
     if not inside or not -sys.float_info.max <= value <= sys.float_info.max:
         left = f"({above:g}" if above is not None else f"[{limits['low']:g}"
-        raise ConfigError(f"{name} must be finite and in {left}, {limits['high']:g}], got {value!r}")
+        raise ConfigError(f"{name} must be finite and in {left}, {high:g}], got {value!r}")
 
 
 def _did_you_mean(name: str) -> str:
