@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -318,9 +319,10 @@ def _figure(found: Found, storage: Storage, sections: Sequence[Section]) -> Mark
     for one in sections:
         name = f"{found.folder}/figures/{one.figure}.svg"
         if one.figure and storage.exists(name):
-            drawn = storage.read(name).decode("utf-8")
-            # Not escaped, as in the report: drawn by matplotlib, which escapes the text in it.
-            return Markup(svg.inline(drawn, f"{found.folder}-{one.figure}", one.alt))
+            drawn = storage.read(name).decode("utf-8", "replace")
+            if svg.is_harmless(drawn):  # drawn by matplotlib, which escapes the text in it: not escaped again
+                ids = re.sub(r"[^\w-]", "-", f"{found.folder}-{one.figure}")
+                return Markup(svg.inline(drawn, ids, one.alt))
     return Markup()
 
 
@@ -350,15 +352,16 @@ def _facts(found: Found, storage: Storage) -> dict[str, str]:
 
 def _links(found: Found, storage: Storage, sections: Sequence[Section]) -> list[Link]:
     """The report, if there is one, and its sections that answer; a report of other records is called so."""
-    page = f"{found.folder}/report.html"
-    if not storage.exists(page):
+    if not storage.exists(f"{found.folder}/report.html"):
         return []
+    folder = quote(found.folder)  # else javascript: could be the name of one
+    page = f"{folder}/report.html"
     if found.sections is None:
         return [Link(text="report (perhaps of older records)", href=page)]
     links = [Link(text="report", href=page)]
     links += [Link(text=one.title, href=f"{page}#{one.anchor}") for one in sections]
     if storage.exists(f"{found.folder}/paper_tables.html"):
-        links.append(Link(text="the paper’s tables", href=f"{found.folder}/paper_tables.html"))
+        links.append(Link(text="the paper’s tables", href=f"{folder}/paper_tables.html"))
     return links
 
 

@@ -8,6 +8,7 @@ import re
 from html import escape
 from pathlib import Path
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -18,6 +19,10 @@ THEMED = {figures.INK: "ink", figures.MUTED: "muted", figures.FAINT: "faint", fi
     colour: f"c{i}" for i, colour in enumerate(figures.PALETTE)
 }
 """Colours of the figures and the CSS variables of the page that stand for them."""
+
+DRAWING = {"svg", "g", "use", "path", "text", "tspan", "defs", "style", "clipPath", "rect", "line", "circle", "polygon",
+           "polyline", "image"}  # fmt: skip
+"""Elements of matplotlib's figures."""
 
 
 def save(figure: Figure, folder: Path, name: str, pdf: bool = True) -> str:
@@ -65,6 +70,32 @@ def _rounded(attribute: re.Match[str]) -> str:
     return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])
 
 
+def is_harmless(svg: str) -> bool:
+    """Whether an SVG file draws and does no more: a storage may hold files of other hands, and a page would run what
+    is in them."""
+    try:
+        elements = [*ElementTree.fromstring(_element(svg)).iter()]
+    except (ElementTree.ParseError, ValueError):
+        return False
+    return all(_only_draws(element) for element in elements)
+
+
+def _only_draws(element: ElementTree.Element) -> bool:
+    space, _, tag = str(element.tag).rpartition("}")
+    if space != "{http://www.w3.org/2000/svg" or tag not in DRAWING:
+        return False
+    names = [name.rpartition("}")[2].lower() for name in element.attrib]
+    targets = [value for name, value in zip(names, element.attrib.values(), strict=True) if name == "href"]
+    fetched = re.search(r"@import|url\((?!#)", " ".join([element.text or "", *element.attrib.values()]))
+    inside = all(value.startswith(("#", "data:image/png;")) for value in targets)
+    return inside and not fetched and not any(name.startswith("on") for name in names)
+
+
+def _element(svg: str) -> str:
+    """The ``<svg>`` element of a file, without what no reader sees."""
+    return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+
+
 def inline(svg: str, name: str, alt: str) -> str:
     """The ``<svg>`` element of a page, in the page's colours and font.
 
@@ -77,8 +108,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     alt : str
         What a reader who does not see the figure must know.
     """
-    element = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", element)
+    element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", _element(svg))
     for colour, variable in THEMED.items():
         element = element.replace(colour, f"var(--{variable})")
     element = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: var(--sans)", element)

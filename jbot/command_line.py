@@ -66,11 +66,11 @@ def program(main: Main) -> Main:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
+        except (ValueError, OSError) as error:
+            return bad_input(error)
         except Exception as error:
             if os.environ.get("JBOT_TRACEBACK"):
                 raise
-            if isinstance(error, ValueError | OSError):
-                return bad_input(error)
             words = f"{type(error).__name__}: {error}"
             return bad_input(f"what was read cannot be used, {words}; JBOT_TRACEBACK=1 shows where")
 

@@ -109,6 +109,8 @@ class Storage:
             self.address = str(Path(self.address).expanduser().absolute())
             self._fs, self._root = pafs.LocalFileSystem(), self.address
         self.local = isinstance(self._fs, pafs.LocalFileSystem)
+        if not self._root:
+            raise RecordError(f"storage must name a bucket or folder, got {without_secret(self.address)}")
         if self.local:
             self.address = self._root
         self.uri = self.address if self.local else without_secret(self.address)

@@ -18,7 +18,8 @@ def check_types(instance: Any) -> None:
     TypeError
         Naming field, rule and value of the first that is of another type.
     """
-    for name, hint in _hints(type(instance)).items():
+    kind: Any = type(instance)
+    for name, hint in _hints(kind).items():
         value = getattr(instance, name)
         if not fits(value, hint):
             raise TypeError(f"{name} must be {_words(hint)}, got {_short(value)}")

@@ -46,7 +46,7 @@ WORTH = ("baseline", "masking_ablation", "text_vs_code", "component_ablation", "
 """Studies in the order of their worth, for those that share equally many trials; the others follow by name."""
 LEFT_OUT = ("paper_tables", "precision")
 """Not among the open questions: they run when --only names them. The paper's tables take hours at any size."""
-BAD = (ConfigError, PlanError, DataError, RecordError, ClusterError)
+BAD = (ConfigError, PlanError, DataError, RecordError, ClusterError, OSError)
 
 
 @dataclass(kw_only=True)

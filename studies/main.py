@@ -39,7 +39,7 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
     """Run a study from the command line; exits with 0, 1 (trials or checkpoints left), 2 (bad input), 130 (Ctrl-C)."""
     try:
         sys.exit(run(study, parser(study).parse_args(arguments)))
-    except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
+    except (ConfigError, PlanError, DataError, RecordError, ClusterError, OSError) as error:
         sys.exit(bad_input(error))
     except KeyboardInterrupt:
         print("interrupted: no finished trial is lost, the same command continues", file=sys.stderr)

@@ -12,6 +12,11 @@ import importlib
 import io
 import json
 import os
+import pickle
+import re
+import shutil
+import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
 
 import h5py
@@ -24,16 +29,26 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulated import make_plan, simulate
 
-from analysis import compare, export, pictures
+from analysis import compare, export, index, paper, pictures, report
 from analysis.plan import Contrast, load_study
+from analysis.svg import is_harmless
 from analysis.tables import trial_table
-from cluster import launch
+from cluster import doctor, launch, mirror
 from jbot import embed, keras_weights
 from jbot.checkpoint import CheckpointError, load
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value
 from jbot.data import CLASSES, DataError, hdf5, validate
 from jbot.model import weight_shapes
-from jbot.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
+from jbot.record import (
+    Record,
+    RecordError,
+    Storage,
+    load_curves,
+    load_finetune_curves,
+    load_record,
+    without_secret,
+)
+from studies.study import Study
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = int(os.environ.get("JBOT_FUZZ", "0"))
@@ -172,11 +187,13 @@ def test_every_program_says_what_it_does_and_refuses_an_unknown_option_in_one_li
 
 
 SETTINGS = st.tuples(st.sampled_from(FIELDS), WILD_TEXT).map("=".join) | WILD_TEXT
+BAD_STORAGES = ["s3://", "s3://k:s@", "what://x", "a\x00b", "file://", "\ud800", "/proc/x"]
 OPTIONS = st.one_of(
     st.tuples(st.just("--set"), SETTINGS),
+    st.tuples(st.just("--storage"), st.sampled_from(BAD_STORAGES)),
     st.tuples(
         st.sampled_from(
-            ["--seeds", "--preset", "--storage", "--price", "--cpus", "--gpus", "--pack", "--grow-to", "--engine",
+            ["--seeds", "--preset", "--price", "--cpus", "--gpus", "--pack", "--grow-to", "--engine",
              "--figures", "--until-decided", "--points", "--budget", "--odd"]
         ),
         WILD_TEXT,
@@ -191,7 +208,7 @@ def test_a_study_takes_its_command_line_or_says_why_not(work, name, options):
     start = ["--preset", "smoke", "--inline", "--data", "no/such/jets.h5", "--storage", "out"]
     with contextlib.chdir(work):
         assert obeys(main_of(name), [*start, *words], work) == 2  # at the latest for the jets
-        assert not list(work.iterdir())
+        assert digests(work) == {}
 
 
 @pytest.fixture(scope="module")
@@ -464,3 +481,236 @@ def test_launch_files(tmp_path_factory, data):
     assert all(line.startswith("error: ") for line in said.splitlines())
     assert "Traceback" not in said
     assert digests(path.parent) == before
+
+
+# --- nothing is unpickled -----------------------------------------------------------------------------------------
+
+UNPICKLING = re.compile(
+    r"\b(?:pickle|cloudpickle|dill|joblib|marshal|shelve)\.(?:loads?|Unpickler)\b|allow_pickle=True|\byaml\.(?:load|"
+    r"unsafe_load|full_load)\(|weights_only=False|torch\.load\((?!.*weights_only=True)|read_pickle|jsonpickle"
+)
+SOURCES = [path for folder in ("jbot", "studies", "analysis", "cluster", "search_spaces", "benchmarks")
+           for path in sorted((ROOT / folder).rglob("*.py"))]  # fmt: skip
+
+
+def test_no_source_unpickles_a_file():
+    found = [(str(path.relative_to(ROOT)), line) for path in SOURCES for line in path.read_text().splitlines()
+             if UNPICKLING.search(line)]  # fmt: skip
+    assert found == []
+    assert UNPICKLING.search("torch.load(path)")
+    assert UNPICKLING.search("np.load(path, allow_pickle=True)")
+
+
+class Malicious:
+    """Runs code when it is unpickled: it leaves a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def zipped(pickled: bytes) -> bytes:
+    """As torch.save has it."""
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    return sink.getvalue()
+
+
+def as_npy(pickled: bytes) -> bytes:
+    """As numpy saves an array of objects."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + pickled
+
+
+@pytest.mark.parametrize("form", [bytes, zipped, as_npy])
+def test_a_pickle_in_the_place_of_any_file_does_not_run(results, jets_file, trial, tmp_path, form):
+    mark = tmp_path / "it_ran"
+    pickled = pickle.dumps(Malicious(mark))
+    pickle.loads(pickled)
+    mark.unlink()  # it does run, when it is unpickled
+    content = form(pickled)
+    records = sorted([*results.glob("trials/*/*.json"), *results.glob("trials/*/*.parquet")])
+    for path in [*records[:2], results / "simulated/study.json"]:
+        with with_file(path, content):
+            tables_obey(results, tmp_path)
+            obeys(report.main, [results / "simulated", "--out", tmp_path / "report"], results)
+            obeys(index.main, [results, "--out", tmp_path / "index.html"], results)
+            obeys(paper.main, [results / "simulated", "--out", tmp_path], results)
+    for path in (jets_file, trial / "student.safetensors", trial / "record.json"):
+        with with_file(path, content):
+            out = tmp_path / "e.parquet"
+            assert obeys(embed.main, [jets_file, "--checkpoint", trial, "--out", out], trial, jets_file.parent) == 2
+    (tmp_path / "a.weights.h5").write_bytes(content)
+    assert obeys(keras_weights.main, [tmp_path / "a.weights.h5", "--out", tmp_path / "out"], trial) == 2
+    for name in ("state", "finetune"):  # a checkpoint of an unfinished trial: it starts anew, or says why not
+        Storage(tmp_path).write(f"trials/x/checkpoint/{name}.json", content)
+        Storage(tmp_path).write(f"trials/x/checkpoint/{name}.safetensors", content)
+        with pytest.raises(RecordError):
+            Storage(tmp_path).read_json(f"trials/x/checkpoint/{name}.json")
+        with pytest.raises(RecordError):
+            Storage(tmp_path).read_arrays(f"trials/x/checkpoint/{name}.safetensors")
+    assert not mark.exists()
+
+
+# --- pages --------------------------------------------------------------------------------------------------------
+
+HOSTILE = '</title><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"\' onload="alert(1)'
+EVIL_SVG = '<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><script>alert(1)</script></svg>'
+
+
+class Active(HTMLParser):
+    """What a page would run, or fetch, or lead to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        active = [name for name in given if name.startswith("on")]
+        targets = [given[name] or "" for name in ("href", "src", "xlink:href") if name in given]
+        scheme = [one for one in targets if re.match(r"\s*[a-z]+:", one, re.I) and not re.match(r"https?:|data:,", one)]
+        if active or scheme or tag in ("iframe", "object", "embed", "form", "base"):
+            self.found.append((tag, attrs))
+        if tag in ("script", "img"):
+            self.found.append(tag)
+
+
+@pytest.fixture(scope="module")
+def hostile_pages(tmp_path_factory):
+    """Report, index and comparison of a study whose every word is hostile, in folders of hostile names."""
+    folder = tmp_path_factory.mktemp("hostile")
+    arms = {"base": {}, HOSTILE: {"mask.ratio_high": 0.8}}
+    contrast = Contrast(treatment=HOSTILE, control="base", primary=True)
+    plan = make_plan(arms, seeds=2, contrasts=(contrast,), study="s", question=HOSTILE, preset="quick")
+    failed = {
+        "state": "failed",
+        "reason": HOSTILE,
+        "metrics": {},
+        "libraries": {HOSTILE: HOSTILE},
+        "git_commit": HOSTILE,
+    }
+    simulate(folder, plan, lambda config, seed, rng: rng.uniform(0.4, 0.6), {(HOSTILE, 0): failed})
+    runs = {trial.trial_id: "javascript:alert(1)" for trial in load_study(str(folder / "s")).trials}
+    view = {"ui": "javascript:alert(1)//", "experiment_id": HOSTILE, "parent": HOSTILE, "runs": runs}
+    (folder / "s/mlflow.json").write_text(json.dumps(view))
+    report.main([str(folder / "s")])
+    summary = json.loads((folder / "s/summary.json").read_text())
+    evil = {"title": "What lies under it", "anchor": "a", "answer": [HOSTILE], "figure": "evil", "alt": HOSTILE}
+    (folder / "s/summary.json").write_text(json.dumps(summary | {"sections": [*summary["sections"], evil]}))
+    (folder / "s/figures/evil.svg").write_text(EVIL_SVG)
+    shutil.copytree(folder / "s", folder / "javascript:alert(1)")
+    (folder / "broken<script>alert(1)<").mkdir()
+    (folder / "broken<script>alert(1)</study.json").write_text(json.dumps({"plan": HOSTILE}))
+    index.main([str(folder)])
+    shutil.rmtree(folder / "broken<script>alert(1)<")  # compare reads whole folders alone
+    assert compare.main([str(folder), str(folder), "--out", str(folder / "compared")]) == 0
+    return [folder / "s/report.html", folder / "index.html", folder / "compared/compare.html"]
+
+
+def test_hostile_words_are_text_on_every_page(hostile_pages):
+    for page in hostile_pages:
+        text = page.read_text(encoding="utf-8")
+        assert "&lt;script&gt;alert(1)" in text, page
+        assert "{{ 7 * 7 }}" in text or "49" not in text
+        assert "Content-Security-Policy" in text
+        own = ["script"] if page.name == "report.html" else []
+        assert Active(text).found == own, page
+
+
+def test_no_hostile_word_runs_in_a_browser(hostile_pages):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+    chromium = os.environ.get("JBOT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium can be started: {str(error).splitlines()[0]}")
+        for path in hostile_pages:
+            said, page = [], browser.new_page()
+            page.on("dialog", lambda dialog, said=said: (said.append(dialog.message), dialog.dismiss()))
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.goto(path.as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert said == [], path
+        browser.close()
+
+
+@pytest.mark.parametrize(
+    "svg", [EVIL_SVG, "", "<svg", "no", '<svg xmlns="http://www.w3.org/2000/svg"><a href="javascript:x"/></svg>']
+)
+def test_a_figure_that_does_more_than_draw_is_left_out(svg):
+    assert not is_harmless(svg)
+
+
+def test_our_figures_are_harmless(hostile_pages):
+    figures = sorted(hostile_pages[0].parent.glob("figures/*.svg"))
+    assert len(figures) > 1
+    assert [path.name for path in figures if not is_harmless(path.read_text("utf-8"))] == ["evil.svg"]
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2-hunter2"
+ADDRESSES = {
+    f"s3://key:{SECRET}@bucket/x": "s3://***@bucket/x",
+    f"s3://AKIA:ab/{SECRET}/cd@bucket/x": "s3://***@bucket/x",
+    f"postgresql://user:p@{SECRET}@host:5432/db": "postgresql://***@host:5432/db",
+    f"mysql+pymysql://host/db?user=u&password={SECRET}&x=1": "mysql+pymysql://host/db?user=u&password=***&x=1",
+    f"abfs://c@a.dfs.core.windows.net/x?client_secret={SECRET}": "abfs://***@a.dfs.core.windows.net/x?client_secret=***",
+    f"https://h/x?X-Amz-Signature={SECRET}": "https://h/x?X-Amz-Signature=***",
+    "http://h:5000/a@b": "http://h:5000/a@b",
+    "s3://bucket/a@b": "s3://bucket/a@b",
+    "/home/a@b:c/x": "/home/a@b:c/x",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_are_shown_without_their_secrets(address):
+    assert without_secret(f"at {address} now") == f"at {ADDRESSES[address]} now"
+
+
+def test_a_storage_opens_again_with_its_secret_and_shows_none():
+    storage = Storage(f"s3://key:{SECRET}@bucket/x?region=us-east-1")
+    assert SECRET in pickle.loads(pickle.dumps(storage)).address
+    assert SECRET not in storage.uri
+
+
+def test_no_secret_is_written_or_said(jets_file, tmp_path, monkeypatch, capfd):
+    """A real study and the programs around it, with secrets in every address and in the environment."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "PGPASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # of a database that does not answer
+    monkeypatch.chdir(tmp_path)
+    study = Study(
+        name="hush", question="?", arms={"base": {}, "more": {"mask.ratio_high": 0.8}}, margin=0.1, contrasts=(),
+        seeds_by_preset={"smoke": 1},
+    )  # fmt: skip
+    small = TINY | {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 10, "train.epochs": 1}
+    given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    common = ["--preset", "smoke", "--inline", "--figures", "none", "--data", str(jets_file), *given]
+    main = functools.partial(importlib.import_module("studies.main").main, study)
+    with pytest.raises(SystemExit) as end:
+        main([*common, "--storage", "out", "--tracking-uri", f"http://user:{SECRET}@127.0.0.1:9"])
+    assert end.value.code == 0
+    assert "MLflow was not reached" in capfd.readouterr().err.replace("\n", " ")
+    written = "out/hush_smoke"
+    assert mirror.main([written, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
+    assert mirror.main([written, "--tracking-uri", f"postgresql://user:{SECRET}@127.0.0.1:9/db"]) == 1
+    bad = f"s3://key:{SECRET}@/x"
+    for program in (report.main, index.main, mirror.main, doctor.main):
+        assert answer(program, [bad] if program is not doctor.main else ["--storage", bad])[0] == 2
+    for words in ([*common, "--storage", bad], [*common, "--storage", f"no://user:{SECRET}@host/x"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    said = capfd.readouterr()
+    assert SECRET not in said.out + said.err
+    holding = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holding == []
+    assert (tmp_path / "mlflow.db").stat().st_size > 10_000
