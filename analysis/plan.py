@@ -10,7 +10,7 @@ from typing import Any
 
 from jbot.command_line import one_line
 from jbot.config import digest
-from jbot.record import Record, RecordError, Storage, load_curves, load_record, open_folder, trial_folder
+from jbot.record import Record, RecordError, Storage, load_curves, load_records, open_folder, trial_folder
 from jbot.typed import check_types, fits
 
 FILE = "study.json"
@@ -199,5 +199,5 @@ def load_study(folder: str) -> StudyRecords:
             raise TypeError(f"data must be an object, got {data!r}")
     except (KeyError, TypeError, AttributeError, PlanError) as error:
         raise RecordError(f"{storage.uri}/{study}/{FILE} is not a study: {one_line(error)}") from None
-    records = {trial.trial_id: load_record(storage, trial.trial_id) for trial in trials}
+    records = load_records(storage, [trial.trial_id for trial in trials])
     return StudyRecords(plan=parsed, data=data, trials=trials, records=records, storage=storage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import queue
 import statistics
@@ -30,7 +31,7 @@ from jbot.record import (
     first_line,
     load_curves,
     load_finetune_curves,
-    load_record,
+    load_records,
     trial_folder,
     without_secret,
     without_user,
@@ -56,6 +57,8 @@ Ended = tuple[str, str, Record]
 """Id, arm, and record of a trial that has ended."""
 LINKS = "mlflow.json"
 """In the study's folder: where its runs are, for reports."""
+LINKS_SECONDS = 15.0
+"""Between two writings of LINKS while a study runs: each is as long as the study has trials (assumed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,11 +397,7 @@ class LiveView:
     def started(self, spec: TrialSpec) -> None:
         """See View.started."""
 
-        def tell(view: View) -> None:
-            view.started(spec)
-            save_links(view, self.storage)
-
-        self._tasks.put(tell)
+        self._tasks.put(lambda view: view.started(spec))
 
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """See View.point."""
@@ -411,7 +410,6 @@ class LiveView:
         def tell(view: View) -> None:
             view.ended(trial, spec.arm, record, lambda: all_curves(self.storage, trial))
             view.summarise(spec.arm)
-            save_links(view, self.storage)
 
         self._tasks.put(tell)
 
@@ -424,22 +422,33 @@ class LiveView:
     def close(self) -> None:
         """Write what is left, or give up when the server has failed."""
         self._tasks.put(None)
-        self._thread.join(timeout=120)
+        left = math.inf
+        while self._thread.is_alive() and self._tasks.qsize() < left:  # it may be far behind, as long as it goes on
+            left = self._tasks.qsize()
+            self._thread.join(timeout=120)
         if self._thread.is_alive():
             self.error = self.error or "it did not answer in two minutes"
 
     def _work(self) -> None:
-        view = None
-        while (task := self._tasks.get()) is not None:
-            if self.error:
-                continue
+        view: View | None = None
+        saved = -math.inf
+
+        def do(task: Callable[[View], None]) -> None:
+            nonlocal view
             try:
-                if view is None:
-                    view = View(self.uri, self.info, self.storage.uri)
-                    save_links(view, self.storage)
+                view = view or View(self.uri, self.info, self.storage.uri)
                 task(view)
             except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
                 self.error = f"{type(error).__name__}: {first_line(error)}"
+
+        while (task := self._tasks.get()) is not None:
+            if not self.error:
+                do(task)
+            if not self.error and time.monotonic() - saved > LINKS_SECONDS:
+                do(lambda view: save_links(view, self.storage))
+                saved = time.monotonic()
+        if view and not self.error:
+            do(lambda view: save_links(view, self.storage))
 
 
 def artifact_folder(uri: str, experiment: str) -> str | None:
@@ -519,8 +528,7 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any],
         arms=tuple(plan.get("arms", ())),
     )
     trials = content["trials"][: content.get("needed")]  # fewer than planned, where a study was stopped at a look
-    found = [(trial["trial_id"], trial["arm"], load_record(storage, trial["trial_id"])) for trial in trials]
-    ended = [(trial, arm, record) for trial, arm, record in found if record is not None]
+    ended = _ended(storage, [(trial["trial_id"], trial["arm"]) for trial in trials])
     begun = min((_milliseconds(record)[0] for _, _, record in ended), default=None)
     return View(uri, info, storage.uri, begun), content, ended
 
@@ -542,5 +550,10 @@ def _points(storage: Storage, study: str) -> list[Ended]:
     if storage.exists(f"{study}/population.json"):
         members = storage.read_json(f"{study}/population.json")["lineage"]
         trials += [(member["trial_id"], f"pbt-{member['member']:02d}") for member in members]
-    found = [(trial, arm, load_record(storage, trial)) for trial, arm in trials]
-    return [(trial, arm, record) for trial, arm, record in found if record is not None]
+    return _ended(storage, trials)
+
+
+def _ended(storage: Storage, trials: list[tuple[str, str]]) -> list[Ended]:
+    """Those of (id, arm) that have ended, with their records."""
+    there = load_records(storage, [trial for trial, _ in trials])
+    return [(trial, arm, record) for trial, arm in trials if (record := there[trial]) is not None]

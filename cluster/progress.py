@@ -38,11 +38,20 @@ class StudyProgress:
     def __init__(self, specs: list[TrialSpec], done: list[Record], console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.specs = specs
-        self.epochs = {spec.trial_id: 0.0 for spec in specs}
-        self.states: dict[str, str] = {record.trial_id: record.state for record in done}
         self.running: set[str] = set()
+        # Sums are kept up to date, as every event asks for them: made anew they would cost each event all trials.
+        self.whole = {spec.trial_id: epochs_of(spec) for spec in specs}
+        self.epochs = dict.fromkeys(self.whole, 0.0)
+        self.total, self.work = sum(self.whole.values()), 0.0
+        self.states: dict[str, str] = {}
+        self.failed = 0
+        known = {spec.trial_id: spec for spec in specs}
+        self.open_in_block = Counter(spec.config.seed for spec in known.values())
+        self.blocks = len(self.open_in_block)
+        for record in done:
+            self._settle(known[record.trial_id], record.state)
         self.begun, self.logged = time.monotonic(), 0.0
-        self.before = self._work_done()
+        self.before = self.work
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -64,10 +73,10 @@ class StudyProgress:
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """Move the bar."""
         if "epoch" in row:
-            self.epochs[spec.trial_id] = max(self.epochs[spec.trial_id], row["epoch"])
+            self._reach(spec, max(self.epochs[spec.trial_id], row["epoch"]))
         else:  # of a fine-tuning, which sees a share of the jets
             share = next(share for name, share in fine_tunings(spec.config).items() if f"{name}/epoch" in row)
-            self.epochs[spec.trial_id] += share
+            self._reach(spec, self.epochs[spec.trial_id] + share)
         self._show()
 
     def interrupted(self, spec: TrialSpec) -> None:
@@ -79,7 +88,7 @@ class StudyProgress:
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """Count it as done or failed."""
         self.running.discard(spec.trial_id)
-        self.states[spec.trial_id] = record.state
+        self._settle(spec, record.state)
         if record.state == "failed":
             self.console.print(f"[yellow]{spec.arm}, seed {spec.config.seed} failed:[/] {record.reason}")
         self._show()
@@ -99,28 +108,35 @@ class StudyProgress:
 
     def summary(self) -> str:
         """``block 3 of 6, 14 of 24 trials done, 2 running, 0 failed``."""
-        counts = Counter(self.states.values())
-        blocks = {spec.config.seed for spec in self.specs}
-        open_blocks = {spec.config.seed for spec in self.specs if spec.trial_id not in self.states}
         return (
-            f"blocks {len(blocks - open_blocks)}/{len(blocks)} · trials {len(self.states)}/{len(self.specs)} done · "
-            f"{len(self.running)} running · {counts['failed']} failed"
+            f"blocks {self.blocks - len(self.open_in_block)}/{self.blocks} · trials {len(self.states)}/{len(self.specs)} done · "
+            f"{len(self.running)} running · {self.failed} failed"
         )
 
     def time_left(self) -> str:
         """From the share of all epochs done since this run began."""
-        total = sum(epochs_of(spec) for spec in self.specs)
-        done = self._work_done()
-        gained, seconds = done - self.before, time.monotonic() - self.begun
-        if not gained or done == total:
+        gained, seconds = self.work - self.before, time.monotonic() - self.begun
+        if gained <= 0 or len(self.states) == len(self.specs):
             return ""
-        left = int(seconds * (total - done) / gained)
+        left = int(seconds * (self.total - self.work) / gained)
         return f"{timedelta(seconds=left)} left"
 
-    def _work_done(self) -> float:
-        return sum(
-            epochs_of(spec) if spec.trial_id in self.states else self.epochs[spec.trial_id] for spec in self.specs
-        )
+    def _reach(self, spec: TrialSpec, epochs: float) -> None:
+        """So far has it come; one that has ended stays there."""
+        if spec.trial_id not in self.states:
+            self.work += epochs - self.epochs[spec.trial_id]
+            self.epochs[spec.trial_id] = epochs
+
+    def _settle(self, spec: TrialSpec, state: str) -> None:
+        """It has ended, however far it came."""
+        trial, block = spec.trial_id, spec.config.seed
+        if trial not in self.states:
+            self._reach(spec, self.whole[trial])
+            self.open_in_block[block] -= 1
+            if not self.open_in_block[block]:
+                del self.open_in_block[block]
+        self.failed += (state == "failed") - (self.states.get(trial) == "failed")
+        self.states[trial] = state
 
     def _show(self) -> None:
         summary, left = self.summary(), self.time_left()

@@ -16,7 +16,7 @@ import torch
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage, first_line, load_whole
+from jbot.record import Record, Storage, first_line, load_whole_records
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -54,7 +54,8 @@ class Resources:
 def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:
     """Trials without a record, and those a search has pruned, once each, in the order given."""
     unique = {spec.trial_id: spec for spec in specs}
-    return [spec for spec in unique.values() if load_whole(storage, spec.trial_id) is None]
+    there = load_whole_records(storage, unique)
+    return [spec for trial, spec in unique.items() if trial not in there]
 
 
 def run_inline(

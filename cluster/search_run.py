@@ -250,6 +250,7 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cluster.search_relay import SearchRelay
+    from cluster.tune import scratch_place
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # What it knows is in the ledger: one that died begins anew, and everything asked of it may be asked twice.
@@ -260,7 +261,8 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
         {"cpu": job.resources.cpus, "gpu": job.resources.gpus},
     )
     scratch = f".ray-{job.plan.study}-search"
-    job.storage.remove(scratch)
+    where = scratch_place(job.storage)
+    where.remove(scratch)
     relay = SearchRelay(job, listeners)
     tune.Tuner(
         trainable,
@@ -268,13 +270,13 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
         tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.config["place"])),
         run_config=tune.RunConfig(
             name=scratch,
-            storage_path=job.storage.address,
+            storage_path=where.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=job.resources.max_retries),
             callbacks=[relay],
         ),
     ).fit()
-    job.storage.remove(scratch)
+    where.remove(scratch)
     if relay.settled < places:
         raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
 

@@ -32,8 +32,12 @@ if "mlflow" not in [bucket["Name"] for bucket in store.list_buckets()["Buckets"]
 PYTHON
     # Of libpq: an address on the command line would show the password to ps.
     export PGPASSWORD=$POSTGRES_PASSWORD
+    # Nothing here runs MLflow's own jobs. A worker that is busy for 5 s, as at its start on a loaded machine, would be
+    # taken for dead, killed and started again for ever.
+    export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
     # Clients send artifacts to this server, which alone has the keys of the store. It answers only to names it knows.
     exec mlflow server --host "${HOST:-0.0.0.0}" --port "${PORT:-5000}" --workers "${WORKERS:-4}" \
+        --uvicorn-opts "--timeout-worker-healthcheck 120" \
         --backend-store-uri "postgresql+psycopg2://mlflow@${POSTGRES_HOST:-127.0.0.1}/mlflow" \
         --artifacts-destination s3://mlflow --serve-artifacts \
         --allowed-hosts "${ALLOWED_HOSTS:-localhost,localhost:*,127.0.0.1,127.0.0.1:*}"

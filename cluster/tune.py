@@ -25,6 +25,7 @@ from cluster.doctor import ask_nodes, code_digest, judge
 from cluster.events import Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
+from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.record import Record, Storage
 from jbot.trial import TrialSpec, run_pack
@@ -220,12 +221,14 @@ def _fit(
     listeners: Sequence[Listener],
     resources: Resources,
 ) -> None:
+    shelf = Shelf(packs)
     trainable = tune.with_resources(
-        tune.with_parameters(train_pack, packs=packs, data=data, storage=storage, resources=resources),
+        tune.with_parameters(train_pack, packs=shelf, data=data, storage=storage, resources=resources),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
     scratch = f".ray-{packs[0][0].study}"  # one driver a study and storage: a second would take it away
-    storage.remove(scratch)
+    place = scratch_place(storage)
+    place.remove(scratch)
     relay = Relay(packs, storage, listeners)
     tuner = tune.Tuner(
         trainable,
@@ -238,16 +241,38 @@ def _fit(
         ),
         run_config=tune.RunConfig(
             name=scratch,
-            storage_path=storage.address,
+            storage_path=place.uri,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             callbacks=[relay],
         ),
     )
     tuner.fit()
-    storage.remove(scratch)
+    place.remove(scratch)
     if relay.settled < len(packs):
         raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
+
+
+def scratch_place(storage: Storage) -> Storage:
+    """Where Tune keeps the state of its experiment, which nobody reads: beside the records, or on this machine where
+    those are in an object store, to which it would be sent whole again and again."""
+    if storage.local:
+        return storage
+    return Storage(Path(tempfile.gettempdir()) / f"jbot-{os.getuid()}" / digest(storage.uri, 8))
+
+
+class Shelf:
+    """Packs by number, in the object store. A worker fetches those around the one it asks for, not all of them: Tune
+    hands its parameters to each trial anew, and reading all packs would cost every trial time in proportion to all."""
+
+    SIZE = 64
+
+    def __init__(self, packs: list[list[TrialSpec]]):
+        self.parts = [ray.put(packs[begin : begin + self.SIZE]) for begin in range(0, len(packs), self.SIZE)]
+
+    def __getitem__(self, number: int) -> list[TrialSpec]:
+        part: list[list[TrialSpec]] = ray.get(self.parts[number // self.SIZE])
+        return part[number % self.SIZE]
 
 
 def _name(pack: list[TrialSpec]) -> str:
@@ -256,7 +281,7 @@ def _name(pack: list[TrialSpec]) -> str:
 
 
 def train_pack(
-    config: dict[str, int], packs: list[list[TrialSpec]], data: Jets | JetData, storage: Storage, resources: Resources
+    config: dict[str, int], packs: Shelf, data: Jets | JetData, storage: Storage, resources: Resources
 ) -> None:
     """What a Ray worker does with one Tune trial, which is a pack of ours."""
     torch.set_num_threads(resources.threads)

@@ -94,7 +94,7 @@ class TrialSpec:
     git_commit: str | None = None
     """Of the driver: a worker may run a copy of the code without its history."""
 
-    @property
+    @functools.cached_property
     def trial_id(self) -> str:
         """Hash of Config, data and trainer version."""
         return trial_id(self.config, self.data_fingerprint, TRAINER_VERSION)

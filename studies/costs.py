@@ -27,7 +27,7 @@ from jbot.evaluate import Evaluator, fine_tunings
 from jbot.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_knobs
 from jbot.model import init_weights
 from jbot.pack import Pack
-from jbot.record import Record, RecordError, Storage, load_record
+from jbot.record import Record, Storage, load_records
 from jbot.saved import plain
 from jbot.train import VIEW_JETS, TrialFailed, init_state, is_probed, run_steps
 from jbot.trial import prepare
@@ -166,11 +166,8 @@ class Costs:
 
 def ended_records(storage: Storage) -> list[Record]:
     """Every record of a storage; what cannot be read is left out."""
-    found = []
-    for name in storage.names("trials"):
-        with contextlib.suppress(RecordError):  # damaged, or of other code: the study that needs it says so
-            found.append(load_record(storage, name))
-    return [record for record in found if record]
+    # Damaged, or of other code: the study that needs it says so.
+    return [record for record in load_records(storage, storage.names("trials"), lenient=True).values() if record]
 
 
 def with_configs(records: Iterable[Record]) -> list[tuple[Config, Record]]:

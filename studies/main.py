@@ -19,7 +19,7 @@ from jbot.command_line import INTERRUPTED, Parser, bad_input
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
-from jbot.record import RecordError, Storage, first_line, load_record, load_whole
+from jbot.record import RecordError, Storage, first_line, load_records, load_whole_records
 from jbot.trial import TrialSpec
 from studies.costs import Costs, ended_records
 from studies.dry_run import describe, device, hours_text
@@ -201,7 +201,7 @@ def run_plan(
         drawn = {"none": [], "first": [spec for spec in specs if spec.config.seed == plan.seeds[0]], "all": wanted}
         draw_figures(drawn[options.figures], storage)
         show_files(view, plan, storage, page)
-    records = [record for spec in specs if (record := load_record(storage, spec.trial_id))]
+    records = [record for record in load_records(storage, [spec.trial_id for spec in specs]).values() if record]
     for why in sorted({record.resources["engine_why"] for record in records if "engine_why" in record.resources}):
         say(f"[yellow]the plain engine was used[/]: {why}")
     if sum(record.state == "failed" for record in records) == len(wanted):
@@ -265,7 +265,7 @@ class Expected:
 
     def against(self, storage: Storage) -> str | None:
         """One line: estimated and spent, of the trials that are complete by now; None where nothing was estimated."""
-        records = [load_record(storage, spec.trial_id) for spec in self.left if spec.trial_id in self.seconds]
+        records = load_records(storage, self.seconds).values()
         ended = [record for record in records if record and record.state == "complete"]
         if not ended:
             return None
@@ -304,7 +304,7 @@ def run_trials(
     options: argparse.Namespace,
 ) -> Any:
     """Run those of `now` that have no record yet, watched by progress bar and MLflow; returns the view, if any."""
-    done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
+    done = list(load_whole_records(storage, [spec.trial_id for spec in specs]).values())
     size = f"{count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}"
     say(f"[bold]{plan.question}[/]\n{plan.study}: {size}; {data.source}")
     if done:

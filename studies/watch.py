@@ -76,9 +76,9 @@ def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
 def _finish(view: Any, plan: Plan, storage: Storage) -> None:
     from cluster.mlflow_view import rebuild
 
-    try:
-        if view.error is None:
-            rebuild(storage, plan.study, view.uri, files=False)
+    try:  # a server that was down for a while is back by now, or costs some seconds more
+        rebuild(storage, plan.study, view.uri, files=False)
+        view.error = None
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
         view.error = f"{type(error).__name__}: {first_line(error)}"
     if view.error:

@@ -1,0 +1,303 @@
+"""What thousands of trials cost besides their training: driver, records, report, index, MLflow; on 1, 2 and 4 nodes.
+
+    python -m benchmarks.scale                              2,000 trials: half an hour on two free cores (not timed yet)
+    python -m benchmarks.scale --trials 200 --only path,pages,mlflow
+    python -m benchmarks.scale --scratch /data/scale        records are kept there; the same command continues
+
+Trials are real and as small as they can be (benchmarks/scale_study.py): what they cost is what every trial pays. Times
+are of this machine, as loaded as it is: compare within a run, and CPU seconds rather than seconds of the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import environment
+from benchmarks.scale_study import ARMS, study
+from cluster.mlflow_pages import page
+from jbot.record import Storage, load_records
+
+ROOT = Path(__file__).parent.parent
+NODES = (1, 2, 4)
+Row = dict[str, Any]
+
+
+# --- the whole path -------------------------------------------------------------------------------------------------
+
+
+def whole_path(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """The study by its command line: Ray on this machine, live view in SQLite, report, index."""
+    return [{"what": "all", **run_study(options, storage, options.trials)}]
+
+
+def run_study(options: argparse.Namespace, storage: Path, trials: int, *more: str) -> Row:
+    """One study as a process of its own, and what it took.
+
+    `overhead` is what a place was held for a trial beyond its training and probes [s]; start and end of the driver, Ray
+    among them, are told apart.
+    """
+    command = [sys.executable, "-m", "benchmarks.scale_study", "--preset", "smoke", "--seeds", str(trials // ARMS)]
+    command += ["--data", str(ROOT / "tests/data/jets_sample.h5"), "--storage", str(storage), "--figures", "none"]
+    command += ["--pack", str(options.pack), *more]
+    before, begun = len(list(storage.glob("trials/*/record.json"))), time.time()
+    done = run(command)
+    files = [path for path in storage.glob("trials/*/record.json") if path.stat().st_mtime >= begun]
+    found = load_records(Storage(storage), [path.parent.name for path in files])
+    records = [record for record in found.values() if record]
+    if not records:
+        return {"trials": 0, "found": before} | done
+    first = min(datetime.fromisoformat(record.started).timestamp() for record in records)
+    last = max(path.stat().st_mtime for path in files)
+    places = options.places if not more else int(more[-1])
+    training = sum(record.device_seconds for record in records)
+    return {
+        "trials": len(records),
+        "pack": options.pack,
+        "start s": first - begun,
+        "trials s": last - first,
+        "end s": begun + done["wall s"] - last,
+        "training s/trial": training / len(records),
+        "overhead s/trial": ((last - first) * places - training) / len(records),
+        "retries": sum(record.attempts - 1 for record in records),
+    } | done
+
+
+def run(command: list[str]) -> Row:
+    """A program's wall seconds, its own CPU seconds (user and system, all threads), and its peak memory [MB]."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=sys.stderr)
+    peak, used = 0.0, 0.0
+    while process.poll() is None:
+        peak, used = max(peak, _peak(process.pid)), max(used, _cpu(process.pid))
+        time.sleep(0.25)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return {"wall s": time.perf_counter() - begun, "CPU s": used, "peak MB": peak}
+
+
+def _peak(pid: int) -> float:
+    """Peak resident memory of a process so far [MB]; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of a process so far, without its children; 0 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- what is made of records ----------------------------------------------------------------------------------------
+
+
+def pages(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """Report, index and view from the records alone, each a process; and how large all of it is."""
+    folder = storage / study.plan("smoke").study
+    commands = {
+        "report": ["analysis.report", str(folder)],
+        "index of all questions": ["analysis.index", str(storage)],
+        "view, nothing to add": ["cluster.mirror", str(folder)],
+        "view, from nothing": ["cluster.mirror", str(folder), "--tracking-uri", f"sqlite:///{storage}/again.db"],
+    }
+    (storage / "again.db").unlink(missing_ok=True)
+    rows = [{"what": name, **run([sys.executable, "-m", *command])} for name, command in commands.items()]
+    begun, cpu = time.perf_counter(), time.process_time()
+    records = [record for record in load_records(Storage(storage), Storage(storage).names("trials")).values() if record]
+    took = {"wall s": time.perf_counter() - begun, "CPU s": time.process_time() - cpu}
+    rows.append({"what": f"{len(records)} records read", **took, "peak MB": _own_peak()})
+    return [row | {"ms a trial": 1000 * row["CPU s"] / len(records)} for row in rows]
+
+
+def _own_peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def sizes(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """Bytes on the disk."""
+    count = len(Storage(storage).names("trials"))
+    folder = storage / study.plan("smoke").study
+    what = {
+        "all of a trial, mean": sum(path.stat().st_size for path in storage.glob("trials/*/*")) / count,
+        "files of a trial, mean": sum(1 for _ in storage.glob("trials/*/*")) / count,
+        "record.json, mean": sum(path.stat().st_size for path in storage.glob("trials/*/record.json")) / count,
+        "report.html": (folder / "report.html").stat().st_size,
+        "study.json": (folder / "study.json").stat().st_size,
+        "mlflow.db, a trial": (storage / "mlflow.db").stat().st_size / count,
+    }
+    return [{"what": name, "bytes": value} for name, value in what.items()]
+
+
+# --- MLflow ---------------------------------------------------------------------------------------------------------
+
+
+def mlflow(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """Seconds until all runs are listed: by the API, and until the first are seen in a real browser."""
+    import mlflow as library
+
+    uri = f"sqlite:///{storage}/mlflow.db"
+    client = library.MlflowClient(tracking_uri=uri)
+    where = json.loads((storage / study.plan("smoke").study / "mlflow.json").read_text(encoding="utf-8"))
+    begun, found, token = time.perf_counter(), 0, None
+    while True:
+        runs = client.search_runs([where["experiment_id"]], "tags.role = 'trial'", max_results=1000, page_token=token)
+        found, token = found + len(runs), runs.token
+        if not token:
+            break
+    rows = [{"what": f"search_runs of {found} runs, in pages of 1000", "wall s": time.perf_counter() - begun}]
+    return rows + [
+        {"what": f"the page of {view}, in Chromium", "wall s": seconds}
+        for view, seconds in seen(uri, where["experiment_id"], options.out.parent).items()
+    ]
+
+
+def seen(uri: str, experiment: str, pictures: Path) -> dict[str, float]:
+    """Seconds until a reader sees runs, by saved view; a picture of each is left beside the result."""
+    import shutil
+    import socket
+
+    from playwright.sync_api import sync_playwright
+
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        address = f"http://127.0.0.1:{one.getsockname()[1]}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    times: dict[str, float] = {}
+    try:
+        _wait(lambda: urllib.request.urlopen(f"{address}/health", timeout=5), 300)
+        with ExitStack() as stack:
+            browser = stack.enter_context(sync_playwright()).chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            stack.enter_context(closing(browser))
+            for view, row in {"arms": "koleo_9 (arm)", "trials": "seed "}.items():
+                tab = browser.new_page(viewport={"width": 1400, "height": 900})
+                begun = time.perf_counter()
+                tab.goto(page(address, experiment, view))
+                tab.get_by_text(row).first.wait_for(timeout=240_000)
+                times[view] = time.perf_counter() - begun
+                tab.screenshot(path=pictures / f"scale_{view}.png")
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+    return times
+
+
+def _wait(ask: Callable[[], object], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            ask()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+# --- nodes ----------------------------------------------------------------------------------------------------------
+
+
+def nodes(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """The same on clusters of 1, 2 and 4 nodes with a CPU each. All share the cores of this machine: it is no speed that
+    is measured but what more nodes cost."""
+    from ray.cluster_utils import Cluster
+
+    rows = []
+    for count in NODES:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            for _ in range(count - 1):
+                cluster.add_node(num_cpus=1)
+            where = storage / f"nodes_{count}"
+            where.mkdir(parents=True, exist_ok=True)
+            more = ("--address", cluster.address, "--grow-to", str(count))
+            rows.append({"what": f"{count} node{'s' * (count > 1)}", **run_study(options, where, options.node_trials, *more)})
+        finally:
+            cluster.shutdown()
+    return rows
+
+
+# --- command line -----------------------------------------------------------------------------------------------------
+
+SECTIONS = {"path": whole_path, "pages": pages, "sizes": sizes, "mlflow": mlflow, "nodes": nodes}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the sections asked for, print a table of each, and write all rows as JSON."""
+    options = parser().parse_args(arguments)
+    wanted = options.only.split(",")
+    if unknown := [name for name in wanted if name not in SECTIONS]:
+        parser().error(f"sections are {', '.join(SECTIONS)}, got {', '.join(unknown)}")
+    for name in ("trials", "node_trials"):
+        if (value := getattr(options, name)) < ARMS or value % ARMS:
+            parser().error(f"--{name.replace('_', '-')} must be a multiple of {ARMS}, got {value}")
+    if min(options.pack, options.places) < 1:
+        parser().error(f"--pack and --places must be at least 1, got {options.pack} and {options.places}")
+    result = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    with ExitStack() as stack:
+        scratch = options.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jbot-scale-")))
+        scratch.mkdir(parents=True, exist_ok=True)
+        for name in wanted:
+            load = os.getloadavg()
+            rows = SECTIONS[name](options, scratch.resolve())
+            loads = [[round(one, 1) for one in both] for both in (load, os.getloadavg())]
+            result[name] = {"load_averages": loads, "environment": environment("cpu"), "rows": rows}
+            show(name, rows)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(options.out)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    made.add_argument("--trials", type=int, default=2000, help=f"a multiple of {ARMS} (default: 2000)")
+    made.add_argument("--node-trials", type=int, default=200, help="of each cluster of the section nodes (default: 200)")
+    made.add_argument("--pack", type=int, default=1, help="trials of a pack (default: 1, as on any CPU)")
+    made.add_argument("--places", type=int, default=os.cpu_count() or 1, help="packs at once (default: this machine's)")
+    made.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas (default: all)")
+    made.add_argument("--scratch", type=Path, help="folder for records, kept (default: a new one, removed)")
+    made.add_argument("--out", type=Path, default=Path("results/bench/scale.json"), help="file of the result")
+    return made
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """A table of one section."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
