@@ -223,8 +223,8 @@ def _wait(ask: Callable[[], object], seconds: float) -> None:
 
 
 def nodes(options: argparse.Namespace, storage: Path) -> list[Row]:
-    """The same on clusters of 1, 2 and 4 nodes with a CPU each. All share the cores of this machine: it is no speed that
-    is measured but what more nodes cost."""
+    """The same on clusters of 1, 2 and 4 nodes with a CPU each. They share the cores of this machine: what is measured
+    is no speed but what more nodes cost."""
     from ray.cluster_utils import Cluster
 
     rows = []
@@ -236,7 +236,9 @@ def nodes(options: argparse.Namespace, storage: Path) -> list[Row]:
             where = storage / f"nodes_{count}"
             where.mkdir(parents=True, exist_ok=True)
             more = ("--address", cluster.address, "--grow-to", str(count))
-            rows.append({"what": f"{count} node{'s' * (count > 1)}", **run_study(options, where, options.node_trials, *more)})
+            rows.append(
+                {"what": f"{count} node{'s' * (count > 1)}", **run_study(options, where, options.node_trials, *more)}
+            )
         finally:
             cluster.shutdown()
     return rows
@@ -280,7 +282,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     made.add_argument("--trials", type=int, default=2000, help=f"a multiple of {ARMS} (default: 2000)")
-    made.add_argument("--node-trials", type=int, default=200, help="of each cluster of the section nodes (default: 200)")
+    made.add_argument(
+        "--node-trials", type=int, default=200, help="of each cluster of the section nodes (default: 200)"
+    )
     made.add_argument("--pack", type=int, default=1, help="trials of a pack (default: 1, as on any CPU)")
     made.add_argument("--places", type=int, default=os.cpu_count() or 1, help="packs at once (default: this machine's)")
     made.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas (default: all)")

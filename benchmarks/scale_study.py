@@ -1,6 +1,6 @@
 """The smallest real study, ten arms at as many seeds as wanted: what benchmarks/scale.py runs.
 
-    python -m benchmarks.scale_study --preset smoke --seeds 200 --data tests/data/jets_sample.h5 --storage /tmp/scale
+python -m benchmarks.scale_study --preset smoke --seeds 200 --data tests/data/jets_sample.h5 --storage /tmp/scale
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ Ended = tuple[str, str, Record]
 """Id, arm, and record of a trial that has ended."""
 LINKS = "mlflow.json"
 """In the study's folder: where its runs are, for reports."""
-LINKS_SECONDS = 15.0
-"""Between two writings of LINKS while a study runs: each is as long as the study has trials (assumed)."""
+CATCH_UP_SECONDS = 15.0
+"""While a study runs, between writings of LINKS and of the arms' summaries: each goes through all trials (assumed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,15 @@ class View:
         self.client = mlflow.MlflowClient(tracking_uri=uri)
         self._points: dict[tuple[str, str], set[int]] = {}
         """Epochs that are there, by run and the name of their clock."""
+        self._new: set[str] = set()
+        """Runs made here: nothing is in them that this view has not written."""
         self._arms: dict[str, dict[str, Record]] = {}
         """Records told so far, by arm and trial: what the live summaries are of."""
         self.experiment = self._experiment()
         self._tags: dict[str, dict[str, str]] = {}
         self._starts: dict[str, int] = {}
+        self._states: dict[str, str] = {}
+        """MLflow's status of each run, as far as it is known here."""
         self._runs: dict[tuple[str, str], str] = {}
         self._find_runs()
         title = f"{info.name} ({info.preset})"
@@ -152,7 +156,7 @@ class View:
         tags = {"reason": record.reason or "", "attempts": str(record.attempts), "git_commit": record.git_commit or ""}
         tags |= {"data_fingerprint": record.data["fingerprint"], "plan_hash": record.plan_hash}
         tags |= {"mlflow.source.git.commit": record.git_commit or "", "mlflow.source.name": record.study}
-        self._log(run, metrics, tags)
+        self._log(run, metrics, tags | {"state": record.state})
         self._data(run, record)
         self._status(run, STATUS[record.state], record.state, finished)
         self._log(run, [], {"written": written})  # last: a run with this tag is whole
@@ -268,6 +272,7 @@ class View:
                 self._runs[role, run.data.tags["key"]] = run.info.run_id
                 self._tags[run.info.run_id] = dict(run.data.tags)
                 self._starts[run.info.run_id] = run.info.start_time
+                self._states[run.info.run_id] = run.info.status
             token = found.token or None
 
     def _trial(self, trial_id: str, arm: str, config: Config, begun: int | None = None) -> str:
@@ -306,9 +311,12 @@ class View:
             self._find_runs(f"tags.key = '{key}'")
         run = self._runs.get((role, key))
         if run is None:
+            tags["state"] = "running"
             made = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info
             run = made.run_id
             self._runs[role, key], self._tags[run], self._starts[run] = run, tags, made.start_time
+            self._states[run] = made.status
+            self._new.add(run)
             self._params(run, config, role == "arm")
         else:
             self._log(run, [], tags)
@@ -339,7 +347,8 @@ class View:
         for row in rows:
             clock = next(name for name in row if name.rpartition("/")[2] == "epoch")  # of training, or of a fine-tuning
             if (run, clock) not in self._points:
-                self._points[run, clock] = {int(m.step) for m in self.client.get_metric_history(run, clock)}
+                history = [] if run in self._new else self.client.get_metric_history(run, clock)
+                self._points[run, clock] = {int(metric.step) for metric in history}
             if row[clock] not in self._points[run, clock]:
                 self._points[run, clock].add(row[clock])
                 known = {name: value for name, value in row.items() if isinstance(value, int | float)}
@@ -372,10 +381,11 @@ class View:
 
     def _status(self, run: str, status: str, state: str, end: int | None = None) -> None:
         self._log(run, [], {"state": state})
-        if status == "RUNNING":
-            self.client.update_run(run, status=status)
-        else:
+        if status != "RUNNING":
             self.client.set_terminated(run, status, None if end is None else max(end, self._starts[run]))
+        elif self._states[run] != status:
+            self.client.update_run(run, status=status)
+        self._states[run] = status
 
 
 def _milliseconds(record: Record) -> tuple[int, int]:
@@ -391,6 +401,8 @@ class LiveView:
         self.uri, self.info, self.storage = uri, info, storage
         self.error: str | None = None
         self._tasks: queue.Queue[Callable[[View], None] | None] = queue.Queue()
+        self._changed: set[str] = set()
+        """Arms of which a trial has ended since they were summarised."""
         self._thread = threading.Thread(target=self._work, name="mlflow-view", daemon=True)
         self._thread.start()
 
@@ -409,7 +421,7 @@ class LiveView:
 
         def tell(view: View) -> None:
             view.ended(trial, spec.arm, record, lambda: all_curves(self.storage, trial))
-            view.summarise(spec.arm)
+            self._changed.add(spec.arm)
 
         self._tasks.put(tell)
 
@@ -444,11 +456,18 @@ class LiveView:
         while (task := self._tasks.get()) is not None:
             if not self.error:
                 do(task)
-            if not self.error and time.monotonic() - saved > LINKS_SECONDS:
-                do(lambda view: save_links(view, self.storage))
+            if not self.error and time.monotonic() - saved > CATCH_UP_SECONDS:
+                do(self._catch_up)
                 saved = time.monotonic()
         if view and not self.error:
-            do(lambda view: save_links(view, self.storage))
+            do(self._catch_up)
+
+    def _catch_up(self, view: View) -> None:
+        """What is said of all trials so far."""
+        for arm in sorted(self._changed):
+            view.summarise(arm)
+        self._changed.clear()
+        save_links(view, self.storage)
 
 
 def artifact_folder(uri: str, experiment: str) -> str | None:

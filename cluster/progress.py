@@ -108,8 +108,9 @@ class StudyProgress:
 
     def summary(self) -> str:
         """``block 3 of 6, 14 of 24 trials done, 2 running, 0 failed``."""
+        closed = self.blocks - len(self.open_in_block)
         return (
-            f"blocks {self.blocks - len(self.open_in_block)}/{self.blocks} · trials {len(self.states)}/{len(self.specs)} done · "
+            f"blocks {closed}/{self.blocks} · trials {len(self.states)}/{len(self.specs)} done · "
             f"{len(self.running)} running · {self.failed} failed"
         )
 

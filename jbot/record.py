@@ -231,9 +231,8 @@ class Storage:
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI, and the path in it."""
     if "?" in uri:
-        raise RecordError(
-            f"storage {without_secret(uri)} must have nothing after '?': AWS_ENDPOINT_URL says where a store of your own is"
-        )
+        shown = without_secret(uri)
+        raise RecordError(f"storage {shown} must have nothing after '?': AWS_ENDPOINT_URL says where another store is")
     if not uri.startswith("s3://"):
         return pafs.FileSystem.from_uri(uri)
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

@@ -58,7 +58,9 @@ def free_port() -> int:
 class Server:
     """One program with its children, in a process group of its own, its words in a file."""
 
-    def __init__(self, command: list[str], log: Path, answers: Callable[[], object], user: str | None = None, **env: str):
+    def __init__(
+        self, command: list[str], log: Path, answers: Callable[[], object], user: str | None = None, **env: str
+    ):
         self.command, self.log, self.answers, self.user = command, log, answers, user
         self.env = {name: value for name, value in os.environ.items() if name in ALLOWED} | env
         self.start()

@@ -51,7 +51,9 @@ def bucket(tmp_path_factory):
 
     with server.moto(tmp_path_factory.mktemp("store")) as address, pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-            patch.setenv(name, {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}.get(name, "testing-key"))
+            patch.setenv(
+                name, {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}.get(name, "testing-key")
+            )
         boto3.client("s3").create_bucket(Bucket="jbot")
         yield "s3://jbot"
 
@@ -154,13 +156,13 @@ def many_writers(request, servers, tmp_path):
         process.join()
     seconds = time.monotonic() - begun
     trials = sum(map(len, written.specs))
-    print(f"{trials} trials from {WRITERS} writers: {1000 * seconds / trials:.0f} ms a trial, load {os.getloadavg()[0]}")
+    print(
+        f"{trials} trials from {WRITERS} writers: {1000 * seconds / trials:.0f} ms a trial, load {os.getloadavg()[0]}"
+    )
     return written, [process.exitcode for process in processes]
 
 
-@pytest.mark.parametrize(
-    "many_writers", [32, pytest.param(512, marks=LONG)], indirect=True, ids=["32", "512"]
-)
+@pytest.mark.parametrize("many_writers", [32, pytest.param(512, marks=LONG)], indirect=True, ids=["32", "512"])
 def test_eight_writers_lose_no_run_and_make_none_twice(servers, many_writers):
     written, codes = many_writers
     assert codes == [0] * WRITERS
@@ -226,7 +228,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return os.environ | {"JBOT_CACHE": os.environ.get("JBOT_CACHE", str(folder / "cache")), "OMP_NUM_THREADS": "1"}
 
 
-# --- records in a store -------------------------------------------------------------------------------------------------
+# --- records in a store ---------------------------------------------------------------------------------------------
 
 
 def test_a_study_in_the_store_is_stopped_continued_and_reported(bucket, tmp_path):
@@ -238,7 +240,9 @@ def test_a_study_in_the_store_is_stopped_continued_and_reported(bucket, tmp_path
     env = _environment(tmp_path) | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     storage = Storage(f"{bucket}/results")
     stopped = subprocess.Popen([*command, "--storage", storage.uri], cwd=tmp_path, env=env, stderr=subprocess.PIPE)
-    while stopped.poll() is None and not any(storage.exists(f"trials/{n}/record.json") for n in storage.names("trials")):
+    while stopped.poll() is None and not any(
+        storage.exists(f"trials/{n}/record.json") for n in storage.names("trials")
+    ):
         time.sleep(0.02)
     stopped.kill()
     stopped.communicate()
