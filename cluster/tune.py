@@ -229,15 +229,15 @@ def _fit(
     scratch = f".ray-{packs[0][0].study}"  # one driver a study and storage: a second would take it away
     place = scratch_place(storage)
     place.remove(scratch)
-    relay = Relay(packs, storage, listeners)
+    relay, names = Relay(packs, storage, listeners), Names(packs)
     tuner = tune.Tuner(
         trainable,
         # Grid search keeps its order: blocks are filled one after another.
         param_space={"pack": tune.grid_search(list(range(len(packs))))},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
-            trial_name_creator=lambda trial: _name(packs[trial.config["pack"]]),
-            trial_dirname_creator=lambda trial: _name(packs[trial.config["pack"]]),
+            trial_name_creator=names,
+            trial_dirname_creator=names,
         ),
         run_config=tune.RunConfig(
             name=scratch,
@@ -273,6 +273,20 @@ class Shelf:
     def __getitem__(self, number: int) -> list[TrialSpec]:
         part: list[list[TrialSpec]] = ray.get(self.parts[number // self.SIZE])
         return part[number % self.SIZE]
+
+
+class Names:
+    """What Tune's trials are called. Tune saves what gives names with every trial: with all packs in it, the state of
+    2,000 trials would be gigabytes."""
+
+    def __init__(self, packs: list[list[TrialSpec]]):
+        self.names = [_name(pack) for pack in packs]
+
+    def __call__(self, trial: Any) -> str:
+        return self.names[trial.config["pack"]]
+
+    def __reduce__(self) -> tuple[type[Names], tuple[list[list[TrialSpec]]]]:
+        return (Names, ([],))  # names have been given by then
 
 
 def _name(pack: list[TrialSpec]) -> str:

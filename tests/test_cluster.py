@@ -163,6 +163,28 @@ def test_no_cluster_at_the_address(tiny_data, tmp_path):
         pass
 
 
+def test_what_tune_saves_with_every_trial_does_not_grow_with_the_study(tiny_data):
+    from ray import cloudpickle
+
+    from cluster.tune import Names
+
+    names = Names([[spec] for spec in specs_of(tiny_data, seeds=20)])
+    assert len(cloudpickle.dumps(names)) < 200
+    trial = type("Trial", (), {"config": {"pack": 3}})
+    assert names(trial).startswith("none-seed1-")
+
+
+def test_packs_come_from_the_shelf_by_their_number(two_nodes, tiny_data, monkeypatch):
+    from cluster.tune import Shelf
+
+    monkeypatch.setattr(Shelf, "SIZE", 3)
+    packs = [[spec] for spec in specs_of(tiny_data, seeds=4)]
+    with connected(two_nodes):
+        shelf = Shelf(packs)
+        assert len(shelf.parts) == 3
+        assert [shelf[number] for number in range(len(packs))] == packs
+
+
 def test_equal_trials_of_a_study_are_run_once(tiny_data, tmp_path):
     specs = specs_of(tiny_data, seeds=1)
     assert len(open_trials(specs + specs, Storage(tmp_path))) == 2
