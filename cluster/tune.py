@@ -288,6 +288,12 @@ class Names:
     def __reduce__(self) -> tuple[type[Names], tuple[list[list[TrialSpec]]]]:
         return (Names, ([],))  # names have been given by then
 
+    def __copy__(self) -> Names:
+        return self  # Tune copies its settings before it begins, by the way above
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Names:
+        return self
+
 
 def _name(pack: list[TrialSpec]) -> str:
     first, others = pack[0], f"-and-{len(pack) - 1}" if len(pack) > 1 else ""
