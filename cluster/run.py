@@ -6,7 +6,6 @@ the storage. Ray's own experiment state is not needed for that and is thrown awa
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
+from jbot.attempts import checkpoint_folder
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage, first_line, load_whole_records
+from jbot.record import Record, Storage, first_line, load_whole_records, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -58,6 +58,17 @@ def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]
     return [spec for trial, spec in unique.items() if trial not in there]
 
 
+def tidy(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
+    """Take away what a driver or worker that was killed has left: for the driver that holds the study."""
+    for scratch in (f".ray-{study}", f".ray-{study}-search"):
+        storage.remove(scratch)
+    for folder in ("", "encoders", "floors", study):
+        storage.sweep(folder)
+    there = set(storage.names("trials"))
+    for trial in load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there]):
+        storage.remove(checkpoint_folder(trial))  # killed between record and tidying
+
+
 def run_inline(
     specs: Sequence[TrialSpec],
     data: Jets | JetData,
@@ -95,7 +106,7 @@ def check_storage(storage: Storage) -> str:
     ClusterError
         When it cannot be written.
     """
-    name = f".token-{uuid.uuid4().hex}"
+    name = temporary_name(".token")
     try:
         storage.write(name, b"seen")
         if storage.read(name) != b"seen":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -25,9 +26,11 @@ from cluster.doctor import ask_nodes, code_digest, judge
 from cluster.events import Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
+from cluster.stop import own_sigterm
+from jbot.attempts import attempts_begun, note_attempt
 from jbot.config import digest
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage
+from jbot.record import Record, RecordError, Storage, first_line, is_left_over, load_whole, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
 QUIET = {
@@ -87,8 +90,10 @@ def run_ray(
 def connected(address: str | None) -> Iterator[None]:
     """Ray, started here or found at an address; a cluster that was there before is left running."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    folder = None
     if address is None:
-        options |= {"include_dashboard": False, "address": "local"}
+        folder = _session_folder()
+        options |= {"include_dashboard": False, "address": "local", "_temp_dir": str(folder)}
     else:
         check_address(address)
         import cluster
@@ -98,14 +103,36 @@ def connected(address: str | None) -> Iterator[None]:
         heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
         code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
         options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
-    _join(options)
     try:
+        _join(options)
         yield
     finally:
         # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
         # process ("core worker has already been shutdown"), so they are freed before.
         gc.collect()
         ray.shutdown()
+        if folder:
+            _remove(folder)
+
+
+def _session_folder() -> Path:
+    """Where a Ray of this process alone keeps sockets and logs; those of drivers that were killed are taken away.
+
+    The path is short, as those of sockets must be.
+    """
+    root = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
+    for path in root.glob("jbot.*.tmp"):
+        if is_left_over(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    return root / temporary_name("jbot")
+
+
+def _remove(folder: Path) -> None:
+    """Workers that are just ending may still write."""
+    until = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _join(options: dict[str, Any]) -> None:
@@ -115,7 +142,8 @@ def _join(options: dict[str, Any]) -> None:
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
-            ray.init(**options)
+            with own_sigterm():
+                ray.init(**options)
         except AuthenticationError:
             raise ClusterError(f"there is no token for the Ray cluster at address {address!r}: {TOKEN}") from None
         except ConnectionError:
@@ -327,6 +355,9 @@ class Relay(tune.Callback):
         """Packs that have ended or were given up."""
         self.told: set[str] = set()
         """Trials whose end the listeners know."""
+        begun, specs = set(storage.names("trials")), [spec for pack in packs for spec in pack]
+        self.attempts = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in begun}
+        """Of each trial, before this driver and those that it knows to have died."""
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
@@ -357,6 +388,7 @@ class Relay(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died, and it has a retry left."""
         for spec in self._open(trial):
+            self._count(spec)
             for listener in self.listeners:
                 listener.interrupted(spec)
 
@@ -365,8 +397,20 @@ class Relay(tune.Callback):
         self.settled += 1
         error = str(trial.get_error() or "")
         for spec in self._open(trial):
+            self._count(spec)
             for listener in self.listeners:
                 listener.lost(spec, error)
+
+    def _count(self, spec: TrialSpec) -> None:
+        """A worker that dies while it starts could not say so itself."""
+        number = self.attempts[spec.trial_id] = self.attempts.get(spec.trial_id, 0) + 1
+        try:
+            if attempts_begun(self.storage, spec.trial_id) < number and load_whole(self.storage, spec.trial_id) is None:
+                note_attempt(self.storage, spec.trial_id, number)
+        except (OSError, RecordError) as error:
+            print(
+                f"warning: attempt {number} at trial {spec.trial_id} is not noted: {first_line(error)}", file=sys.stderr
+            )
 
     def _open(self, trial: Any) -> list[TrialSpec]:
         """The trials of a pack that have not ended yet."""

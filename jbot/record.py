@@ -27,13 +27,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +51,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from jbot.config import Config, digest
+from jbot.seal import SEAL, sealed, unsealed
 from jbot.typed import check_types, fits
 
 State = Literal["complete", "failed", "pruned"]
@@ -66,6 +71,40 @@ class RecordError(ValueError):
 
 class NotThereError(RecordError):
     """A file that is missing."""
+
+
+TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<place>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
+"""What ends the name of a file that is being written: by which process, and where that number means one process."""
+DAY_S = 86_400.0
+
+
+@functools.cache
+def _place() -> str:
+    """This boot of this machine, and this namespace of process numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return digest([platform.node(), boot, os.fspath(Path("/proc/self/ns/pid").readlink())], 8)
+    except OSError:  # not Linux
+        return digest(platform.node(), 8)
+
+
+def temporary_name(name: str) -> str:
+    """A name for what this process alone uses, from which others can tell whether it lives."""
+    return f"{name}.{os.getpid()}-{_place()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def is_left_over(name: str) -> bool | None:
+    """Whether the process that gave a temporary name is dead; None when it is of another machine, or nobody's."""
+    found = TEMPORARY.search(name)
+    if found is None or found["place"] != _place():
+        return None
+    try:
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # of another user
+        pass
+    return False
 
 
 def first_line(error: BaseException) -> str:
@@ -156,7 +195,7 @@ class Storage:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary = target.with_name(temporary_name(f".{target.name}"))
         try:
             with temporary.open("wb") as stream:
                 stream.write(content)
@@ -183,6 +222,15 @@ class Storage:
         elif self.exists(folder):
             self._fs.delete_dir(self._path(folder))
 
+    def sweep(self, folder: str = "") -> None:
+        """Take away what writes that died have left directly in a folder: of dead processes of this machine at once,
+        of other machines' after a day."""
+        for path in Path(self._path(folder)).glob(".*.tmp") if self.local else ():
+            dead = is_left_over(path.name)
+            with contextlib.suppress(FileNotFoundError):
+                if dead or (dead is None and time.time() - path.stat().st_mtime > DAY_S):
+                    path.unlink()
+
     def read_json(self, name: str) -> Any:
         """A JSON file; a damaged one is a RecordError."""
         try:
@@ -205,15 +253,18 @@ class Storage:
         except Exception as error:  # safetensors has one exception class per binding version
             raise RecordError(f"{self.uri}/{name} is not a valid safetensors file: {error}") from None
 
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write named arrays as safetensors."""
-        self.write(name, save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()}))
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
+        """Write named arrays as safetensors; returns the file's sha256."""
+        content = save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+        self.write(name, content)
+        return hashlib.sha256(content).hexdigest()
 
     def read_rows(self, name: str) -> list[dict[str, Any]]:
         """Rows of a Parquet table."""
         content = self.read(name)
         try:
-            return list(pq.read_table(pa.BufferReader(content)).to_pylist())
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+            return list(table.to_pylist())
         except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:  # as the damage is
             raise RecordError(f"{self.uri}/{name} is not a valid Parquet file: {first_line(error)}") from None
 
@@ -221,7 +272,8 @@ class Storage:
         """Write rows as Parquet; a column is there when any row has it."""
         columns = {key: None for row in rows for key in row}
         sink = io.BytesIO()
-        pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in columns}), sink)
+        table = pa.table({key: [row.get(key) for row in rows] for key in columns})
+        pq.write_table(table, sink, write_page_checksum=True)
         self.write(name, sink.getvalue())
 
     def _path(self, name: str) -> str:
@@ -324,19 +376,19 @@ def trial_folder(trial: str) -> str:
 
 def save_record(storage: Storage, record: Record) -> None:
     """Write a record. Its other files must be there already: this one says that the trial has ended."""
-    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", dataclasses.asdict(record))
+    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", sealed(dataclasses.asdict(record)))
 
 
-def load_record(storage: Storage, trial: str) -> Record | None:
-    """The record of a trial, or None when it has not ended.
+def load_record(storage: Storage, trial: str, strict: bool = False) -> Record | None:
+    """The record of a trial that has ended, or None.
 
     Raises
     ------
     RecordError
-        When the file is damaged or of another schema.
+        When the file is damaged or of another schema; `strict` as in :func:`read_record`.
     """
     try:
-        return read_record(storage, f"{trial_folder(trial)}/record.json")
+        return read_record(storage, f"{trial_folder(trial)}/record.json", strict)
     except NotThereError:
         return None
 
@@ -363,6 +415,12 @@ def load_records(storage: Storage, trials: Iterable[str], *, lenient: bool = Fal
                 return None
             raise
 
+    return _load_many(storage, trials, load)
+
+
+def _load_many(
+    storage: Storage, trials: Iterable[str], load: Callable[[str], Record | None]
+) -> dict[str, Record | None]:
     names = list(dict.fromkeys(trials))
     if storage.local:
         return {name: load(name) for name in names}
@@ -371,23 +429,37 @@ def load_records(storage: Storage, trials: Iterable[str], *, lenient: bool = Fal
 
 
 def load_whole(storage: Storage, trial: str) -> Record | None:
-    """The record of a trial that has run to its end, or None: a pruned one can go on from its checkpoint."""
-    return whole(load_record(storage, trial))
+    """The record of a trial that has run to its end, or None: a pruned one can go on from its checkpoint.
+
+    Raises
+    ------
+    RecordError
+        When the file is damaged, of another schema, or not what was written: nothing is to be built on it.
+    """
+    return load_whole_records(storage, [trial]).get(trial)
 
 
 def load_whole_records(storage: Storage, trials: Iterable[str]) -> dict[str, Record]:
-    """Of many trials, the records of those that have run to their end."""
-    found = load_records(storage, trials).items()
-    return {trial: record for trial, known in found if (record := whole(known)) is not None}
+    """Of many trials, the records of those that have run to their end; see :func:`load_whole`."""
+    found = _load_many(storage, trials, functools.partial(_load_strictly, storage)).items()
+    return {trial: record for trial, record in found if record is not None and record.state != "pruned"}
 
 
-def whole(record: Record | None) -> Record | None:
-    """The record, unless it is of a pruned trial."""
-    return None if record is None or record.state == "pruned" else record
+def _load_strictly(storage: Storage, trial: str) -> Record | None:
+    try:
+        return load_record(storage, trial, strict=True)
+    except RecordError as error:
+        mend = f"move {trial_folder(trial)} away, and the same command runs that trial again"
+        raise RecordError(f"{error}: {mend}") from None
 
 
-def read_record(storage: Storage, name: str) -> Record:
+def read_record(storage: Storage, name: str, strict: bool = False) -> Record:
     """The record in a file of this name.
+
+    Parameters
+    ----------
+    strict : bool
+        Refuse one that somebody, or a disk, has changed since it was written.
 
     Raises
     ------
@@ -395,6 +467,12 @@ def read_record(storage: Storage, name: str) -> Record:
         When there is none, or it is damaged or of another schema.
     """
     content = storage.read_json(name)
+    try:
+        content = unsealed(content)
+    except TypeError as error:
+        if strict:
+            raise RecordError(f"{storage.uri}/{name}: {error}") from None
+        content.pop(SEAL)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise RecordError(f"{storage.uri}/{name} must be a record of schema {SCHEMA}")
     try:

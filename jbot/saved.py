@@ -24,6 +24,7 @@ from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
 from jbot.model import pack
 from jbot.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
+from jbot.seal import sealed, unsealed
 from jbot.train import PackState, Progress, TrainState, is_probed
 
 # What is kept of a trial's progress, and of what type.
@@ -39,9 +40,8 @@ SNAPSHOT = re.compile(r"\w+-\d+\.safetensors")
 def save_state(storage: Storage, trial: str, state: TrainState) -> None:
     """Leave the state of a trial that has stopped early, a pack of one: arrays, then the JSON file that vouches."""
     name = f"{trial_folder(trial)}/{STATE}"
-    storage.write_arrays(f"{name}.safetensors", as_arrays(state.tensors()))
-    digest = hashlib.sha256(storage.read(f"{name}.safetensors")).hexdigest()
-    storage.write_json(f"{name}.json", {"sha256": digest, "state": progress_of(state)})
+    digest = storage.write_arrays(f"{name}.safetensors", as_arrays(state.tensors()))
+    storage.write_json(f"{name}.json", sealed({"sha256": digest, "state": progress_of(state)}))
 
 
 def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:
@@ -53,8 +53,8 @@ def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:
         When it is missing, damaged, or of another model.
     """
     name = f"{trial_folder(trial)}/{STATE}"
-    saved = storage.read_json(f"{name}.json")
     try:
+        saved = unsealed(storage.read_json(f"{name}.json"))
         if hashlib.sha256(storage.read(f"{name}.safetensors")).hexdigest() != saved["sha256"]:
             raise RecordError(f"{name}.safetensors is not what was written")
         progress = Progress(**typed(saved["state"], PROGRESS))
@@ -102,13 +102,15 @@ def plain(config: Config) -> Config:
     return dataclasses.replace(config, probe=probe, finetune=FinetuneConfig(), anomaly=AnomalyConfig())
 
 
-def lend_encoder(storage: Storage, trial: str, encoder: str) -> None:
+def lend_encoder(storage: Storage, trial: str, encoder: str, weights: str) -> None:
     """Say that a complete trial has this encoder, unless another one that is still there says so.
 
     Parameters
     ----------
     encoder : str
         The id of the plain trial, whether that was run or not.
+    weights : str
+        The sha256 of its file of weights.
     """
     name = f"{ENCODERS}/{encoder}.json"
     try:
@@ -116,7 +118,7 @@ def lend_encoder(storage: Storage, trial: str, encoder: str) -> None:
     except (RecordError, KeyError, TypeError):  # nobody yet, or damaged
         there = False
     if not there:
-        storage.write_json(name, {"trial": trial})
+        storage.write_json(name, {"trial": trial, "sha256": weights})
 
 
 def borrow_encoder(
@@ -131,11 +133,14 @@ def borrow_encoder(
     if config.train.until or fresh.student.dtype != torch.float32 or not storage.exists(name):
         return fresh, None
     try:
-        other = str(storage.read_json(name)["trial"])
-        record = load_record(storage, other)
+        lent = storage.read_json(name)
+        other = str(lent["trial"])
+        record, file = load_record(storage, other), f"{trial_folder(other)}/student.safetensors"
         if record is None or record.state != "complete":
             return fresh, None
-        weights = pack(storage.read_arrays(f"{trial_folder(other)}/student.safetensors"), config.model)
+        if lent.get("sha256", whole := hashlib.sha256(storage.read(file)).hexdigest()) != whole:
+            raise RecordError(f"{file} is not what was written")
+        weights = pack(storage.read_arrays(file), config.model)
         curves = load_curves(storage, other)
         if not curves or curves[-1]["epoch"] != config.train.last_epoch:
             raise RecordError(f"learning curves of trial {other} do not reach epoch {config.train.last_epoch}")

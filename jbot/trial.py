@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
+from jbot.attempts import attempts_begun, checkpoint_folder, note_attempt
 from jbot.card import save_card
 from jbot.config import Config, DataConfig, at_epoch, digest, override, to_dict
 from jbot.data import JetData, Jets, split
@@ -60,9 +62,10 @@ from jbot.saved import (
     save_state,
     typed,
 )
+from jbot.seal import sealed, unsealed
 from jbot.train import Metrics, Progress, TrainState, TrialFailed, init_state, join_states, train
 
-CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = float(os.environ.get("JBOT_CHECKPOINT_SECONDS") or 20.0)
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
 
 # What a checkpoint holds beside arrays and progress, and of what type.
@@ -151,6 +154,8 @@ def run_pack(
     """
     check_shared([spec.config for spec in specs])
     records = {spec.trial_id: record for spec in specs if (record := load_whole(storage, spec.trial_id))}
+    for trial in records:  # of an attempt that died between record and tidying
+        storage.remove(checkpoint_folder(trial))
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
@@ -182,12 +187,14 @@ class Ride:
         prune: Prune | None,
         engine: Engine,
     ):
+        self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
+        for checkpoint in self.checkpoints:
+            checkpoint.claim()
         self.meter = Meter(device)
         self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
         self.report, self.ended, self.prune = report, ended, prune
         self.configs = [spec.config for spec in specs]
         self.data = all_jets.at(self.configs[0].data.jet_pt)
-        self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
         self.encoders = [self._encoder(spec) for spec in specs]
         started = [
             checkpoint.start(spec, encoder, device, dtype)
@@ -356,7 +363,9 @@ class Ride:
         except Exception as error:
             self.errors[trial] = error
             return
-        save_weights(self.storage, spec, state)
+        if self._was_overtaken(trial):
+            return
+        weights = save_weights(self.storage, spec, state)
         if spec.config.train.until and progress.reason is None:
             save_state(self.storage, spec.trial_id, state)
         self.storage.write_rows(f"{trial_folder(spec.trial_id)}/curves.parquet", finite(progress.curves))
@@ -365,11 +374,19 @@ class Ride:
         save_card(self.storage, self.records[spec.trial_id])
         save_record(self.storage, self.records[spec.trial_id])
         if progress.reason is None:
-            lend_encoder(self.storage, spec.trial_id, self.encoders[trial])
-        if trial not in self.pruned:
+            lend_encoder(self.storage, spec.trial_id, self.encoders[trial], weights)
+        if trial not in self.pruned and self.checkpoints[trial].is_ours():
             self.checkpoints[trial].remove()
         if self.ended:
             self.ended(spec, self.records[spec.trial_id])
+
+    def _was_overtaken(self, trial: int) -> bool:
+        """Whether a later attempt has ended the trial: this one was given up for dead, and its record is not needed."""
+        spec, ours = self.specs[trial], self.checkpoints[trial].is_ours()
+        record = None if ours or trial in self.pruned else load_whole(self.storage, spec.trial_id)
+        if record is not None:
+            self.records[spec.trial_id] = record
+        return record is not None
 
     def _judge_tuned(self, trial: int, run: Run, judgement: Judgement) -> dict[str, Measured]:
         """A fine-tuned classifier's metrics on the test jets; none of one that diverged. Counted as probe seconds."""
@@ -441,34 +458,49 @@ class Checkpoint:
     """The state of one unfinished trial: arrays first, then the small JSON file that names them."""
 
     def __init__(self, storage: Storage, trial: str):
-        self.storage, self.folder = storage, f"{trial_folder(trial)}/checkpoint"
+        self.storage, self.trial, self.folder = storage, trial, checkpoint_folder(trial)
         self.history: dict[str, Any] = {}
+        self.attempt = 0
+        self.anew = True
+        """Whether this attempt found nothing to go on from."""
         self.started = self.saved = time.perf_counter()
+
+    def claim(self) -> None:
+        """Begin an attempt, even one that dies at once: what earlier ones left half written goes."""
+        self.attempt = attempts_begun(self.storage, self.trial) + 1
+        note_attempt(self.storage, self.trial, self.attempt)
+        for folder in (trial_folder(self.trial), self.folder):
+            self.storage.sweep(folder)
+
+    def is_ours(self) -> bool:
+        """Whether no later attempt has begun, and none has ended the trial."""
+        return attempts_begun(self.storage, self.trial) == self.attempt
 
     def start(
         self, spec: TrialSpec, encoder: str, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> TrainState:
-        """The state to begin with, a pack of one; counts the attempt, even one that dies at once.
+        """The state to begin with, a pack of one.
 
         Its own of before, else the encoder or the beginning of this trial that another one has trained, else a fresh
         one.
         """
         state, self.history = self.load(spec.config, device, dtype)
-        if self.history["attempts"] == 0:
+        self.anew = self.history["attempts"] == 0
+        if self.anew:
             state, other = borrow_encoder(self.storage, spec.trial_id, spec.config, encoder, state)
             if other is None:
                 found = continue_other(self.storage, spec.trial_id, spec.config, spec.data_fingerprint, state)
                 state, other = found
             (progress,) = state.progress
             self.history |= {"continues": other, "shared_seconds": progress.train_seconds + progress.probe_seconds}
-        self.history["attempts"] += 1
+        self.history["attempts"] = max(self.history["attempts"] + 1, self.attempt)
         self.started = time.perf_counter()
         self.save(state)
         return state
 
     def continues_now(self) -> bool:
         """Whether this attempt has begun with what another trial has trained."""
-        return self.history["attempts"] == 1 and self.history["continues"] is not None
+        return self.anew and self.history["continues"] is not None
 
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, dict[str, Any]]:
         """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start."""
@@ -478,8 +510,7 @@ class Checkpoint:
         if not self.storage.exists(f"{self.folder}/state.json"):
             return fresh, history
         try:
-            saved = self.storage.read_json(f"{self.folder}/state.json")
-            arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
+            saved, arrays = self._read("state")
             tensors = like(fresh, arrays, "", device)
             progress = Progress(**typed(saved["state"], PROGRESS))
             return fresh.of(tensors, [progress]), typed(saved["history"], HISTORY)
@@ -498,8 +529,7 @@ class Checkpoint:
         if not self.storage.exists(f"{self.folder}/finetune.json"):
             return fresh
         try:
-            saved = self.storage.read_json(f"{self.folder}/finetune.json")
-            arrays = self.storage.read_arrays(f"{self.folder}/{saved['arrays']}")
+            saved, arrays = self._read("finetune")
             return {
                 name: state.of(
                     like(state, arrays, f"{name}/", device),
@@ -517,7 +547,10 @@ class Checkpoint:
             self.save(state, tuned)
 
     def save(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
-        """Save now. A crash in the middle leaves the previous checkpoint."""
+        """Save now, unless the trial is another attempt's by now. A crash in the middle leaves the previous one."""
+        self.saved = time.perf_counter()
+        if not self.is_ours():
+            return
         history = self.history | {"wall_seconds": self.wall_seconds()}
         self._write("state", state.epoch, state.tensors(), {"state": progress_of(state), "history": history})
         if tuned:
@@ -526,16 +559,23 @@ class Checkpoint:
                 run: vars(one.progress[0]) | {"curves": finite(one.progress[0].curves)} for run, one in tuned.items()
             }
             self._write("finetune", sum(one.epoch for one in tuned.values()), tensors, {"runs": runs})
-        self.saved = time.perf_counter()
 
     def _write(self, part: str, number: int, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
         """Arrays under a name of their own, then the JSON file that names them, then away with those of before."""
         arrays = f"{part}-{number:06d}.safetensors"
-        self.storage.write_arrays(f"{self.folder}/{arrays}", as_arrays(tensors))
-        self.storage.write_json(f"{self.folder}/{part}.json", {"arrays": arrays} | content)
+        named = {"arrays": arrays, "sha256": self.storage.write_arrays(f"{self.folder}/{arrays}", as_arrays(tensors))}
+        self.storage.write_json(f"{self.folder}/{part}.json", sealed(named | content))
         for name in self.storage.names(self.folder):
             if name.startswith(f"{part}-") and name != arrays:
                 self.storage.remove_file(f"{self.folder}/{name}")
+
+    def _read(self, part: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `_write` has written."""
+        saved = unsealed(self.storage.read_json(f"{self.folder}/{part}.json"))
+        name = f"{self.folder}/{saved['arrays']}"
+        if saved.get("sha256", whole := hashlib.sha256(self.storage.read(name)).hexdigest()) != whole:
+            raise RecordError(f"{name} is not what was written")
+        return saved, self.storage.read_arrays(name)
 
     def remove(self) -> None:
         """The record has replaced it."""
@@ -584,13 +624,12 @@ def raw_floor(storage: Storage, fingerprint: str, evaluator: Evaluator) -> dict[
     asked = [fingerprint, to_dict(config)["data"], config.probe.bank_jets, config.probe.knn_k, TRAINER_VERSION]
     name = f"floors/raw-{digest(asked)}.json"
     try:
-        found = {metric: Measured(**parts) for metric, parts in storage.read_json(name).items()}
+        found = {metric: Measured(**parts) for metric, parts in unsealed(storage.read_json(name)).items()}
     except (RecordError, AttributeError, TypeError):  # not there yet, or damaged: made again
         found = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
         known = uncertainties(found)
-        storage.write_json(
-            name, {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
-        )
+        told = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
+        storage.write_json(name, sealed(told))
     return {f"raw/test/{metric}": one for metric, one in found.items()}
 
 
@@ -600,10 +639,10 @@ def save_scores(storage: Storage, spec: TrialSpec, judgement: Judgement, test: L
     storage.write_arrays(f"{trial_folder(spec.trial_id)}/scores.safetensors", arrays)
 
 
-def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> None:
-    """The student by weight name, without the trial axis."""
+def save_weights(storage: Storage, spec: TrialSpec, state: TrainState) -> str:
+    """The student by weight name, without the trial axis; returns the file's sha256."""
     weights = named_weights(state.student, spec.config.model)
-    storage.write_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors", weights)
+    return storage.write_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors", weights)
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from rich.table import Table
 import studies
 from analysis.plan import FILE, Plan, PlanError, load_study
 from cluster.run import ClusterError, Resources
+from cluster.stop import stopped_by_sigterm
 from jbot.command_line import BAD_INPUT, INTERRUPTED, Parser, bad_input
 from jbot.config import Config, ConfigError
 from jbot.data import DataError
@@ -316,13 +317,15 @@ def prepare(options: argparse.Namespace, found: Mapping[str, Study]) -> Tour:
 def run(arguments: list[str] | None = None, found: Mapping[str, Study] | None = None) -> int:
     """The whole command, of the studies found unless others are given; returns the exit code."""
     options = parser().parse_args(arguments)
-    try:
-        tour = prepare(options, chosen(found or find_studies(), options.only))
-        return dry_run(tour) if options.dry_run else run_all(tour)
-    except BAD as error:
-        return bad_input(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    with stopped_by_sigterm() as stopped:
+        try:
+            tour = prepare(options, chosen(found or find_studies(), options.only))
+            code = dry_run(tour) if options.dry_run else run_all(tour)
+        except BAD as error:
+            return bad_input(error)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        return stopped() if code == INTERRUPTED else code
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from analysis.wording import count
 from cluster.grids import run_grids
 from cluster.lease import lease
 from cluster.progress import StudyProgress
-from cluster.run import ClusterError, Resources, check_storage, open_trials
-from jbot.command_line import INTERRUPTED, Parser, bad_input
+from cluster.run import ClusterError, Resources, check_storage, open_trials, tidy
+from cluster.stop import stopped_by_sigterm
+from jbot.command_line import Parser, bad_input, one_line
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.engine import ENGINES
@@ -33,17 +34,25 @@ from studies.watch import console, run_specs, say, say_lost, watched
 
 FIGURES = ("first", "all", "none")
 UNFINISHED = 1
+CONTINUES = "no finished trial is lost, the same command continues"
 
 
 def main(study: Study, arguments: list[str] | None = None) -> None:
-    """Run a study from the command line; exits with 0, 1 (trials or checkpoints left), 2 (bad input), 130 (Ctrl-C)."""
-    try:
-        sys.exit(run(study, parser(study).parse_args(arguments)))
-    except (ConfigError, PlanError, DataError, RecordError, ClusterError, OSError) as error:
-        sys.exit(bad_input(error))
-    except KeyboardInterrupt:
-        print("interrupted: no finished trial is lost, the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    """Run a study from the command line.
+
+    Exits with 0, 1 (trials or checkpoints left), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM).
+    """
+    with stopped_by_sigterm() as code:
+        try:
+            sys.exit(run(study, parser(study).parse_args(arguments)))
+        except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
+            sys.exit(bad_input(error))
+        except OSError as error:  # the storage was written when the study began
+            print(f"error: {one_line(error)}: {CONTINUES}", file=sys.stderr)
+            sys.exit(UNFINISHED)
+        except KeyboardInterrupt:
+            print(f"interrupted: {CONTINUES}", file=sys.stderr)
+            sys.exit(code())
 
 
 def parser(study: Study) -> argparse.ArgumentParser:
@@ -170,6 +179,7 @@ def run_plan(
     released = released_folder(study, plan, options)
     data = load_plan_jets(plan, options.data, options.address)
     specs = trial_specs(plan, from_dict(plan.base), data)
+    tidy(specs, storage, plan.study)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, origin(data), planned_trials(specs))
     if options.until_decided and not plan.looks:

@@ -1,0 +1,52 @@
+"""SIGTERM, with which clouds, queues and containers announce that a machine goes: the driver stops as at Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from jbot.command_line import INTERRUPTED
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code, as shells count it: 143, as INTERRUPTED is 130."""
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
+    """While it lasts, SIGTERM does what Ctrl-C does; gives what tells the exit code of a command that was stopped."""
+    came = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.set()
+        signal.raise_signal(signal.SIGINT)  # Tune catches that one, and stops its trials in order
+
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield lambda: INTERRUPTED
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield lambda: TERMINATED if came.is_set() else INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear SIGTERM, and what others set for it here does not stay.
+
+    For ray.init, which would have this process end at once. A queue sends the signal to all processes of a job: Ray's
+    must live on until the driver has stopped its trials and ends them. (Ray does the same for Ctrl-C.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, deaf = signal.getsignal(signal.SIGTERM), {signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, deaf)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf)

@@ -1,0 +1,33 @@
+"""Which attempt at a trial this is: each leaves a small file beside the trial's checkpoint before it does anything.
+
+The files outlive whatever happens to checkpoints, so that every retry is counted. And the newest names the attempt
+that owns the checkpoint: one that was given up for dead and lives on, behind a cut network, sees that it is not.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from datetime import UTC, datetime
+
+from jbot.record import Storage, trial_folder
+
+NAME = re.compile(r"attempt-(\d+)\.json")
+
+
+def checkpoint_folder(trial: str) -> str:
+    """Where the checkpoint of an unfinished trial lies in the storage."""
+    return f"{trial_folder(trial)}/checkpoint"
+
+
+def attempts_begun(storage: Storage, trial: str) -> int:
+    """Attempts that an unfinished trial has had; 0 also when it has ended."""
+    found = (NAME.fullmatch(name) for name in storage.names(checkpoint_folder(trial)))
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def note_attempt(storage: Storage, trial: str, number: int) -> None:
+    """Say that an attempt has begun. What the file holds is for people."""
+    told = {"host": platform.node(), "pid": os.getpid(), "noted": datetime.now(UTC).isoformat(timespec="seconds")}
+    storage.write_json(f"{checkpoint_folder(trial)}/attempt-{number:04d}.json", told)
