@@ -1,0 +1,252 @@
+"""Faults that take seconds: damaged files, storage that is full or read-only, drivers that are stopped or killed.
+
+Those that need Ray, networks or minutes are in test_faults_long.py, which `make chaos` runs.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from promise import NAME, Before, Undisturbed, is_temporary, results
+from test_shared_encoder import JETS, JUDGED, spec_of
+
+import jbot.trial
+from cluster.run import Resources, open_trials, run_inline
+from jbot.config import Config, override
+from jbot.record import RecordError, Storage, load_record
+from jbot.trial import TrialSpec, run_pack
+
+SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_after_every_epoch(monkeypatch):
+    monkeypatch.setattr(jbot.trial, "CHECKPOINT_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), *SHORT)
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    """A file emptied, cut at several places, and with one bit changed at several places."""
+    size, rng = len(content), random.Random(1)
+    found = {"emptied": b""} | {f"cut at {at}": content[:at] for at in (8, size // 2, size - 1)}
+    for at in (0, size - 1, *rng.sample(range(size), 2)):
+        found[f"bit at {at}"] = content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+    return found
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+def spec(data) -> TrialSpec:
+    config = override(Config(), TINY)
+    return TrialSpec(study="s", arm="a", plan_hash="p", config=config, data_fingerprint=data.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_data, tmp_path_factory):
+    """A finished trial that nothing happened to, and its storage."""
+    storage = Storage(tmp_path_factory.mktemp("whole"))
+    return run_pack([spec(tiny_data)], tiny_data, storage)[0], storage
+
+
+def interrupt(data, storage: Storage, epoch: int) -> None:
+    """Leave a trial as kill -9 does."""
+
+    def report(rows):
+        if rows[0][1]["epoch"] == epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_pack([spec(data)], data, storage, report=report)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(tiny_data, tmp_path, whole, suffix):
+    record, quiet = whole
+    broken = Storage(tmp_path / "broken")
+    interrupt(tiny_data, broken, epoch=2)
+    folder = f"trials/{record.trial_id}/checkpoint"
+    (name,) = [name for name in broken.names(folder) if name.startswith("state") and name.endswith(suffix)]
+    files = {name: broken.read(f"{folder}/{name}") for name in broken.names(folder)}
+    for number, (damage, content) in enumerate(damages(files[name]).items()):
+        storage = Storage(tmp_path / str(number))
+        for other, kept in (files | {name: content}).items():
+            storage.write(f"{folder}/{other}", kept)
+        with pytest.warns(UserWarning, match="is damaged, starting over"):
+            (again,) = run_pack([spec(tiny_data)], tiny_data, storage)
+        assert results(storage, record.trial_id) == results(quiet, record.trial_id), damage
+        assert again.attempts == 2, damage
+        assert [path for path in Path(storage.uri).rglob("*") if is_temporary(path)] == [], damage
+
+
+def test_no_bit_of_a_checkpoint_can_change_unseen(tiny_data, tmp_path):
+    storage, rng = Storage(tmp_path), random.Random(2)
+    interrupt(tiny_data, storage, epoch=2)
+    checkpoint = jbot.trial.Checkpoint(storage, spec(tiny_data).trial_id)
+    right = checkpoint._read("state")[0]
+    for name in storage.names(checkpoint.folder):
+        content = storage.read(path := f"{checkpoint.folder}/{name}")
+        for at in rng.sample(range(len(content)), 100) if name.startswith("state") else ():
+            storage.write(path, content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :])
+            with contextlib.suppress(RecordError, KeyError, TypeError):
+                assert checkpoint._read("state")[0] == right, (name, at)  # as where a space has become a tab
+        storage.write(path, content)
+
+
+def test_a_damaged_record_is_named_kept_and_made_again_when_it_is_moved_away(tiny_data, tmp_path, whole):
+    record, quiet = whole
+    name = f"trials/{record.trial_id}/record.json"
+    storage = Storage(tmp_path)
+    run_pack([spec(tiny_data)], tiny_data, storage)
+    content = storage.read(name)
+    for damaged in damages(content).values():
+        storage.write(name, damaged)
+        with contextlib.suppress(RecordError):
+            assert load_record(storage, record.trial_id) is not None
+        with pytest.raises(RecordError, match="the same command runs that trial again") as error:
+            open_trials([spec(tiny_data)], storage)
+        assert name in str(error.value)
+        assert f"move trials/{record.trial_id} away" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert storage.read(name) == damaged
+    Path(storage.uri, f"trials/{record.trial_id}").rename(tmp_path / "away")
+    run_inline([spec(tiny_data)], tiny_data, storage, [], Resources())
+    assert results(storage, record.trial_id) == results(quiet, record.trial_id)
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "curves.parquet"])
+def test_a_bit_that_changed_in_what_a_trial_lends_is_seen(tiny, tmp_path, file):
+    storage, lender = Storage(tmp_path), spec_of(tiny)
+    run_pack([lender], JETS, storage)
+    name = f"trials/{lender.trial_id}/{file}"
+    content = storage.read(name)
+    at = len(content) // 2 if file.startswith("student") else content.index(b"PAR1") + 40  # in a page of numbers
+    storage.write(name, content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+    with pytest.warns(UserWarning, match="is damaged, training it again"):
+        (record,) = run_pack([spec_of(tiny, **JUDGED["other energies"])], JETS, storage)
+    assert (record.state, record.continues) == ("complete", None)
+
+
+# --- attempts ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_was_given_up_for_dead_neither_disturbs_nor_replaces_the_next(tiny_data, tmp_path, whole):
+    """As when the network to a node is cut: the trial is begun again elsewhere, and both see the storage."""
+    record, quiet = whole
+    storage, inner = Storage(tmp_path), []
+
+    def report(rows):
+        if rows[0][1]["epoch"] == 1 and not inner:
+            inner.extend(run_pack([spec(tiny_data)], tiny_data, storage))  # the other attempt, from here to its end
+
+    (outer,) = run_pack([spec(tiny_data)], tiny_data, storage, report=report)
+    assert inner[0].attempts == 2
+    assert outer == inner[0] == load_record(storage, record.trial_id)
+    assert results(storage, record.trial_id) == results(quiet, record.trial_id)
+    assert "checkpoint" not in storage.names(f"trials/{record.trial_id}")
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a file system of its own, and what mounts it anew with other options."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+
+    try:
+        mount("size=16m")
+    except subprocess.CalledProcessError as refused:
+        pytest.skip(f"this machine lets nobody mount a file system: {refused}")
+    yield disk, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_storage_stops_the_study_and_room_lets_it_go_on(small_disk, undisturbed):
+    disk, remount = small_disk
+    before = Before(disk)
+    remount("size=224k")
+    code, said = before.inline(*SHORT)
+    assert code == 1
+    assert "No space left on device" in said.splitlines()[-1]
+    assert said.splitlines()[-1].endswith("no finished trial is lost, the same command continues")
+    assert "Traceback" not in said
+    before.finished = before.stamps()
+    remount("size=16m")
+    assert before.inline(*SHORT)[0] == 0
+    before.check(undisturbed)
+
+
+def test_a_storage_that_cannot_be_written_is_said_at_once(small_disk):
+    disk, remount = small_disk
+    before = Before(disk)
+    remount("ro")
+    code, said = before.inline(*SHORT)
+    assert code == 2
+    assert said.count("\n") == 1
+    assert f"storage {before.storage.uri} must be writable: " in said
+
+
+# --- drivers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_driver_that_is_killed_or_told_to_stop_loses_nothing(tmp_path, undisturbed):
+    before = Before(tmp_path)
+    for stop, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        driver = before.start("--inline", *SHORT)
+        before.wait_for(len(before.finished) + 1, driver)
+        second, refused = before.inline(*SHORT)
+        os.kill(driver.pid, stop)
+        said, _ = driver.communicate(timeout=120)
+        assert (driver.returncode, second) == (code, 2), said + refused
+        assert f"process {driver.pid}" in refused
+        if stop == signal.SIGTERM:
+            assert said.endswith("interrupted: no finished trial is lost, the same command continues\n")
+            before.check_left(unfinished=True)
+    leave_what_a_killed_driver_leaves(before, driver.pid)
+    assert before.inline(*SHORT)[0] == 0
+    before.check(undisturbed)
+
+
+def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
+    """Files that are there only if it dies at the wrong moment."""
+    place = jbot.record._place()
+    for name in (
+        f"floors/.raw.json.{pid}-{place}-00000000.tmp",
+        f".ray-{NAME}/state.json",
+        f".token.{pid}-{place}-00000000.tmp",
+    ):
+        before.storage.write(name, b"half")
+    for trial in before.finished:
+        before.storage.write(f"trials/{trial}/checkpoint/state.json", b"{}")
+
+
+def test_files_of_other_machines_are_left_alone_for_a_day(tmp_path):
+    storage = Storage(tmp_path)
+    old, young = tmp_path / ".a.7-ffffffff-00000000.tmp", tmp_path / ".b.7-ffffffff-00000000.tmp"
+    mine = tmp_path / f".c.{os.getpid()}-{jbot.record._place()}-00000000.tmp"
+    for path in (old, young, mine):
+        path.write_bytes(b"")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    storage.sweep()
+    assert storage.names() == [young.name, mine.name]
