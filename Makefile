@@ -1,6 +1,7 @@
 # make study   environment, jets, masking study, report     PRESET=smoke|quick|gpu|paper DATA= SEEDS= ARGS=
 # make test    environment, tests
 # make bench   environment, benchmark of the trainer          ARGS="--quick --only step,packs --device cuda"
+# make chaos   environment, faults that take minutes, then a schedule of kills   ARGS="--minutes 10 --seed 3"
 # make lint    format, lint and types
 # make docs    the documentation as a site: site/index.html
 
@@ -12,7 +13,7 @@ PRESET ?= quick
 
 OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: study test bench lint format docs clean
+.PHONY: study test bench chaos lint format docs clean
 
 study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
@@ -23,6 +24,11 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+# Each fault by itself, then all of them at random, by a seed; fails when the promise of docs/faults.md is broken.
+chaos: $(VENV)/installed
+	JBOT_CHAOS=1 $(BIN)/python -m pytest tests/faults/test_faults_long.py
+	$(BIN)/python tests/faults/chaos.py $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

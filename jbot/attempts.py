@@ -1,7 +1,8 @@
 """Which attempt at a trial this is: each leaves a small file beside the trial's checkpoint before it does anything.
 
 The files outlive whatever happens to checkpoints, so that every retry is counted. And the newest names the attempt
-that owns the checkpoint: one that was given up for dead and lives on, behind a cut network, sees that it is not.
+that owns the checkpoint: one that was given up for dead and lives on, behind a cut network, sees that it does not.
+The record is of whichever ends first, and counts both: they are the same, bit for bit.
 """
 
 from __future__ import annotations

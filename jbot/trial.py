@@ -381,12 +381,17 @@ class Ride:
             self.ended(spec, self.records[spec.trial_id])
 
     def _was_overtaken(self, trial: int) -> bool:
-        """Whether a later attempt has ended the trial: this one was given up for dead, and its record is not needed."""
-        spec, ours = self.specs[trial], self.checkpoints[trial].is_ours()
-        record = None if ours or trial in self.pruned else load_whole(self.storage, spec.trial_id)
-        if record is not None:
-            self.records[spec.trial_id] = record
-        return record is not None
+        """Whether another attempt has ended the trial meanwhile: one that was given up for dead, or the one after."""
+        spec = self.specs[trial]
+        record = load_whole(self.storage, spec.trial_id)
+        if record is None:
+            return False
+        self.records[spec.trial_id] = record
+        if self.checkpoints[trial].is_ours():
+            self.checkpoints[trial].remove()
+        if self.ended:
+            self.ended(spec, record)
+        return True
 
     def _judge_tuned(self, trial: int, run: Run, judgement: Judgement) -> dict[str, Measured]:
         """A fine-tuned classifier's metrics on the test jets; none of one that diverged. Counted as probe seconds."""
@@ -448,7 +453,7 @@ class Ride:
             device_seconds=round(progress.train_seconds + finetune_seconds + progress.probe_seconds, 3),
             probe_seconds=round(progress.probe_seconds, 3),
             finetune_seconds=round(finetune_seconds, 3),
-            attempts=checkpoint.history["attempts"],
+            attempts=max(checkpoint.history["attempts"], attempts_begun(self.storage, spec.trial_id)),
             continues=checkpoint.history["continues"],
             shared_seconds=round(checkpoint.history["shared_seconds"], 3),
         )

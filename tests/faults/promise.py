@@ -121,7 +121,14 @@ class Before:
         """Ray workers that train."""
         return self.processes("ray::ImplicitFunc")
 
-    def check(self, undisturbed: Undisturbed, *, attempts: int | None = None, tracking_uri: str | None = None) -> None:
+    def check(
+        self,
+        undisturbed: Undisturbed,
+        *,
+        attempts: int | None = None,
+        tracking_uri: str | None = None,
+        left: bool = True,
+    ) -> None:
         """The five sentences.
 
         Parameters
@@ -130,6 +137,8 @@ class Before:
             How many there were in all, where the fault tells.
         tracking_uri : str, optional
             Of the MLflow server; None where there is none.
+        left : bool
+            Look for processes and temporary files too; False while others of this folder still run.
         """
         study = load_study(f"{self.storage.uri}/{NAME}")
         now = self.stamps()
@@ -143,7 +152,8 @@ class Before:
         if tracking_uri:
             check_runs(tracking_uri, study)
         check_report(self.storage, study, [record for record in records if record], attempts)
-        self.check_left()
+        if left:
+            self.check_left()
 
     def check_left(self, unfinished: bool = False) -> None:
         """Nothing is left behind, but for checkpoints where trials are unfinished."""
