@@ -151,12 +151,11 @@ def _join(options: dict[str, Any]) -> None:
             if b"InvalidAuthToken" in said.read():
                 raise ClusterError(f"the Ray cluster at address {address!r} wants its token: {TOKEN}") from None
             raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
-        except Exception as error:
-            if "timed out during startup" not in str(error):  # Ray raises a bare Exception
+        except Exception as error:  # as Ray raises it when its processes are not there after half a minute
+            if address != "local":
                 raise
-            raise ClusterError(
-                "Ray did not start within its 30 seconds: this machine is too busy; run the command again"
-            ) from None
+            busy = "; this machine may be too busy, so run the command again"
+            raise ClusterError(f"Ray did not start on this machine: {first_line(error)}{busy}") from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

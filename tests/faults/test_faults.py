@@ -32,7 +32,7 @@ def checkpoints_after_every_epoch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Undisturbed:
-    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), *SHORT)
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), *SHORT, here=True)
 
 
 # --- damaged files ----------------------------------------------------------------------------------------------------
