@@ -154,8 +154,8 @@ def run_pack(
     """
     check_shared([spec.config for spec in specs])
     records = {spec.trial_id: record for spec in specs if (record := load_whole(storage, spec.trial_id))}
-    for trial in records:  # of an attempt that died between record and tidying
-        storage.remove(checkpoint_folder(trial))
+    for ended_before in records:  # of an attempt that died between record and tidying
+        storage.remove(checkpoint_folder(ended_before))
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
         found = find_engine(engine, todo[0].config, torch.device(device), dtype)
