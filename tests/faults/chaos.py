@@ -33,7 +33,7 @@ from test_faults_long import free_port, nodes, server  # noqa: E402
 
 from jbot.record import load_record  # noqa: E402
 
-STUDY = ["--seeds", "4", "--set", "train.epochs=80", "--set", "probe.every=40"]
+STUDY = ["--seeds", "3", "--set", "train.epochs=80", "--set", "probe.every=40"]
 EARLY_ENDS = {0, 1, 2, -signal.SIGKILL, 128 + signal.SIGTERM}
 """Exit codes of a driver to which these things happen: whole, trials given up, no node in order, killed, stopped."""
 MOST_DRIVERS = 100
@@ -196,13 +196,12 @@ def options() -> argparse.Namespace:
 def main() -> int:
     """Rounds until the minutes are over, and a table; 1 when the promise is broken."""
     chosen, folder = options(), Path(tempfile.mkdtemp(prefix="jbc"))
-    until = time.monotonic() + 60 * chosen.minutes
     table = Table("round", "trials", "attempts", "drivers", *EVENTS, "promise", title=f"seed {chosen.seed}")
     broken = None
     chaos = Chaos(chosen, folder)
     try:
         undisturbed = Undisturbed(folder / "undisturbed", *STUDY)
-        number = 0
+        number, until = 0, time.monotonic() + 60 * chosen.minutes
         while number == 0 or time.monotonic() < until:
             number, begun = number + 1, chaos.drivers
             happened = chaos.round(number, until)
