@@ -108,16 +108,16 @@ def head_of_a_cluster(before: Before):
 @contextmanager
 def nodes(before: Before):
     """A cluster of two nodes with one CPU each, on this machine."""
+    root = Path(f"/tmp/jn{os.getpid()}")  # of its own: where `--address auto` of others looks is left as it is
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in before.environment(RAY_TMPDIR="/tmp").items():
+        for name, value in before.environment(RAY_TMPDIR=str(root)).items():
             patch.setenv(name, value)
         cluster = head_of_a_cluster(before)
-        session = Path(cluster.head_node.get_session_dir_path())
         try:
             yield cluster, cluster.add_node(num_cpus=1)
         finally:
             cluster.shutdown()
-            shutil.rmtree(session, ignore_errors=True)
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def test_a_node_is_killed(tmp_path, undisturbed):
