@@ -63,6 +63,7 @@ class Before:
         """Of everything that is started."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         own = {MARK: self.mark, "TMPDIR": str(self.temporary), "JBOT_CHECKPOINT_SECONDS": "0.2"}
+        own["RAY_AUTH_MODE"] = "disabled"  # which ray start would switch on; tests/test_grow.py has it
         own["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine needs more than half a minute
         return kept | own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
