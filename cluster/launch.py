@@ -8,6 +8,7 @@ pinned image, workers that come from zero and go when idle. Exits with 0, or wit
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def ray_up_problems(config: dict[str, Any]) -> Iterator[str]:
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)  # else it tells of each default
     try:
         ready = prepare_config(config)  # fills in the provider's defaults
         validate_config(ready)

@@ -106,6 +106,8 @@ class View:
         self._states: dict[str, str] = {}
         """MLflow's status of each run, as far as it is known here."""
         self._runs: dict[tuple[str, str], str] = {}
+        self._bare: set[str] = set()
+        """Runs that were found without parameters: who made one may have died before it wrote them."""
         self._find_runs()
         title = f"{info.name} ({info.preset})"
         self.parent = self._run("study", info.name, title, {"question": info.question}, None, self.begun)
@@ -255,12 +257,19 @@ class View:
         return where | {"runs": trials}
 
     def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self.client.get_experiment_by_name(self.info.name)
         if found:
             return found.experiment_id
-        return self.client.create_experiment(
-            self.info.name, artifact_location=artifact_folder(self.uri, self.info.name)
-        )
+        try:
+            return self.client.create_experiment(
+                self.info.name, artifact_location=artifact_folder(self.uri, self.info.name)
+            )
+        except MlflowException:  # another process has just made it, or this one did by a request that was asked twice
+            if found := self.client.get_experiment_by_name(self.info.name):
+                return found.experiment_id
+            raise
 
     def _find_runs(self, query: str = "tags.key != ''") -> None:
         """Runs of the experiment that are ours; all of them in few queries, however many trials there are."""
@@ -268,12 +277,21 @@ class View:
         while token is not None:
             found = self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
             for run in found:
-                role = run.data.tags.get("role", "").removeprefix(EARLIER)
-                self._runs[role, run.data.tags["key"]] = run.info.run_id
                 self._tags[run.info.run_id] = dict(run.data.tags)
                 self._starts[run.info.run_id] = run.info.start_time
                 self._states[run.info.run_id] = run.info.status
+                if not run.data.params:
+                    self._bare.add(run.info.run_id)
+                role = run.data.tags.get("role", "").removeprefix(EARLIER)
+                self._keep((role, run.data.tags["key"]), run.info.run_id)
             token = found.token or None
+
+    def _keep(self, key: tuple[str, str], run: str) -> None:
+        """Of two runs for the same the earlier one: a server that answers too late makes one, and is asked again."""
+        earlier, *later = sorted({run, self._runs.get(key, run)}, key=lambda one: (self._starts[one], one))
+        for twin in later:
+            self.client.delete_run(twin)
+        self._runs[key] = earlier
 
     def _trial(self, trial_id: str, arm: str, config: Config, begun: int | None = None) -> str:
         tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial_id}
@@ -320,12 +338,15 @@ class View:
             self._params(run, config, role == "arm")
         else:
             self._log(run, [], tags)
+            if run in self._bare:
+                self._params(run, config, role == "arm")
         return run
 
     def _params(self, run: str, config: Config | None, of_arm: bool) -> None:
         """The Config, of an arm without the seed: so comparing two arms shows what differs."""
         from mlflow.entities import Param
 
+        self._bare.discard(run)
         values = flatten(config) if config else {}
         params = [Param(name, str(value)) for name, value in values.items() if not (of_arm and name == "seed")]
         for begin in range(0, len(params), 100):

@@ -75,7 +75,7 @@ def test_the_command_says_each_problem_and_ends_with_2(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
-    assert [line.split(": ")[1].split(" ")[0] for line in lines] == ["neither", "not", "cannot"]
+    assert [line.split(": ")[2].split(" ")[0] for line in lines] == ["neither", "not", "cannot"]
 
 
 def test_versions_and_names_are_the_same_everywhere():

@@ -125,6 +125,18 @@ def test_continuing_and_rebuilding_make_no_duplicates(case):
             assert len(set(steps)) == len(steps) == count
 
 
+def test_runs_that_a_slow_server_made_twice_become_one(case):
+    case.run()
+    before = contents(case.runs()), len(case.runs("arm"))
+    for made in [*case.runs(), *case.runs("arm"), *case.runs("study")]:
+        tags = {name: made.data.tags[name] for name in ("role", "key")} | {"state": "running"}
+        case.client.create_run(made.info.experiment_id, made.info.start_time - 1, tags, made.info.run_name)
+    rebuild(case.storage, case.plan.study, case.uri)
+    assert (contents(case.runs()), len(case.runs("arm"))) == before
+    (study,) = case.runs("study")
+    assert {run.data.tags["mlflow.parentRunId"] for run in case.runs("arm")} == {study.info.run_id}
+
+
 def test_arm_summaries_have_mean_and_count(case):
     case.run()
     rebuild(case.storage, case.plan.study, case.uri)

@@ -245,5 +245,5 @@ def test_smeared_padding_that_nobody_sees_changes_nothing(tiny, tiny_data, tmp_p
 
 
 def test_sizes_too_small_to_train_on_are_one_line():
-    with pytest.raises(ConfigError, match=r"data\.train_jets must be finite and in \[10, inf\], got 1"):
+    with pytest.raises(ConfigError, match=r"data\.train_jets must be finite and in \[10, 1e\+09\], got 1"):
         dataclasses.replace(STUDIES["scaling"], arms_by_preset={}).plan("smoke", changes=TINY)

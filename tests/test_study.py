@@ -146,7 +146,7 @@ def call(*arguments) -> int:
         (["--set", "mask.scheme=none"], "mask.scheme is what the arms set: changing the base does nothing"),
         (["--set", "optim.lr=1" + 400 * "0"], "optim.lr must be finite"),
         (["--set", "train.epochs=1" + 5000 * "0"], "train.epochs must be int"),
-        (["--set", "data.test_jets=4"], "data.test_jets must be finite and in [10, inf], got 4"),
+        (["--set", "data.test_jets=4"], "data.test_jets must be finite and in [10, 1e+09], got 4"),
         (["--seeds", "3000000000"], "seeds must be at least 1 and at most 10000"),
         (["--cpus", "nan"], "a trial needs CPUs > 0 and GPUs >= 0, got nan and 0"),
         (["--set", "optim.lr=-1"], "optim.lr must be finite and in (0, inf], got -1"),
