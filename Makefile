@@ -1,7 +1,7 @@
 # make study   environment, jets, masking study, report     PRESET=smoke|quick|gpu|paper DATA= SEEDS= ARGS=
 # make test    environment, tests
 # make bench   environment, benchmark of the trainer          ARGS="--quick --only step,packs --device cuda"
-# make chaos   environment, faults that take minutes, then a schedule of kills   ARGS="--minutes 10 --seed 3"
+# make chaos   environment, faults and servers that take minutes, then a schedule of kills   ARGS="--minutes 10 --seed 3"
 # make lint    format, lint and types
 # make docs    the documentation as a site: site/index.html
 
@@ -27,7 +27,7 @@ bench: $(VENV)/installed
 
 # Each fault by itself, then all of them at random, by a seed; fails when the promise of docs/faults.md is broken.
 chaos: $(VENV)/installed
-	JBOT_CHAOS=1 $(BIN)/python -m pytest tests/faults/test_faults_long.py
+	JBOT_CHAOS=1 $(BIN)/python -m pytest tests/faults/test_faults_long.py tests/test_server.py
 	$(BIN)/python tests/faults/chaos.py $(ARGS)
 
 lint: $(VENV)/installed
