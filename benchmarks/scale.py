@@ -31,6 +31,7 @@ from rich.table import Table
 from benchmarks.machine import environment
 from benchmarks.scale_study import ARMS, study
 from cluster.mlflow_pages import page
+from jbot.command_line import Parser
 from jbot.record import Storage, load_records
 
 ROOT = Path(__file__).parent.parent
@@ -278,9 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    made = Parser(prog="benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     made.add_argument("--trials", type=int, default=2000, help=f"a multiple of {ARMS} (default: 2000)")
     made.add_argument(
         "--node-trials", type=int, default=200, help="of each cluster of the section nodes (default: 200)"

@@ -131,7 +131,7 @@ class StudyProgress:
     def _settle(self, spec: TrialSpec, state: str) -> None:
         """It has ended, however far it came."""
         trial, block = spec.trial_id, spec.config.seed
-        if trial not in self.states:
+        if trial in self.whole and trial not in self.states:  # a search may end what was not planned when it began
             self._reach(spec, self.whole[trial])
             self.open_in_block[block] -= 1
             if not self.open_in_block[block]:

@@ -60,7 +60,11 @@ SCHEMA = 1
 
 SECRET_USER = re.compile(r"(?<=://)(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)\S*@)")
 """User and password before a host. The second form is of a key with a slash in it, as AWS gives them."""
-SECRET_QUERY = re.compile(r"([?&][\w.-]*(?:password|secret|token|key|sig|signature|credential)=)[^&\s]*", re.IGNORECASE)
+SECRET_QUERY = re.compile(
+    r"([?&](?:[\w.-]*(?:password|secret|token|signature|credential)|(?:[\w.-]*[_.-])?(?:key|sig)|\w*(?:api|access|account)key)=)"
+    r"[^&\s]*",
+    re.IGNORECASE,
+)
 AT_ONCE = 32
 """Files of an object store that are read at the same time: each waits some 10 to 50 ms for its first byte (assumed)."""
 

@@ -1,5 +1,7 @@
 """Fine-tuning as a stage of a trial: its files and metrics, crashes, packs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def always_save(monkeypatch):
 
 def changed(spec: TrialSpec, **changes) -> TrialSpec:
     over = {name.replace("__", "."): value for name, value in changes.items()}
-    return TrialSpec(**vars(spec) | {"config": override(spec.config, over)})
+    return dataclasses.replace(spec, config=override(spec.config, over))
 
 
 def run_trial(spec, data, storage, **options) -> Record:

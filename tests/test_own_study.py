@@ -66,6 +66,6 @@ def test_a_slip_in_it_is_one_line(folder):
     done = run(own)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "my_question.py: unknown Config field 'mask.ratio_hihg'; did you mean 'mask.ratio_high'?"
+        "error: unknown Config field 'mask.ratio_hihg'; did you mean 'mask.ratio_high'?"
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["jets.h5", "my_question.py"]

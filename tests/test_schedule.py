@@ -71,7 +71,7 @@ def test_the_round_trips_of_the_command_line_and_of_records(tiny):
             "train.schedule at '4 mask.ratio_low=0.6': mask.ratio_low must not exceed mask.ratio_high, got 0.6 > 0.5",
         ),
         ({"train.until": 81}, "train.until must not exceed train.epochs, got 81 > 80"),
-        ({"train.until": -1}, "train.until must be finite and in [0, inf], got -1"),
+        ({"train.until": -1}, "train.until must be finite and in [0, 1e+09], got -1"),
     ],
 )
 def test_bad_schedules_name_rule_and_value(changes, words):

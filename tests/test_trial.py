@@ -26,7 +26,7 @@ def run_trial(spec, data, storage, report=None, **options):
 
 def changed(spec: TrialSpec, **changes) -> TrialSpec:
     over = {name.replace("__", "."): value for name, value in changes.items()}
-    return TrialSpec(**vars(spec) | {"config": override(spec.config, over)})
+    return dataclasses.replace(spec, config=override(spec.config, over))
 
 
 def student(storage: Storage, spec: TrialSpec) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_starts_over(spec, tiny_data, tmp_path, always_save
 
 
 def test_a_diverged_trial_is_an_outcome_and_keeps_what_it_has(spec, tiny_data, tmp_path):
-    wild = TrialSpec(**vars(spec) | {"config": override(spec.config, {"optim.lr": 1e30, "optim.warmup_epochs": 0})})
+    wild = dataclasses.replace(spec, config=override(spec.config, {"optim.lr": 1e30, "optim.warmup_epochs": 0}))
     record = run_trial(wild, tiny_data, Storage(tmp_path))
     assert record.state == "failed"
     assert record.reason.startswith("diverged: ")
@@ -128,7 +128,7 @@ def test_a_diverged_trial_is_an_outcome_and_keeps_what_it_has(spec, tiny_data, t
 def test_without_centering_and_spreading_nothing_is_hidden(spec, tiny_data, tmp_path):
     """A component may be switched off; whether that collapses is for the record to say, not for a crash."""
     off = {"teacher.centering": False, "loss.koleo_weight": 0.0, "mask.scheme": "none"}
-    bare = TrialSpec(**vars(spec) | {"config": override(spec.config, off)})
+    bare = dataclasses.replace(spec, config=override(spec.config, off))
     assert run_trial(bare, tiny_data, Storage(tmp_path)).state in ("complete", "failed")
 
 
@@ -185,7 +185,7 @@ OUTSIDE_THE_STEP = {
 
 @pytest.mark.parametrize("knob", OUTSIDE_THE_STEP)
 def test_fields_outside_the_step_are_live(spec, tiny_data, tmp_path, knob):
-    other = TrialSpec(**vars(spec) | {"config": override(spec.config, {knob: OUTSIDE_THE_STEP[knob]})})
+    other = dataclasses.replace(spec, config=override(spec.config, {knob: OUTSIDE_THE_STEP[knob]}))
     one, two = (run_trial(s, tiny_data, Storage(tmp_path)) for s in (spec, other))
     curves = [load_curves(Storage(tmp_path), s.trial_id) for s in (spec, other)]
     assert one.trial_id != two.trial_id
