@@ -251,7 +251,7 @@ def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path)
     while running.poll() is None and len(list(tmp_path.glob("trials/*/record.json"))) < 2:
         time.sleep(0.2)
     os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=120)
+    _, said = running.communicate(timeout=400)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/record.json")}
     assert running.returncode == 130, said
     assert "the same command continues" in said

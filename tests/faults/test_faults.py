@@ -215,8 +215,10 @@ def test_a_driver_that_is_killed_or_told_to_stop_loses_nothing(tmp_path, undistu
     for stop, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         driver = before.start("--inline", *SHORT)
         before.wait_for(len(before.finished) + 1, driver)
+        os.kill(driver.pid, signal.SIGSTOP)  # or it may have ended before the second one asks
         second, refused = before.inline(*SHORT)
         os.kill(driver.pid, stop)
+        os.kill(driver.pid, signal.SIGCONT)
         said, _ = driver.communicate(timeout=120)
         assert (driver.returncode, second) == (code, 2), said + refused
         assert f"process {driver.pid}" in refused
