@@ -246,7 +246,7 @@ def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path)
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--storage", tmp_path]
     command += ["--figures", "none"]
     command += ["--data", data, "--set", "train.epochs=20", "--set", "probe.every=20"]
-    environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
+    environment = {"JBOT_CACHE": str(tmp_path / "cache")} | os.environ  # kernels need not be compiled again
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     while running.poll() is None and len(list(tmp_path.glob("trials/*/record.json"))) < 2:
         time.sleep(0.2)
@@ -269,7 +269,7 @@ def test_the_command_line_packs_trials_under_ray(tmp_path):
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--pack", "4"]
     command += ["--figures", "none"]
     command += ["--storage", tmp_path, "--data", data, "--set", "train.epochs=1"]
-    environment = os.environ | {"JBOT_CACHE": str(tmp_path / "cache")}
+    environment = {"JBOT_CACHE": str(tmp_path / "cache")} | os.environ  # kernels need not be compiled again
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     names = Storage(tmp_path).names("trials")

@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path[:0] = [str(folder) for folder in list(Path(__file__).parents)[:3]]
 from promise import ROOT, Before, Undisturbed, load_study  # noqa: E402 - found by the line above
 from test_faults_long import free_port, nodes, server  # noqa: E402
 
