@@ -21,6 +21,8 @@ def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         came.set()
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as shells start what runs in the background of a script
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)  # Tune catches that one, and stops its trials in order
 
     if threading.current_thread() is not threading.main_thread():  # which alone hears signals

@@ -213,7 +213,9 @@ def test_a_storage_that_cannot_be_written_is_said_at_once(small_disk):
 def test_a_driver_that_is_killed_or_told_to_stop_loses_nothing(tmp_path, undisturbed):
     before = Before(tmp_path)
     for stop, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a script
         driver = before.start("--inline", *SHORT)
+        signal.signal(signal.SIGINT, heard)
         before.wait_for(len(before.finished) + 1, driver)
         os.kill(driver.pid, signal.SIGSTOP)  # or it may have ended before the second one asks
         second, refused = before.inline(*SHORT)
