@@ -180,6 +180,7 @@ EVENTS: dict[str, Callable[[Chaos], bool]] = {
 
 
 def options() -> argparse.Namespace:
+    """Command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--minutes", type=float, default=10.0, help="no event later than that (default: 10)")
     made.add_argument("--seed", type=int, default=0, help="of the schedule (default: 0)")

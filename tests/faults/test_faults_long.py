@@ -344,10 +344,3 @@ def test_clocks_jump(tmp_path, undisturbed):
         assert code == 2, said
     finish(driver)
     before.check(undisturbed, attempts=4)
-
-
-@pytest.mark.gpu
-def test_a_gpu_that_is_lost():
-    """Not made here: a CUDA error comes from a device that falls off its bus (Xid 79), which no program can bring
-    about. What follows it is a worker that raises or dies: test_a_worker_is_killed_or_told_to_go."""
-    pytest.skip("no program can take a GPU away; its worker then ends as a killed one does, which is tested")
