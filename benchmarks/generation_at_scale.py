@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.report import Row, show
 from jbot.command_line import Parser
 from jbot.data import hdf5
 from jbot.data.chunks import CHUNK, Chunk, Made, generate_file, save_chunk
@@ -33,7 +32,6 @@ from jbot.data.jetdata import CLASSES
 from jbot.data.pythia import Settings
 
 SETTINGS = Settings(seed=1)
-Row = dict[str, Any]
 
 
 # --- Ray ---------------------------------------------------------------------------------------------------------
@@ -152,16 +150,6 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.write_text(json.dumps(result, indent=1))
     print(options.out)
     return 0
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """A table of one section."""
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
-    Console().print(table)
 
 
 if __name__ == "__main__":

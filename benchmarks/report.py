@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 SCHEMA = 1
 COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
 ENGINE_SECTIONS = ("parts", "threads", "packs", "memory", "growth", "trials")
@@ -24,6 +27,7 @@ measured in the same rounds: products of cache-sized matrices in the same precis
 triad for what moves between operations. What an engine computes beyond what is needed, or twice, is not counted. More
 than 100% of the memory limit is what caches give. Made by `make bench`."""
 
+Row = dict[str, Any]
 Section = dict[str, Any]
 """title, when, seconds, quick, engine, environment, load_averages, rows."""
 
@@ -121,3 +125,13 @@ def _table(cells: Sequence[Mapping[str, str]]) -> str:
     head = {column: column for column in shown}
     rule = f"|{'|'.join('-' * (width[c] + 1) + (':' if c in RIGHT else '-') for c in shown)}|"
     return "\n".join([line(head), rule, *(line(values) for values in cells)])
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print a section whose rows all have the same columns, of any names, as a table."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
+    Console().print(table)

@@ -23,12 +23,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.machine import environment
+from benchmarks.report import Row, show
 from benchmarks.scale_study import ARMS, study
 from cluster.mlflow_pages import page
 from jbot.command_line import Parser
@@ -36,7 +33,6 @@ from jbot.record import Storage, load_records
 
 ROOT = Path(__file__).parent.parent
 NODES = (1, 2, 4)
-Row = dict[str, Any]
 
 
 # --- the whole path -------------------------------------------------------------------------------------------------
@@ -290,16 +286,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scratch", type=Path, help="folder for records, kept (default: a new one, removed)")
     made.add_argument("--out", type=Path, default=Path("results/bench/scale.json"), help="file of the result")
     return made
-
-
-def show(title: str, rows: list[Row]) -> None:
-    """A table of one section."""
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    Console().print(table)
 
 
 if __name__ == "__main__":
