@@ -7,17 +7,17 @@ a count that stands still is of a driver that is dead. Works on any storage, and
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from cluster.run import ClusterError
+from cluster.stop import interrupt
+from jbot.processes import begun, is_alive, place
 from jbot.record import RecordError, Storage, first_line
 
 FILE = "driver.json"
@@ -84,7 +84,7 @@ class _Beat(threading.Thread):
                 if other and _nonce(other) != self.mine["nonce"]:
                     self.lost = True
                     self.say(f"another driver ({_who(other)}) has taken this study over: this one stops")
-                    os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C: interrupt_main would not wake a wait
+                    interrupt()
                     return
                 count += 1
                 self.storage.write_json(self.file, self.mine | {"count": count})
@@ -108,7 +108,7 @@ class _Beat(threading.Thread):
 def _wait_for_death(storage: Storage, name: str, holder: dict[str, Any], say: Callable[[str], None]) -> None:
     """Return when the holder is dead; at once where its process can be looked for."""
     study = name.rpartition("/")[0]
-    if holder.get("place") == _place():
+    if holder.get("place") == place():
         if _runs(holder):
             raise ClusterError(_held(storage, study, holder))
         return
@@ -155,38 +155,12 @@ def _myself() -> dict[str, Any]:
         "nonce": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": pid,
-        "begun": _begun(pid),
-        "place": _place(),
+        "begun": begun(pid),
+        "place": place(),
     }
 
 
-def _place() -> str:
-    """Where a process id means one process: a boot of a machine, and a namespace in it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # not Linux
-        return socket.gethostname()
-
-
-def _begun(pid: int) -> int | None:
-    """When a process began [clock ticks since boot, which no clock that is set changes]; None where nobody tells."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def _runs(holder: dict[str, Any]) -> bool:
-    """Whether its process lives. Numbers are used again: the one that has it must have begun when the holder did."""
+    """Whether its process lives, and not another that has its number by now."""
     pid = holder.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user, and alive
-        pass
-    return _begun(pid) == holder.get("begun")
+    return isinstance(pid, int) and is_alive(pid) and begun(pid) == holder.get("begun")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
         yield lambda: TERMINATED if came.is_set() else INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def interrupt() -> None:
+    """Stop this process as Ctrl-C does, from any of its threads. (`_thread.interrupt_main` would not wake a wait.)"""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
 
 @contextmanager

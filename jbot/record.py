@@ -32,7 +32,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import re
 import shutil
 import time
@@ -51,6 +50,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from jbot.config import Config, digest
+from jbot.processes import is_alive, place
 from jbot.seal import SEAL, sealed, unsealed
 from jbot.typed import check_types, fits
 
@@ -82,33 +82,17 @@ TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<place>[0-9a-f]{8})-[0-9a-f]{8}\.tmp"
 DAY_S = 86_400.0
 
 
-@functools.cache
-def _place() -> str:
-    """This boot of this machine, and this namespace of process numbers."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return digest([platform.node(), boot, os.fspath(Path("/proc/self/ns/pid").readlink())], 8)
-    except OSError:  # not Linux
-        return digest(platform.node(), 8)
-
-
 def temporary_name(name: str) -> str:
     """A name for what this process alone uses, from which others can tell whether it lives."""
-    return f"{name}.{os.getpid()}-{_place()}-{uuid.uuid4().hex[:8]}.tmp"
+    return f"{name}.{os.getpid()}-{place()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
 def is_left_over(name: str) -> bool | None:
     """Whether the process that gave a temporary name is dead; None when it is of another machine, or nobody's."""
     found = TEMPORARY.search(name)
-    if found is None or found["place"] != _place():
+    if found is None or found["place"] != place():
         return None
-    try:
-        os.kill(int(found["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # of another user
-        pass
-    return False
+    return not is_alive(int(found["pid"]))
 
 
 def first_line(error: BaseException) -> str:
@@ -150,11 +134,14 @@ class Storage:
     def __init__(self, uri: str | os.PathLike[str]):
         self.address = os.fspath(uri)
         if "://" in self.address:
+            if "?" in self.address:
+                words = (
+                    f"storage {self.address} must have nothing after '?': AWS_ENDPOINT_URL says where another store is"
+                )
+                raise RecordError(without_secret(words))
             try:
                 self._fs, self._root = _open(self.address)
-            except RecordError:
-                raise
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+            except (ValueError, NotImplementedError, OSError) as error:  # of pyarrow, and of its file systems
                 words = f"storage {self.address} cannot be opened: {first_line(error)}"
                 raise RecordError(without_secret(words)) from None
         else:
@@ -286,9 +273,6 @@ class Storage:
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a URI, and the path in it."""
-    if "?" in uri:
-        shown = without_secret(uri)
-        raise RecordError(f"storage {shown} must have nothing after '?': AWS_ENDPOINT_URL says where another store is")
     if not uri.startswith("s3://"):
         return pafs.FileSystem.from_uri(uri)
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):

@@ -14,15 +14,17 @@ import pytest
 from cluster import lease as module
 from cluster.lease import lease
 from cluster.run import ClusterError
+from jbot.processes import place
 from jbot.record import Storage
 
 DRIVER = """
 import sys, time
 from cluster import lease as module
+from cluster.stop import stopped_by_sigterm
 from jbot.record import Storage
 module.BEAT = 0.1
 try:
-    with module.lease(Storage(sys.argv[1]), "study", say=print):
+    with stopped_by_sigterm(), module.lease(Storage(sys.argv[1]), "study", say=print):
         print("runs", flush=True)
         time.sleep(60)
 except KeyboardInterrupt:
@@ -37,10 +39,16 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     return Storage(tmp_path)
 
 
+def in_the_background() -> None:
+    """As a shell starts what a script puts there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.fixture
-def driver(storage: Storage):
+def driver(storage: Storage, request: pytest.FixtureRequest):
     """Another process that holds the study."""
-    process = subprocess.Popen([sys.executable, "-c", DRIVER, storage.uri], stdout=subprocess.PIPE, text=True)
+    command, before = [sys.executable, "-c", DRIVER, storage.uri], getattr(request, "param", None)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=before)
     assert process.stdout.readline() == "runs\n"
     yield process
     process.kill()
@@ -87,11 +95,12 @@ def test_a_killed_driver_is_replaced_without_waiting(storage, driver):
 
 
 def test_a_process_number_that_is_used_again_is_no_driver(storage):
-    write(storage, place=module._place(), pid=os.getpid(), begun=1)
+    write(storage, place=place(), pid=os.getpid(), begun=1)
     with lease(storage, "study"):
         pass
 
 
+@pytest.mark.parametrize("driver", [None, in_the_background], indirect=True)
 def test_a_driver_that_lost_its_study_stops(storage, driver):
     with lease(storage, "study", take_over=True):
         said, _ = driver.communicate(timeout=30)

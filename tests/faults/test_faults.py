@@ -19,6 +19,7 @@ from test_shared_encoder import JETS, JUDGED, spec_of
 import jbot.trial
 from cluster.run import Resources, open_trials, run_inline
 from jbot.config import Config, override
+from jbot.processes import place
 from jbot.record import RecordError, Storage, load_record
 from jbot.trial import TrialSpec, run_pack
 
@@ -234,11 +235,10 @@ def test_a_driver_that_is_killed_or_told_to_stop_loses_nothing(tmp_path, undistu
 
 def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
     """Files that are there only if it dies at the wrong moment."""
-    place = jbot.record._place()
     for name in (
-        f"floors/.raw.json.{pid}-{place}-00000000.tmp",
+        f"floors/.raw.json.{pid}-{place()}-00000000.tmp",
         f".ray-{NAME}/state.json",
-        f".token.{pid}-{place}-00000000.tmp",
+        f".token.{pid}-{place()}-00000000.tmp",
     ):
         before.storage.write(name, b"half")
     for trial in before.finished:
@@ -248,7 +248,7 @@ def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
 def test_files_of_other_machines_are_left_alone_for_a_day(tmp_path):
     storage = Storage(tmp_path)
     old, young = tmp_path / ".a.7-ffffffff-00000000.tmp", tmp_path / ".b.7-ffffffff-00000000.tmp"
-    mine = tmp_path / f".c.{os.getpid()}-{jbot.record._place()}-00000000.tmp"
+    mine = tmp_path / f".c.{os.getpid()}-{place()}-00000000.tmp"
     for path in (old, young, mine):
         path.write_bytes(b"")
     os.utime(old, (time.time() - 90_000,) * 2)

@@ -1,0 +1,42 @@
+"""Whether a process that left its number in a file still lives, as far as this machine can tell."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+from jbot.config import digest
+
+
+@functools.cache
+def place() -> str:
+    """Where a process number means one process: this boot of this machine, and this namespace of numbers."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return digest([platform.node(), boot, os.fspath(Path("/proc/self/ns/pid").readlink())], 8)
+    except OSError:  # not Linux
+        return digest(platform.node(), 8)
+
+
+def begun(pid: int) -> int | None:
+    """When a process began [clock ticks since boot, which no clock that is set changes]; None where nobody tells."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this place has this number; numbers are used again, see `begun`."""
+    if pid <= 0:  # of a group of processes
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
