@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jbot.record import Record, RecordError, Storage, load_record
+from jbot.attempts import attempts_begun, note_attempt
+from jbot.record import Record, RecordError, Storage, first_line, load_record, load_whole
 from jbot.trial import TrialSpec
 
 
@@ -29,6 +31,29 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """The study stops, finished or not."""
+
+
+class Deaths:
+    """Counts the attempts of workers that die before they can say themselves that they have begun.
+
+    Attributes
+    ----------
+    attempts : dict
+        Trial id -> attempts that have begun before the one that now runs.
+    """
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+        self.attempts: dict[str, int] = {}
+
+    def died(self, trial: str) -> None:
+        """The worker of a trial has died: this attempt is over, and noted."""
+        number = self.attempts[trial] = self.attempts.get(trial, 0) + 1
+        try:
+            if attempts_begun(self.storage, trial) < number and load_whole(self.storage, trial) is None:
+                note_attempt(self.storage, trial, number)
+        except (OSError, RecordError) as error:
+            print(f"warning: attempt {number} at trial {trial} is not noted: {first_line(error)}", file=sys.stderr)
 
 
 def tell_end(listeners: Sequence[Listener], storage: Storage, spec: TrialSpec) -> None:

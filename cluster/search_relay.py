@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from cluster.events import Listener, tell_end
+from cluster.events import Deaths, Listener, tell_end
 from cluster.search_run import Job
 from jbot.trial import TrialSpec
 
@@ -21,6 +21,7 @@ class SearchRelay(tune.Callback):
         """Places that have ended or were given up."""
         self.running: dict[str, TrialSpec] = {}
         """By Tune's name of the place."""
+        self.deaths = Deaths(job.storage)
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
@@ -34,6 +35,7 @@ class SearchRelay(tune.Callback):
         spec = self.job.specs(result["entry"])[result["trial"]]
         if "started" in result:
             self.running[trial.trial_id] = spec
+            self.deaths.attempts[spec.trial_id] = result["started"]
             for listener in self.listeners:
                 listener.started(spec)
         elif "row" in result:
@@ -50,6 +52,7 @@ class SearchRelay(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died, and it has a retry left."""
         if spec := self.running.get(trial.trial_id):
+            self.deaths.died(spec.trial_id)
             for listener in self.listeners:
                 listener.interrupted(spec)
 
@@ -57,5 +60,6 @@ class SearchRelay(tune.Callback):
         """Given up after the last retry."""
         self.settled += 1
         if spec := self.running.pop(trial.trial_id, None):
+            self.deaths.died(spec.trial_id)
             for listener in self.listeners:
                 listener.lost(spec, str(trial.get_error() or ""))

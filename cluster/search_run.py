@@ -26,6 +26,7 @@ from cluster.run import ClusterError, Resources
 from cluster.search import Entry, Searcher, SearchPlan
 from jbot import checkpoint
 from jbot.anomaly import AnomalyError
+from jbot.attempts import attempts_begun
 from jbot.config import from_dict, override
 from jbot.data import Jets
 from jbot.pilot_judge import pilot_auc
@@ -284,7 +285,8 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
 class _Reports:
     """What a worker says, as results of its Tune trial."""
 
-    def __init__(self, entry: Entry, specs: list[TrialSpec]):
+    def __init__(self, entry: Entry, job: Job):
+        self.storage, specs = job.storage, job.specs(entry)
         self.entry = {name: entry[name] for name in ("number", "overrides")}
         self.place = {spec.trial_id: place for place, spec in enumerate(specs)}
 
@@ -294,7 +296,7 @@ class _Reports:
         tune.report({"entry": self.entry, "trial": self.place[spec.trial_id]} | what)
 
     def started(self, spec: TrialSpec) -> None:
-        self._say(spec, started=True)
+        self._say(spec, started=attempts_begun(self.storage, spec.trial_id))
 
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         self._say(spec, row=row)
@@ -311,7 +313,7 @@ def train_point(config: dict[str, int], job: Job, data: Jets, actor: Any) -> Non
     searcher = Remote(actor)
     entry = searcher.claim(str(config["place"]))
     if entry is not None:
-        run_point(entry, job, data, searcher, _Reports(entry, job.specs(entry)))
+        run_point(entry, job, data, searcher, _Reports(entry, job))
     tune.report({"done": True})  # Tune wants a word even where nothing was left to do
 
 

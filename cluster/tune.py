@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import shutil
@@ -19,18 +20,18 @@ import ray
 import torch
 from ray import tune
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.doctor import ask_nodes, code_digest, judge
-from cluster.events import Listener, tell_end
+from cluster.events import Deaths, Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from cluster.stop import own_sigterm
-from jbot.attempts import attempts_begun, note_attempt
+from jbot.attempts import attempts_begun
 from jbot.config import digest
 from jbot.data import JetData, Jets
-from jbot.record import Record, RecordError, Storage, first_line, is_left_over, load_whole, temporary_name
+from jbot.record import Record, Storage, first_line, is_left_over, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
 QUIET = {
@@ -103,6 +104,7 @@ def connected(address: str | None) -> Iterator[None]:
         heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
         code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
         options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_in_one_line)
     try:
         _join(options)
         yield
@@ -113,6 +115,14 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
         if folder:
             _remove(folder)
+
+
+def _in_one_line(said: logging.LogRecord) -> bool:
+    """Of a worker or node that died Tune logs its own stack too, which helps nobody. Keeps every message."""
+    error = said.exc_info[1] if said.exc_info else None
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # the latter is an error in our code
+        said.msg, said.args, said.exc_info = f"{said.getMessage()}: {first_line(error)}", (), None
+    return True
 
 
 def _session_folder() -> Path:
@@ -355,8 +365,8 @@ class Relay(tune.Callback):
         self.told: set[str] = set()
         """Trials whose end the listeners know."""
         begun, specs = set(storage.names("trials")), [spec for pack in packs for spec in pack]
-        self.attempts = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in begun}
-        """Of each trial, before this driver and those that it knows to have died."""
+        self.deaths = Deaths(storage)
+        self.deaths.attempts = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in begun}
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
@@ -387,7 +397,7 @@ class Relay(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died, and it has a retry left."""
         for spec in self._open(trial):
-            self._count(spec)
+            self.deaths.died(spec.trial_id)
             for listener in self.listeners:
                 listener.interrupted(spec)
 
@@ -396,20 +406,9 @@ class Relay(tune.Callback):
         self.settled += 1
         error = str(trial.get_error() or "")
         for spec in self._open(trial):
-            self._count(spec)
+            self.deaths.died(spec.trial_id)
             for listener in self.listeners:
                 listener.lost(spec, error)
-
-    def _count(self, spec: TrialSpec) -> None:
-        """A worker that dies while it starts could not say so itself."""
-        number = self.attempts[spec.trial_id] = self.attempts.get(spec.trial_id, 0) + 1
-        try:
-            if attempts_begun(self.storage, spec.trial_id) < number and load_whole(self.storage, spec.trial_id) is None:
-                note_attempt(self.storage, spec.trial_id, number)
-        except (OSError, RecordError) as error:
-            print(
-                f"warning: attempt {number} at trial {spec.trial_id} is not noted: {first_line(error)}", file=sys.stderr
-            )
 
     def _open(self, trial: Any) -> list[TrialSpec]:
         """The trials of a pack that have not ended yet."""

@@ -120,7 +120,7 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: the C++ kernel on CPUs, torch.compile on GPUs, plain torch where neither works",
     )
-    where.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
+    where.add_argument("--tracking-uri", help="MLflow server, or none (default: mlflow.db beside the records)")
     made.add_argument(
         "--figures",
         choices=FIGURES,

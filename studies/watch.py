@@ -20,6 +20,8 @@ from jbot.record import Storage, first_line, without_secret
 from jbot.trial import TrialSpec
 
 console = Console(stderr=True)
+NO_VIEW = "none"
+"""In the place of a tracking URI: MLflow is shown nothing while a study runs."""
 
 
 def say(line: str) -> None:
@@ -55,7 +57,8 @@ def watched(
     summaries : bool
         Make the view whole from the records at the end, and say where it is.
     """
-    view = None if options.inline and not options.tracking_uri else _live_view(plan, data, storage, options)
+    unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
+    view = None if unwatched else _live_view(plan, data, storage, options)
     listeners: list[Listener] = [progress, *([view] if view else [])]
     try:
         yield listeners, view

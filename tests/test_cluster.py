@@ -109,7 +109,7 @@ def kill_workers():
                 process.kill()
 
 
-def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tiny_data, tmp_path):
+def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tiny_data, tmp_path, caplog):
     # Long enough to be alive when the driver hears of its first point.
     specs = specs_of(tiny_data, seeds=1, **{"train.epochs": 600, "probe.every": 300})
     undisturbed = Storage(tmp_path / "undisturbed")
@@ -128,6 +128,7 @@ def test_a_killed_worker_is_retried_and_ends_with_the_same_result(two_nodes, tin
     run_ray(specs, tiny_data, storage, [log], address=two_nodes)
     assert log.losses == []
     assert specs[0].trial_id in log.interruptions
+    assert not [said for said in caplog.records if said.exc_info]  # the listeners have told of it
     record = load_record(storage, specs[0].trial_id)
     assert record.attempts == 2
     assert record.metrics == load_record(undisturbed, specs[0].trial_id).metrics

@@ -1,11 +1,13 @@
 """The MLflow view: one run per trial whatever happens, rebuilt from records, and never in the way."""
 
+import argparse
 import base64
 import dataclasses
 import json
 import socket
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from jbot.config import Config, flatten, from_dict
 from jbot.data import Jets
 from jbot.record import Storage, load_record
 from studies.study import Study, planned_trials, trial_specs
+from studies.watch import watched
 
 mlflow = pytest.importorskip("mlflow")
 from cluster import mlflow_view  # noqa: E402 - needs mlflow
@@ -359,3 +362,18 @@ def test_a_card_that_is_too_long_ends_with_a_section():
     assert text.startswith("# Title")
     assert text.endswith("short\n\nThe whole card is the artifact `card.md`.")
     assert shortened("# Title") == "# Title"
+
+
+@pytest.mark.parametrize(
+    ("inline", "uri", "wanted"),
+    [(False, None, True), (True, None, False), (True, "sqlite:///{}/other.db", True), (False, "none", False)],
+)
+def test_who_wants_a_live_view_has_one(tmp_path, tiny_data, inline, uri, wanted):
+    case = Case(tmp_path, tiny_data)
+    options = argparse.Namespace(inline=inline, tracking_uri=uri and uri.format(tmp_path))
+    with watched(SimpleNamespace(close=lambda: None), case.plan, Jets({1000: tiny_data}), case.storage, options) as (
+        listeners,
+        view,
+    ):
+        assert (view is not None, len(listeners)) == (wanted, 1 + wanted)
+    assert (view is not None) == bool(list(tmp_path.glob("*.db")))

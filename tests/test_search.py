@@ -15,6 +15,7 @@ from conftest import TINY, make_data
 from analysis.plan import StudyRecords
 from analysis.search import section
 from cluster.run import Resources, open_trials
+from jbot.attempts import attempts_begun, note_attempt
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.record import RecordError, Storage, load_record, load_whole
@@ -389,6 +390,29 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
     again = Counting(job.plan, 5, entries)
     search_ray(job, 5, tiny_data, [again], address=None)
     assert again.starts == []
+
+
+def test_attempts_of_workers_that_died_before_they_could_say_so_are_counted(tiny_data, tmp_path):
+    """In the words of Tune, whose workers die here at three moments."""
+    pytest.importorskip("ray")
+    from cluster.search_relay import SearchRelay
+
+    job = job_of(tiny_data, Storage(tmp_path))
+    entry = Searcher(job.plan, 1, job.storage).claim("0")
+    relay, place = SearchRelay(job, []), SimpleNamespace(trial_id="a", get_error=lambda: None)
+    begun = {"entry": entry, "trial": 0}
+    (trial,) = [spec.trial_id for spec in job.specs(entry)]
+    seen = []
+    relay.on_trial_result(0, [], place, begun | {"started": 0})
+    relay.on_trial_recover(0, [], place)
+    seen.append(attempts_begun(job.storage, trial))
+    relay.on_trial_recover(0, [], place)
+    seen.append(attempts_begun(job.storage, trial))
+    relay.on_trial_result(0, [], place, begun | {"started": 2})
+    note_attempt(job.storage, trial, 3)
+    relay.on_trial_error(0, [], place)
+    seen.append(attempts_begun(job.storage, trial))
+    assert seen == [1, 2, 3]
 
 
 # --- the study ----------------------------------------------------------------------------------------------------
