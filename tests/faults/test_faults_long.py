@@ -48,6 +48,7 @@ def wait_for_trainer(before: Before, driver: subprocess.Popen, checkpoints: int 
             before.finished = before.stamps()
             return found[0]
         time.sleep(0.05)
+    driver.kill()
     raise AssertionError(driver.communicate()[0])
 
 
@@ -147,9 +148,8 @@ def server(before: Before, folder: Path, port: int):
     command += ["--artifacts-destination", folder / "artifacts", "--port", str(port), "--workers", "1"]
     log, own = (folder / "server.log").open("a"), folder / "server"  # a server that is killed leaves files
     own.mkdir(exist_ok=True)
-    running = subprocess.Popen(
-        command, env=before.environment(TMPDIR=str(own)), stdout=log, stderr=log, start_new_session=True
-    )
+    quiet = {"TMPDIR": str(own), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as cluster/tracking.sh starts it
+    running = subprocess.Popen(command, env=before.environment(**quiet), stdout=log, stderr=log, start_new_session=True)
     try:
         until = time.monotonic() + 180
         while True:
@@ -292,24 +292,20 @@ def test_a_storage_that_takes_seconds_for_each_file(tmp_path, undisturbed):
     before.check(Undisturbed(tmp_path / "quick", *short), attempts=4, tracking_uri=view(before))
 
 
-def test_a_worker_that_may_have_no_more_memory(tmp_path, undisturbed):
-    """RLIMIT_AS is set to what it has: its next larger tensor is refused. Tune begins it again in a new process."""
-    before = Before(tmp_path)
-    driver = before.start(*LONG)
-    victim = wait_for_trainer(before, driver)
-    taken = victim.memory_info().vms
-    victim.rlimit(psutil.RLIMIT_AS, (taken, taken))
-    finish(driver)
-    before.check(undisturbed, tracking_uri=view(before))
+ENOUGH = 4_000_000_000
+"""Bytes of memory for driver, Ray and two workers (measured: 2.1 GB)."""
 
 
 def test_ray_ends_a_worker_when_the_machine_runs_out_of_memory(tmp_path, undisturbed):
-    """Ray's memory monitor, told that the machine is full a gigabyte from now; then this test takes two."""
+    """Ray's memory monitor, told that the machine is full where the study and its Ray would just fit; then this test
+    takes that much again."""
     before, memory = Before(tmp_path), psutil.virtual_memory()
-    full = (memory.total - memory.available + 1e9) / memory.total
+    if memory.available < 3 * ENOUGH:
+        pytest.skip(f"{3 * ENOUGH / 1e9:g} GB of free memory are needed")
+    full = (memory.total - memory.available + ENOUGH) / memory.total
     driver = before.start(*LONG, RAY_memory_usage_threshold=f"{full:.3f}", RAY_memory_monitor_refresh_ms="100")
     victim = wait_for_trainer(before, driver)
-    hog = subprocess.Popen([sys.executable, "-c", "import time; x = b'1' * 2_000_000_000; time.sleep(120)"])
+    hog = subprocess.Popen([sys.executable, "-c", f"import time; x = b'1' * {ENOUGH}; time.sleep(120)"])
     try:
         psutil.wait_procs([victim], timeout=60)
         assert not victim.is_running()
