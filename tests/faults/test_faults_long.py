@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -154,16 +155,17 @@ def server(before: Before, folder: Path, port: int):
         until = time.monotonic() + 180
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
                 break
             except OSError:
                 assert alive(running, until), (folder / "server.log").read_text()
                 time.sleep(0.2)
         yield uri, running
     finally:
-        for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+        killed = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        for process in killed:
             process.kill()
-        running.wait()
+        psutil.wait_procs(killed, timeout=60)  # the next server shall not find its port taken
 
 
 def test_the_mlflow_server_is_killed_and_comes_back(tmp_path, undisturbed):
