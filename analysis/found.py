@@ -15,8 +15,8 @@ from analysis.prices import jet_passes
 from analysis.summary import Section
 from analysis.verdict import Verdict, judge
 from jbot.record import RecordError, Storage
+from jbot.searches import load_ledger
 
-LEDGER = "search.json"
 """Of a hyperparameter search, see cluster.search."""
 PATH_PASSES = 10_000
 """Jet passes below which a training proves the path and answers nothing (assumed): smoke has 1,200, quick 80,000."""
@@ -131,8 +131,8 @@ def look(storage: Storage) -> Holdings:
         try:
             if storage.exists(f"{folder}/{FILE}"):
                 holdings.studies.append(_judged(storage, folder))
-            elif storage.exists(f"{folder}/{LEDGER}"):
-                holdings.searches.append(_search(folder, storage.read_json(f"{folder}/{LEDGER}")))
+            elif ledger := load_ledger(storage, folder):
+                holdings.searches.append(_search(folder, ledger))
         except (RecordError, ValueError, KeyError, TypeError) as error:  # one damaged study hides no other
             holdings.errors[folder] = " ".join(str(error).split()) or type(error).__name__
     return holdings
@@ -168,5 +168,5 @@ def _search(folder: str, ledger: Mapping[str, Any]) -> Search:
         preset=plan["preset"],
         question=plan["question"],
         ended=sum(point["state"] != "open" for point in points),
-        points=int(ledger.get("target", len(points))),
+        points=ledger["target"],
     )

@@ -1,13 +1,11 @@
 """Population-based training in the report: metric and knobs by generation, and who copied whom.
 
-Read from ``<storage>/<study>/population.json``, which cluster.population writes; a study without it has no section.
+A study without a population (:mod:`jbot.searches`) has no section.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,88 +17,18 @@ from analysis.figures import MUTED, PALETTE, WIDTH, styled
 from analysis.pictures import Picture
 from analysis.plan import Plan
 from analysis.sections import Evidence, Extra, Table
-from jbot.record import RecordError, Storage
+from jbot.searches import Member, Population, load_population
 
-FILE = "population.json"
 WINNER, OTHERS = PALETTE[0], "#b4bcc4"
 LOG_RANGE = 20.0
 """A knob whose largest number is so many times its smallest is drawn on a logarithmic axis (assumed)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One member after one generation, as the file has it."""
-
-    generation: int
-    member: int
-    epoch: int
-    came: str
-    parent: int | None
-    knobs: dict[str, float]
-    value: float | None
-    overrides: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """A population, finished or not."""
-
-    metric: str
-    higher_is_better: bool
-    members: int
-    stops: tuple[int, ...]
-    fields: tuple[str, ...]
-    generations: tuple[tuple[Row, ...], ...]
-    """Those that have ended, each by member."""
-
-    @property
-    def ranked(self) -> list[Row]:
-        """The last generation that has ended, best first, failed ones last."""
-        sign = -1.0 if self.higher_is_better else 1.0
-        last = self.generations[-1]
-        return sorted(last, key=lambda row: (math.inf if row.value is None else sign * row.value, row.member))
-
-    def history(self, row: Row) -> list[Row]:
-        """What a member's training went through, from the first generation to this row."""
-        found = [row]
-        while found[-1].parent is not None:
-            found.append(self.generations[found[-1].generation - 1][found[-1].parent])
-        return found[::-1]
-
-
-def load(storage: Storage, study: str) -> Lineage | None:
-    """The population of a study, or None when it has none of which a generation has ended.
-
-    Raises
-    ------
-    RecordError
-        When the file is damaged.
-    """
-    name = f"{study}/{FILE}"
-    if not storage.exists(name):
-        return None
-    content = storage.read_json(name)
-    try:
-        rows = [Row(**{key: row[key] for key in Row.__dataclass_fields__}) for row in content["lineage"]]
-        size = int(content["members"])
-        found = Lineage(
-            metric=str(content["metric"]),
-            higher_is_better=bool(content["higher_is_better"]),
-            members=size,
-            stops=tuple(content["stops"]),
-            fields=tuple(content["fields"]),
-            generations=tuple(tuple(rows[begin : begin + size]) for begin in range(0, len(rows), size)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{storage.uri}/{name} is not a population: {error!r}") from None
-    return found if rows else None
-
-
 def section(evidence: Evidence) -> Extra | None:
     """Metric, knobs and lineage of the population of a study; None where there is none, or its winner is another's."""
     plan = evidence.study.plan
-    found = load(evidence.study.storage, plan.study)
-    if found is None or not _is_of(found, plan):
+    found = load_population(evidence.study.storage, plan.study)
+    if found is None or not found.lineage or not _is_of(found, plan):
         return None
     best = found.ranked[0]
     path = found.history(best)
@@ -112,7 +40,7 @@ def section(evidence: Evidence) -> Extra | None:
     )
 
 
-def _is_of(found: Lineage, plan: Plan) -> bool:
+def _is_of(found: Population, plan: Plan) -> bool:
     """Whether a study of base and winner is about this population: a search of points may have come after it."""
     if not set(plan.arms) <= {"base", "winner"} or len(found.generations) < len(found.stops):
         return True
@@ -121,7 +49,7 @@ def _is_of(found: Lineage, plan: Plan) -> bool:
     return won == design.plain(plan.arms.get("winner", {}))
 
 
-def _paragraphs(found: Lineage, path: Sequence[Row]) -> Iterator[str]:
+def _paragraphs(found: Population, path: Sequence[Member]) -> Iterator[str]:
     ended, best = len(found.generations), path[-1]
     rows = [row for generation in found.generations for row in generation]
     copied, failed = sum(row.came == "copied" for row in rows), sum(row.value is None for row in rows)
@@ -142,7 +70,7 @@ def _paragraphs(found: Lineage, path: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def _best_table(found: Lineage, path: Sequence[Row]) -> Table:
+def _best_table(found: Population, path: Sequence[Member]) -> Table:
     head = ["epochs", "member", "came by", *found.fields, wording.quantity_on(found.metric)]
     begins = [0, *(row.epoch for row in path)]
     rows = [
@@ -158,23 +86,23 @@ def _best_table(found: Lineage, path: Sequence[Row]) -> Table:
     return Table(label="The best member: its knobs by epoch", head=head, rows=rows, wordy=frozenset({0, 2}))
 
 
-def _came(row: Row) -> str:
+def _came(row: Member) -> str:
     return f"copied {row.parent}, changed" if row.came == "copied" else row.came
 
 
-def _lineage_table(found: Lineage) -> Table:
+def _lineage_table(found: Population) -> Table:
     """A row a member, a column a generation: its value, and whom it had copied."""
 
-    def cell(row: Row) -> str:
+    def cell(row: Member) -> str:
         value = "failed" if row.value is None else wording.number(row.value)
         return f"{value} (copied {row.parent})" if row.came == "copied" else value
 
     head = ["member", *(f"epoch {generation[0].epoch}" for generation in found.generations)]
     rows = [[str(member), *(cell(g[member]) for g in found.generations)] for member in range(found.members)]
-    return Table(label="Lineage: the metric after each generation, and who had copied whom", head=head, rows=rows)
+    return Table(label="Population: the metric after each generation, and who had copied whom", head=head, rows=rows)
 
 
-def _metric_picture(found: Lineage, path: Sequence[Row]) -> Picture:
+def _metric_picture(found: Population, path: Sequence[Member]) -> Picture:
     words = wording.quantity_on(found.metric)
     values = [row.value for row in path if row.value is not None]
     said = f"from {wording.number(values[0])} to {wording.number(values[-1])}" if values else "failed"
@@ -187,7 +115,7 @@ def _metric_picture(found: Lineage, path: Sequence[Row]) -> Picture:
     )
 
 
-def _knobs_picture(found: Lineage, path: Sequence[Row]) -> Picture:
+def _knobs_picture(found: Population, path: Sequence[Member]) -> Picture:
     return Picture(
         name="population-knobs",
         figure=knobs_figure(found, path),
@@ -198,13 +126,13 @@ def _knobs_picture(found: Lineage, path: Sequence[Row]) -> Picture:
 
 
 @styled
-def metric_figure(found: Lineage, path: Sequence[Row]) -> Figure:
+def metric_figure(found: Population, path: Sequence[Member]) -> Figure:
     """The metric of every member against epoch, joined to what it goes on from.
 
     Parameters
     ----------
-    found : Lineage
-    path : sequence of Row
+    found : Population
+    path : sequence of Member
         The history of one member, drawn in front.
     """
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
@@ -219,7 +147,7 @@ def metric_figure(found: Lineage, path: Sequence[Row]) -> Figure:
     return figure
 
 
-def _joined(axes: Axes, before: Row | None, row: Row, wins: bool) -> None:
+def _joined(axes: Axes, before: Member | None, row: Member, wins: bool) -> None:
     if row.value is None:
         return
     look: dict[str, Any] = {"color": WINNER if wins else OTHERS, "zorder": 3 if wins else 2}
@@ -230,7 +158,7 @@ def _joined(axes: Axes, before: Row | None, row: Row, wins: bool) -> None:
 
 
 @styled
-def knobs_figure(found: Lineage, path: Sequence[Row]) -> Figure:
+def knobs_figure(found: Population, path: Sequence[Member]) -> Figure:
     """Every knob of every member against epoch, a panel a knob, see :func:`metric_figure`."""
     figure = Figure(figsize=(WIDTH, 0.6 + 1.35 * len(found.fields)), layout="constrained")
     panels = figure.subplots(len(found.fields), 1, squeeze=False, sharex=True)[:, 0]

@@ -13,9 +13,8 @@ from typing import Any
 from analysis import search_figures, wording
 from analysis.pictures import Picture
 from analysis.sections import Evidence, Extra, Table
-from jbot.record import RecordError
+from jbot.searches import load_ledger
 
-LEDGER = "search.json"
 UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
 QUANTITIES = {"anomaly": "anomaly AUC on the pilot signal", "cost": "training work in TFLOP"}
 MOST_POINTS = 10
@@ -34,22 +33,16 @@ def section(evidence: Evidence) -> Extra | None:
         When the ledger is damaged.
     """
     study = evidence.study
-    name = f"{study.plan.study}/{LEDGER}"
-    if not study.storage.exists(name):
+    ledger = load_ledger(study.storage, study.plan.study)
+    if ledger is None or "winner" not in ledger or not _is_of(ledger, study.plan.arms):
         return None
-    ledger = study.storage.read_json(name)
-    try:
-        if "winner" not in ledger or not _is_of(ledger, study.plan.arms):
-            return None
-        return Extra(
-            title="The search",
-            text=[*_story(ledger), *_importance_words(ledger)],
-            code=_recipe(evidence),
-            tables=[*_best_table(ledger), _axes_table(ledger)],
-            pictures=list(_pictures(ledger)),
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise RecordError(f"{study.storage.uri}/{name} is not the ledger of a search: {error!r}") from None
+    return Extra(
+        title="The search",
+        text=[*_story(ledger), *_importance_words(ledger)],
+        code=_recipe(evidence),
+        tables=[*_best_table(ledger), _axes_table(ledger)],
+        pictures=list(_pictures(ledger)),
+    )
 
 
 def _is_of(ledger: Ledger, arms: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -36,6 +36,7 @@ from jbot.record import (
     without_secret,
     without_user,
 )
+from jbot.searches import load_ledger, load_population
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -575,21 +576,19 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any],
 
 def _content(storage: Storage, study: str) -> dict[str, Any]:
     """The plan of a study and its trials; while it is still searching for its arms, that of the search."""
-    if storage.exists(f"{study}/study.json") or not storage.exists(f"{study}/search.json"):
+    ledger = None if storage.exists(f"{study}/study.json") else load_ledger(storage, study)
+    if ledger is None:
         return dict(storage.read_json(f"{study}/study.json"))
-    ledger = storage.read_json(f"{study}/search.json")
     return ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
 
 
 def _points(storage: Storage, study: str) -> list[Ended]:
     """(id, arm, record) of the trials of a study's search that have ended; those without a search have none."""
     trials: list[tuple[str, str]] = []
-    if storage.exists(f"{study}/search.json"):
-        points = storage.read_json(f"{study}/search.json")["points"]
-        trials += [(trial["trial_id"], trial["arm"]) for point in points for trial in point["trials"]]
-    if storage.exists(f"{study}/population.json"):
-        members = storage.read_json(f"{study}/population.json")["lineage"]
-        trials += [(member["trial_id"], f"pbt-{member['member']:02d}") for member in members]
+    if ledger := load_ledger(storage, study):
+        trials += [(trial["trial_id"], trial["arm"]) for point in ledger["points"] for trial in point["trials"]]
+    if population := load_population(storage, study):
+        trials += [(member.trial_id, f"pbt-{member.member:02d}") for member in population.lineage]
     return _ended(storage, trials)
 
 

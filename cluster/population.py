@@ -13,17 +13,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cluster.run import ClusterError
 from jbot.config import Config, ConfigError, at_epoch, can_change, flatten, override
-from jbot.record import Record, RecordError, Storage, load_curves, load_record
+from jbot.record import Record, Storage, load_curves, load_record
+from jbot.searches import POPULATION, Member, Population, ranking
 from jbot.trial import TrialSpec
 
-FILE = "population.json"
 SHARE = 4
 """One in so many members copies, and as many may be copied (the paper: one in five)."""
 FACTORS = (0.8, 1.25)
@@ -61,60 +60,6 @@ class Axis(Protocol):
     @property
     def log(self) -> bool:
         """Whether factors, not differences, are alike on it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One member after one generation: a row of the lineage."""
-
-    generation: int
-    member: int
-    epoch: int
-    """At which this generation has stopped."""
-    came: Literal["drawn", "kept", "copied"]
-    """Its knobs: drawn at the start, those it had, or another member's, changed."""
-    parent: int | None
-    """The member of the generation before whose training it goes on with: itself, or the one it copied."""
-    knobs: dict[str, float]
-    """By field, in this generation."""
-    trial_id: str
-    state: str
-    value: float | None
-    """The metric at the end of the generation; None where the trial failed."""
-    overrides: dict[str, Any]
-    """All that makes it other than the base: knobs to begin with, and `train.schedule` so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Population:
-    """What a search by population-based training has found; the content of ``<storage>/<study>/population.json``."""
-
-    metric: str
-    higher_is_better: bool
-    seed: int
-    members: int
-    stops: tuple[int, ...]
-    """Epochs at which generations end."""
-    fields: tuple[str, ...]
-    """The knobs."""
-    lineage: tuple[Member, ...]
-    """By generation, then member."""
-    best: int | None
-    """The member that is best after the last generation; None before that has ended."""
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """The best member's knobs and schedule, as the overrides of an arm. Its own value is the best of many, on the
-        jets it was chosen by: train the arm at fresh seeds.
-
-        Raises
-        ------
-        ClusterError
-            When the last generation has not ended.
-        """
-        if self.best is None:
-            raise ClusterError(f"the population has not ended: generation {len(self.stops) - 1} is missing")
-        return dict(self.lineage[(len(self.stops) - 1) * self.members + self.best].overrides)
 
 
 def population(
@@ -204,36 +149,24 @@ def population(
             lineage=tuple(rows),
             best=order[0] if generation == generations - 1 else None,
         )
-        storage.write_json(f"{study}/{FILE}", dataclasses.asdict(found))
+        storage.write_json(f"{study}/{POPULATION}", dataclasses.asdict(found))
         if rows[-members + order[0]].value is None:
             raise ClusterError(f"every member of generation {generation} has failed, e.g. {records[0].reason}")
     return found
 
 
-def load_population(storage: Storage, study: str) -> Population | None:
-    """What the file of a study says, finished or not; None where there is none.
+def winning_overrides(found: Population) -> dict[str, Any]:
+    """The best member's knobs and schedule, as the overrides of an arm. Its own value is the best of many, on the
+    jets it was chosen by: train the arm at fresh seeds.
 
     Raises
     ------
-    RecordError
-        When it is damaged.
+    ClusterError
+        When the last generation has not ended.
     """
-    name = f"{study}/{FILE}"
-    if not storage.exists(name):
-        return None
-    content = storage.read_json(name)
-    try:
-        lists = {"stops": tuple(content["stops"]), "fields": tuple(content["fields"])}
-        return Population(**content | lists | {"lineage": tuple(Member(**row) for row in content["lineage"])})
-    except (KeyError, TypeError) as error:
-        raise RecordError(f"{storage.uri}/{name} is not a population: {error!r}") from None
-
-
-def ranking(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
-    """Members from best to worst; equal ones by number, failed ones (None) last."""
-    sign = -1.0 if higher_is_better else 1.0
-    keys = [math.inf if value is None else sign * value for value in values]
-    return sorted(range(len(values)), key=lambda member: (keys[member], member))
+    if found.best is None:
+        raise ClusterError(f"the population has not ended: generation {len(found.stops) - 1} is missing")
+    return dict(found.generations[-1][found.best].overrides)
 
 
 def _plan(

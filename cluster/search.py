@@ -32,9 +32,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from jbot.config import digest
 from jbot.record import RecordError, Storage
+from jbot.searches import LEDGER, SCHEMA, load_ledger
 
-LEDGER = "search.json"
-SCHEMA = 1
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "anomaly": "maximize",
@@ -347,12 +346,10 @@ def load_entries(storage: Storage, plan: SearchPlan) -> list[Entry]:
     RecordError
         When it is damaged, or of another search.
     """
-    name = f"{plan.study}/{LEDGER}"
-    if not storage.exists(name):
+    content = load_ledger(storage, plan.study)
+    if content is None:
         return []
-    content = storage.read_json(name)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise RecordError(f"{storage.uri}/{name} must be a ledger of schema {SCHEMA}; move it away")
     if content["plan_hash"] != plan.hash:
-        raise RecordError(f"{storage.uri}/{name} is of another search ({content['plan_hash']}, this is {plan.hash})")
+        name = f"{storage.uri}/{plan.study}/{LEDGER}"
+        raise RecordError(f"{name} is of another search ({content['plan_hash']}, this is {plan.hash})")
     return list(content["points"])

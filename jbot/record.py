@@ -20,7 +20,8 @@
 <storage>/floors/raw-<hash>.json                   metrics without an encoder, shared by trials with the same jets
 <storage>/encoders/<trial id>.json                 which trial has the encoder that this plain one would train
 <storage>/<study name>/study.json                  the plan and its trials
-                       search.json                 the points of a hyperparameter search, see cluster.search
+                       search.json                 the points of a hyperparameter search, see jbot.searches
+                       population.json             the generations of a population, see jbot.searches
 """
 
 from __future__ import annotations

@@ -20,9 +20,28 @@ def check_types(instance: Any) -> None:
     """
     kind: Any = type(instance)
     for name, hint in _hints(kind).items():
-        value = getattr(instance, name)
-        if not fits(value, hint):
-            raise TypeError(f"{name} must be {_words(hint)}, got {_short(value)}")
+        if wrong := misfit(getattr(instance, name), hint, name):
+            raise TypeError(wrong)
+
+
+def misfit(value: Any, hint: Any, name: str) -> str | None:
+    """Which rule a value of this name breaks, or the first thing in it that does; None when it is of its type.
+
+    In lists and in dictionaries of named types (TypedDict) it is looked for, and named with its place.
+    """
+    if typing.is_typeddict(hint):
+        if not isinstance(value, dict):
+            return f"{name or 'it'} must be an object, got {_short(value)}"
+        begin = f"{name}." if name else ""
+        if missing := sorted(_needed(hint) - set(value)):
+            return f"{begin}{missing[0]} is missing"
+        inner = ((value[key], kind, f"{begin}{key}") for key, kind in _hints(hint).items() if key in value)
+    elif typing.get_origin(hint) is list and isinstance(value, list):
+        (kind,) = typing.get_args(hint)
+        inner = ((one, kind, f"{name}[{place}]") for place, one in enumerate(value))
+    else:
+        return None if fits(value, hint) else f"{name} must be {_words(hint)}, got {_short(value)}"
+    return next((wrong for one, kind, where in inner if (wrong := misfit(one, kind, where))), None)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -36,6 +55,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in inner)
     if origin is dict:
         return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    if origin is list or typing.is_typeddict(hint):
+        return isinstance(value, list if origin is list else dict) and misfit(value, hint, "") is None
     if origin is tuple:
         return isinstance(value, tuple) and all(fits(one, inner[0]) for one in value)
     if hint in (int, float):
@@ -51,7 +72,18 @@ def _is_moderate(value: float) -> bool:
 @functools.cache  # classes
 def _hints(kind: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return (
+        {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+        if dataclasses.is_dataclass(kind)
+        else hints
+    )
+
+
+@functools.cache  # as above
+def _needed(kind: Any) -> frozenset[str]:
+    """Keys of a TypedDict that must be there. Its own `__required_keys__` is wrong where annotations are strings."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if typing.get_origin(hint) is not typing.NotRequired)
 
 
 def _words(hint: Any) -> str:

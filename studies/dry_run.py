@@ -21,6 +21,7 @@ from cluster.run import Resources, open_trials
 from jbot.anomaly_grid import grid_file, grid_seconds
 from jbot.config import Config, from_dict, override
 from jbot.record import Record, Storage
+from jbot.searches import load_ledger
 from studies.costs import Bill, Costs, cores, ended_records, places_at, places_here, same_but_seed, with_configs
 from studies.jets import cached_plan_jets, plan_needs
 from studies.looks import describe_looks, needed_seeds
@@ -44,11 +45,8 @@ def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Fur
     have ended."""
     if study.search is None or "winner" in plan.arms:
         return None
-    from cluster.search import LEDGER
-
-    name, base = f"{plan.study}/{LEDGER}", from_dict(plan.base)
-    ledger = storage.read_json(name) if storage.exists(name) else {}
-    if not ledger or from_dict(ledger["plan"]["base"] | {"seed": base.seed}) != base:  # of another base
+    base, ledger = from_dict(plan.base), load_ledger(storage, plan.study)
+    if ledger is None or from_dict(ledger["plan"]["base"] | {"seed": base.seed}) != base:  # of another base
         ledger = {"points": []}
     left = max(0, study.search.points[plan.preset] - sum(entry["state"] != "open" for entry in ledger["points"]))
     trials = len(plan.seeds)

@@ -21,7 +21,8 @@ from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage
 from jbot.config import Config, ConfigError, can_change, flatten, from_dict, override, to_dict
 from jbot.data import Jets
-from jbot.record import RecordError, Storage, load_whole
+from jbot.record import Storage, load_whole
+from jbot.searches import LEDGER, load_ledger
 from jbot.trial import TrialSpec, git_commit
 from search_spaces.axis import Axis
 from studies.watch import console, run_specs, say, watched
@@ -263,7 +264,7 @@ def run_population(
     study: Study, plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
 ) -> Study:
     """Population-based training in the place of points; returns the study of the best member's knobs and schedule."""
-    from cluster.population import population
+    from cluster.population import population, winning_overrides
 
     search, base = searched(study), override(from_dict(plan.base), {"seed": SEED})
     members, generations = search.population[plan.preset]
@@ -290,7 +291,7 @@ def run_population(
     )
     best = found.lineage[(generations - 1) * members + (found.best or 0)]
     say(f"population of {members}: best is member {best.member}, {search.metric} {best.value:.4g}")
-    return confirmation(study, changes_to(base, found.overrides))
+    return confirmation(study, changes_to(base, winning_overrides(found)))
 
 
 def population_axes(search: Search, base: Config) -> list[Axis]:
@@ -337,18 +338,11 @@ def _decide(
 
 def keep_other_search(storage: Storage, plan: SearchPlan) -> None:
     """A search of this name over another space, base, jets or version moves to a folder of its own; records stay."""
-    from cluster.search import LEDGER
-
-    name = f"{plan.study}/{LEDGER}"
-    if not storage.exists(name):
-        return
-    content = storage.read_json(name)
-    if not isinstance(content, dict) or not isinstance(content.get("plan_hash"), str):
-        raise RecordError(f"{storage.uri}/{name} is not a search; move it away")
-    if content["plan_hash"] != plan.hash:
+    content = load_ledger(storage, plan.study)
+    if content is not None and content["plan_hash"] != plan.hash:
         folder = f"{plan.study}-search-{content['plan_hash'][:8]}"
         storage.write_json(f"{folder}/{LEDGER}", content)
-        storage.remove_file(name)
+        storage.remove_file(f"{plan.study}/{LEDGER}")
         say(f"[yellow]the search has changed[/]: the earlier one is now {storage.uri}/{folder}")
 
 
@@ -398,12 +392,8 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
 
 def found_entries(storage: Storage, plan: SearchPlan) -> list[dict[str, Any]]:
     """The points that a search has in its ledger; none where that is of another search, or of jets not at hand."""
-    from cluster.search import LEDGER, load_entries
-
-    name = f"{plan.study}/{LEDGER}"
-    if not storage.exists(name) or storage.read_json(name).get("plan_hash") != plan.hash:
-        return []
-    return load_entries(storage, plan)
+    ledger = load_ledger(storage, plan.study)
+    return list(ledger["points"]) if ledger and ledger["plan_hash"] == plan.hash else []
 
 
 def changes_to(base: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from test_analysis_report import make_plan, write_study
 
 from analysis import sections
 from analysis.plan import load_study
-from analysis.population import load, section
+from analysis.population import section
 from analysis.report import build_report
-from cluster.population import FILE, Member, Population
 from jbot.record import RecordError, Storage
+from jbot.searches import POPULATION, Member, Population, load_population
 
 LR, KOLEO = "optim.lr", "loss.koleo_weight"
 # (value, parent) by generation, then member: 2 fails and copies 0; 1 is worst of the second and copies 2, which wins.
@@ -61,7 +61,7 @@ def study(tmp_path):
     storage = Storage(tmp_path)
 
     def put(found: Population):
-        storage.write_json(f"{plan.study}/{FILE}", dataclasses.asdict(found))
+        storage.write_json(f"{plan.study}/{POPULATION}", dataclasses.asdict(found))
         return sections.gather(load_study(f"{tmp_path}/{plan.study}"))
 
     return put, storage, plan
@@ -70,7 +70,7 @@ def study(tmp_path):
 def test_the_winner_is_followed_back_to_its_first_ancestor(study):
     put, storage, plan = study
     put(make_population())
-    found = load(storage, plan.study)
+    found = load_population(storage, plan.study)
     best = found.ranked[0]
     assert (best.member, best.value) == (1, 0.50)
     assert [(row.generation, row.member) for row in found.history(best)] == [(0, 0), (1, 2), (2, 1)]
@@ -126,7 +126,7 @@ def test_it_is_in_the_report_of_studies_that_have_one(tmp_path):
     folder = str(write_study(tmp_path, plan))
     without = build_report(load_study(folder), tmp_path / "without").read_text()
     assert "Population-based training" not in without
-    Storage(tmp_path).write_json(f"{plan.study}/{FILE}", dataclasses.asdict(make_population()))
+    Storage(tmp_path).write_json(f"{plan.study}/{POPULATION}", dataclasses.asdict(make_population()))
     page = build_report(load_study(folder), tmp_path / "with")
     assert "copied 2, changed" in page.read_text()
     assert "4 loss.koleo_weight=0.01" in page.read_text()
@@ -138,10 +138,10 @@ def test_it_is_in_the_report_of_studies_that_have_one(tmp_path):
 @pytest.mark.parametrize("content", [b"[]", b"{}", b'{"lineage": [{}]}', b"not JSON"])
 def test_a_damaged_file_is_an_error_of_one_line(study, content):
     _, storage, plan = study
-    storage.write(f"{plan.study}/{FILE}", content)
+    storage.write(f"{plan.study}/{POPULATION}", content)
     with pytest.raises(RecordError) as error:
-        load(storage, plan.study)
-    assert FILE in str(error.value)
+        load_population(storage, plan.study)
+    assert POPULATION in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -239,8 +239,18 @@ def test_a_damaged_record_hides_no_other_study(tmp_path):
 
 
 def test_a_search_without_a_winner_is_no_answer_yet(tmp_path):
-    plan = {"study": "hyperparameters", "preset": "quick", "question": "Is there a better recipe?"}
-    ledger = {"plan": plan, "target": 24, "points": [{"state": "complete"}, {"state": "pruned"}, {"state": "open"}]}
+    plan = {
+        "study": "hyperparameters", "preset": "quick", "question": "Is there a better recipe?", "base": {"seed": 0},
+        "space": [], "first": {}, "objectives": ["accuracy"], "metric": "val/knn_accuracy", "seed": 0, "startup": 4,
+        "first_rung": 0, "reduction": 2, "epochs": 8, "data": {"source": "made up", "fingerprint": "0"},
+    }  # fmt: skip
+    point = {"params": {}, "overrides": {}, "reason": None, "points": [], "values": {"accuracy": 0.5}, "trials": []}
+    states = ["complete", "pruned", "open"]
+    ledger = {
+        "schema": 1, "plan": plan, "plan_hash": "0", "sampler": "TPE", "rungs": [],
+        "directions": {"accuracy": "maximize"}, "target": 24,
+        "points": [point | {"number": number, "state": state} for number, state in enumerate(states)],
+    }  # fmt: skip
     Storage(tmp_path).write_json("hyperparameters/search.json", ledger)
     text = page_of(tmp_path)
     assert "a search of preset quick: 2 of 24 points have ended; no winner yet" in text

@@ -8,17 +8,16 @@ from test_schedule import train_one
 
 from cluster.population import (
     FACTORS,
-    Population,
     drawn,
     explored,
-    load_population,
     perturbed,
     population,
-    ranking,
+    winning_overrides,
 )
 from cluster.run import ClusterError, Resources, run_inline
 from jbot.config import Config, ConfigError, flatten, override
 from jbot.record import RecordError, Storage, load_record
+from jbot.searches import Population, load_population, ranking
 from jbot.trial import TrialSpec
 from search_spaces.axis import Axis
 
@@ -86,7 +85,7 @@ def test_generations_copy_change_and_go_on(search, tiny, tiny_data, tmp_path):
     last = found.lineage[-4:]
     assert found.best == ranking([row.value for row in last], True)[0]
     # The winner again from zero, as an arm of any study would.
-    winner = override(tiny, found.overrides)
+    winner = override(tiny, winning_overrides(found))
     alone = train_one(winner, tiny_data, Storage(tmp_path / "alone"))
     assert alone.trial_id == last[found.best].trial_id
     assert alone.metrics == load_record(search.storage, alone.trial_id).metrics
@@ -110,7 +109,7 @@ def test_a_killed_search_goes_on_and_ends_the_same(search, tiny, tiny_data, tmp_
     partial = load_population(killed.storage, "search")
     assert (len(partial.lineage), partial.best) == (4, None)
     with pytest.raises(ClusterError, match="generation 2 is missing"):
-        _ = partial.overrides
+        winning_overrides(partial)
     again = Search(tiny, tiny_data, tmp_path / "killed")
     assert again() == whole
     assert len(again.ran) == 12 - 6
