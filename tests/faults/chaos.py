@@ -33,7 +33,8 @@ from test_faults_long import free_port, nodes, server  # noqa: E402
 
 from jbot.record import load_record  # noqa: E402
 
-STUDY = ["--seeds", "3", "--set", "train.epochs=80", "--set", "probe.every=40"]
+STUDY = ["--seeds", "3", "--set", "train.epochs=300", "--set", "probe.every=150"]
+"""Trials of some seconds: checkpoints are there to be damaged."""
 EARLY_ENDS = {0, 1, 2, -signal.SIGKILL, 128 + signal.SIGTERM}
 """Exit codes of a driver to which these things happen: whole, trials given up, no node in order, killed, stopped."""
 MOST_DRIVERS = 100
@@ -184,7 +185,7 @@ def options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--minutes", type=float, default=10.0, help="no event later than that (default: 10)")
     made.add_argument("--seed", type=int, default=0, help="of the schedule (default: 0)")
-    made.add_argument("--pace", type=float, default=8.0, help="seconds between events, on average (default: 8)")
+    made.add_argument("--pace", type=float, default=5.0, help="seconds between events, on average (default: 5)")
     made.add_argument("--only", default=",".join(EVENTS), help=f"events, of {','.join(EVENTS)} (default: all)")
     found = made.parse_args()
     found.only = found.only.split(",")
@@ -220,7 +221,7 @@ def main() -> int:
             chaos.before.check_left()
         except AssertionError as error:
             broken = str(error)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     if broken:
         print(f"the promise is broken: {broken}\nsee {folder}", file=sys.stderr)
         return 1
