@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -46,30 +46,42 @@ def misfit(value: Any, hint: Any, name: str) -> str | None:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is of an annotated type. Whole numbers are numbers, truth values are not."""
+    return _test(hint)(value)
+
+
+@functools.cache
+def _test(hint: Any) -> Callable[[Any], bool]:
+    """What decides for one type: made once, as a record has hundreds of numbers, and a study thousands of records."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return True
+        return lambda value: True
     if origin is typing.Literal:
-        return value in inner
+        return lambda value: value in inner
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        tests = [_test(one) for one in inner]
+        return lambda value: any(test(value) for test in tests)
     if origin is dict:
-        return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+        key, item = map(_test, inner)
+        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(item, value.values()))
     if origin is list or typing.is_typeddict(hint):
-        return isinstance(value, list if origin is list else dict) and misfit(value, hint, "") is None
+        kind = origin or dict
+        return lambda value: isinstance(value, kind) and misfit(value, hint, "") is None
     if origin is tuple:
-        return isinstance(value, tuple) and all(fits(one, inner[0]) for one in value)
-    if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool) and _is_moderate(value)
-    return isinstance(value, hint)
+        one = _test(inner[0])
+        return lambda value: isinstance(value, tuple) and all(map(one, value))
+    if hint is int:
+        return _is_whole
+    if hint is float:
+        return lambda value: isinstance(value, float) or _is_whole(value)
+    return lambda value: isinstance(value, hint)
 
 
-def _is_moderate(value: float) -> bool:
+def _is_whole(value: Any) -> bool:
     """A whole number of JSON has any length; arrays and tables take those of 64 bits."""
-    return not isinstance(value, int) or -(2**63) <= value < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-@functools.cache  # classes
+@functools.cache
 def _hints(kind: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(kind)
     return (
@@ -79,7 +91,7 @@ def _hints(kind: Any) -> Mapping[str, Any]:
     )
 
 
-@functools.cache  # as above
+@functools.cache
 def _needed(kind: Any) -> frozenset[str]:
     """Keys of a TypedDict that must be there. Its own `__required_keys__` is wrong where annotations are strings."""
     hints = typing.get_type_hints(kind, include_extras=True)
