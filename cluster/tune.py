@@ -231,15 +231,17 @@ def _wait_for_place(resources: Resources) -> None:
     and nothing but the head is paid meanwhile, so there is no limit: Ctrl-C ends it."""
     wanted = {name: held for name, held in (("CPU", resources.cpus), ("GPU", resources.gpus)) if held > 0}
     said = -math.inf
-    while present_places(resources) == 0:
-        if time.monotonic() - said > REMIND_S:
-            said = time.monotonic()
-            asked = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
-            print(f"waiting for a first node with {asked}; on the head, ray status says why", file=sys.stderr)
-            request_resources(bundles=[wanted])
-        time.sleep(PATIENCE_S)
-    if said > -math.inf:
-        request_resources(bundles=[])  # or it would keep that node for ever
+    try:
+        while present_places(resources) == 0:
+            if time.monotonic() - said > REMIND_S:
+                said = time.monotonic()
+                asked = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
+                print(f"waiting for a first node with {asked}; on the head, ray status says why", file=sys.stderr)
+                request_resources(bundles=[wanted])
+            time.sleep(PATIENCE_S)
+    finally:
+        if said > -math.inf:
+            request_resources(bundles=[])  # or it would keep that node for ever, after Ctrl-C too
 
 
 def free_bytes(resources: Resources) -> int | None:

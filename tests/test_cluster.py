@@ -21,7 +21,8 @@ from jbot.record import Storage, load_record
 from jbot.trial import TrialSpec
 
 ray = pytest.importorskip("ray")
-from cluster.tune import connected, run_ray  # noqa: E402 - needs ray
+from cluster import tune  # noqa: E402 - needs ray
+from cluster.tune import connected, run_ray  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,6 +148,24 @@ def test_the_doctor_asks_every_node(two_nodes, tmp_path, capsys):
     assert said.count("ok 127.0.0.1") + said.count("clock as here") >= 2
     assert "ok all nodes jets" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_node_is_asked_for_until_one_comes_or_nobody_waits(monkeypatch, comes):
+    """The autoscaler keeps what was asked for, whether the driver that asked lives or not."""
+    asked, looks = [], iter([0, 0, 1] if comes else [0, 0])
+
+    def look(resources: Resources) -> int:
+        if (found := next(looks, None)) is None:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(tune, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(tune, "present_places", look)
+    monkeypatch.setattr(tune, "PATIENCE_S", 0.0)
+    with contextlib.nullcontext() if comes else pytest.raises(KeyboardInterrupt):
+        tune._wait_for_place(Resources(gpus=0.5))
+    assert asked == [[{"CPU": 1.0, "GPU": 0.5}], []]
 
 
 def test_inline_without_the_gpu_it_was_asked_for(tiny_data, tmp_path, monkeypatch):
