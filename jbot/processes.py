@@ -22,15 +22,15 @@ def place() -> str:
 
 def begun(pid: int) -> int | None:
     """When a process began [clock ticks since boot, which no clock that is set changes]; None where nobody tells."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this place has this number; numbers are used again, see `begun`."""
+    """Whether a process of this place has this number; numbers are used again, see `begun`.
+
+    One that has ended is dead, even where its parent never asks how: the first process of a container rarely does.
+    """
     if pid <= 0:  # of a group of processes
         return False
     try:
@@ -39,4 +39,14 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:  # of another user
         pass
-    return True
+    fields = _stat(pid)
+    return fields is None or fields[0] not in "ZX"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What Linux tells of a process after its name, which may be any bytes: its state first."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return stat.rpartition(b")")[2].decode("ascii").split()

@@ -14,8 +14,8 @@ import pytest
 from cluster import lease as module
 from cluster.lease import lease
 from cluster.run import ClusterError
-from jbot.processes import place
-from jbot.record import Storage
+from jbot.processes import begun, is_alive, place
+from jbot.record import Storage, is_left_over
 
 DRIVER = """
 import sys, time
@@ -98,6 +98,24 @@ def test_a_process_number_that_is_used_again_is_no_driver(storage):
     write(storage, place=place(), pid=os.getpid(), begun=1)
     with lease(storage, "study"):
         pass
+
+
+def test_a_killed_driver_that_nobody_asks_after_is_dead(storage, driver):
+    """As in a container whose first process is no init: the driver stays in the list of processes."""
+    driver.kill()
+    os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)
+    assert is_left_over(f".x.{driver.pid}-{place()}-00000000.tmp")
+    with lease(storage, "study"):
+        assert content(storage)["pid"] == os.getpid()
+
+
+def test_a_process_may_have_any_name():
+    rename = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xc3) Z', 0, 0, 0); print(); input()"
+    process = subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert is_alive(process.pid)
+    assert begun(process.pid) >= begun(os.getpid())
+    process.communicate(b"\n")
 
 
 @pytest.mark.parametrize("driver", [None, in_the_background], indirect=True)
