@@ -14,14 +14,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cluster.progress import LOG_SECONDS, styled
 from cluster.run import ClusterError, Resources
 from jbot.anomaly_grid import AnomalyGrid, grid_file, make_grid
 from jbot.data import Jets
 from jbot.record import Storage, first_line, load_record
 from jbot.trial import TrialSpec
-
-LOG_SECONDS = 15.0
-"""Between lines where there is no terminal to draw a bar in."""
 
 
 def open_grids(grid: AnomalyGrid, specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:
@@ -69,7 +67,8 @@ def run_grids(
         for done, (spec, error) in enumerate(ended, 1):
             if error is not None:
                 lost += 1
-                console.print(f"[red]no anomaly grid of {spec.arm}, seed {spec.config.seed}:[/] {first_line(error)}")
+                words = f"[red]no anomaly grid of {spec.arm}, seed {spec.config.seed}:[/] {first_line(error)}"
+                console.print(styled(words))
             bar.advance(task)
             if not console.is_terminal and (time.monotonic() - logged > LOG_SECONDS or done == len(todo)):
                 logged = time.monotonic()

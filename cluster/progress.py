@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from datetime import timedelta
@@ -11,12 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from jbot.command_line import one_line
 from jbot.evaluate import fine_tunings
 from jbot.record import Record
 from jbot.trial import TrialSpec
 
 LOG_SECONDS = 15.0
 """Between lines where there is no terminal to draw a bar in."""
+STYLED = re.compile(r"\[(bold|red|yellow)\](.*?)\[/\]", re.DOTALL)
+
+
+def styled(line: str) -> Text:
+    """``[red]these words[/] in red``, or bold or yellow. All else is shown as it is: rich's own markup would leave out
+    brackets in paths and errors, or raise."""
+    text, end = Text(), 0
+    for found in STYLED.finditer(line):
+        text.append(line[end : found.start()]).append(found[2], found[1])
+        end = found.end()
+    return text.append(line[end:])
 
 
 class TimeLeft(ProgressColumn):
@@ -82,7 +95,7 @@ class StudyProgress:
     def interrupted(self, spec: TrialSpec) -> None:
         """Count it as waiting."""
         self.running.discard(spec.trial_id)
-        self.console.print(f"[yellow]{spec.arm}, seed {spec.config.seed} lost its worker[/] and will be started again")
+        self._say(f"[yellow]{spec.arm}, seed {spec.config.seed} lost its worker[/] and will be started again")
         self._show()
 
     def ended(self, spec: TrialSpec, record: Record) -> None:
@@ -90,14 +103,14 @@ class StudyProgress:
         self.running.discard(spec.trial_id)
         self._settle(spec, record.state)
         if record.state == "failed":
-            self.console.print(f"[yellow]{spec.arm}, seed {spec.config.seed} failed:[/] {record.reason}")
+            self._say(f"[yellow]{spec.arm}, seed {spec.config.seed} failed:[/] {record.reason}")
         self._show()
 
     def lost(self, spec: TrialSpec, error: str) -> None:
         """Say why."""
         self.running.discard(spec.trial_id)
         last = error.strip().splitlines()[-1] if error.strip() else "worker died"
-        self.console.print(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {last}")
+        self._say(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {one_line(last)}")
         self._show()
 
     def close(self) -> None:
@@ -138,6 +151,9 @@ class StudyProgress:
                 del self.open_in_block[block]
         self.failed += (state == "failed") - (self.states.get(trial) == "failed")
         self.states[trial] = state
+
+    def _say(self, line: str) -> None:
+        self.console.print(styled(line))
 
     def _show(self) -> None:
         summary, left = self.summary(), self.time_left()

@@ -14,6 +14,7 @@ from rich.console import Console
 from analysis.plan import Plan
 from cluster.events import Listener
 from cluster.mirror import default_tracking_uri, see
+from cluster.progress import styled
 from cluster.run import Resources, run_inline
 from jbot.data import Jets
 from jbot.record import Storage, first_line, without_secret
@@ -25,8 +26,8 @@ NO_VIEW = "none"
 
 
 def say(line: str) -> None:
-    """A line on stderr that is never broken: paths and commands can be copied."""
-    console.print(without_secret(line), highlight=False, soft_wrap=True)
+    """A line on stderr, styled, that is never broken: paths and commands can be copied."""
+    console.print(styled(without_secret(line)), soft_wrap=True)
 
 
 def run_specs(

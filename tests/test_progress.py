@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cluster.progress import StudyProgress, epochs_of
+from cluster.progress import StudyProgress, epochs_of, styled
 from jbot.config import Config, override
 from jbot.trial import TrialSpec
 
@@ -32,6 +32,27 @@ def test_every_reported_epoch_moves_the_bar(spec):
     assert progress.epochs[spec.trial_id] == pytest.approx(8 + 0.1 + 1.0)
     assert progress.time_left().endswith("left")
     progress.close()
+
+
+@pytest.mark.parametrize("words", ["cannot open [/tmp/x]", "no /data/[run1]/file", "[bold] :key: [Errno 28]"])
+def test_what_an_error_says_is_shown_as_it_is(spec, words):
+    """Rich would take brackets for styles: leave them out, or raise in the middle of a study."""
+    shown = io.StringIO()
+    progress = StudyProgress([spec], [], Console(file=shown, width=200))
+    progress.lost(spec, f"Traceback ...\nOSError: {words} at http://me:secret@host\n")
+    progress.ended(spec, SimpleNamespace(trial_id=spec.trial_id, state="failed", reason=words))
+    progress.close()
+    assert f"a, seed 0 was given up: OSError: {words} at http://***@host\n" in shown.getvalue()
+    assert f"a, seed 0 failed: {words}\n" in shown.getvalue()
+
+
+def test_only_words_between_our_own_marks_are_styled():
+    text = styled("[yellow]lost[/]: see [/tmp/[a]] and [red]mend[/]")
+    assert text.plain == "lost: see [/tmp/[a]] and mend"
+    assert [(text.plain[span.start : span.end], span.style) for span in text.spans] == [
+        ("lost", "yellow"),
+        ("mend", "red"),
+    ]
 
 
 def test_running_sums_are_those_of_all_trials(spec):
