@@ -78,6 +78,10 @@ class NotThereError(RecordError):
     """A file that is missing."""
 
 
+class UnreadableError(RecordError, OSError):
+    """A file that is there, in a storage that fails to give it: nobody knows what it holds. Later it may do better."""
+
+
 TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<place>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
 """What ends the name of a file that is being written: by which process, and where that number means one process."""
 DAY_S = 86_400.0
@@ -169,6 +173,8 @@ class Storage:
         ------
         NotThereError
             When there is none.
+        UnreadableError
+            When the storage fails.
         """
         try:
             with self._fs.open_input_stream(self._path(name)) as stream:
@@ -176,7 +182,7 @@ class Storage:
         except FileNotFoundError:
             raise NotThereError(f"no {name} in {self.uri}") from None
         except OSError as error:
-            raise RecordError(f"{self.uri}/{name} cannot be read: {first_line(error)}") from None
+            raise UnreadableError(f"{self.uri}/{name} cannot be read: {first_line(error)}") from None
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a file, atomically."""
@@ -437,6 +443,8 @@ def load_whole_records(storage: Storage, trials: Iterable[str]) -> dict[str, Rec
 def _load_strictly(storage: Storage, trial: str) -> Record | None:
     try:
         return load_record(storage, trial, strict=True)
+    except UnreadableError:  # it may be whole
+        raise
     except RecordError as error:
         mend = f"move {trial_folder(trial)} away, and the same command runs that trial again"
         raise RecordError(f"{error}: {mend}") from None

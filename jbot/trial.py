@@ -48,7 +48,7 @@ from jbot.metrics import Measured, classification, uncertainties
 from jbot.model import named_weights
 from jbot.pack import check_shared
 from jbot.pictures import save_pictures, save_snapshot
-from jbot.record import Record, RecordError, Storage, load_whole, save_record, trial_folder, trial_id
+from jbot.record import Record, RecordError, Storage, UnreadableError, load_whole, save_record, trial_folder, trial_id
 from jbot.saved import (
     PROGRESS,
     as_arrays,
@@ -508,7 +508,13 @@ class Checkpoint:
         return self.anew and self.history["continues"] is not None
 
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> tuple[TrainState, dict[str, Any]]:
-        """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start."""
+        """The saved state, or a fresh one; and what earlier attempts leave: attempts, seconds, first start.
+
+        Raises
+        ------
+        UnreadableError
+            When the storage fails: a checkpoint that may be whole is not to be replaced by a fresh one.
+        """
         fresh = init_state(config, [config.seed], device, dtype)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         history = {"attempts": 0, "wall_seconds": 0.0, "started": started, "continues": None, "shared_seconds": 0.0}
@@ -519,6 +525,8 @@ class Checkpoint:
             tensors = like(fresh, arrays, "", device)
             progress = Progress(**typed(saved["state"], PROGRESS))
             return fresh.of(tensors, [progress]), typed(saved["history"], HISTORY)
+        except UnreadableError:
+            raise
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint of trial {self.folder} is damaged, starting over: {error}", stacklevel=2)
             return fresh, history
@@ -528,7 +536,7 @@ class Checkpoint:
         return float(self.history["wall_seconds"] + time.perf_counter() - self.started)
 
     def load_tuned(self, runs: Sequence[Run], trained: TrainState) -> dict[str, FinetuneState]:
-        """The saved state of each fine-tuning, a pack of one; a fresh one when none was saved."""
+        """The saved state of each fine-tuning, a pack of one; a fresh one when none was saved. Raises as `load`."""
         device, dtype = trained.student.device, trained.student.dtype
         fresh = {run.name: init_finetune([run], device, dtype) for run in runs}
         if not self.storage.exists(f"{self.folder}/finetune.json"):
@@ -542,6 +550,8 @@ class Checkpoint:
                 )
                 for name, state in fresh.items()
             }
+        except UnreadableError:
+            raise
         except (RecordError, KeyError, TypeError) as error:
             warnings.warn(f"fine-tunings of {self.folder} are damaged, starting them over: {error}", stacklevel=2)
             return fresh

@@ -45,11 +45,11 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
     with stopped_by_sigterm() as code:
         try:
             sys.exit(run(study, parser(study).parse_args(arguments)))
-        except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
-            sys.exit(bad_input(error))
-        except OSError as error:  # the storage was written when the study began
+        except OSError as error:  # the storage was written when the study began; first, as an UnreadableError is both
             print(f"error: {one_line(error)}: {CONTINUES}", file=sys.stderr)
             sys.exit(UNFINISHED)
+        except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
+            sys.exit(bad_input(error))
         except KeyboardInterrupt:
             print(f"interrupted: {CONTINUES}", file=sys.stderr)
             sys.exit(code())

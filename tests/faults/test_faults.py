@@ -17,11 +17,13 @@ from promise import NAME, Before, Undisturbed, is_temporary, results
 from test_shared_encoder import JETS, JUDGED, spec_of
 
 import jbot.trial
+import studies.main
 from cluster.run import Resources, open_trials, run_inline
 from jbot.config import Config, override
 from jbot.processes import place
-from jbot.record import RecordError, Storage, load_record
+from jbot.record import RecordError, Storage, UnreadableError, load_record
 from jbot.trial import TrialSpec, run_pack
+from studies.masking_ablation import study as masking_ablation
 
 SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
 
@@ -92,6 +94,57 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tiny_data, tmp_path, w
         assert results(storage, record.trial_id) == results(quiet, record.trial_id), damage
         assert again.attempts == 2, damage
         assert [path for path in Path(storage.uri).rglob("*") if is_temporary(path)] == [], damage
+
+
+class Failing:
+    """A file system that gives no file whose name ends in one of these."""
+
+    def __init__(self, storage: Storage, *ends: str):
+        self.inner, self.ends = storage._fs, ends
+        storage._fs = self
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+    def open_input_stream(self, path: str):
+        if path.endswith(self.ends):
+            raise OSError("the network is down")
+        return self.inner.open_input_stream(path)
+
+
+@pytest.mark.parametrize("end", ["checkpoint/state.json", ".safetensors"])
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tiny_data, tmp_path, whole, end, recwarn):
+    record, quiet = whole
+    storage, broken = Storage(tmp_path), Storage(tmp_path)
+    interrupt(tiny_data, storage, epoch=2)
+    folder = f"trials/{record.trial_id}/checkpoint"
+    files = {name: storage.read(f"{folder}/{name}") for name in storage.names(folder)}
+    Failing(broken, end)
+    with pytest.raises(UnreadableError, match=r"checkpoint/state.* cannot be read: the network is down"):
+        run_pack([spec(tiny_data)], tiny_data, broken)
+    assert {name: storage.read(f"{folder}/{name}") for name in files} == files
+    (again,) = run_pack([spec(tiny_data)], tiny_data, storage)
+    assert again.attempts == 3
+    assert results(storage, record.trial_id) == results(quiet, record.trial_id)
+    assert not [said for said in recwarn if "damaged" in str(said.message)]
+
+
+def test_a_record_that_cannot_be_read_now_is_not_called_damaged(tiny_data, whole):
+    broken = Storage(whole[1].uri)
+    Failing(broken, "record.json")
+    with pytest.raises(UnreadableError, match=r"cannot be read: the network is down$"):
+        open_trials([spec(tiny_data)], broken)
+
+
+def test_a_storage_that_fails_is_no_bad_input(monkeypatch, capsys):
+    def run(study, options):
+        raise UnreadableError("s3://bucket/trials/x/record.json cannot be read: the network is down")
+
+    monkeypatch.setattr(studies.main, "run", run)
+    with pytest.raises(SystemExit) as stopped:
+        studies.main.main(masking_ablation, ["--inline"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.endswith("is down: no finished trial is lost, the same command continues\n")
 
 
 def test_no_bit_of_a_checkpoint_can_change_unseen(tiny_data, tmp_path):
