@@ -29,6 +29,7 @@ from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
 from cluster.stop import own_sigterm
 from jbot.attempts import attempts_begun
+from jbot.command_line import one_line
 from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.record import Record, Storage, first_line, is_left_over, temporary_name
@@ -161,11 +162,14 @@ def _join(options: dict[str, Any]) -> None:
             if b"InvalidAuthToken" in said.read():
                 raise ClusterError(f"the Ray cluster at address {address!r} wants its token: {TOKEN}") from None
             raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
-        except Exception as error:  # as Ray raises it when its processes are not there after half a minute
-            if address != "local":
+        except Exception as error:
+            if address == "local":  # as Ray raises it when its processes are not there after half a minute
+                busy = "; this machine may be too busy, so run the command again"
+                raise ClusterError(f"Ray did not start on this machine: {first_line(error)}{busy}") from None
+            if not isinstance(error, RayError | RuntimeError | ValueError):
                 raise
-            busy = "; this machine may be too busy, so run the command again"
-            raise ClusterError(f"Ray did not start on this machine: {first_line(error)}{busy}") from None
+            # Above all other versions of Ray or Python than here, which it says in seven lines.
+            raise ClusterError(f"the Ray cluster at address {address!r} cannot be used: {one_line(error)}") from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -179,6 +179,20 @@ def test_an_address_is_auto_or_a_port():
         pass
 
 
+def test_a_cluster_of_other_versions_is_one_line(monkeypatch):
+    def refuse(**options):
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\nThis process with:\n    Ray: 2.60.0\n"
+        )
+
+    monkeypatch.setattr(ray, "init", refuse)
+    says = (
+        r"Ray cluster at address 'there:1' cannot be used: Version mismatch: .*2\.9\.0 This process with: Ray: 2\.60\.0"
+    )
+    with pytest.raises(ClusterError, match=says):
+        tune._join({"address": "there:1"})
+
+
 def test_no_cluster_at_the_address(tiny_data, tmp_path):
     with pytest.raises(ClusterError, match=r"no Ray cluster at address '127\.0\.0\.1:1'"), connected("127.0.0.1:1"):
         pass
