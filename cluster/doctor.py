@@ -33,11 +33,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.run import ClusterError, check_storage
-from jbot.command_line import Parser, bad_input
-from jbot.data import DataError
+from jbot.command_line import Parser, bad_input, program
 from jbot.data.jetdata import CLASSES, JetData, content_fingerprint
 from jbot.data.load import load_cached
-from jbot.record import RecordError, Storage, first_line, without_secret
+from jbot.record import RecordError, Storage, first_line, last_line, temporary_name, without_secret
 
 SHAPES_RESULTS = ("torch", "numpy", "scipy", "scikit-learn")
 """Libraries of which another version gives other numbers: one study must not mix them."""
@@ -111,7 +110,7 @@ def look(storage: Storage, token: str) -> dict[str, Any]:
 
 def _storage(storage: Storage, token: str) -> str:
     """Empty when the token is there and another file can be written, else what went wrong."""
-    own = f"{token}-{uuid.uuid4().hex[:8]}"
+    own = temporary_name(".seen")
     try:
         if not storage.exists(token):
             return "is not seen"
@@ -283,23 +282,54 @@ def _same_libraries(nodes: Sequence[Node]) -> list[Finding]:
 
 
 def ask_nodes(storage: Storage, token: str, trains: Callable[[dict[str, Any]], bool] = lambda node: True) -> list[Node]:
-    """Of every node of the connected cluster, what it tells of itself."""
-    import ray
+    """Of every node of the connected cluster, what it tells of itself.
 
-    alive, on = _alive(), _each_node()
-    task, clock = ray.remote(num_cpus=0)(look), ray.remote(num_cpus=0)(_clock)
-    told = ray.get([task.options(scheduling_strategy=there).remote(storage, token) for there in on])
-    skews = [_skew(partial(_asked, clock.options(scheduling_strategy=there))) for there in on]
+    Raises
+    ------
+    ClusterError
+        When a node cannot answer: it cannot import this code, say.
+    """
     return [
         Node(
             address=node["NodeManagerAddress"],
             trains=trains(node),
             gpus_promised=node["Resources"].get("GPU", 0.0),
             told=answer,
-            skew=skew,
+            skew=_skew(partial(_time_on, node)),
         )
-        for node, answer, skew in zip(alive, told, skews, strict=True)
+        for node, answer in on_each(_alive(), look, storage, token)
     ]
+
+
+def on_each(nodes: Sequence[dict[str, Any]], function: Callable[..., Any], *arguments: Any) -> list[tuple[Any, Any]]:
+    """Run a function on each node, all at once: (node, what it returned). Those that have gone meanwhile are left out.
+
+    Raises
+    ------
+    ClusterError
+        Naming the nodes that are there and cannot run it, or when none is left.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    task, found, problems = ray.remote(num_cpus=0)(function), [], []
+    asked = [(node, task.options(scheduling_strategy=on_node(node)).remote(*arguments)) for node in nodes]
+    for node, answer in asked:
+        try:
+            found.append((node, ray.get(answer)))
+        except RayError as error:
+            if node["NodeID"] in {other["NodeID"] for other in _alive()}:
+                problems.append(f"node {node['NodeManagerAddress']} cannot be asked: {last_line(error)}")
+    if problems or not found:
+        raise ClusterError("; ".join(problems) or "every node has gone while it was asked")
+    return found
+
+
+def on_node(node: dict[str, Any]) -> Any:
+    """How Ray is told to run something on this node, nowhere else."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
 
 
 def _alive() -> list[dict[str, Any]]:
@@ -308,21 +338,19 @@ def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _each_node() -> list[Any]:
-    """How Ray is told to run something on each of them."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in _alive()]
-
-
 def _clock() -> float:
     return time.time()
 
 
-def _asked(task: Any) -> float:
+def _time_on(node: dict[str, Any]) -> float:
+    """Of a node's clock [s since 1970]; of ours where the node has gone."""
     import ray
+    from ray.exceptions import RayError
 
-    return float(ray.get(task.remote()))
+    try:
+        return float(ray.get(ray.remote(num_cpus=0)(_clock).options(scheduling_strategy=on_node(node)).remote()))
+    except RayError:
+        return _clock()
 
 
 def _skew(ask: Callable[[], float]) -> float:
@@ -371,10 +399,9 @@ def check_jets(source: str, nodes: bool) -> Finding:
     if nodes:
         import ray
 
-        sent, task = ray.put(jets), ray.remote(num_cpus=0)(_fingerprint)
-        theirs = ray.get([task.options(scheduling_strategy=there).remote(sent) for there in _each_node()])
-        if wrong := [node for node, arrived in zip(_alive(), theirs, strict=True) if arrived != jets.fingerprint]:
-            names = ", ".join(node["NodeManagerAddress"] for node in wrong)
+        arrived = on_each(_alive(), _fingerprint, ray.put(jets))
+        if wrong := [node["NodeManagerAddress"] for node, theirs in arrived if theirs != jets.fingerprint]:
+            names = ", ".join(wrong)
             mend = "other bytes arrive than were sent: look at memory and network of these nodes"
             return Finding(what="jets", where=names, says=says, mend=mend)
     return Finding(what="jets", where="all nodes" if nodes else "this machine", says=says)
@@ -441,12 +468,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """Examine, print, and say by the exit code whether a study may start."""
     options = parser().parse_args(arguments)
     try:
         found = examine(Storage(options.storage), options.address, options.data, options.tracking_uri)
-    except (ClusterError, DataError, RecordError) as error:
+    except ClusterError as error:
         return bad_input(error)
     show(found)
     return int(any(finding.fatal and not finding.ok for finding in found))

@@ -22,7 +22,7 @@ from cluster.tune import connected
 from jbot.command_line import bad_input
 from jbot.data import DataError, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
-from jbot.record import first_line
+from jbot.record import first_line, last_line
 
 RETRIES = 3
 """Times a chunk is made again after its worker or node died."""
@@ -159,8 +159,7 @@ def _answer(ref: Any) -> str | None:
     try:
         return ray.get(ref)
     except RayError as error:  # the code or a dependency of it cannot be imported there, or the node has gone
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"cannot generate jets ({lines[-1].strip()})"
+        return f"cannot generate jets ({last_line(error)})"
 
 
 def wrong_generators(versions: dict[str, str]) -> str | None:

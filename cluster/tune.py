@@ -21,9 +21,8 @@ import torch
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.doctor import ask_nodes, code_digest, judge
+from cluster.doctor import ask_nodes, code_digest, judge, on_node
 from cluster.events import Deaths, Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
 from cluster.run import ClusterError, Resources, check_storage, open_trials
@@ -210,10 +209,6 @@ def check_nodes(storage: Storage, resources: Resources) -> None:
         raise ClusterError("\n".join(fatal))
 
 
-def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-
-
 def places_on(node: dict[str, Any], resources: Resources) -> int:
     """Packs that a node can run at once."""
     wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
@@ -254,7 +249,7 @@ def free_bytes(resources: Resources) -> int | None:
         return None
     nodes = [node for node in ray.nodes() if node["Alive"] and places_on(node, resources)]
     measure: Any = ray.remote(num_cpus=0, num_gpus=resources.gpus)(free_gpu_bytes)
-    return min(ray.get([measure.options(scheduling_strategy=_on(node)).remote(resources.gpus) for node in nodes]))
+    return min(ray.get([measure.options(scheduling_strategy=on_node(node)).remote(resources.gpus) for node in nodes]))
 
 
 def _fit(

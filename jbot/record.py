@@ -105,6 +105,11 @@ def first_line(error: BaseException) -> str:
     return without_secret(next(iter(str(error).splitlines()), type(error).__name__))
 
 
+def last_line(error: object) -> str:
+    """The last line of what an error of a worker says, where a traceback comes first; safe to show, as the first."""
+    return without_secret(next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no word"))
+
+
 def without_secret(text: str) -> str:
     """A URI, or words that hold one, without user and password before its host and in its query: safe to show."""
     return SECRET_QUERY.sub(r"\1***", SECRET_USER.sub("***@", text))

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import doctor
 from cluster.doctor import Node, code_digest, judge, look, this_machine
-from cluster.run import check_storage
+from cluster.run import ClusterError, check_storage
 from jbot.record import Storage, without_secret
 
 GPU = {"name": "H100", "driver": "570", "free": 70 * 2**30, "total": 80 * 2**30}
@@ -137,6 +137,46 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, arguments, says):
     assert done.returncode == 2
     assert done.stderr.startswith(says)
     assert done.stderr.count("\n") == 1
+
+
+def cluster_of(monkeypatch, alive: dict[str, bool | Exception]) -> list[dict]:
+    """Nodes that answer with their own name, or as told; the ones that are False have gone when they are asked."""
+    ray = pytest.importorskip("ray")
+    nodes = [{"NodeID": name * 56, "NodeManagerAddress": f"10.0.0.{name}"} for name in alive]
+
+    class Task:
+        def options(self, scheduling_strategy):
+            self.node = scheduling_strategy.node_id[0]
+            return self
+
+        def remote(self):
+            return self.node
+
+    def get(node):
+        if alive[node] is True:
+            return node
+        raise alive[node] or ray.exceptions.NodeDiedError("it has gone")
+
+    monkeypatch.setattr(ray, "remote", lambda **held: lambda function: Task())
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(doctor, "_alive", lambda: [node for node in nodes if alive[node["NodeID"][0]]])
+    return nodes
+
+
+def test_a_node_that_goes_while_it_is_asked_is_left_out(monkeypatch):
+    nodes = cluster_of(monkeypatch, {"a": True, "b": False, "c": True})
+    assert [(node["NodeID"][0], told) for node, told in doctor.on_each(nodes, look)] == [("a", "a"), ("c", "c")]
+    nodes = cluster_of(monkeypatch, {"a": False})
+    with pytest.raises(ClusterError, match="every node has gone"):
+        doctor.on_each(nodes, look)
+
+
+def test_a_node_that_cannot_run_this_code_is_named(monkeypatch):
+    ray = pytest.importorskip("ray")
+    error = ray.exceptions.RaySystemError("Traceback ...\nModuleNotFoundError: No module named 'rich'\n")
+    nodes = cluster_of(monkeypatch, {"a": True, "b": error})
+    with pytest.raises(ClusterError, match=r"^node 10\.0\.0\.b cannot be asked: ModuleNotFoundError: No module .*'$"):
+        doctor.on_each(nodes, look)
 
 
 def test_a_finding_says_where_and_what():
