@@ -27,6 +27,7 @@ from cluster.mlflow_model import register_best
 from jbot.config import Config, digest, flatten, from_dict
 from jbot.record import (
     Record,
+    RecordError,
     Storage,
     first_line,
     load_curves,
@@ -510,7 +511,11 @@ def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
 def save_links(view: View, storage: Storage) -> None:
     """Write LINKS into the study's folder, when anything has changed."""
     name, content = f"{view.info.name}/{LINKS}", view.links()
-    if not storage.exists(name) or json.loads(storage.read(name)) != content:
+    try:
+        there = storage.read_json(name)
+    except RecordError:  # not there yet, or damaged
+        there = None
+    if there != content:
         storage.write_json(name, content)
 
 

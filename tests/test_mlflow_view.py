@@ -282,6 +282,14 @@ def test_links_lead_from_records_to_runs(case):
     assert case.storage.read_json(f"{case.plan.study}/mlflow.json") == live
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[]"])
+def test_damaged_links_are_written_anew(tmp_path, damage):
+    storage, links = Storage(tmp_path), {"parent": "p", "runs": {}}
+    storage.write(f"study/{mlflow_view.LINKS}", damage)
+    mlflow_view.save_links(SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links), storage)
+    assert storage.read_json(f"study/{mlflow_view.LINKS}") == links
+
+
 def test_what_is_whole_is_passed_over(case, monkeypatch):
     case.run()
     rebuild(case.storage, case.plan.study, case.uri, files=False)
