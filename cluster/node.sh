@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="${VENV:-$PWD/.venv}/bin:$PATH" RAY_AUTH_MODE=token
-ray=
+ray='' idle=''
 
 # A temporary folder for each user and port: others may run Ray on this machine, too. Short, for the names of sockets.
 common() {
@@ -22,7 +22,7 @@ common() {
 }
 
 stop() {
-    kill -TERM "$ray" 2>/dev/null || true
+    kill -TERM "$ray" ${idle:+"$idle"} 2>/dev/null || true
     wait "$ray" || true
 }
 
@@ -48,7 +48,8 @@ head() {
 worker() {
     common --address "$1"
     python -m cluster.idle --address "$1" --minutes "${IDLE_MINUTES:-10}" &
-    wait -n "$!" "$ray" || true # whichever ends first: no work, or no head
+    idle=$!
+    wait -n "$idle" "$ray" || true # whichever ends first: no work, or no head
 }
 
 [ -n "${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-}" ] || { echo "node.sh: set RAY_AUTH_TOKEN_PATH" >&2; exit 2; }

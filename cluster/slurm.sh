@@ -34,11 +34,10 @@ end() {
 trap end EXIT
 trap '[ -z "$study" ] || kill -TERM "$study"; wait "$study" || true; exit 143' TERM
 
-# A token for this job alone, which only its user can read.
-umask 077
-mkdir -p .slurm
+# A token for this job alone, which only its user can read. Records and logs are as readable as the user wants.
+mkdir -p -m 700 .slurm
 export RAY_AUTH_TOKEN_PATH="$PWD/.slurm/token-$SLURM_JOB_ID"
-head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH"
+(umask 077 && head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
 port=$((20000 + SLURM_JOB_ID % 10000 * 4)) # of four, so that jobs on one machine do not meet
 ADDRESS=$(cluster/node.sh address "$port")

@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from jbot.processes import is_alive
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -325,6 +328,53 @@ def test_scripts_are_clean_and_say_what_they_want(script):
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith(f"{script.name}: ")
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """A folder with this checkout's scripts, and programs that only say how they were called; runs a script in it."""
+    programs = {
+        "ray": '[ "$1" != start ] || { [ -z "$RAY_ENDS" ] && exec sleep 60; until [ -s idle ]; do sleep 0.1; done; }',
+        "python": """case "$*" in
+            *get_node_ip_address*) echo 10.0.0.7 ;;
+            *cluster.idle*) echo $$ >idle; exec sleep 60 ;;
+            *) umask >study; stat -c %a "$RAY_AUTH_TOKEN_PATH" >>study; echo "$*" >>study; exit 3 ;;
+        esac""",
+        "sbatch": 'echo "$*" >sbatch; echo 77',
+        "scancel": 'echo "$*" >scancel',
+    }
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "cluster").symlink_to(CLUSTER)
+    for name, does in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def run(*command: str, **environment: str) -> int:
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        own = {"PATH": path, "VENV": str(tmp_path), "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "5"}
+        return subprocess.run(
+            ["bash", *command], cwd=tmp_path, env=own | environment, umask=0o022, timeout=60
+        ).returncode
+
+    return run
+
+
+def test_a_job_of_slurm_ends_as_its_study_does_and_leaves_no_token(pretended, tmp_path):
+    assert pretended("cluster/slurm.sh", "studies/x.py", "--seeds", "2", WORKERS="4") == 3
+    umask, token, called = (tmp_path / "study").read_text().splitlines()
+    assert (umask, token) == ("0022", "600")  # others may read the records, and nobody the token
+    assert called == "studies/x.py --seeds 2 --grow-to 4 --address 10.0.0.7:20020"
+    assert "--array=1-4" in (tmp_path / "sbatch").read_text()
+    assert (tmp_path / "scancel").read_text() == "77\n"
+    assert list((tmp_path / ".slurm").iterdir()) == []
+
+
+def test_a_worker_whose_head_is_gone_leaves_no_process(pretended, tmp_path):
+    assert pretended("cluster/node.sh", "worker", "10.0.0.7:1", RAY_AUTH_TOKEN="t", RAY_ENDS="yes") == 0
+    watcher, until = int((tmp_path / "idle").read_text()), time.monotonic() + 20
+    while is_alive(watcher) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(watcher)
 
 
 def test_the_image_is_clean():
