@@ -83,7 +83,9 @@ def run_ray(
         return
     with connected(address):
         check_nodes(storage, resources)
-        packs = form_packs(todo, size=resources.pack, free_bytes=free_bytes(resources), places=places(resources))
+        # To measure a GPU is to wait for a share of it on every node: not for a number that is given already.
+        free = free_bytes(resources) if resources.pack is None else None
+        packs = form_packs(todo, size=resources.pack, free_bytes=free, places=places(resources))
         _fit(packs, data, storage, listeners, resources)
 
 

@@ -168,6 +168,20 @@ def test_a_node_is_asked_for_until_one_comes_or_nobody_waits(monkeypatch, comes)
     assert asked == [[{"CPU": 1.0, "GPU": 0.5}], []]
 
 
+@pytest.mark.parametrize(("pack", "measured"), [(2, 0), (None, 1)])
+def test_gpus_are_measured_only_where_packs_depend_on_it(tiny_data, tmp_path, monkeypatch, pack, measured):
+    """It waits for a share of a GPU on every node, each of which another study may hold for hours."""
+    asked, packs = [], []
+    monkeypatch.setattr(tune, "connected", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(tune, "check_nodes", lambda storage, resources: None)
+    monkeypatch.setattr(tune, "places", lambda resources: 1)
+    monkeypatch.setattr(tune, "free_bytes", lambda resources: asked.append(resources) or 10**12)
+    monkeypatch.setattr(tune, "_fit", lambda formed, *others: packs.extend(formed))
+    run_ray(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], resources=Resources(gpus=1, pack=pack))
+    assert len(asked) == measured
+    assert sum(map(len, packs)) == 4
+
+
 def test_inline_without_the_gpu_it_was_asked_for(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ClusterError, match="trials ask for 1 GPUs and there is none here"):
