@@ -74,7 +74,6 @@ class _Beat(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self.storage, self.file, self.mine, self.say = storage, name, mine, say
         self.over = threading.Event()
-        self.lost = False
 
     def run(self) -> None:
         count = 0
@@ -82,7 +81,6 @@ class _Beat(threading.Thread):
             try:
                 other = _holder(self.storage, self.file)
                 if other and _nonce(other) != self.mine["nonce"]:
-                    self.lost = True
                     self.say(f"another driver ({_who(other)}) has taken this study over: this one stops")
                     interrupt()
                     return

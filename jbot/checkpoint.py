@@ -32,7 +32,7 @@ from jbot.engine import ENGINES, Forward, find_engine
 from jbot.evaluate import embed_on_device
 from jbot.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head
 from jbot.model import FEATURES, weight_shapes
-from jbot.record import Record, RecordError, Storage, read_record, without_secret
+from jbot.record import Record, RecordError, Storage, first_line, read_record, without_secret
 
 BLOCK = 8_192
 """Jets checked and moved to the device together: 4 MB of particles (assumed)."""
@@ -202,7 +202,7 @@ def as_jets(particles: npt.ArrayLike) -> np.ndarray:
     try:
         jets = np.asarray(particles)
     except (ValueError, TypeError) as error:
-        raise DataError(f"particles must be an array (jet, particle, {FEATURES}): {_first_line(error)}") from None
+        raise DataError(f"particles must be an array (jet, particle, {FEATURES}): {first_line(error)}") from None
     if jets.shape == (0,):
         return np.empty((0, N_PARTICLES, FEATURES), np.float32)
     if jets.dtype.kind not in "fiu":
@@ -288,7 +288,7 @@ def load(
             raise CheckpointError(f"head is for a released .weights.h5 file, got {place} with it")
         return _load_saved(place, options)
     except (KerasWeightsError, RecordError, ConfigError, OSError) as error:  # OSError: a store that refuses
-        raise CheckpointError(_first_line(error)) from None
+        raise CheckpointError(first_line(error)) from None
 
 
 def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dict[str, Any]) -> Encoder:
@@ -390,7 +390,3 @@ def _engine(name: str) -> str:
     if name not in ENGINES:
         raise CheckpointError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     return name
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

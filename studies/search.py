@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.plan import Contrast, Plan
 from cluster.progress import StudyProgress
-from cluster.run import ClusterError, Resources, check_storage
+from cluster.run import ClusterError, Resources
 from jbot.config import Config, ConfigError, can_change, flatten, from_dict, override, to_dict
 from jbot.data import Jets
 from jbot.record import Storage, load_whole
@@ -225,7 +225,6 @@ def run_search(
     from cluster.search import load_entries, winner
 
     keep_other_search(storage, wanted)
-    storage.remove_file(check_storage(storage))
     entries = load_entries(storage, wanted)
     ended = [entry for entry in entries[:points] if entry["state"] != "open"]
     if len(ended) < points:
@@ -306,7 +305,6 @@ def population_axes(search: Search, base: Config) -> list[Axis]:
 def _run_generation(
     specs: list[TrialSpec], plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
 ) -> None:
-
     done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
     if len(done) == len(specs):
         return
@@ -318,7 +316,6 @@ def _decide(
     study: Study, plan: SearchPlan, entries: list[dict[str, Any]], points: int, best: dict[str, Any] | None
 ) -> Study | None:
     """Say how the search has ended, and what is confirmed."""
-
     states = [entry["state"] for entry in entries]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed", "open"))
     if len(entries) < points or "open" in states[:points]:

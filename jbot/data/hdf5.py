@@ -18,6 +18,7 @@ import numpy as np
 
 from jbot.data.files import written_whole
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, blocks, content_fingerprint
+from jbot.record import first_line
 
 PARTICLES = "particle_features"
 JETS = "jet_features"
@@ -118,11 +119,7 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path}: truncated or not an HDF5 file ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path}: truncated or not an HDF5 file ({first_line(error)})") from None
 
 
 def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Table:
@@ -219,7 +216,7 @@ def _rows(dataset: h5py.Dataset, where: str, rows: slice) -> np.ndarray:
     try:
         values = dataset[rows]
     except OSError as error:
-        raise DataError(f"{where} cannot be read, the file is damaged ({_first_line(error)})") from None
+        raise DataError(f"{where} cannot be read, the file is damaged ({first_line(error)})") from None
     with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which check_* reports
         return values.astype(np.float32, copy=False)
 
