@@ -6,8 +6,11 @@ the storage. Ray's own experiment state is not needed for that and is thrown awa
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ import torch
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
 from jbot.attempts import checkpoint_folder
+from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.record import Record, Storage, first_line, load_whole_records, temporary_name
 from jbot.trial import TrialSpec, run_pack
@@ -61,12 +65,20 @@ def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]
 def tidy(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
     """Take away what a driver or worker that was killed has left: for the driver that holds the study."""
     for scratch in (f".ray-{study}", f".ray-{study}-search"):
-        storage.remove(scratch)
+        scratch_place(storage).remove(scratch)
     for folder in ("", "encoders", "floors", study):
         storage.sweep(folder)
     there = set(storage.names("trials"))
     for trial in load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there]):
         storage.remove(checkpoint_folder(trial))  # killed between record and tidying
+
+
+def scratch_place(storage: Storage) -> Storage:
+    """Where Tune keeps the state of its experiment, which nobody reads: beside the records, or on this machine where
+    those are in an object store, to which it would be sent whole again and again."""
+    if storage.local:
+        return storage
+    return Storage(Path(tempfile.gettempdir()) / f"jbot-{os.getuid()}" / digest(storage.uri, 8))
 
 
 def run_inline(

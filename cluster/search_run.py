@@ -22,7 +22,7 @@ from rich.console import Console
 
 from cluster.events import Listener
 from cluster.progress import LOG_SECONDS, StudyProgress
-from cluster.run import ClusterError, Resources
+from cluster.run import ClusterError, Resources, scratch_place
 from cluster.search import Entry, Searcher, SearchPlan
 from jbot import checkpoint
 from jbot.anomaly import AnomalyError
@@ -251,7 +251,6 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cluster.search_relay import SearchRelay
-    from cluster.tune import scratch_place
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # What it knows is in the ledger: one that died begins anew, and everything asked of it may be asked twice.

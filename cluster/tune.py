@@ -25,11 +25,10 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from cluster.doctor import ask_nodes, code_digest, judge, on_node
 from cluster.events import Deaths, Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
-from cluster.run import ClusterError, Resources, check_storage, open_trials
+from cluster.run import ClusterError, Resources, check_storage, open_trials, scratch_place
 from cluster.stop import own_sigterm
 from jbot.attempts import attempts_begun
 from jbot.command_line import one_line
-from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.record import Record, Storage, first_line, is_left_over, temporary_name
 from jbot.trial import TrialSpec, run_pack
@@ -291,14 +290,6 @@ def _fit(
     place.remove(scratch)
     if relay.settled < len(packs):
         raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
-
-
-def scratch_place(storage: Storage) -> Storage:
-    """Where Tune keeps the state of its experiment, which nobody reads: beside the records, or on this machine where
-    those are in an object store, to which it would be sent whole again and again."""
-    if storage.local:
-        return storage
-    return Storage(Path(tempfile.gettempdir()) / f"jbot-{os.getuid()}" / digest(storage.uri, 8))
 
 
 class Shelf:

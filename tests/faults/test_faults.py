@@ -18,7 +18,7 @@ from test_shared_encoder import JETS, JUDGED, spec_of
 
 import jbot.trial
 import studies.main
-from cluster.run import Resources, open_trials, run_inline
+from cluster.run import Resources, open_trials, run_inline, scratch_place, tidy
 from jbot.config import Config, override
 from jbot.processes import place
 from jbot.record import RecordError, Storage, UnreadableError, load_record
@@ -296,6 +296,17 @@ def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
         before.storage.write(name, b"half")
     for trial in before.finished:
         before.storage.write(f"trials/{trial}/checkpoint/state.json", b"{}")
+
+
+def test_what_tune_left_here_goes_where_the_storage_is_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    storage = Storage(tmp_path / "records")
+    storage.local = False  # as of a bucket
+    for study in (NAME, "other"):
+        scratch_place(storage).write(f".ray-{study}/state.json", b"{}")
+    tidy([], storage, NAME)
+    assert [path.name for path in (tmp_path / "tmp").rglob(".ray-*")] == [".ray-other"]
+    assert not (tmp_path / "records").exists()
 
 
 def test_files_of_other_machines_are_left_alone_for_a_day(tmp_path):
