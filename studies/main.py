@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def run(study: Study, options: argparse.Namespace, choose: Choose | None = None)
             plan = with_looks(describe_search(study, plan, storage, held, options), options.until_decided)
         describe(study, plan, held, storage, options)
         return 0
+    check_ray(options)
     storage.remove_file(check_storage(storage))
     with lease(storage, plan.study, take_over=options.take_over, say=say):
         if study.search:
@@ -302,6 +304,12 @@ def check_growth(options: argparse.Namespace) -> None:
     """Only a cluster that is there already can grow."""
     if options.grow_to is not None and not options.address:
         raise ConfigError(f"--grow-to {options.grow_to} needs --address: Ray on this machine does not grow")
+
+
+def check_ray(options: argparse.Namespace) -> None:
+    """It must be installed where it is to run: it comes with an extra."""
+    if not options.inline and find_spec("ray") is None:
+        raise ClusterError("Ray is not installed: pip install 'jbot-studies[cluster]', or use --inline")
 
 
 def run_trials(

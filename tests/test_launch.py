@@ -425,3 +425,17 @@ def test_what_cannot_grow_is_said_at_once(options, complaint, capsys, monkeypatc
         main(precision.study, ["--dry-run", *options])
     assert ended.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_study_without_ray_is_one_line_before_anything_is_made(capsys, monkeypatch, tmp_path):
+    from studies import precision
+    from studies.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as ended:
+        main(precision.study, ["--preset", "smoke"])
+    assert ended.value.code == 2
+    says = "error: Ray is not installed: pip install 'jbot-studies[cluster]', or use --inline\n"
+    assert capsys.readouterr().err == says
+    assert list(tmp_path.iterdir()) == []
