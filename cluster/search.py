@@ -132,7 +132,7 @@ class Searcher:
         Asking again is asking once, so that a worker that died gets its point again.
         """
         place = f"{self.session}/{place}"
-        own = (entry for entry in self.entries if entry["state"] == "open")
+        own = (entry for entry in self.entries[: self.points] if entry["state"] == "open")  # an earlier run had more
         left = [entry for entry in own if entry["place"] == place or not entry["place"].startswith(f"{self.session}/")]
         left.sort(key=lambda entry: entry["place"] != place)
         if left:

@@ -167,6 +167,17 @@ def test_a_search_that_was_killed_takes_up_its_open_points_first(undisturbed, tm
     assert seen(whole.entries) == seen(undisturbed.entries)
 
 
+def test_fewer_points_than_before_leave_the_others_open(tmp_path):
+    plan, storage = plan_of(Config(), startup=1), Storage(tmp_path)
+    more = Searcher(plan, 6, storage, "first")
+    for place in range(6):
+        more.claim(str(place))
+    fewer = Searcher(plan, 2, storage, "second")
+    assert fewer.left() == 2
+    assert [fewer.claim(str(place))["number"] for place in range(2)] == [0, 1]
+    assert fewer.claim("2") is None
+
+
 def test_points_at_once_differ_and_are_no_function_of_the_place(tmp_path):
     searcher = Searcher(plan_of(Config(), startup=1), 6, Storage(tmp_path), "x")
     asked = [searcher.claim(str(place)) for place in range(6)]
