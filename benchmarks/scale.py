@@ -40,10 +40,20 @@ NODES = (1, 2, 4)
 
 def whole_path(options: argparse.Namespace, storage: Path) -> list[Row]:
     """The study by its command line: Ray on this machine, live view in SQLite, report, index."""
-    return [{"what": "all", **run_study(options, storage, options.trials)}]
+    return [{"what": "all", **run_study(options, storage, options.trials, options.places)}]
 
 
-def run_study(options: argparse.Namespace, storage: Path, trials: int, *more: str) -> Row:
+def unwatched(options: argparse.Namespace, storage: Path) -> list[Row]:
+    """As many trials as a cluster of the section nodes runs, with a live view and without."""
+    rows = []
+    for name, more in {"live view": (), "no view": ("--tracking-uri", "none")}.items():
+        where = storage / name.replace(" ", "_")
+        where.mkdir(parents=True, exist_ok=True)
+        rows.append({"what": name, **run_study(options, where, options.node_trials, options.places, *more)})
+    return rows
+
+
+def run_study(options: argparse.Namespace, storage: Path, trials: int, places: int, *more: str) -> Row:
     """One study as a process of its own, and what it took.
 
     `overhead` is what a place was held for a trial beyond its training and probes [s]; start and end of the driver, Ray
@@ -61,7 +71,6 @@ def run_study(options: argparse.Namespace, storage: Path, trials: int, *more: st
         return {"trials": 0, "found": before} | done
     first = min(datetime.fromisoformat(record.started).timestamp() for record in records)
     last = max(path.stat().st_mtime for path in files)
-    places = options.places if not more else int(more[-1])
     training = sum(record.device_seconds for record in records)
     return {
         "trials": len(records),
@@ -234,7 +243,10 @@ def nodes(options: argparse.Namespace, storage: Path) -> list[Row]:
             where.mkdir(parents=True, exist_ok=True)
             more = ("--address", cluster.address, "--grow-to", str(count))
             rows.append(
-                {"what": f"{count} node{'s' * (count > 1)}", **run_study(options, where, options.node_trials, *more)}
+                {
+                    "what": f"{count} node{'s' * (count > 1)}",
+                    **run_study(options, where, options.node_trials, count, *more),
+                }
             )
         finally:
             cluster.shutdown()
@@ -243,7 +255,14 @@ def nodes(options: argparse.Namespace, storage: Path) -> list[Row]:
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
-SECTIONS = {"path": whole_path, "pages": pages, "sizes": sizes, "mlflow": mlflow, "nodes": nodes}
+SECTIONS = {
+    "path": whole_path,
+    "unwatched": unwatched,
+    "pages": pages,
+    "sizes": sizes,
+    "mlflow": mlflow,
+    "nodes": nodes,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -278,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     made.add_argument("--trials", type=int, default=2000, help=f"a multiple of {ARMS} (default: 2000)")
     made.add_argument(
-        "--node-trials", type=int, default=200, help="of each cluster of the section nodes (default: 200)"
+        "--node-trials", type=int, default=200, help="of each study of the sections nodes and unwatched (default: 200)"
     )
     made.add_argument("--pack", type=int, default=1, help="trials of a pack (default: 1, as on any CPU)")
     made.add_argument("--places", type=int, default=os.cpu_count() or 1, help="packs at once (default: this machine's)")
