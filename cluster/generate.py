@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.run import ClusterError
 from cluster.tune import connected
-from jbot.command_line import bad_input
+from jbot.command_line import bad_input, program
 from jbot.data import DataError, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
 from jbot.record import first_line, last_line
@@ -177,6 +177,7 @@ def wrong_generators(versions: dict[str, str]) -> str | None:
 # --- command line -------------------------------------------------------------------------------------------------
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets on a cluster and say where they are. Exit codes: 0, 2 (bad request or cluster), 130."""
     parser = pythia.parser("python -m cluster.generate", __doc__ or "")

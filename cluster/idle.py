@@ -14,7 +14,7 @@ import time
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util import get_node_ip_address
 
-from jbot.command_line import Parser
+from jbot.command_line import Parser, program
 
 LOOK_S = 10.0
 """Between looks (assumed)."""
@@ -45,6 +45,7 @@ def wait(address: str, minutes: float) -> str:
         time.sleep(LOOK_S)
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(prog="cluster.idle", description=(__doc__ or "").partition("\n")[0])

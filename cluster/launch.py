@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from jbot.command_line import BAD_INPUT, Parser, bad_input
+from jbot.command_line import BAD_INPUT, Parser, bad_input, program
 from jbot.record import first_line
 
 PLACEHOLDER = "CHANGE-ME"
@@ -155,6 +155,7 @@ def sky_problems(task: dict[str, Any]) -> Iterator[str]:
         yield "run must set RAY_AUTH_MODE=token"
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = Parser(prog="cluster.launch", description=(__doc__ or "").partition("\n")[0])

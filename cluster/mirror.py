@@ -9,7 +9,7 @@ import shlex
 import sys
 
 from cluster.mlflow_pages import DEFAULT_UI, page
-from jbot.command_line import Parser, bad_input, one_line
+from jbot.command_line import Parser, bad_input, one_line, program
 from jbot.record import RecordError, Storage, first_line, open_folder, without_secret
 
 
@@ -28,6 +28,7 @@ def see(uri: str, storage: Storage, study: str) -> str:
     return f"compare the trials: {command}\n  then open {address}"
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 2 on bad input."""
     parser = Parser(prog="python -m cluster.mirror", description=__doc__)

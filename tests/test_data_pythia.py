@@ -240,6 +240,13 @@ def test_command_line(tmp_path: Path, fake: list, capsys: pytest.CaptureFixture)
     assert pythia.main(["--jets", "4", "--cache", str(tmp_path), "--workers", "0"]) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(fake: list, capsys: pytest.CaptureFixture) -> None:
+    assert pythia.main(["--jets", "10", "--cache", "/proc/nowhere"]) == 2
+    *_, said = capsys.readouterr().err.splitlines()  # a bar comes first
+    assert said.startswith("error: ")
+    assert "/proc/nowhere" in said
+
+
 def test_generation_needs_a_number_of_jets() -> None:
     with pytest.raises(DataError, match="source 'pythia' needs a number of jets of each class, got None"):
         load("pythia", jets_per_class=None)

@@ -212,6 +212,15 @@ def test_a_folder_that_is_no_study_is_one_line_and_exit_code_2(tmp_path, capsys,
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_ctrl_c_while_the_view_is_made_anew_is_one_word(case, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow_view, "rebuild", stop)
+    assert mirror([f"{case.storage.uri}/{case.plan.study}"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def saved(client, experiment, key):
     """A saved view as the UI reads it: its name, and the state of lists and charts."""
     content = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jbot.command_line import Parser, bad_input
+from jbot.command_line import Parser, bad_input, program
 from jbot.data.detector import Particles, simulate
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
 
@@ -378,6 +378,7 @@ def jet_features(p4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 # --- command line -------------------------------------------------------------------------------------------------
 
 
+@program
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets, or take them from the cache, and say where they are. Exit codes: 0, 2 (bad request), 130."""
     return answer(parser("python -m jbot.data.pythia", __doc__ or "").parse_args(arguments))
