@@ -55,8 +55,7 @@ def lease(
         _wait_for_death(storage, name, holder, say)
     mine = _myself()
     storage.write_json(name, mine | {"count": 0})
-    if holder is not None or not storage.local:
-        time.sleep(SETTLE)
+    time.sleep(SETTLE if holder is not None or not storage.local else SETTLE / 10)
     if _nonce(_holder(storage, name)) != mine["nonce"]:
         raise ClusterError(_held(storage, study, _holder(storage, name)))
     beat = _Beat(storage, name, mine, say)

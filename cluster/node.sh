@@ -40,7 +40,7 @@ head() {
     done
     "$@" --address "$address" & # in the background, so that a signal is not kept waiting
     local study=$! status=0
-    trap 'kill -TERM "$study"; wait "$study"; exit 143' TERM
+    trap 'kill -TERM "$study" 2>/dev/null || true; wait "$study" || true; exit 143' TERM
     wait "$study" || status=$?
     exit "$status"
 }

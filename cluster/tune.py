@@ -250,7 +250,15 @@ def free_bytes(resources: Resources) -> int | None:
         return None
     nodes = [node for node in ray.nodes() if node["Alive"] and places_on(node, resources)]
     measure: Any = ray.remote(num_cpus=0, num_gpus=resources.gpus)(free_gpu_bytes)
-    return min(ray.get([measure.options(scheduling_strategy=on_node(node)).remote(resources.gpus) for node in nodes]))
+    asked = [measure.options(scheduling_strategy=on_node(node)).remote(resources.gpus) for node in nodes]
+    if ray.wait(asked, num_returns=len(asked), timeout=60)[1]:
+        print("waiting until each node has a GPU free to be measured; --pack N does without", file=sys.stderr)
+    try:
+        return min(ray.get(asked))
+    except RayError as error:
+        raise ClusterError(
+            f"the memory of a GPU was not measured, --pack N does without: {first_line(error)}"
+        ) from None
 
 
 def _fit(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import uuid
 from datetime import UTC, datetime
 
-from jbot.record import Storage, trial_folder
+from jbot.record import RecordError, Storage, UnreadableError, trial_folder
 
 NAME = re.compile(r"attempt-(\d+)\.json")
 
@@ -28,7 +29,28 @@ def attempts_begun(storage: Storage, trial: str) -> int:
     return max((int(match[1]) for match in found if match), default=0)
 
 
-def note_attempt(storage: Storage, trial: str, number: int) -> None:
-    """Say that an attempt has begun. What the file holds is for people."""
-    told = {"host": platform.node(), "pid": os.getpid(), "noted": datetime.now(UTC).isoformat(timespec="seconds")}
-    storage.write_json(f"{checkpoint_folder(trial)}/attempt-{number:04d}.json", told)
+def note_attempt(storage: Storage, trial: str, number: int) -> str:
+    """Say that an attempt has begun. Returns its own name; what else the file holds is for people."""
+    name, noted = uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
+    storage.write_json(
+        _file(trial, number), {"name": name, "host": platform.node(), "pid": os.getpid(), "noted": noted}
+    )
+    return name
+
+
+def is_newest(storage: Storage, trial: str, number: int, name: str) -> bool:
+    """Whether no later attempt has begun, and of those that began together, in two studies, this is the one that
+    owns the checkpoint."""
+    if attempts_begun(storage, trial) != number:
+        return False
+    try:
+        noted = storage.read_json(_file(trial, number))
+    except UnreadableError:
+        raise
+    except RecordError:  # damaged, or gone with the checkpoint
+        return False
+    return isinstance(noted, dict) and noted.get("name") == name
+
+
+def _file(trial: str, number: int) -> str:
+    return f"{checkpoint_folder(trial)}/attempt-{number:04d}.json"

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.attempts import attempts_begun, checkpoint_folder, note_attempt
+from jbot.attempts import attempts_begun, checkpoint_folder, is_newest, note_attempt
 from jbot.card import save_card
 from jbot.config import Config, DataConfig, at_epoch, digest, override, to_dict
 from jbot.data import JetData, Jets, split
@@ -465,7 +465,7 @@ class Checkpoint:
     def __init__(self, storage: Storage, trial: str):
         self.storage, self.trial, self.folder = storage, trial, checkpoint_folder(trial)
         self.history: dict[str, Any] = {}
-        self.attempt = 0
+        self.attempt, self.name = 0, ""
         self.anew = True
         """Whether this attempt found nothing to go on from."""
         self.started = self.saved = time.perf_counter()
@@ -473,13 +473,13 @@ class Checkpoint:
     def claim(self) -> None:
         """Begin an attempt, even one that dies at once: what earlier ones left half written goes."""
         self.attempt = attempts_begun(self.storage, self.trial) + 1
-        note_attempt(self.storage, self.trial, self.attempt)
+        self.name = note_attempt(self.storage, self.trial, self.attempt)
         for folder in (trial_folder(self.trial), self.folder):
             self.storage.sweep(folder)
 
     def is_ours(self) -> bool:
-        """Whether no later attempt has begun, and none has ended the trial."""
-        return attempts_begun(self.storage, self.trial) == self.attempt
+        """Whether no other attempt has begun since, and none has ended the trial."""
+        return is_newest(self.storage, self.trial, self.attempt, self.name)
 
     def start(
         self, spec: TrialSpec, encoder: str, device: torch.device, dtype: torch.dtype = torch.float32

@@ -19,6 +19,7 @@ from test_shared_encoder import JETS, JUDGED, spec_of
 import jbot.trial
 import studies.main
 from cluster.run import Resources, open_trials, run_inline, scratch_place, tidy
+from jbot.attempts import is_newest, note_attempt
 from jbot.config import Config, override
 from jbot.processes import place
 from jbot.record import RecordError, Storage, UnreadableError, load_record
@@ -196,6 +197,16 @@ def test_a_bit_that_changed_in_what_a_trial_lends_is_seen(tiny, tmp_path, file):
 
 
 # --- attempts ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_attempts_that_begin_together_one_owns_the_checkpoint(tmp_path):
+    """Two studies of one storage that share a trial may both find that none has begun."""
+    storage = Storage(tmp_path)
+    one, other = (note_attempt(storage, "t", 1) for _ in range(2))
+    assert not is_newest(storage, "t", 1, one)
+    assert is_newest(storage, "t", 1, other)
+    storage.write("trials/t/checkpoint/attempt-0001.json", b"{")
+    assert not is_newest(storage, "t", 1, other)
 
 
 def test_an_attempt_that_was_given_up_for_dead_neither_disturbs_nor_replaces_the_next(tiny_data, tmp_path, whole):
