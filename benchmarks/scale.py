@@ -1,6 +1,6 @@
 """What thousands of trials cost besides their training: driver, records, report, index, MLflow; on 1, 2 and 4 nodes.
 
-    python -m benchmarks.scale                              2,000 trials: half an hour on two free cores (not timed yet)
+    python -m benchmarks.scale                              2,000 trials and all sections: 40 minutes on two cores
     python -m benchmarks.scale --trials 200 --only path,pages,mlflow
     python -m benchmarks.scale --scratch /data/scale        records are kept there; the same command continues
 
