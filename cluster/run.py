@@ -20,7 +20,7 @@ from cluster.packs import form_packs, free_gpu_bytes
 from jbot.attempts import checkpoint_folder
 from jbot.config import digest
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage, first_line, load_whole_records, temporary_name
+from jbot.record import Record, Storage, first_line, for_each, load_whole_records, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -69,8 +69,10 @@ def tidy(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
     for folder in ("", "encoders", "floors", study):
         storage.sweep(folder)
     there = set(storage.names("trials"))
-    for trial in load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there]):
-        storage.remove(checkpoint_folder(trial))  # killed between record and tidying
+    ended = load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there])
+    for_each(
+        storage, [checkpoint_folder(trial) for trial in ended], storage.remove
+    )  # killed between record and tidying
 
 
 def scratch_place(storage: Storage) -> Storage:

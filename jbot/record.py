@@ -37,11 +37,11 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,7 @@ from jbot.seal import SEAL, sealed, unsealed
 from jbot.typed import check_types, fits
 
 State = Literal["complete", "failed", "pruned"]
+Result = TypeVar("Result")
 SCHEMA = 1
 
 
@@ -422,10 +423,15 @@ def _load_many(
     storage: Storage, trials: Iterable[str], load: Callable[[str], Record | None]
 ) -> dict[str, Record | None]:
     names = list(dict.fromkeys(trials))
+    return dict(zip(names, for_each(storage, names, load), strict=True))
+
+
+def for_each(storage: Storage, names: Sequence[str], do: Callable[[str], Result]) -> list[Result]:
+    """What a function of the storage gives for each name, in order; on an object store many at once."""
     if storage.local:
-        return {name: load(name) for name in names}
+        return [do(name) for name in names]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(names, pool.map(load, names), strict=True))
+        return list(pool.map(do, names))
 
 
 def load_whole(storage: Storage, trial: str) -> Record | None:
