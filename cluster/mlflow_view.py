@@ -454,6 +454,10 @@ class LiveView:
     def lost(self, spec: TrialSpec, error: str) -> None:
         """Its run stays as it is until the trial is tried again."""
 
+    def stopped(self) -> None:
+        """The study stops before its end, and its run says so."""
+        self._tasks.put(lambda view: view.finish(False))
+
     def close(self) -> None:
         """Write what is left, or give up when the server has failed."""
         self._tasks.put(None)

@@ -56,18 +56,25 @@ def watched(
     Parameters
     ----------
     summaries : bool
-        Make the view whole from the records at the end, and say where it is.
+        Make the view whole from the records at the end, and say where it is. Not when the run is stopped: a grace
+        period is for the report, and the same command, or cluster.mirror, makes it whole.
     """
     unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
     view = None if unwatched else _live_view(plan, data, storage, options)
     listeners: list[Listener] = [progress, *([view] if view else [])]
+    ended = False
     try:
         yield listeners, view
+        ended = True
     finally:
+        if view and not ended:
+            view.stopped()
         for listener in listeners:
             listener.close()
-        if view and summaries:
+        if view and summaries and ended:
             _finish(view, plan, storage)
+        elif view and view.error:
+            say_lost(view, plan, storage)
 
 
 def say_lost(view: Any, plan: Plan, storage: Storage) -> None:

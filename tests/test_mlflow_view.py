@@ -394,3 +394,19 @@ def test_who_wants_a_live_view_has_one(tmp_path, tiny_data, inline, uri, wanted)
     ):
         assert (view is not None, len(listeners)) == (wanted, 1 + wanted)
     assert (view is not None) == bool(list(tmp_path.glob("*.db")))
+
+
+def test_a_study_that_is_stopped_says_so_in_its_view(tmp_path, tiny_data):
+    case = Case(tmp_path, tiny_data)
+    options = argparse.Namespace(inline=True, tracking_uri=case.uri)
+    progress = SimpleNamespace(close=lambda: None)
+
+    def run_and_stop():
+        with watched(progress, case.plan, Jets({1000: tiny_data}), case.storage, options) as (_, view):
+            run_inline(case.specs[:1], case.data, case.storage, [view], Resources())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_and_stop()
+    (study,), (trial,) = case.runs("study"), case.runs()
+    assert (study.info.status, trial.info.status) == ("KILLED", "FINISHED")
