@@ -36,6 +36,13 @@ def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind an error: a file that is closed while it is written says so its own way."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def interrupt() -> None:
     """Stop this process as Ctrl-C does, from any of its threads. (`_thread.interrupt_main` would not wake a wait.)"""
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN

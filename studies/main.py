@@ -16,7 +16,7 @@ from cluster.grids import run_grids
 from cluster.lease import lease
 from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources, check_storage, open_trials, tidy
-from cluster.stop import stopped_by_sigterm
+from cluster.stop import stopped_by_sigterm, was_interrupted
 from jbot.command_line import Parser, bad_input, one_line
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
@@ -47,8 +47,9 @@ def main(study: Study, arguments: list[str] | None = None) -> None:
         try:
             sys.exit(run(study, parser(study).parse_args(arguments)))
         except OSError as error:  # the storage was written when the study began; first, as an UnreadableError is both
-            print(f"error: {one_line(error)}: {CONTINUES}", file=sys.stderr)
-            sys.exit(UNFINISHED)
+            stopped = was_interrupted(error)
+            print(f"{'interrupted' if stopped else f'error: {one_line(error)}'}: {CONTINUES}", file=sys.stderr)
+            sys.exit(code() if stopped else UNFINISHED)
         except (ConfigError, PlanError, DataError, RecordError, ClusterError) as error:
             sys.exit(bad_input(error))
         except KeyboardInterrupt:

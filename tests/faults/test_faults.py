@@ -297,6 +297,21 @@ def test_a_driver_that_is_killed_or_told_to_stop_loses_nothing(tmp_path, undistu
     before.check(undisturbed)
 
 
+@pytest.mark.parametrize(("before", "code"), [(KeyboardInterrupt, 130), (ValueError, 1)])
+def test_an_error_on_the_way_of_a_signal_is_an_interruption(monkeypatch, capsys, before, code):
+    def run(*_):
+        try:
+            raise before
+        except before:
+            raise OSError(9, "Bad file descriptor")  # noqa: B904 - as Python chains what a file says when it is closed
+
+    monkeypatch.setattr(studies.main, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        studies.main.main(masking_ablation, ["--preset", "smoke"])
+    assert ended.value.code == code
+    assert capsys.readouterr().err.startswith("interrupted: " if code == 130 else "error: [Errno 9]")
+
+
 def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
     """Files that are there only if it dies at the wrong moment."""
     for name in (
