@@ -70,9 +70,8 @@ def tidy(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
         storage.sweep(folder)
     there = set(storage.names("trials"))
     ended = load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there])
-    for_each(
-        storage, [checkpoint_folder(trial) for trial in ended], storage.remove
-    )  # killed between record and tidying
+    # Of attempts that were killed between record and tidying.
+    for_each(storage, [checkpoint_folder(trial) for trial in ended], storage.remove)
 
 
 def scratch_place(storage: Storage) -> Storage:
