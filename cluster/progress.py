@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from jbot.command_line import one_line
 from jbot.evaluate import fine_tunings
-from jbot.record import Record
+from jbot.record import Record, last_line
 from jbot.trial import TrialSpec
 
 LOG_SECONDS = 15.0
@@ -109,8 +108,8 @@ class StudyProgress:
     def lost(self, spec: TrialSpec, error: str) -> None:
         """Say why."""
         self.running.discard(spec.trial_id)
-        last = error.strip().splitlines()[-1] if error.strip() else "worker died"
-        self._say(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {one_line(last)}")
+        why = last_line(error) if error.strip() else "worker died"
+        self._say(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {why}")
         self._show()
 
     def close(self) -> None:
