@@ -23,7 +23,7 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
 from jbot.model import pack
-from jbot.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
+from jbot.record import RecordError, Storage, UnreadableError, load_curves, load_record, trial_folder, trial_id
 from jbot.seal import sealed, unsealed
 from jbot.train import PackState, Progress, TrainState, is_probed
 
@@ -77,6 +77,11 @@ def continue_other(
 
     Points of the learning curves that this trial has not, as the last one of a trial that stopped, are left out; what
     the other trial has left at the epochs before is copied.
+
+    Raises
+    ------
+    UnreadableError
+        When the storage fails: what may be whole is not trained again.
     """
     there = set(storage.names("trials"))
     for epoch, other in beginnings(config, fingerprint):
@@ -87,6 +92,8 @@ def continue_other(
             if state.epoch != epoch:
                 raise RecordError(f"it stands at epoch {state.epoch}, not {epoch}")
             _copy_snapshots(storage, other, trial)
+        except UnreadableError:
+            raise
         except RecordError as error:
             warnings.warn(f"the state of trial {other} is damaged, training from before: {error}", stacklevel=2)
             continue
@@ -127,7 +134,7 @@ def borrow_encoder(
     """The encoder that another trial has trained, at its last epoch, and whose; else the fresh state and None.
 
     The student and the learning curves alone: such a state can be judged, not trained further. So a trial that is to
-    leave its state does not borrow.
+    leave its state does not borrow. Raises as `continue_other`.
     """
     name = f"{ENCODERS}/{encoder}.json"
     if config.train.until or fresh.student.dtype != torch.float32 or not storage.exists(name):
@@ -145,6 +152,8 @@ def borrow_encoder(
         if not curves or curves[-1]["epoch"] != config.train.last_epoch:
             raise RecordError(f"learning curves of trial {other} do not reach epoch {config.train.last_epoch}")
         _copy_snapshots(storage, other, trial)
+    except UnreadableError:
+        raise
     except (RecordError, KeyError, TypeError, ValueError) as error:
         warnings.warn(f"the encoder of {name} is damaged, training it again: {error}", stacklevel=2)
         return fresh, None

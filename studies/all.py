@@ -283,7 +283,7 @@ def budget_of(options: argparse.Namespace) -> float:
     main.check_growth(options)
     for name, value in (("--budget", options.budget), ("--budget-usd", options.budget_usd)):
         if value is not None and not 0 <= value < math.inf:
-            raise ConfigError(f"{name} must be positive and finite, got {value:g}")
+            raise ConfigError(f"{name} must be 0 or positive, and finite, got {value:g}")
     if options.budget_usd is None:
         return math.inf if options.budget is None else options.budget
     if options.price is None:

@@ -161,7 +161,7 @@ def one_second(config: Config):
     ("arguments", "words"),
     [
         (["--budget-usd", "3"], "--budget-usd needs --price, the USD of a device hour"),
-        (["--budget", "-1"], "--budget must be positive and finite, got -1"),
+        (["--budget", "-1"], "--budget must be 0 or positive, and finite, got -1"),
         (["--price", "0"], "--price must be positive and finite, got 0"),
         (["--only", "nothing"], "--only names no study 'nothing'; studies are baseline, other"),
         (["--seeds", "0"], "seeds must be at least 1 and at most 10000, got 0"),

@@ -4,6 +4,7 @@ Those that need Ray, networks or minutes are in test_faults_long.py, which `make
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -194,6 +195,23 @@ def test_a_bit_that_changed_in_what_a_trial_lends_is_seen(tiny, tmp_path, file):
     with pytest.warns(UserWarning, match="is damaged, training it again"):
         (record,) = run_pack([spec_of(tiny, **JUDGED["other energies"])], JETS, storage)
     assert (record.state, record.continues) == ("complete", None)
+
+
+def test_weights_of_another_trial_that_cannot_be_read_now_are_not_trained_again(tiny, tmp_path):
+    part = override(tiny, {"train.until": 1})
+    for number, (lender, borrower, end) in enumerate(
+        [
+            (spec_of(tiny), spec_of(tiny, **JUDGED["other energies"]), "student.safetensors"),
+            (dataclasses.replace(spec_of(tiny), config=part), spec_of(tiny), "state.safetensors"),
+        ]
+    ):
+        storage, broken = (Storage(tmp_path / str(number)) for _ in range(2))
+        run_pack([lender], JETS, storage)
+        Failing(broken, end)
+        with pytest.raises(UnreadableError, match=f"{end} cannot be read: the network is down"):
+            run_pack([borrower], JETS, broken)
+        (record,) = run_pack([borrower], JETS, storage)
+        assert (record.state, record.attempts, record.continues) == ("complete", 2, lender.trial_id)
 
 
 # --- attempts ---------------------------------------------------------------------------------------------------------
