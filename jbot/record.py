@@ -194,8 +194,9 @@ class Storage:
         """Create or replace a file, atomically."""
         path = self._path(name)
         if not self.local:
-            with self._fs.open_output_stream(path) as stream:
-                stream.write(content)
+            # Any closing of the stream makes a file of what is written so far; signals interrupt the main thread only.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(self._upload, path, content).result()
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +209,10 @@ class Storage:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _upload(self, path: str, content: bytes) -> None:
+        with self._fs.open_output_stream(path) as stream:
+            stream.write(content)
 
     def names(self, folder: str = "") -> list[str]:
         """Names directly under a folder, sorted; none when the folder is missing."""

@@ -353,6 +353,25 @@ def test_what_tune_left_here_goes_where_the_storage_is_elsewhere(tmp_path, monke
     assert not (tmp_path / "records").exists()
 
 
+def test_an_upload_that_is_interrupted_is_whole(tmp_path):
+    """A bucket has no rename: what is closed is there, all of it or not."""
+    storage = Storage(tmp_path)
+    inner = storage._fs
+
+    class Interrupting:
+        def open_output_stream(self, path: str):
+            stream = inner.open_output_stream(path)
+            time.sleep(0.2)  # until the main thread waits
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # until it has seen the signal
+            return stream
+
+    storage.local, storage._fs = False, Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("study.json", b"{}")
+    assert (tmp_path / "study.json").read_bytes() == b"{}"
+
+
 def test_files_of_other_machines_are_left_alone_for_a_day(tmp_path):
     storage = Storage(tmp_path)
     old, young = tmp_path / ".a.7-ffffffff-00000000.tmp", tmp_path / ".b.7-ffffffff-00000000.tmp"
