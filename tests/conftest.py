@@ -30,7 +30,7 @@ import torch
 from hypothesis import settings
 
 from jbot.config import Config, override
-from jbot.data import JetData
+from jbot.data import JetData, chunks, pythia
 from jbot.data.jetdata import content_fingerprint
 
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)  # shared machines are slow
@@ -94,3 +94,21 @@ def tiny_data() -> JetData:
 def jets() -> torch.Tensor:
     """(trial, jet, particle, 4) with one trial and 12 jets, some of them full, some with two particles."""
     return torch.from_numpy(make_jets(12, seed=3))[None]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Random numbers of each chunk's stream instead of Pythia, in chunks of 10 jets; what was generated."""
+    calls: list[tuple[str, int]] = []
+
+    def generate(name, n_jets, settings, seeds):
+        calls.append((name, n_jets))
+        particles = np.zeros((n_jets, 30, 4), np.float32)
+        particles[:, 0, 2] = np.random.default_rng(seeds).uniform(0.1, 0.9, n_jets)
+        particles[:, 0, 3] = 1
+        return particles, np.tile(np.array([1000, 0, 80, 1], np.float32), (n_jets, 1)), 2 * n_jets
+
+    monkeypatch.setattr(chunks, "generate", generate)
+    monkeypatch.setattr(chunks, "CHUNK", 10)
+    monkeypatch.setattr(pythia, "installed_version", lambda package: "test")
+    return calls

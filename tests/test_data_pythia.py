@@ -24,24 +24,6 @@ def generator() -> None:
         pytest.importorskip(module, reason="needs the extra [pythia]")
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Replace physics by numbers drawn from the chunk's seed; returns the list of chunks generated."""
-    calls: list[tuple[str, int]] = []
-
-    def generate(name, n_jets, settings, seeds):
-        calls.append((name, n_jets))
-        particles = np.zeros((n_jets, 30, 4), np.float32)
-        particles[:, 0, 2] = np.random.default_rng(seeds).uniform(0.1, 0.9, n_jets)
-        particles[:, 0, 3] = 1
-        return particles, np.tile(np.array([1000, 0, 80, 1], np.float32), (n_jets, 1)), 2 * n_jets
-
-    monkeypatch.setattr(chunks, "generate", generate)
-    monkeypatch.setattr(chunks, "CHUNK", 10)
-    monkeypatch.setattr(pythia, "installed_version", lambda package: "test")
-    return calls
-
-
 # --- with Pythia --------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,6 +84,7 @@ def autoscaling(address: str) -> dict:
 def empty_cluster(tmp_path_factory):
     """The address of a head that offers no CPU, wants a token, and may start one worker."""
     folder, port = tmp_path_factory.mktemp("r"), free_port()
+    sockets = Path(f"/tmp/jg{port}")  # Ray's: a path of theirs may have 107 characters
     address = f"127.0.0.1:{port}"
     (folder / "cluster.json").write_text(json.dumps(autoscaling(address)))
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
@@ -90,7 +92,7 @@ def empty_cluster(tmp_path_factory):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split(), "--disable-usage-stats"]
     command += ["--object-store-memory", "100000000", "--autoscaling-config", str(folder / "cluster.json")]
     log = (folder / "log").open("w")
-    more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_TMPDIR": f"/tmp/jg{port}"}
+    more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_TMPDIR": str(sockets)}
     running = subprocess.Popen(
         command, stdout=log, stderr=log, env=environment(folder, **secret, **more), start_new_session=True
     )
@@ -105,10 +107,10 @@ def empty_cluster(tmp_path_factory):
         begun = [running.pid, *(child.pid for child in psutil.Process(running.pid).children(recursive=True))]
         running.send_signal(signal.SIGTERM)
         running.wait(30)
-        marked = f"/tmp/jg{port}"
         for process in psutil.process_iter(["pid", "cmdline"]):
-            if process.pid in begun or any(marked in word for word in process.info["cmdline"] or ()):
+            if process.pid in begun or any(str(sockets) in word for word in process.info["cmdline"] or ()):
                 process.kill()
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @pytest.mark.slow

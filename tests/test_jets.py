@@ -153,24 +153,6 @@ def test_one_file_for_several_energies_is_one_line_and_exit_code_2(tmp_path):
     assert "error: jets of 500, 1000 GeV are needed: --data must be pythia or a path with {pt} in it" in line
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Random numbers of each chunk's stream instead of Pythia, in chunks of 10 jets; returns what was generated."""
-    calls: list[tuple[str, int]] = []
-
-    def generate(name, n_jets, settings, seeds):
-        calls.append((name, n_jets))
-        particles = np.zeros((n_jets, 30, 4), np.float32)
-        particles[:, 0, 2] = np.random.default_rng(seeds).uniform(0.1, 0.9, n_jets)
-        particles[:, 0, 3] = 1
-        return particles, np.tile(np.array([1000, 0, 80, 1], np.float32), (n_jets, 1)), 2 * n_jets
-
-    monkeypatch.setattr(chunks, "generate", generate)
-    monkeypatch.setattr(chunks, "CHUNK", 10)
-    monkeypatch.setattr(pythia, "installed_version", lambda package: "test")
-    return calls
-
-
 def generated(cache: Path, pt: float = 1000.0, **counts: int) -> JetData:
     return load_jets("pythia", {pt: counts}, workers=1, cache=cache, progress=False).at(pt)
 
