@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +50,13 @@ FULLEST = 0.95
 """Share of a disk from which Ray spills nothing any more, and tasks fail."""
 JETS = 100
 """Of each class, that are read and sent to show that they arrive."""
+LEAST_MEMORY = 0.6e9
+"""Bytes of a process that trains jBOT-S on a core, most of them libraries (docs/performance.md)."""
+GROUPS = {
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Where control groups (versions 2 and 1) tell of memory: folder, limit, use, and what of it is files not in use."""
 LEAST_FILES = 4096
 """Open files a process may have; Ray's own daemons hold thousands on a busy node."""
 
@@ -82,8 +89,8 @@ class Node:
     """What a node tells of itself."""
 
     address: str
-    trains: bool
-    """It can hold a trial."""
+    places: int
+    """Packs that it can run at once."""
     gpus_promised: float
     """What Ray believes to be there."""
     told: dict[str, Any]
@@ -104,6 +111,7 @@ def look(storage: Storage, token: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in (*SHAPES_RESULTS, *MUST_READ)},
         "gpus": gpus(),
         "disks": _disks(storage),
+        "memory": _memory(),
         "files": _open_files(),
     }
 
@@ -180,6 +188,30 @@ def _disks(storage: Storage) -> dict[str, tuple[int, int]]:
     return found
 
 
+def _memory() -> tuple[int, int]:
+    """Bytes available and in all; within a container or a queue's job, of what their limit leaves."""
+    import psutil
+
+    machine = psutil.virtual_memory()
+    return min([(machine.available, machine.total), *_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _limits(own: Path, root: Path) -> Iterator[tuple[int, int]]:
+    """Bytes available and in all of this process's control group and of those around it, where they have a limit."""
+    with contextlib.suppress(OSError):  # another system than Linux
+        for line in own.read_text().splitlines():
+            _, kind, name = line.split(":", 2)
+            if kind not in GROUPS:
+                continue
+            folder, most, now, idle = GROUPS[kind]
+            inner = root / folder / name.strip("/")
+            for group in (inner, *inner.parents):
+                with contextlib.suppress(OSError, ValueError):  # not there, or the word max
+                    limit, used = int((group / most).read_text()), int((group / now).read_text())
+                    counts = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                    yield max(0, limit - used + int(counts[idle])), limit  # files that nobody reads make room
+
+
 def _open_files() -> int | None:
     try:
         import resource
@@ -201,7 +233,7 @@ def judge(nodes: Sequence[Node], storage: Storage, code: str) -> list[Finding]:
     """
     found: list[Finding] = []
     for node in nodes:
-        found += [_seen(node, storage), _same_code(node, code), *_room(node), _in_time(node)]
+        found += [_seen(node, storage), _same_code(node, code), *_room(node), _memory_of(node), _in_time(node)]
         found += [_promised(node)] if node.gpus_promised or node.told["gpus"] else []
         found += [_files(node)] if node.told["files"] is not None else []
     return found + _same_libraries(nodes)
@@ -229,6 +261,16 @@ def _room(node: Node) -> Iterable[Finding]:
         mend = f"free some: {LEAST_DISK / 1e9:g} GB and {1 - FULLEST:.0%} must be left" if small else ""
         says = f"{free / 1e9:,.1f} GB free, {full:.0%} used"
         yield Finding(what=f"disk of {name}", where=node.address, says=says, mend=mend, fatal=free < LEAST_DISK / 10)
+
+
+def _memory_of(node: Node) -> Finding:
+    free, total = node.told["memory"]
+    says = f"{free / 1e9:,.1f} GB available of {total / 1e9:,.1f}"
+    mend = ""
+    if free < node.places * LEAST_MEMORY:
+        says += f", {node.places} trials at once"
+        mend = f"give trials more CPUs (--cpus), or Ray fewer: a trial takes {LEAST_MEMORY / 1e9:g} GB at least"
+    return Finding(what="memory", where=node.address, says=says, mend=mend, fatal=False)
 
 
 def _in_time(node: Node) -> Finding:
@@ -259,7 +301,7 @@ def _files(node: Node) -> Finding:
 
 def _same_libraries(nodes: Sequence[Node]) -> list[Finding]:
     """Of the nodes that train: a head without a GPU may have another torch."""
-    trains = [node for node in nodes if node.trains] or list(nodes)
+    trains = [node for node in nodes if node.places] or list(nodes)
     found = []
     for name in ("python", *SHAPES_RESULTS, *MUST_READ):
         by = {node.address: node.told["python"] if name == "python" else node.told["versions"][name] for node in trains}
@@ -281,8 +323,8 @@ def _same_libraries(nodes: Sequence[Node]) -> list[Finding]:
 # --- asking -------------------------------------------------------------------------------------------------------
 
 
-def ask_nodes(storage: Storage, token: str, trains: Callable[[dict[str, Any]], bool] = lambda node: True) -> list[Node]:
-    """Of every node of the connected cluster, what it tells of itself.
+def ask_nodes(storage: Storage, token: str, places: Callable[[dict[str, Any]], int]) -> list[Node]:
+    """Of every node of the connected cluster, what it tells of itself; `places` as of :func:`cluster.tune.places_on`.
 
     Raises
     ------
@@ -292,7 +334,7 @@ def ask_nodes(storage: Storage, token: str, trains: Callable[[dict[str, Any]], b
     return [
         Node(
             address=node["NodeManagerAddress"],
-            trains=trains(node),
+            places=places(node),
             gpus_promised=node["Resources"].get("GPU", 0.0),
             told=answer,
             skew=_skew(partial(_time_on, node)),
@@ -363,7 +405,7 @@ def _skew(ask: Callable[[], float]) -> float:
 
 def this_machine(storage: Storage, token: str) -> Node:
     """The same of this process, without Ray."""
-    return Node(address="this machine", trains=True, gpus_promised=0.0, told=look(storage, token), skew=0.0)
+    return Node(address="this machine", places=1, gpus_promised=0.0, told=look(storage, token), skew=0.0)
 
 
 def check_tracking(uri: str) -> Finding:
@@ -423,13 +465,18 @@ def examine(storage: Storage, address: str | None, source: str | None, tracking_
     found: list[Finding] = []
     try:
         with _perhaps_connected(address):
-            nodes = ask_nodes(storage, token) if address else [this_machine(storage, token)]
+            nodes = ask_nodes(storage, token, _places) if address else [this_machine(storage, token)]
             found += judge(nodes, storage, code_digest())
             if source:
                 found.append(check_jets(source, nodes=bool(address)))
     finally:
         storage.remove_file(token)
     return found + ([check_tracking(tracking_uri)] if tracking_uri else [])
+
+
+def _places(node: dict[str, Any]) -> int:
+    """A trial a GPU, or a CPU where there is none: as presets have it."""
+    return int(node["Resources"].get("GPU") or node["Resources"].get("CPU", 0))
 
 
 def _perhaps_connected(address: str | None) -> contextlib.AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def check_nodes(storage: Storage, resources: Resources) -> None:
         raise ClusterError(f"no node offers what one trial needs: {resources.cpus:g} CPUs and {resources.gpus:g} GPUs")
     token = check_storage(storage)
     try:
-        told = ask_nodes(storage, token, lambda node: places_on(node, resources) > 0)
+        told = ask_nodes(storage, token, partial(places_on, resources=resources))
     finally:
         storage.remove_file(token)
     wrong = [finding for finding in judge(told, storage, code_digest()) if not finding.ok]

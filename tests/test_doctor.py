@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import doctor
@@ -23,12 +24,13 @@ TOLD = {
     "versions": dict(text.split() for text in VERSIONS),
     "gpus": [],
     "disks": {"Ray's files": (50 * GB, 100 * GB)},
+    "memory": (20 * GB, 24 * GB),
     "files": 65536,
 }
 
 
-def node(address: str = "10.0.0.1", trains: bool = True, promised: float = 0.0, skew: float = 0.0, **told) -> Node:
-    return Node(address=address, trains=trains, gpus_promised=promised, told=TOLD | told, skew=skew)
+def node(address: str = "10.0.0.1", places: int = 4, promised: float = 0.0, skew: float = 0.0, **told) -> Node:
+    return Node(address=address, places=places, gpus_promised=promised, told=TOLD | told, skew=skew)
 
 
 def wrong(*nodes: Node) -> list[str]:
@@ -50,6 +52,7 @@ def test_nodes_that_are_alike_are_well():
         ({"disks": {"Ray's files": (GB, 100 * GB)}}, "warning: b: disk of Ray's files: 1.0 GB free, 99% used"),
         ({"skew": 45.0}, "warning: b: clock: +45 s against this machine; set it by NTP"),
         ({"skew": -2000.0}, "b: clock: -2,000 s against this machine; set it by NTP"),
+        ({"memory": (2 * GB, 24 * GB)}, "warning: b: memory: 2.0 GB available of 24.0, 4 trials at once; give trials"),
         ({"files": 1024}, "warning: b: open files: up to 1,024; ulimit -n 65536"),
         ({"promised": 2.0, "gpus": [GPU]}, "b: GPUs: 1 x H100, least free memory 70.0 GiB, Ray promises 2; start Ray"),
         ({"promised": 1.0}, "b: GPUs: none, Ray promises 1; start Ray there with --num-gpus"),
@@ -64,7 +67,7 @@ def test_each_failure_is_one_line_with_what_mends_it(changes, says):
 
 
 def test_a_head_that_trains_nothing_may_have_another_torch():
-    head = node("head", trains=False, versions=TOLD["versions"] | {"torch": "2.13.0+cpu"})
+    head = node("head", places=0, versions=TOLD["versions"] | {"torch": "2.13.0+cpu"})
     assert wrong(head, node("a", promised=1.0, gpus=[GPU]), node("b", promised=1.0, gpus=[GPU])) == []
 
 
@@ -99,6 +102,47 @@ def test_nvidia_smi_is_read_as_it_writes(monkeypatch):
         f for f in judge([node(promised=2.0, gpus=[first, second])], Storage("/s"), "abc") if f.what == "GPUs"
     ]
     assert finding.says == "1 x NVIDIA H200, 1 x NVIDIA A100, least free memory 138.7 GiB"
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limits"),
+    [
+        (
+            "0::/job/step",
+            {
+                "job/step/memory.max": "max",
+                "job/memory.max": "1500",
+                "job/memory.current": "1000",
+                "job/memory.stat": "anon 700\ninactive_file 300",
+            },
+            [(800, 1500)],
+        ),
+        (
+            "9:pids:/\n4:memory:/job\n0::/",
+            {
+                "memory/job/memory.limit_in_bytes": "1500",
+                "memory/job/memory.usage_in_bytes": "1600",
+                "memory/job/memory.stat": "total_inactive_file 0",
+            },
+            [(0, 1500)],
+        ),
+        ("0::/", {}, []),
+    ],
+    ids=["version 2", "version 1", "no limit"],
+)
+def test_memory_within_a_container_is_what_its_limit_leaves(tmp_path, own, files, limits):
+    (groups := tmp_path / "cgroup").write_text(own)
+    for name, content in files.items():
+        path = tmp_path / "fs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert list(doctor._limits(groups, tmp_path / "fs")) == limits
+    assert list(doctor._limits(tmp_path / "none", tmp_path / "fs")) == []
+
+
+def test_memory_of_this_machine_is_within_what_it_has():
+    free, total = doctor._memory()
+    assert 0 < free <= total <= psutil.virtual_memory().total
 
 
 def test_no_password_is_shown():
