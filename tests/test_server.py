@@ -7,9 +7,11 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,8 @@ LONG = pytest.mark.skipif(not os.environ.get("JBOT_CHAOS"), reason="takes minute
 
 ROOT = Path(__file__).parent.parent
 WRITERS = 8
+FORK = multiprocessing.get_context("fork")
+"""So that MLflow is imported once."""
 QUICK = TINY | {"train.epochs": 1, "optim.warmup_epochs": 0}
 
 
@@ -94,8 +98,9 @@ class Written:
         save_record(self.storage, record)
         return record
 
-    def write(self, number: int, uri: str) -> None:
-        """What the driver of one study does, without training: each trial starts, gives points, and ends."""
+    def write(self, number: int, uri: str, go_on: Event | None = None) -> None:
+        """What the driver of one study does, without training: each trial starts, gives points, and ends. When one
+        half has ended it waits to be told."""
         from cluster.mlflow_view import LiveView, StudyInfo
 
         plan = self.plans[number]
@@ -104,7 +109,9 @@ class Written:
             source="s", arms=tuple(plan.arms),
         )  # fmt: skip
         view = LiveView(uri, info, self.storage)
-        for spec in self.specs[number]:
+        for count, spec in enumerate(self.specs[number]):
+            if go_on and 2 * count == len(self.specs[number]):
+                go_on.wait()
             view.started(spec)
             for row in self.curves:
                 view.point(spec, row)
@@ -113,10 +120,9 @@ class Written:
         if view.error:
             raise RuntimeError(view.error)
 
-    def start(self, uri: str) -> list[multiprocessing.Process]:
+    def start(self, uri: str, go_on: Event | None = None) -> list[multiprocessing.Process]:
         """A process for each study."""
-        fork = multiprocessing.get_context("fork")  # MLflow is imported once
-        processes = [fork.Process(target=self.write, args=(number, uri)) for number in range(len(self.plans))]
+        processes = [FORK.Process(target=self.write, args=(number, uri, go_on)) for number in range(len(self.plans))]
         for process in processes:
             process.start()
         return processes
@@ -178,11 +184,13 @@ def test_a_server_killed_among_its_writers_is_whole_after_mirror(servers, tmp_pa
     from cluster.mirror import main as mirror
 
     written = Written(tmp_path / "results", 2, 6)
-    processes = written.start(servers.address)
+    go_on = FORK.Event()
+    processes = written.start(servers.address, go_on)
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(_some_written(written, servers.address, n) for n in range(2)):
         time.sleep(0.05)
     servers.kill()
+    go_on.set()
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [1, 1]
@@ -207,11 +215,12 @@ def test_a_study_outlives_its_server_and_the_view_is_whole_at_the_end(servers, t
     command += ["--data", ROOT / "tests/data/jets_sample.h5", "--storage", tmp_path, "--figures", "none"]
     command += ["--tracking-uri", servers.address]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path)) as study:
-        until = time.monotonic() + 300
-        while study.poll() is None and time.monotonic() < until and not list(tmp_path.glob("trials/*/record.json")):
-            time.sleep(0.05)
+        _wait_for_records(study, tmp_path, 1)
         servers.kill()
+        _wait_for_records(study, tmp_path, 3)  # of 8
+        study.send_signal(signal.SIGSTOP)  # a server takes longer to start than some machines to train the rest
         servers.start()
+        study.send_signal(signal.SIGCONT)
         _, said = study.communicate(timeout=300)
     assert study.returncode == 0, said
     assert "MLflow was not reached" not in said
@@ -226,6 +235,13 @@ def test_a_study_outlives_its_server_and_the_view_is_whole_at_the_end(servers, t
     assert len(parent) == 1
     pages = [found.path for found in client.list_artifacts(parent[0].info.run_id)]
     assert "report.html" in pages  # through MLflow into the store
+
+
+def _wait_for_records(study: subprocess.Popen, folder: Path, count: int) -> None:
+    until = time.monotonic() + 300
+    while study.poll() is None and len(list(folder.glob("trials/*/record.json"))) < count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def _environment(folder: Path) -> dict[str, str]:
