@@ -37,7 +37,7 @@ def runs(database: Path) -> int:
 def test_backup_restore_and_upgrade_as_the_page_has_them(tmp_path):
     plan = make_plan({"base": {}, "more": {"mask.ratio_high": 0.8}}, seeds=2, study="masking_ablation")
     simulate(tmp_path / "results", plan, lambda config, seed, rng: rng.uniform(0.4, 0.6))
-    plain = [block for block in BLOCKS if not any(f"${name}" in block for name in DATABASES)]
+    plain = [block for block in BLOCKS if not any(name in block for name in DATABASES)]
     assert len(plain) == 4
     for block in plain:
         shell(block, tmp_path)
@@ -48,7 +48,9 @@ def test_backup_restore_and_upgrade_as_the_page_has_them(tmp_path):
     assert runs(tmp_path / "again.db") == runs(tmp_path / "mlflow-backup.db") == 7  # the study, 2 arms, 4 trials
 
 
-def test_a_database_of_postgresql_comes_back(tmp_path):
+def test_a_database_of_postgresql_is_upgraded_and_comes_back(tmp_path):
+    for module in ("mlflow", "psycopg2"):
+        pytest.importorskip(module)
     tools = {name: shutil.which(name) for name in ("initdb", "pg_ctl", "pg_dump", "pg_restore", "psql", "runuser")}
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     where = f"{found[-1] if found else ''}:{os.environ['PATH']}"
@@ -63,12 +65,15 @@ def test_a_database_of_postgresql_comes_back(tmp_path):
     try:
         shell(f"cd /tmp\n{start} >/dev/null", tmp_path)
         shell(f"""psql -q "{address.format("postgres")}" -c 'create database full_one' -c 'create database empty_one'
-            psql -q "{address.format("full_one")}" -c 'create table runs (name text)' -c "insert into runs values ('a')"
         """, tmp_path)  # fmt: skip
-        (block,) = [block for block in BLOCKS if "pg_dump" in block]
-        shell(block, tmp_path, DATABASE=address.format("full_one"), EMPTY=address.format("empty_one"))
-        asked = ["psql", "-Atq", address.format("empty_one"), "-c", "select name from runs"]
-        assert subprocess.check_output(asked, text=True) == "a\n"
+        both = {name: address.format(base) for name, base in zip(DATABASES, ("full_one", "empty_one"), strict=True)}
+        (upgrade,), (backup,) = ([b for b in BLOCKS if word in b] for word in ("{DATABASE/", "pg_dump"))
+        shell(upgrade, tmp_path, **both)  # of none at all: as of the oldest
+        add = "insert into experiments (name, lifecycle_stage) values ('kept', 'active')"
+        shell(f'psql -q "$DATABASE" -c "{add}"', tmp_path, **both)
+        shell(backup, tmp_path, **both)
+        asked = ["psql", "-Atq", both["EMPTY"], "-c", "select name from experiments where name = 'kept'"]
+        assert subprocess.check_output(asked, text=True) == "kept\n"
     finally:
         shell(f"cd /tmp\n{as_user}{tools['pg_ctl']} -D {data}/db -m immediate stop >/dev/null || true", tmp_path)
         shutil.rmtree(data, ignore_errors=True)
