@@ -485,7 +485,7 @@ def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
     control = convergence.control_arm(evidence.study.plan)
     if first and control:
         yield from _paired_curve_picture(evidence, first, control)
-    for metric in [*filter(None, [first]), *(name for name in comparable_curves(evidence.curves) if name != first)]:
+    for metric in sorted(comparable_curves(evidence.curves), key=lambda name: name != first):
         figure = figures.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
         words = wording.quantity_on(metric)
         complete = evidence.curves[evidence.curves["state"] == "complete"]

@@ -240,8 +240,9 @@ def test_study_without_any_record(tmp_path):
 
 def test_study_of_failures_only(tmp_path):
     changes = {(trial.arm, trial.seed): FAILED for trial in planned_trials(make_plan())}
-    study = load_study(str(write_study(tmp_path, make_plan(), changes=changes)))
+    study = load_study(str(write_study(tmp_path, make_plan(), changes=changes, files=True)))
     text = report.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
+    assert "No complete trial has left a learning curve." in text
     assert "6 seeds are left out because a trial failed: momentum failed in 6 of 6 (95% interval 61% to 100%)" in text
     assert all(item.outcome == "undecided" for item in sections.gather(study).verdicts)
 
