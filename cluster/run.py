@@ -18,9 +18,10 @@ import torch
 from cluster.events import Listener
 from cluster.packs import form_packs, free_gpu_bytes
 from jbot.attempts import checkpoint_folder
+from jbot.command_line import one_line
 from jbot.config import digest
 from jbot.data import JetData, Jets
-from jbot.record import Record, Storage, first_line, for_each, load_whole_records, temporary_name
+from jbot.record import Record, Storage, for_each, load_whole_records, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
 
@@ -125,5 +126,6 @@ def check_storage(storage: Storage) -> str:
         if storage.read(name) != b"seen":
             raise OSError("read back something else")
     except OSError as error:
-        raise ClusterError(f"storage {storage.uri} must be writable: {first_line(error)}") from None
+        why = one_line(error.strerror or error)  # without the name of a file of ours
+        raise ClusterError(f"storage {storage.uri} must be writable: {why}") from None
     return name
