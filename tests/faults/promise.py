@@ -58,6 +58,7 @@ class Before:
         self.mark = uuid.uuid4().hex
         self.shared = set(SHARED.iterdir())
         self.finished = self.stamps()
+        self.drivers: set[int] = set()
 
     def environment(self, **more: str) -> dict[str, str]:
         """Of everything that is started."""
@@ -75,7 +76,9 @@ class Before:
     def start(self, *more: str, **environment: str) -> subprocess.Popen[str]:
         """A driver, in a session of its own."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-        return subprocess.Popen(self.command(*more), env=self.environment(**environment), **options)  # type: ignore[call-overload,no-any-return]
+        driver = subprocess.Popen(self.command(*more), env=self.environment(**environment), **options)  # type: ignore[call-overload]
+        self.drivers.add(driver.pid)
+        return driver  # type: ignore[no-any-return]
 
     def run(self, *more: str, code: int = 0, **environment: str) -> str:
         """The command to its end; what it said."""
@@ -166,7 +169,8 @@ class Before:
         files = [str(path) for path in Path(self.storage.uri).rglob("*") if is_temporary(path)]
         files = [name for name in files if not (unfinished and name.endswith("/checkpoint"))]
         files += [str(path) for path in self.temporary.iterdir()]
-        files += [str(path) for path in Path("/tmp").glob("jbot.*.tmp") if is_left_over(path.name)]
+        for pid in self.drivers:  # of others something may be there, until the next Ray on this machine
+            files += [str(path) for path in Path("/tmp").glob(f"jbot.{pid}-*.tmp") if is_left_over(path.name)]
         files += [str(path) for path in set(SHARED.iterdir()) - self.shared if not is_mapped(path)]
         assert not files, f"temporary files are left: {files}"
 
