@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ray import tune
-
 from cluster.events import Deaths, Listener, tell_end
 from cluster.search_run import Job
+from cluster.tuner import Relay
 from jbot.trial import TrialSpec
 
 
-class SearchRelay(tune.Callback):
+class SearchRelay(Relay):
     """Tells the listeners; which trial a place runs is known from what its worker says."""
 
     def __init__(self, job: Job, listeners: Sequence[Listener]):
+        super().__init__()
         self.job, self.listeners = job, listeners
-        self.settled = 0
-        """Places that have ended or were given up."""
         self.running: dict[str, TrialSpec] = {}
         """By Tune's name of the place."""
         self.deaths = Deaths(job.storage)
-
-    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -45,10 +40,6 @@ class SearchRelay(tune.Callback):
             self.running.pop(trial.trial_id, None)
             tell_end(self.listeners, self.job.storage, spec)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The place is free."""
-        self.settled += 1
-
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died, and it has a retry left."""
         if spec := self.running.get(trial.trial_id):
@@ -58,7 +49,7 @@ class SearchRelay(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up after the last retry."""
-        self.settled += 1
+        super().on_trial_error(iteration, trials, trial, **info)
         if spec := self.running.pop(trial.trial_id, None):
             self.deaths.died(spec.trial_id)
             for listener in self.listeners:

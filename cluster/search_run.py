@@ -22,7 +22,7 @@ from rich.console import Console
 
 from cluster.events import Listener
 from cluster.progress import LOG_SECONDS, StudyProgress
-from cluster.run import ClusterError, Resources, scratch_place
+from cluster.run import ClusterError, Resources
 from cluster.search import Entry, Searcher, SearchPlan
 from jbot import checkpoint
 from jbot.anomaly import AnomalyError
@@ -251,6 +251,7 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cluster.search_relay import SearchRelay
+    from cluster.tuner import run_tune
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # What it knows is in the ledger: one that died begins anew, and everything asked of it may be asked twice.
@@ -260,25 +261,13 @@ def _fit(job: Job, points: int, places: int, data: Jets, listeners: Sequence[Lis
         tune.with_parameters(train_point, job=job, data=data, actor=actor),
         {"cpu": job.resources.cpus, "gpu": job.resources.gpus},
     )
+    relay, retries = SearchRelay(job, listeners), job.resources.max_retries
     scratch = f".ray-{job.plan.study}-search"
-    where = scratch_place(job.storage)
-    where.remove(scratch)
-    relay = SearchRelay(job, listeners)
-    tune.Tuner(
-        trainable,
-        param_space={"place": tune.grid_search(list(range(places)))},
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: str(trial.config["place"])),
-        run_config=tune.RunConfig(
-            name=scratch,
-            storage_path=where.uri,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=job.resources.max_retries),
-            callbacks=[relay],
-        ),
-    ).fit()
-    where.remove(scratch)
-    if relay.settled < places:
-        raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
+    run_tune(trainable, "place", places, relay, job.storage, scratch=scratch, max_retries=retries, folders=_folder)
+
+
+def _folder(trial: Any) -> str:
+    return str(trial.config["place"])
 
 
 class _Reports:

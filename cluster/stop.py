@@ -66,3 +66,33 @@ def own_sigterm() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, deaf)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A first Ctrl-C or SIGTERM is heard at its end, a second at once: for what must not be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler is not None}  # set from Python
+    came: list[int] = []
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
+            give_back()
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        give_back()
+        if len(came) == 1:
+            signal.raise_signal(came[0])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import math
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray import tune
@@ -26,11 +30,13 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 from cluster.doctor import ask_nodes, code_digest, judge, on_node
 from cluster.events import Deaths, Listener, tell_end
 from cluster.packs import form_packs, free_gpu_bytes
-from cluster.run import ClusterError, Resources, check_storage, open_trials, scratch_place
-from cluster.stop import own_sigterm
+from cluster.run import ClusterError, Resources, check_storage, open_trials
+from cluster.stop import held_back, own_sigterm
+from cluster.tuner import Relay, run_tune
 from jbot.attempts import attempts_begun
 from jbot.command_line import one_line
 from jbot.data import JetData, Jets
+from jbot.processes import is_pending
 from jbot.record import Record, Storage, first_line, is_left_over, temporary_name
 from jbot.trial import TrialSpec, run_pack
 
@@ -50,6 +56,8 @@ QUIET = {
 TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to what its nodes have"
 PATIENCE_S, REMIND_S = 2.0, 600.0
 """Between looks whether a first node has come, and between lines that say so (assumed)."""
+ENDING_S = 10.0
+"""Ray's own processes have so long to end when they are killed, and then their files to go (assumed)."""
 
 
 def run_ray(
@@ -111,12 +119,16 @@ def connected(address: str | None) -> Iterator[None]:
         _join(options)
         yield
     finally:
-        # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
-        # process ("core worker has already been shutdown"), so they are freed before.
-        gc.collect()
-        ray.shutdown()
-        if folder:
-            _remove(folder)
+        with held_back():
+            # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
+            # process ("core worker has already been shutdown"), so they are freed before.
+            gc.collect()
+            own = _processes_of(folder) if folder else []
+            with _hastened(own):
+                ray.shutdown()
+            if folder:
+                _end(own)
+                _remove(folder)
 
 
 def _in_one_line(said: logging.LogRecord) -> bool:
@@ -139,9 +151,51 @@ def _session_folder() -> Path:
     return root / temporary_name("jbot")
 
 
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Of the Ray that keeps its session there: those this process has started, which are called with its path, and
+    all that they have started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            if str(folder) in " ".join(child.cmdline()):
+                found += [*child.children(recursive=True), child]
+    return found
+
+
+@contextmanager
+def _hastened(processes: list[psutil.Process]) -> Iterator[None]:
+    """Kill at once what Ray tells to end: these processes do not hear SIGTERM (see `own_sigterm`), and Ray would wait a
+    second for each of the five before it kills it."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            for process in processes:
+                if is_pending(process.pid, signal.SIGTERM):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Idle workers see only after seconds that their node is gone, and of a Ray whose start was interrupted
+    ray.shutdown knows nothing."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=ENDING_S)
+
+
 def _remove(folder: Path) -> None:
-    """Workers that are just ending may still write."""
-    until = time.monotonic() + 10
+    """What was just ending may still write."""
+    until = time.monotonic() + ENDING_S
     while folder.exists() and time.monotonic() < until:
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(0.1)
@@ -154,7 +208,7 @@ def _join(options: dict[str, Any]) -> None:
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
-            with own_sigterm():
+            with held_back(), own_sigterm():  # stopped half way, it leaves processes, or crashes
                 ray.init(**options)
         except AuthenticationError:
             raise ClusterError(f"there is no token for the Ray cluster at address {address!r}: {TOKEN}") from None
@@ -274,31 +328,11 @@ def _fit(
         tune.with_parameters(train_pack, packs=shelf, data=data, storage=storage, resources=resources),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
-    scratch = f".ray-{packs[0][0].study}"  # one driver a study and storage: a second would take it away
-    place = scratch_place(storage)
-    place.remove(scratch)
-    relay, names = Relay(packs, storage, listeners), Names(packs)
-    tuner = tune.Tuner(
-        trainable,
-        # Grid search keeps its order: blocks are filled one after another.
-        param_space={"pack": tune.grid_search(list(range(len(packs))))},
-        tune_config=tune.TuneConfig(
-            reuse_actors=True,
-            trial_name_creator=names,
-            trial_dirname_creator=names,
-        ),
-        run_config=tune.RunConfig(
-            name=scratch,
-            storage_path=place.uri,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=resources.max_retries),
-            callbacks=[relay],
-        ),
+    relay, names = StudyRelay(packs, storage, listeners), Names(packs)
+    scratch, retries = f".ray-{packs[0][0].study}", resources.max_retries
+    run_tune(
+        trainable, "pack", len(packs), relay, storage, scratch=scratch, max_retries=retries, folders=names, names=names
     )
-    tuner.fit()
-    place.remove(scratch)
-    if relay.settled < len(packs):
-        raise KeyboardInterrupt  # Tune stops its trials on Ctrl-C, and then returns as if nothing had happened
 
 
 class Shelf:
@@ -358,21 +392,17 @@ def train_pack(
     tune.report({"records": len(pack)})  # Tune wants a word even where every record was there already
 
 
-class Relay(tune.Callback):
+class StudyRelay(Relay):
     """Tells the listeners, trial by trial and in the words of the study, what Tune's events are."""
 
     def __init__(self, packs: list[list[TrialSpec]], storage: Storage, listeners: Sequence[Listener]):
+        super().__init__()
         self.packs, self.storage, self.listeners = packs, storage, listeners
-        self.settled = 0
-        """Packs that have ended or were given up."""
         self.told: set[str] = set()
         """Trials whose end the listeners know."""
         begun, specs = set(storage.names("trials")), [spec for pack in packs for spec in pack]
         self.deaths = Deaths(storage)
         self.deaths.attempts = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in begun}
-
-    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
-        return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """For the first time, or again after a crash."""
@@ -393,7 +423,7 @@ class Relay(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The pack has ended: records say how."""
-        self.settled += 1
+        super().on_trial_complete(iteration, trials, trial, **info)
         for spec in self._open(trial):
             self._end(spec)
 
@@ -406,7 +436,7 @@ class Relay(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up after the last retry."""
-        self.settled += 1
+        super().on_trial_error(iteration, trials, trial, **info)
         error = str(trial.get_error() or "")
         for spec in self._open(trial):
             self.deaths.died(spec.trial_id)

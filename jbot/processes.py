@@ -43,6 +43,16 @@ def is_alive(pid: int) -> bool:
     return fields is None or fields[0] not in "ZX"
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a process was sent a signal that it does not hear now; False where nobody tells, as outside Linux."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    pending = int(status.partition("\nShdPnd:")[2].split(maxsplit=1)[0], 16)
+    return bool(pending >> (number - 1) & 1)
+
+
 def _stat(pid: int) -> list[str] | None:
     """What Linux tells of a process after its name, which may be any bytes: its state first."""
     try:

@@ -86,7 +86,9 @@ def test_records_under_ray_equal_those_inline(two_nodes, tiny_data, tmp_path):
     specs, log, inline = specs_of(tiny_data, **{"train.epochs": 40}), Log(), Log()  # long enough to overlap
     here, there = Storage(tmp_path / "inline"), Storage(tmp_path / "ray")
     run_inline(specs, tiny_data, here, [inline], Resources())
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
     run_ray(specs, tiny_data, there, [log], address=two_nodes)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
     for spec in specs:
         one, other = load_record(here, spec.trial_id), load_record(there, spec.trial_id)
         assert one.metrics == other.metrics
@@ -286,6 +288,27 @@ def test_a_killed_pack_goes_on_with_what_has_not_ended(two_nodes, tiny_data, tmp
     assert [load_record(storage, spec.trial_id).attempts for spec in specs] == [1, 2, 2]
     assert [record.trial_id for record in log.ends] == [spec.trial_id for spec in specs]
     assert [record.state for record in log.ends] == ["failed", "complete", "complete"]
+
+
+def test_ctrl_c_when_the_last_trial_has_just_ended_is_heard(two_nodes, tiny_data, tmp_path):
+    """Tune catches it, has nothing left to stop, and says nothing."""
+    specs, storage = specs_of(tiny_data, seeds=1), Storage(tmp_path)
+
+    class Last(Log):
+        def ended(self, spec, record):
+            super().ended(spec, record)
+            if len(self.ends) == len(specs):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_ray(specs, tiny_data, storage, [Last()], address=two_nodes)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert open_trials(specs, storage) == []
+    assert storage.names() == ["encoders", "floors", "trials"]
 
 
 @pytest.mark.slow
