@@ -482,7 +482,7 @@ def _places(node: dict[str, Any]) -> int:
 def _perhaps_connected(address: str | None) -> contextlib.AbstractContextManager[None]:
     if address is None:
         return contextlib.nullcontext()
-    from cluster.tune import connected
+    from cluster.connection import connected
 
     return connected(address)
 

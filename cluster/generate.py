@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.connection import connected
 from cluster.run import ClusterError
-from cluster.tune import connected
 from jbot.command_line import bad_input, program
 from jbot.data import DataError, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk

@@ -100,7 +100,8 @@ def _ray(
     """Tasks that hold what a pack holds, in the order in which they end."""
     import ray
 
-    from cluster.tune import check_nodes, connected
+    from cluster.connection import connected
+    from cluster.tune import check_nodes
 
     with connected(address):
         check_nodes(storage, resources)

@@ -10,7 +10,6 @@ fractions (`--gpus 0.25`).
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -233,10 +232,9 @@ def search_ray(job: Job, points: int, data: Jets, listeners: Sequence[Listener],
     KeyboardInterrupt
         After Ctrl-C, when Tune has stopped its trials.
     """
-    from cluster.tune import QUIET, check_nodes, connected
+    from cluster.connection import connected
+    from cluster.tune import check_nodes
 
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     left = Searcher(job.plan, points, job.storage).left()
     if not left:
         return

@@ -372,7 +372,8 @@ def places_at(address: str, held: Resources) -> int:
     ClusterError
         When there is no cluster at the address.
     """
-    from cluster.tune import connected, places
+    from cluster.connection import connected
+    from cluster.tune import places
 
     with connected(address):
         return places(held)

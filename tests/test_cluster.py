@@ -21,8 +21,9 @@ from jbot.record import Storage, load_record
 from jbot.trial import TrialSpec
 
 ray = pytest.importorskip("ray")
-from cluster import tune  # noqa: E402 - needs ray
-from cluster.tune import connected, run_ray  # noqa: E402
+from cluster import connection, tune  # noqa: E402 - needs ray
+from cluster.connection import connected  # noqa: E402
+from cluster.tune import run_ray  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,7 +207,7 @@ def test_a_cluster_of_other_versions_is_one_line(monkeypatch):
         r"Ray cluster at address 'there:1' cannot be used: Version mismatch: .*2\.9\.0 This process with: Ray: 2\.60\.0"
     )
     with pytest.raises(ClusterError, match=says):
-        tune._join({"address": "there:1"})
+        connection._join({"address": "there:1"})
 
 
 def test_no_cluster_at_the_address(tiny_data, tmp_path):

@@ -17,7 +17,7 @@ from jbot.data.pythia import Settings
 
 ray = pytest.importorskip("ray")
 from cluster import generate  # noqa: E402 - needs ray
-from cluster.tune import connected  # noqa: E402 - needs ray
+from cluster.connection import connected  # noqa: E402 - needs ray
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Settings(seed=3)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 DRIVER = """
 import sys
 from cluster.stop import stopped_by_sigterm
-from cluster.tune import connected
+from cluster.connection import connected
 try:
     with stopped_by_sigterm():
         print("begins", flush=True)
