@@ -24,6 +24,8 @@ install_import_hook(
     "beartype.beartype",
 )
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +114,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     monkeypatch.setattr(chunks, "CHUNK", 10)
     monkeypatch.setattr(pythia, "installed_version", lambda package: "test")
     return calls
+
+
+@pytest.fixture
+def interrupt_raises():
+    """Ctrl-C does what it does by default, here and in what is started; in the background of a script it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -291,6 +291,7 @@ def test_a_killed_pack_goes_on_with_what_has_not_ended(two_nodes, tiny_data, tmp
     assert [record.state for record in log.ends] == ["failed", "complete", "complete"]
 
 
+@pytest.mark.usefixtures("interrupt_raises")
 def test_ctrl_c_when_the_last_trial_has_just_ended_is_heard(two_nodes, tiny_data, tmp_path):
     """Tune catches it, has nothing left to stop, and says nothing."""
     specs, storage = specs_of(tiny_data, seeds=1), Storage(tmp_path)
@@ -301,18 +302,15 @@ def test_ctrl_c_when_the_last_trial_has_just_ended_is_heard(two_nodes, tiny_data
             if len(self.ends) == len(specs):
                 signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_ray(specs, tiny_data, storage, [Last()], address=two_nodes)
-        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        run_ray(specs, tiny_data, storage, [Last()], address=two_nodes)
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     assert open_trials(specs, storage) == []
     assert storage.names() == ["encoders", "floors", "trials"]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupt_raises")
 def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path):
     data = Path(__file__).parent / "data/jets_sample.h5"
     command = [sys.executable, ROOT / "studies/masking_ablation.py", "--preset", "smoke", "--storage", tmp_path]

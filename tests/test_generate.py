@@ -238,7 +238,7 @@ def test_bad_requests_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("generator")
+@pytest.mark.usefixtures("generator", "interrupt_raises")
 def test_ctrl_c_keeps_finished_chunks_and_the_same_command_continues(cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cluster.generate", "--address", cluster.address, "--cache", tmp_path]
     command += ["--jets", "60", "--out", tmp_path / "out.h5"]

@@ -31,14 +31,6 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.fixture
-def interrupt_raises():
-    """Ctrl-C does what it does in a program that has set nothing, however pytest was started."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interrupt_raises")
 def test_a_first_signal_waits_for_the_end():
     done, numbers = [], [signal.SIGINT, signal.SIGTERM]

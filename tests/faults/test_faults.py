@@ -353,6 +353,7 @@ def test_what_tune_left_here_goes_where_the_storage_is_elsewhere(tmp_path, monke
     assert not (tmp_path / "records").exists()
 
 
+@pytest.mark.usefixtures("interrupt_raises")
 def test_an_upload_that_is_interrupted_is_whole(tmp_path):
     """A bucket has no rename: what is closed is there, all of it or not."""
     storage = Storage(tmp_path)
