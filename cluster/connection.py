@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +67,28 @@ def connected(address: str | None) -> Iterator[None]:
         code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
         options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_in_one_line)
+    close = partial(_close, folder)
+    atexit.register(close)  # a signal may come in the moment before it is held back
     try:
         _join(options)
         yield
     finally:
-        with held_back():
-            # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
-            # process ("core worker has already been shutdown"), so they are freed before.
-            gc.collect()
-            own = _processes_of(folder) if folder else []
-            with _hastened(own):
-                ray.shutdown()
-            if folder:
-                _end(own)
-                _remove(folder)
+        close()
+        atexit.unregister(close)
+
+
+def _close(folder: Path | None) -> None:
+    """End the connection, and the Ray that keeps its session in a folder, if one was started. Twice is as once."""
+    with held_back():
+        # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
+        # process ("core worker has already been shutdown"), so they are freed before.
+        gc.collect()
+        own = _processes_of(folder) if folder else []
+        with _hastened(own):
+            ray.shutdown()
+        if folder:
+            _end(own)
+            _remove(folder)
 
 
 def _in_one_line(said: logging.LogRecord) -> bool:
