@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from jbot.command_line import INTERRUPTED
+from jbot.command_line import INTERRUPTED, end_soon
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code, as shells count it: 143, as INTERRUPTED is 130."""
@@ -17,7 +18,10 @@ TERMINATED = 128 + signal.SIGTERM
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
-    """While it lasts, SIGTERM does what Ctrl-C does; gives what tells the exit code of a command that was stopped."""
+    """While it lasts, SIGTERM does what Ctrl-C does; gives what tells the exit code of a command that was stopped.
+
+    What the command has done is done then: while Python ends, no signal changes its exit code.
+    """
     came = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -34,6 +38,14 @@ def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
         yield lambda: TERMINATED if came.is_set() else INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+        atexit.unregister(_ignore_signals)
+        atexit.register(_ignore_signals)  # last, so it is the first to be called
+        end_soon()
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def was_interrupted(error: BaseException | None) -> bool:

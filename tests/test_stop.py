@@ -87,6 +87,25 @@ def test_a_signal_that_is_not_heard_is_pending():
     assert not is_pending(process.pid, signal.SIGTERM)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_changes_no_exit_code(number):
+    code = """
+import atexit, sys, time
+from cluster.stop import stopped_by_sigterm
+atexit.register(lambda: (print("ends", flush=True), time.sleep(0.5)))
+with stopped_by_sigterm():
+    pass
+sys.exit(3)
+"""
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert command.stdout.readline() == "ends\n", command.stderr.read()
+    command.send_signal(number)
+    assert command.communicate(timeout=60) == ("", "")
+    assert command.returncode == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("moment", "wait"), [("begins", 1.0), ("runs", 0.0), ("runs", 0.3)])
