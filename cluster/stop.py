@@ -38,9 +38,9 @@ def stopped_by_sigterm() -> Iterator[Callable[[], int]]:
         yield lambda: TERMINATED if came.is_set() else INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+        end_soon()
         atexit.unregister(_ignore_signals)
         atexit.register(_ignore_signals)  # last, so it is the first to be called
-        end_soon()
 
 
 def _ignore_signals() -> None:

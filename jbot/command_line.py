@@ -81,7 +81,7 @@ def program(main: Main) -> Main:
 
 
 def end_soon() -> None:
-    """Let this process end 0.5 to 2 s sooner: Python looks for garbage, among all that torch and others have imported,
-    before it ends."""
+    """Have Python not look for garbage, among all that torch and others have imported, before it ends this process
+    (measured: 0.5 s of a report's --help, 1.8 s of a study)."""
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
