@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -152,6 +152,22 @@ def paired_differences(
     return figure
 
 
+def legend_above(figure: Figure, columns: int, handles: Iterable[Any] = (), names: Iterable[str] = ()) -> None:
+    """A legend in so many columns, or fewer where names are long; without handles, of all that is drawn."""
+    handles, names = list(handles), list(names)
+    given = {"handles": handles, "labels": names or [handle.get_label() for handle in handles]} if handles else {}
+    for number in range(columns, 0, -1):
+        legend = figure.legend(**given, loc="outside upper left", ncols=number, columnspacing=1.2)
+        if number == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def upright(label: str, most: int = 27) -> str:
+    """The label of a vertical axis in lines that are no longer than a low panel is high."""
+    return textwrap.fill(label, most)
+
+
 def _wrapped(name: str) -> list[str]:
     """A name in as many lines as it takes, so that none is cut and none runs into the outcome beside it."""
     lines = textwrap.wrap(" ".join(name.split()), FOREST_LETTERS, max_lines=4, placeholder=" …")
@@ -229,10 +245,10 @@ def paired_curves(
 
 def _finish_curves(figure: Figure, axes: Axes, label: str) -> None:
     axes.set_xlabel("epoch")
-    axes.set_ylabel(label, parse_math=False)
+    axes.set_ylabel(upright(label, 36), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_minor_locator(AutoMinorLocator())
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    legend_above(figure, 3)
 
 
 def _curve(axes: Axes, curves: pd.DataFrame, metric: str, label: str, all_arms: Sequence[str], arm: str) -> None:
@@ -409,7 +425,7 @@ def score_ranges(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.tick_params(axis="y", which="both", left=False, right=False)
     axes.set(ylim=(len(scores) - 0.4, -0.6), xlabel="AUC")
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    legend_above(figure, 3)
     return figure
 
 
@@ -447,5 +463,5 @@ def against_each(
         axes.set_ylabel(literal(label))
     for axes in panels.flat[len(columns) :]:
         axes.set_axis_off()
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+    legend_above(figure, 3)
     return figure

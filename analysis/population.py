@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import design, wording
-from analysis.figures import MUTED, PALETTE, WIDTH, styled
+from analysis.figures import MUTED, PALETTE, WIDTH, styled, upright
 from analysis.pictures import Picture
 from analysis.plan import Plan
 from analysis.sections import Evidence, Extra, Table
@@ -142,7 +142,7 @@ def metric_figure(found: Population, path: Sequence[Member]) -> Figure:
             before = None if row.parent is None else found.generations[row.generation - 1][row.parent]
             _joined(axes, before, row, row in path)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(wording.quantity_on(found.metric), parse_math=False)
+    axes.set_ylabel(upright(wording.quantity_on(found.metric), 36), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from analysis.figures import FAINT, INK, MUTED, PALETTE, WIDTH, styled
+from analysis.figures import FAINT, INK, MUTED, PALETTE, WIDTH, styled, upright
 
 Point = Mapping[str, Any]
 Axis = Mapping[str, Any]
@@ -37,7 +37,7 @@ def history(points: Sequence[Point], objective: str, direction: str, label: str)
     axes.step([p["number"] for p in points], better.accumulate(values), where="post", color=MUTED, lw=1.0, zorder=1)
     _dots(axes, points, [point["number"] for point in points], objective)
     axes.set_xlabel("point")
-    axes.set_ylabel(label, parse_math=False)
+    axes.set_ylabel(upright(label), parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
@@ -147,5 +147,5 @@ def front(points: Sequence[Point], best: Sequence[int], names: Sequence[str], la
             xy = [[point["values"][name] for point in chosen] for name in (other, names[0])]
             panel.plot(*xy, "o", ms=4.5, mfc=face, mec=MUTED, mew=0.7)
         panel.set_xlabel(labels[other], parse_math=False)
-        panel.set_ylabel(labels[names[0]], parse_math=False)
+        panel.set_ylabel(upright(labels[names[0]]), parse_math=False)
     return figure

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -20,7 +19,7 @@ from matplotlib.ticker import AutoMinorLocator, FixedLocator, FuncFormatter, Max
 from numpy.typing import NDArray
 
 from analysis import statistics, wording
-from analysis.figures import BAND, INK, MARKERS, MUTED, PALETTE, WIDTH, literal, styled
+from analysis.figures import BAND, INK, MARKERS, MUTED, PALETTE, WIDTH, legend_above, literal, styled, upright
 from analysis.statistics import MeanInterval
 
 Floats = NDArray[np.float64]
@@ -64,7 +63,7 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
             aside = DODGE * reach * (i - (len(curves) - 1) / 2)
             x = [place[float(value)] + aside for value in scores.columns]
             _response(axes, scores, x, broken, i, group)
-        axes.set_ylabel(_wrapped(label), parse_math=False)
+        axes.set_ylabel(upright(label), parse_math=False)
         axes.yaxis.set_minor_locator(AutoMinorLocator())
         axes.margins(x=0.06)
     panels[-1].set_xlabel(field, parse_math=False)
@@ -76,13 +75,8 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
         panels[0].xaxis.set_major_locator(MaxNLocator(MOST_TICKS))
     if len(curves) > 1:
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=2, columnspacing=1.2)
+        legend_above(figure, 2, handles, names)
     return figure
-
-
-def _wrapped(label: str, most: int = 27) -> str:
-    """In lines that are no longer than a low panel is high."""
-    return textwrap.fill(label, most)
 
 
 def _minus_base(scores: pd.DataFrame, base: float) -> pd.DataFrame | None:
@@ -178,7 +172,7 @@ def forest(rows: Mapping[str, Mapping[str, Floats]], margin: float, label: str, 
     axes.set_xlim(min(low, -1.3 * margin), max(high, 1.3 * margin))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if len(kinds) > 1:
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
+        legend_above(figure, 2)
     return figure
 
 
@@ -207,12 +201,12 @@ def error_lines(panels: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, 
             _error_line(axes, errors.where(errors > 0), name, names.index(name))
         axes.set(xscale="log", yscale="log")
         axes.set_title(kind, loc="left", pad=4)
-        axes.set_ylabel(_wrapped(y_label), parse_math=False)
+        axes.set_ylabel(upright(y_label), parse_math=False)
     for axis in (drawn[0].xaxis, drawn[0].yaxis):
         _log_ticks(axis)
     drawn[-1].set_xlabel(x_label)
     handles = {label: handle for axes in drawn for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2, columnspacing=1.2)
+    legend_above(figure, 2, handles.values(), handles.keys())
     return figure
 
 
@@ -256,12 +250,12 @@ def law_lines(panels: Mapping[str, LawPanel], x_label: str, y_label: str) -> Fig
             _law_curve(axes, curve, PALETTE[i % len(PALETTE)])
         axes.set_ylim(*_law_limits(panel))
         axes.set_title(literal(title, 60), loc="left", pad=4)
-        axes.set_ylabel(_wrapped(y_label), parse_math=False)
+        axes.set_ylabel(upright(y_label), parse_math=False)
         _log_ticks(axes.yaxis)
     _log_ticks(drawn[-1].xaxis)
     drawn[-1].set_xlabel(x_label)
     lines = [Line2D([], [], color=PALETTE[i], label=curve.name) for i, curve in enumerate(_first(panels).curves)]
-    figure.legend(handles=lines, loc="outside upper left", ncols=2, columnspacing=1.2)
+    legend_above(figure, 2, lines)
     return figure
 
 

@@ -205,8 +205,8 @@ def draw(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Figu
     _line(axes, list(range(len(pts))), floors, {"color": figures.MUTED, "marker": "", "ls": ":", "label": "untrained"})
     axes.set_xticks(range(len(pts)), [f"{pt:g}" for pt in pts])
     axes.tick_params(axis="x", which="minor", bottom=False, top=False)
-    axes.set(xlabel="jet pT of the test jets [GeV]", ylabel=wording.quantity(f"test/{metric}"))
-    figure.legend(loc="outside upper left", ncols=2)
+    axes.set(xlabel="jet pT of the test jets [GeV]", ylabel=figures.upright(wording.quantity(f"test/{metric}"), 36))
+    figures.legend_above(figure, 2)
     return figure
 
 

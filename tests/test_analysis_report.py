@@ -91,6 +91,7 @@ def write_files(storage, record, rng):
             "device_seconds": 2.5 * epoch,
             "val/knn_accuracy": 0.35 + (last - 0.35) * (1 - np.exp(-epoch / 3)),
             "val/effective_rank": 5.0 + epoch,
+            "val/spread": epoch / 10,  # has a long name
             "train/loss": None if epoch == 0 else 9.0 - epoch / 3,
             "train/teacher_entropy": None if epoch == 0 else 2.0,
         }

@@ -34,10 +34,11 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """A report with much to go wrong: a long name, a failed arm, several primary contrasts, MLflow links."""
+    """A report with much to go wrong: long and many names, a failed arm, several primary contrasts, MLflow links."""
     arms = {"momentum": {}, "random": {"mask.scheme": "random"}, LONG: {"mask.scheme": "none"}}
     arms["dead"] = {"loss.koleo_weight": 0.5}
     contrasts = tuple(Contrast(treatment="momentum", control=arm, primary=True) for arm in list(arms)[1:])
+    arms["geometric"] = {"mask.scheme": "geometric"}  # a second line of names above each figure
     plan = make_plan(arms=arms, contrasts=contrasts, seeds=(0, 1, 2, 3))
     failed = {("dead", seed): FAILED for seed in plan.seeds}
     folder = write_study(tmp_path_factory.mktemp("results"), plan, changes=failed, files=True)
@@ -89,6 +90,24 @@ def test_the_words_of_a_figure_stay_inside_and_apart(browser, address):
     words = [word.bounding_box() for word in page.locator(".hero svg text").all()]
     assert all(svg["x"] - 1 <= w["x"] and w["x"] + w["width"] <= svg["x"] + svg["width"] + 1 for w in words)
     assert [(a, b) for i, a in enumerate(words) for b in words[:i] if overlap(a, b)] == []
+
+
+def test_the_words_of_all_figures_are_whole(browser, address):
+    """From their first letter to their last; the box of a formula is wider than it on the other two sides."""
+    page = opened(browser, address)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll("figure svg")].flatMap(svg => {
+            const frame = svg.getBoundingClientRect();
+            return [...svg.querySelectorAll("text")].filter(word => {
+                const box = word.getBoundingClientRect();
+                return Math.abs(word.getScreenCTM().b) > 0.1  // upright
+                    ? box.top < frame.top - 1 || box.bottom > frame.bottom + 1
+                    : box.left < frame.left - 1 || box.right > frame.right + 1;
+            }).map(word => word.textContent);
+        })"""
+    )
+    assert cut == []
 
 
 def overlap(a, b):
@@ -143,9 +162,9 @@ def test_links_of_the_page_arrive(browser, address):
         '#trials ~ details a[href^="../"]', "all => all.map(a => a.getAttribute('href'))"
     )
     folder = Path(address.removeprefix("file://")).parent
-    assert len(records) == 16
+    assert len(records) == 20
     assert all((folder / name).exists() for name in records)
-    assert page.locator('a[href^="http://127.0.0.1:5000/#/experiments/1/runs/"]').count() == 16
+    assert page.locator('a[href^="http://127.0.0.1:5000/#/experiments/1/runs/"]').count() == 20
 
 
 def test_print_shows_whole_tables(browser, address):
