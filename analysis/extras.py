@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import components, hierarchical, population, responses, scaling, score_grid, search, seeds, transfer
+from analysis import components, hierarchical, responses, scaling, score_grid, search, seeds, transfer
 from analysis.sections import Evidence, Extra
 
 SECTIONS: tuple[Callable[[Evidence], Extra | None], ...] = (
     search.section,
-    population.section,
     components.section,
     responses.section,
     scaling.section,

@@ -37,7 +37,7 @@ from jbot.record import (
     without_secret,
     without_user,
 )
-from jbot.searches import load_ledger, load_population
+from jbot.searches import load_ledger
 from jbot.trial import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
@@ -593,11 +593,8 @@ def _content(storage: Storage, study: str) -> dict[str, Any]:
 
 def _points(storage: Storage, study: str) -> list[Ended]:
     """(id, arm, record) of the trials of a study's search that have ended; those without a search have none."""
-    trials: list[tuple[str, str]] = []
-    if ledger := load_ledger(storage, study):
-        trials += [(trial["trial_id"], trial["arm"]) for point in ledger["points"] for trial in point["trials"]]
-    if population := load_population(storage, study):
-        trials += [(member.trial_id, f"pbt-{member.member:02d}") for member in population.lineage]
+    ledger = load_ledger(storage, study) or {"points": []}
+    trials = [(trial["trial_id"], trial["arm"]) for point in ledger["points"] for trial in point["trials"]]
     return _ended(storage, trials)
 
 

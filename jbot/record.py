@@ -21,7 +21,6 @@
 <storage>/encoders/<trial id>.json                 which trial has the encoder that this plain one would train
 <storage>/<study name>/study.json                  the plan and its trials
                        search.json                 the points of a hyperparameter search, see jbot.searches
-                       population.json             the generations of a population, see jbot.searches
 """
 
 from __future__ import annotations

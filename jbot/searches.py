@@ -1,25 +1,19 @@
-"""What a search leaves beside the records: the points of a hyperparameter search, the generations of a population.
+"""The ledger of a hyperparameter search: its points, beside the records.
 
-Whoever goes on with a search, shows it in MLflow or reports of it reads these files here: JSON of other hands may be
+Whoever goes on with a search, shows it in MLflow or reports of it reads it here: JSON of other hands may be
 anything, and what is returned can be indexed and drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
 from jbot.record import RecordError, Storage
-from jbot.typed import check_types, misfit
+from jbot.typed import misfit
 
 LEDGER = "search.json"
-POPULATION = "population.json"
 SCHEMA = 1
-"""Of the ledger."""
-
-# --- points -------------------------------------------------------------------------------------------------------
 
 
 class Distribution(TypedDict):
@@ -179,109 +173,3 @@ def _outside(axis: dict[str, Any], value: Any) -> str | None:
     fine = misfit(value, float, "") is None and known["low"] <= value <= known["high"]
     return None if fine else f"{axis['coordinate']} must lie in [{known['low']}, {known['high']}]"
 
-
-# --- populations --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One member after one generation: a row of the lineage."""
-
-    generation: int
-    member: int
-    epoch: int
-    """At which this generation has stopped."""
-    came: Literal["drawn", "kept", "copied"]
-    """Its knobs: drawn at the start, those it had, or another member's, changed."""
-    parent: int | None
-    """The member of the generation before whose training it goes on with: itself, or the one it copied."""
-    knobs: dict[str, float]
-    """By field, in this generation."""
-    trial_id: str
-    state: str
-    value: float | None
-    """The metric at the end of the generation; None where the trial failed."""
-    overrides: dict[str, Any]
-    """All that makes it other than the base: knobs to begin with, and `train.schedule` so far."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Population:
-    """What a search by population-based training has found; the content of ``<storage>/<study>/population.json``."""
-
-    metric: str
-    higher_is_better: bool
-    seed: int
-    members: int
-    stops: tuple[int, ...]
-    """Epochs at which generations end."""
-    fields: tuple[str, ...]
-    """The knobs."""
-    lineage: tuple[Member, ...]
-    """By generation, then member."""
-    best: int | None
-    """The member that is best after the last generation; None before that has ended."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        if self.members < 1 or len(self.lineage) % self.members or len(self.generations) > len(self.stops):
-            raise ValueError(f"lineage must have {self.members} rows for each generation, got {len(self.lineage)}")
-        if list(self.stops) != sorted({*self.stops}) or min(self.stops, default=0) < 1:
-            raise ValueError(f"stops must be epochs that rise, got {self.stops}")
-        for place, row in enumerate(self.lineage):
-            generation, member = divmod(place, self.members)
-            if (row.generation, row.member, row.epoch) != (generation, member, self.stops[generation]):
-                raise ValueError(f"row {place} must be of member {member} in generation {generation}")
-            if set(row.knobs) != set(self.fields):
-                raise ValueError(f"knobs of row {place} must be {', '.join(self.fields)}")
-            if row.parent not in ([None] if generation == 0 else range(self.members)):
-                raise ValueError(f"parent of row {place} must be a member of the generation before, got {row.parent}")
-        if self.best not in (range(self.members) if len(self.generations) == len(self.stops) else [None]):
-            raise ValueError(f"best must be a member once all generations have ended, got {self.best}")
-
-    @property
-    def generations(self) -> list[tuple[Member, ...]]:
-        """Those that have ended, each by member."""
-        return [self.lineage[begin : begin + self.members] for begin in range(0, len(self.lineage), self.members)]
-
-    @property
-    def ranked(self) -> list[Member]:
-        """The last generation that has ended, best first, see :func:`ranking`."""
-        last = self.generations[-1]
-        return [last[member] for member in ranking([row.value for row in last], self.higher_is_better)]
-
-    def history(self, row: Member) -> list[Member]:
-        """What a member's training went through, from the first generation to this row."""
-        found = [row]
-        while found[-1].parent is not None:
-            found.append(self.generations[found[-1].generation - 1][found[-1].parent])
-        return found[::-1]
-
-
-def ranking(values: Sequence[float | None], higher_is_better: bool) -> list[int]:
-    """Members from best to worst; equal ones by number, failed ones (None) last."""
-    sign = -1.0 if higher_is_better else 1.0
-    keys = [math.inf if value is None else sign * value for value in values]
-    return sorted(range(len(values)), key=lambda member: (keys[member], member))
-
-
-def load_population(storage: Storage, study: str) -> Population | None:
-    """The population of a study, finished or not; None where there is none.
-
-    Raises
-    ------
-    RecordError
-        When the file is damaged.
-    """
-    name = f"{study}/{POPULATION}"
-    if not storage.exists(name):
-        return None
-    content = storage.read_json(name)
-    try:
-        lists = {"stops": tuple(content["stops"]), "fields": tuple(content["fields"])}
-        return Population(**content | lists | {"lineage": tuple(Member(**row) for row in content["lineage"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{storage.uri}/{name} is not a population: {error}") from None

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.plan import Contrast, Plan
-from cluster.progress import StudyProgress
 from cluster.run import ClusterError, Resources
-from jbot.config import Config, ConfigError, can_change, flatten, from_dict, override, to_dict
+from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from jbot.data import Jets
-from jbot.record import Storage, load_whole
+from jbot.record import Storage
 from jbot.searches import LEDGER, load_ledger
-from jbot.trial import TrialSpec, git_commit
+from jbot.trial import git_commit
 from search_spaces.axis import Axis
-from studies.watch import console, run_specs, say, watched
+from studies.watch import console, say, watched
 
 if TYPE_CHECKING:
     from cluster.search import SearchPlan
@@ -51,10 +50,6 @@ class Search:
     """One, with pruning; or several, without. The winner is the best by the first."""
     points: Mapping[str, int] = field(default_factory=lambda: {"smoke": 6, "quick": 24, "gpu": 100, "paper": 200})
     """By preset."""
-    population: Mapping[str, tuple[int, int]] = field(
-        default_factory=lambda: {"smoke": (4, 2), "quick": (8, 4), "gpu": (16, 5), "paper": (24, 8)}
-    )
-    """With --pbt, members and generations by preset; each member is a whole trial."""
     reduction: int = 2
     """At each rung the best 1 / reduction go on. Optuna's 4 would leave two of 24 points whole."""
     seed: int = 0
@@ -104,12 +99,6 @@ def add_options(made: argparse.ArgumentParser, search: Search) -> None:
         metavar="NAMES",
         help="accuracy, anomaly (of an encoder of background, on a pilot signal), cost (FLOP): one, or several for a"
         " Pareto front, without pruning; the winner is the best by the first (default: %(default)s)",
-    )
-    group.add_argument(
-        "--pbt",
-        action="store_true",
-        help="population-based training instead of points: members copy better ones and change their knobs while they"
-        " train (cluster/population.py); the winner is a schedule",
     )
 
 
@@ -182,10 +171,6 @@ def points_of(study: Study, preset: str, asked: int | None) -> int:
 
 def check_search(study: Study, plan: Plan, options: argparse.Namespace) -> None:
     """Raise a ConfigError for options that no search can run with, before any jet is made."""
-    if options.pbt:
-        if options.points is not None or options.objectives != "accuracy":
-            raise ConfigError("--pbt has members in place of --points, and one objective, accuracy")
-        return
     search_plan(study, plan, options, None)
     points_of(study, plan.preset, options.points)
 
@@ -218,8 +203,6 @@ def run_search(
     ClusterError
         When Optuna is not installed, or as for any study.
     """
-    if options.pbt:
-        return run_population(study, plan, data, storage, held, options)
     wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
     from cluster import search_run
     from cluster.search import load_entries, winner
@@ -257,59 +240,6 @@ def _run_points(
             search_run.search_inline(job, points, data, listeners)
         else:
             search_run.search_ray(job, points, data, listeners, address=options.address)
-
-
-def run_population(
-    study: Study, plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
-) -> Study:
-    """Population-based training in the place of points; returns the study of the best member's knobs and schedule."""
-    from cluster.population import population, winning_overrides
-
-    search, base = searched(study), override(from_dict(plan.base), {"seed": SEED})
-    members, generations = search.population[plan.preset]
-    axes = population_axes(search, base)
-    say(f"[bold]{plan.question}[/]\n{plan.study}: {members} members, {generations} generations, {len(axes)} knobs")
-    found = population(
-        base,
-        axes,
-        study=plan.study,
-        storage=storage,
-        members=members,
-        generations=generations,
-        seed=search.seed,
-        run=lambda specs: _run_generation(specs, plan, data, storage, held, options),
-        spec_of=lambda arm, config: TrialSpec(
-            study=plan.study,
-            arm=arm,
-            plan_hash=plan.hash,
-            config=config,
-            data_fingerprint=data.fingerprint(config),
-            git_commit=git_commit(),
-        ),
-        metric=search.metric,
-    )
-    best = found.lineage[(generations - 1) * members + (found.best or 0)]
-    say(f"population of {members}: best is member {best.member}, {search.metric} {best.value:.4g}")
-    return confirmation(study, changes_to(base, winning_overrides(found)))
-
-
-def population_axes(search: Search, base: Config) -> list[Axis]:
-    """The knobs of population-based training: ranges of what may change while a trial trains.
-
-    What has its scale near 1 is left out: knobs are changed by factors.
-    """
-    made = search.axes(base, ("accuracy",))
-    return [axis for axis in made if not axis.values and not axis.complement and can_change(axis.field)]
-
-
-def _run_generation(
-    specs: list[TrialSpec], plan: Plan, data: Jets, storage: Storage, held: Resources, options: argparse.Namespace
-) -> None:
-    done = [record for spec in specs if (record := load_whole(storage, spec.trial_id))]
-    if len(done) == len(specs):
-        return
-    with watched(StudyProgress(specs, done, console), plan, data, storage, options, summaries=False) as (listeners, _):
-        run_specs(specs, data, storage, listeners, held, options)
 
 
 def _decide(
@@ -356,12 +286,6 @@ def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources,
     cost = costs.of(from_dict(plan.base), fresh=True)
     assert cost is not None  # what has no record is timed
     seconds, basis = cost.seconds, "; ".join(cost.basis)
-    if options.pbt:
-        members, generations = searched(study).population[plan.preset]
-        print(f"first a population: {members} members, each a whole trial, in {generations} generations:")
-        print(f"  some {costs.hours(members * seconds):,.2g} device hours ({members} x {seconds:,.0f} s, {basis}),")
-        print(f"  and what it takes to judge {members * (generations - 1)} trials at the stops before the last")
-        return _with_winner(plan)
     data = cached_plan_jets(with_anomaly(plan, options), options.data)
     wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
     trials = 2 if "anomaly" in wanted.objectives else 1

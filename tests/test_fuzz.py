@@ -18,7 +18,6 @@ import shutil
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -32,7 +31,6 @@ from simulated import make_plan, simulate
 
 from analysis import compare, export, found, index, paper, pictures, report
 from analysis.plan import Contrast, load_study
-from analysis.population import section as population_section
 from analysis.search import section as search_section
 from analysis.svg import is_harmless
 from analysis.tables import trial_table
@@ -333,17 +331,13 @@ def test_plan_files(results, tmp_path_factory, data):
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A search that has ended, and one by a population, each in a storage of its own."""
+    """A search that has ended."""
     pytest.importorskip("optuna")
-    from test_analysis_population import make_population
     from test_search import AXES, plan_of, run_made_up
 
     from cluster.search import Searcher
 
-    points, people = (Storage(tmp_path_factory.mktemp(name)) for name in ("points", "people"))
-    searcher = run_made_up(Searcher(plan_of(Config(), AXES), 16, points, "x"))
-    people.write_json("s/population.json", dataclasses.asdict(make_population()))
-    return searcher, people
+    return run_made_up(Searcher(plan_of(Config(), AXES), 16, Storage(tmp_path_factory.mktemp("points")), "x"))
 
 
 @FEW
@@ -353,7 +347,7 @@ def test_ledgers_of_searches(searched, data):
 
     from cluster.search import Searcher
 
-    searcher, _ = searched
+    searcher = searched
     evidence, path = evidence_of(searcher), Path(searcher.storage.uri) / "s/search.json"
     with with_file(path, data.draw(other_file(path.read_bytes()))):
         found.look(searcher.storage)  # one damaged study hides no other
@@ -362,18 +356,6 @@ def test_ledgers_of_searches(searched, data):
         with contextlib.suppress(RecordError):
             again = Searcher(searcher.plan, 17, searcher.storage, "y")
             again.claim("0")
-
-
-@FEW
-@given(st.data())
-def test_populations(searched, data):
-    from test_analysis_report import make_plan as plan_of_report
-
-    _, storage = searched
-    path = Path(storage.uri) / "s/population.json"
-    plan = dataclasses.replace(plan_of_report(), study="s")
-    with with_file(path, data.draw(other_file(path.read_bytes()))), contextlib.suppress(RecordError):
-        population_section(SimpleNamespace(study=SimpleNamespace(plan=plan, storage=storage)))
 
 
 TABLES = st.dictionaries(

@@ -235,7 +235,7 @@ def test_a_trial_starts_where_its_beginning_stopped(tiny, tiny_data, tmp_path, m
 
 
 def test_another_change_goes_on_from_the_same_beginning_in_a_pack(tiny, tiny_data, tmp_path, monkeypatch):
-    """Population-based training: what copies a donor shares its seed and its schedule so far."""
+    """What copies a donor shares its seed and its schedule so far."""
     alone, here = Storage(tmp_path / "alone"), Storage(tmp_path / "here")
     donor = override(tiny, {"loss.koleo_weight": 0.1})
     first = train_one(override(donor, {"train.until": 2}), tiny_data, here)

@@ -430,7 +430,7 @@ def test_attempts_of_workers_that_died_before_they_could_say_so_are_counted(tiny
 
 
 def options_of(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"objectives": "accuracy", "points": None, "preset": "quick", "pbt": False} | changes)
+    return argparse.Namespace(**{"objectives": "accuracy", "points": None, "preset": "quick"} | changes)
 
 
 def test_the_plan_of_a_preset_begins_with_the_base_and_has_rungs():
@@ -497,19 +497,13 @@ def test_bad_options_are_said_in_one_line(changes, words):
 def test_bad_input_on_the_command_line_exits_with_2(tmp_path, capsys):
     from studies.main import main
 
-    for arguments in (["--objectives", "speed"], ["--points", "0"], ["--pbt", "--points", "3"]):
+    for arguments in (["--objectives", "speed"], ["--points", "0"]):
         with pytest.raises(SystemExit) as ended:
             main(study, ["--preset", "smoke", "--inline", "--storage", str(tmp_path), *arguments])
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "hyperparameters_smoke").exists()
-
-
-def test_a_population_moves_what_may_change_while_it_trains():
-    fields = {axis.field for axis in searching.population_axes(study.search, study.base_at("quick"))}
-    assert {"optim.lr", "loss.koleo_weight", "train.dropout"} & fields
-    assert not {"mask.scheme", "optim.warmup_epochs"} & fields
 
 
 def test_a_search_chooses_on_validation_jets():
