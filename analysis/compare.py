@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from analysis import design, provenance, statistics, tables, wording
-from analysis.plan import FILE, PlannedTrial, StudyRecords, load_study
-from analysis.sections import Table
-from analysis.statistics import MeanInterval
-from analysis.verdict import SEED, Verdict, judge
-from jbot.command_line import Parser, program
-from jbot.record import Record, RecordError, Storage, load_curves, trial_folder
+from analysis.report.section import Table
+from analysis.stats import paired
+from analysis.stats.paired import MeanInterval
+from analysis.verdicts import design, provenance, tables, wording
+from analysis.verdicts.decide import SEED, Verdict, judge
+from jbot.cli import Parser, program
+from jbot.store.plan import FILE, PlannedTrial, StudyRecords, load_study
+from jbot.store.record import Record, RecordError, Storage, load_curves, trial_folder
 
 EQUAL, DIFFERING = 0, 1
 WEIGHTS = "student.safetensors"
@@ -40,7 +41,7 @@ MOST_METRICS = 12
 NARROW = 110
 """Columns of a terminal below which intervals are left out."""
 FACTS = ("Data", "Plan hash", "Trainer", "Git commit", "Libraries", "Hardware")
-"""Of :func:`analysis.provenance.facts`: what may be the reason of a difference."""
+"""Of :func:`analysis.verdicts.provenance.facts`: what may be the reason of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ def _equal(one: object, other: object) -> bool:
 
 def over_seeds(differences: pd.DataFrame) -> MeanInterval:
     """Mean difference with its t interval over seeds: arms of a block share their noise, so a seed counts once."""
-    return statistics.mean_interval(differences.groupby("seed")["difference"].mean().dropna())
+    return paired.mean_interval(differences.groupby("seed")["difference"].mean().dropna())
 
 
 def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
@@ -216,7 +217,7 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
     for metric, of_metric in frame[~frame["equal"] & shown].groupby("metric"):
         every = frame[frame["metric"] == metric]
         by_seed = every.groupby("seed")["difference"].mean().dropna()
-        p = statistics.sign_flip_test(by_seed, rng) if len(by_seed) > 1 else math.nan
+        p = paired.sign_flip_test(by_seed, rng) if len(by_seed) > 1 else math.nan
         largest = float(of_metric["difference"].abs().max())
         rows.append((str(metric), len(every), len(every) - len(of_metric), largest, over_seeds(every), p))
     adjusted = design.corrected([row[-1] for row in rows])
@@ -240,7 +241,7 @@ def _clearness(found: Comparison, row: tuple[str, int, int, float, MeanInterval,
 
 
 def _p(p: float, n: int) -> str:
-    return wording.p_value(p, statistics.p_floor(n)) if n > 1 else wording.NOTHING
+    return wording.p_value(p, paired.p_floor(n)) if n > 1 else wording.NOTHING
 
 
 def _mean_cells(mean: MeanInterval) -> list[str]:
@@ -336,7 +337,7 @@ def time_line(found: Comparison) -> str:
     for pair in found.matched:
         if pair.a and pair.b and pair.a.own_seconds > 0 and pair.b.own_seconds > 0:
             ratios.setdefault(pair.seed, []).append(math.log(pair.b.own_seconds / pair.a.own_seconds))
-    logs = statistics.mean_interval([float(np.mean(values)) for values in ratios.values()])
+    logs = paired.mean_interval([float(np.mean(values)) for values in ratios.values()])
     if not logs.n:
         return "device seconds: not known"
     spread = f" (95% interval {math.exp(logs.low):.2f} to {math.exp(logs.high):.2f})" if logs.n > 1 else ""
@@ -409,7 +410,7 @@ def save(
     out: Path,
 ) -> Path:
     """Write compare.html and compare.csv (a row per trial and metric); returns the page."""
-    from analysis.report import environment, write  # drawing libraries: a comparison on a terminal needs none
+    from analysis.report.build import environment, write  # drawing libraries: a comparison on a terminal needs none
 
     out.mkdir(parents=True, exist_ok=True)
     write(out / "compare.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))

@@ -20,10 +20,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.plan import FILE, load_study
-from analysis.tables import PENDING, REFERENCES, device_of
-from jbot.command_line import Parser, program
-from jbot.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
+from analysis.verdicts.tables import PENDING, REFERENCES, device_of
+from jbot.cli import Parser, program
+from jbot.store.plan import FILE, load_study
+from jbot.store.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
 
 TRIAL = ("folder", "study", "preset", "arm", "seed", "trial_id", "state", "reason")
 """Columns that say which trial a row is of."""

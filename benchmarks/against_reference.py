@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from jbot.command_line import Parser, bad_input
+from jbot.cli import Parser, bad_input
 from jbot.data import DataError
 from jbot.data.hdf5 import read
 

@@ -27,7 +27,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from analysis.plan import load_study
 from benchmarks import report
 from benchmarks.generation import generation
 from benchmarks.machine import environment, limits
@@ -36,10 +35,11 @@ from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
 from benchmarks.timing import NotAvailable, Row, no_row
 from benchmarks.trainer import read_jets
 from benchmarks.trials import trials
-from jbot.command_line import INTERRUPTED, Parser, bad_input
+from jbot.cli import INTERRUPTED, Parser, bad_input
 from jbot.data.jetdata import DataError
-from jbot.engine import ENGINES
-from jbot.record import RecordError
+from jbot.store.plan import load_study
+from jbot.store.record import RecordError
+from jbot.trainer.engines.select import ENGINES
 
 SECTIONS: dict[str, tuple[str, Callable[[Setting, argparse.Namespace], list[Row]]]] = {
     "limits": ("limits of the machine", lambda s, o: limits(s.device, s.quick, s.advance)),

@@ -1,4 +1,4 @@
-"""What the eager operations of a training step move, counted; what it has to compute stands in jbot.work."""
+"""What the eager operations of a training step move, counted; what it has to compute stands in jbot.trainer.flops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jbot.work import step_flop
+from jbot.trainer.flops import step_flop
 
 __all__ = ["Traffic", "step_flop", "tensor_bytes"]
 

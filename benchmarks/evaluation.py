@@ -4,8 +4,8 @@
     python benchmarks/evaluation.py --device cuda --data jets.h5 --preset paper --output evaluation.json
 
 Each part is timed in two ways in this run, in turns (old new new old): as scikit-learn and numpy on the host, which is
-what jbot.evaluate was at first, and as jbot.evaluate does it now. Medians of CPU seconds for one thread on a CPU, else
-of wall seconds; another load on the machine moves both, so read the ratios.
+what jbot.evaluation.evaluator was at first, and as jbot.evaluation.evaluator does it now. Medians of CPU seconds for
+one thread on a CPU, else of wall seconds; another load on the machine moves both, so read the ratios.
 
 The encoder is jBOT-S after some training steps on the same jets. A preset's jets are drawn from the file with
 replacement and moved by JITTER, so that no two are the same: times can be used, metrics not. The share of a trial is
@@ -38,15 +38,15 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from jbot import evaluate
-from jbot.command_line import Parser, bad_input
+from jbot.cli import Parser, bad_input
 from jbot.config import Config, override
 from jbot.data import DataError, JetData, hdf5
-from jbot.engine import find_engine
-from jbot.evaluate import LabeledJets
-from jbot.model import cls_rows, encode, hidden_keys, relative_entropy, unpack
-from jbot.pack import Pack
-from jbot.train import Metrics, TrainState, curve_epochs, init_state, run_steps
+from jbot.evaluation import evaluator
+from jbot.evaluation.evaluator import LabeledJets
+from jbot.trainer.engines.select import find_engine
+from jbot.trainer.loop import Metrics, TrainState, curve_epochs, init_state, run_steps
+from jbot.trainer.model import cls_rows, encode, hidden_keys, relative_entropy, unpack
+from jbot.trainer.pack import Pack
 from studies.presets import PRESETS
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"
@@ -93,10 +93,10 @@ def scikit_scores(name: str, classifier: Any, jets: np.ndarray, labels: np.ndarr
 
 
 def scikit_clustering(embedding: np.ndarray, labels: np.ndarray) -> Metrics:
-    """k-means and silhouette, with the draws of jbot.evaluate.clustering."""
+    """k-means and silhouette, with the draws of jbot.evaluation.evaluator.clustering."""
     generator = np.random.default_rng(0)
     found = KMeans(5, n_init=4, random_state=int(generator.integers(2**31))).fit_predict(embedding)
-    sample = generator.permutation(len(labels))[: evaluate.SILHOUETTE_JETS]
+    sample = generator.permutation(len(labels))[: evaluator.SILHOUETTE_JETS]
     silhouette = float(silhouette_score(embedding[sample], labels[sample]))
     return {"kmeans_ami": float(adjusted_mutual_info_score(labels, found)), "silhouette": silhouette}
 
@@ -119,7 +119,7 @@ def embed_in_old_chunks(state: TrainState, jets: LabeledJets, config: Config) ->
 
 def entropy_at_once(state: TrainState, jets: LabeledJets, config: Config) -> Metrics:
     """Attention entropy of all monitored jets in one piece."""
-    some = jets.particles[None, : evaluate.MONITOR_JETS]
+    some = jets.particles[None, : evaluator.MONITOR_JETS]
     attentions: list[Tensor] = []
     with torch.no_grad():
         encode(unpack(state.student, config.model), some, config.model, attentions=attentions)
@@ -129,7 +129,7 @@ def entropy_at_once(state: TrainState, jets: LabeledJets, config: Config) -> Met
 
 def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) -> dict[str, Part]:
     """Every part of an evaluation, the old way and the new one."""
-    new = {name: evaluate.embed_on_device(state.student, jets[name].particles, config) for name in jets}
+    new = {name: evaluator.embed_on_device(state.student, jets[name].particles, config) for name in jets}
     new_labels = {name: torch.from_numpy(jets[name].labels).to(new[name].device) for name in jets}
     old, labels = {name: value.cpu().numpy() for name, value in new.items()}, {n: j.labels for n, j in jets.items()}
     bank, new_bank, k = (old["bank"], labels["bank"]), (new["bank"], new_labels["bank"]), config.probe.knn_k
@@ -138,35 +138,37 @@ def parts_of(config: Config, state: TrainState, jets: dict[str, LabeledJets]) ->
         neighbours = KNeighborsClassifier(n_neighbors=k, algorithm="brute")
         return (
             lambda: scikit_scores("knn", neighbours.fit(*bank), old[name], labels[name]),
-            lambda: evaluate.quick_metrics("knn", evaluate.knn_probe(*new_bank, new[name], k), new_labels[name]),
+            lambda: evaluator.quick_metrics("knn", evaluator.knn_probe(*new_bank, new[name], k), new_labels[name]),
         )
 
     def embedding(name: str) -> Part:
         return (
             lambda: embed_in_old_chunks(state, jets[name], config),
-            lambda: evaluate.embed_on_device(state.student, jets[name].particles, config).isfinite().all().item(),
+            lambda: evaluator.embed_on_device(state.student, jets[name].particles, config).isfinite().all().item(),
         )
 
     def rank(name: str) -> Part:
-        return lambda: numpy_rank(old[name]), lambda: {"effective_rank": evaluate.effective_rank(new[name])}
+        return lambda: numpy_rank(old[name]), lambda: {"effective_rank": evaluator.effective_rank(new[name])}
 
     logistic = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
-    monitored = jets["val"].particles[: evaluate.MONITOR_JETS]
+    monitored = jets["val"].particles[: evaluator.MONITOR_JETS]
     return {
         **{f"embed {name}": embedding(name) for name in jets},
         **{f"knn {name}": knn(name) for name in ("val", "test")},
         "linear": (
             lambda: scikit_scores("linear", logistic.fit(*bank), old["test"], labels["test"]),
-            lambda: evaluate.quick_metrics("linear", evaluate.linear_probe(*new_bank, new["test"]), new_labels["test"]),
+            lambda: evaluator.quick_metrics(
+                "linear", evaluator.linear_probe(*new_bank, new["test"]), new_labels["test"]
+            ),
         ),
         "clustering": (
             lambda: scikit_clustering(old["test"], labels["test"]),
-            lambda: evaluate.clustering(new["test"], new_labels["test"], np.random.default_rng(0)),
+            lambda: evaluator.clustering(new["test"], new_labels["test"], np.random.default_rng(0)),
         ),
         **{f"rank {name}": rank(name) for name in ("val", "test")},
         "entropy": (
             lambda: entropy_at_once(state, jets["val"], config),
-            lambda: {"attention_entropy": evaluate.attention_entropy(state.student, monitored, config)},
+            lambda: {"attention_entropy": evaluator.attention_entropy(state.student, monitored, config)},
         ),
     }
 

@@ -15,9 +15,9 @@ import torch
 from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Row, no_row, value_row
 from benchmarks.trainer import MODELS, enough, read_jets, run_trials
-from jbot.command_line import Parser
+from jbot.cli import Parser
 from jbot.config import Config, override
-from jbot.engine import ENGINES
+from jbot.trainer.engines.select import ENGINES
 
 ROOT = Path(__file__).parent.parent
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

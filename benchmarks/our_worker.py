@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from worker_pipe import Pipe, Stopwatch
 
-from jbot.augment import PT, rotate, smear, split
 from jbot.config import JBOT_B, Config, override
-from jbot.engine import find_engine
-from jbot.keras_weights import load_backbone
-from jbot.masking import SCHEMES, Scene
-from jbot.model import pack
-from jbot.pack import Pack
-from jbot.train import TERMS, ema_momentum, epoch_order, init_state, learning_rate, run_steps, train_step
-from jbot.trial import git_commit, hardware, library_versions
+from jbot.encoder.keras_weights import load_backbone
+from jbot.trainer.augment import PT, rotate, smear, split
+from jbot.trainer.engines.select import find_engine
+from jbot.trainer.loop import TERMS, ema_momentum, epoch_order, init_state, learning_rate, run_steps, train_step
+from jbot.trainer.masking import SCHEMES, Scene
+from jbot.trainer.model import pack
+from jbot.trainer.pack import Pack
+from jbot.trial.run import git_commit, hardware, library_versions
 
 SIZES = {"S": {}, "B": JBOT_B}
 VARIANTS = ("model.padding", "augment.smear_variant", "augment.split_variant")
@@ -79,7 +79,7 @@ class Ours:
         )
 
     def whole_step(self) -> dict[str, torch.Tensor]:
-        """The next batch, its views and masks, and the model part: as jbot.train.train does it."""
+        """The next batch, its views and masks, and the model part: as jbot.trainer.loop.train does it."""
         jets = self.jets.index_select(0, next(self.order))[None, None]
         sums = run_steps(self.state, jets, self.pack, (0,), self.lr, self.momentum, self.engine.forward)
         return dict(zip(TERMS, sums, strict=True))

@@ -27,9 +27,9 @@ from pathlib import Path
 from benchmarks.machine import environment
 from benchmarks.report import Row, show
 from benchmarks.scale_study import ARMS, study
-from cluster.mlflow_pages import page
-from jbot.command_line import Parser
-from jbot.record import Storage, load_records
+from cluster.tracking.pages import page
+from jbot.cli import Parser
+from jbot.store.record import Storage, load_records
 
 ROOT = Path(__file__).parent.parent
 NODES = (1, 2, 4)
@@ -123,10 +123,15 @@ def pages(options: argparse.Namespace, storage: Path) -> list[Row]:
     """Report, index and view from the records alone, each a process; and how large all of it is."""
     folder = storage / study.plan("smoke").study
     commands = {
-        "report": ["analysis.report", str(folder)],
-        "index of all questions": ["analysis.index", str(storage)],
-        "view, nothing to add": ["cluster.mirror", str(folder)],
-        "view, from nothing": ["cluster.mirror", str(folder), "--tracking-uri", f"sqlite:///{storage}/again.db"],
+        "report": ["analysis.report.build", str(folder)],
+        "index of all questions": ["analysis.index.page", str(storage)],
+        "view, nothing to add": ["cluster.tracking.mirror", str(folder)],
+        "view, from nothing": [
+            "cluster.tracking.mirror",
+            str(folder),
+            "--tracking-uri",
+            f"sqlite:///{storage}/again.db",
+        ],
     }
     (storage / "again.db").unlink(missing_ok=True)
     rows = [{"what": name, **run([sys.executable, "-m", *command])} for name, command in commands.items()]

@@ -5,9 +5,9 @@ python -m benchmarks.scale_study --preset smoke --seeds 200 --data tests/data/je
 
 from __future__ import annotations
 
-from analysis.plan import Contrast
-from studies.main import main
-from studies.study import Study
+from jbot.store.plan import Contrast
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 ARMS = 10
 TRIVIAL = {

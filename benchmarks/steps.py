@@ -35,7 +35,7 @@ from benchmarks.timing import (
 from benchmarks.trainer import MODELS, MOST_STEPS, PARTS, Stretch
 from jbot.config import Config, override
 from jbot.data.jetdata import JetData
-from jbot.engine import find_engine
+from jbot.trainer.engines.select import find_engine
 
 PAPER_PASSES = 700_000 * 80
 """Jets times epochs of the paper's pre-training (arXiv:2601.11719)."""

@@ -20,19 +20,15 @@ from torch import Tensor
 
 from benchmarks.counts import Traffic, tensor_bytes
 from benchmarks.timing import NotAvailable
-from jbot import fused
-from jbot.augment import Particles, augment
 from jbot.config import JBOT_B, Config, override
 from jbot.data import hdf5
 from jbot.data.jetdata import CLASSES, JetData
 from jbot.data.splits import jets_needed
-from jbot.engine import Forward, find_engine
-from jbot.masking import Masked, mask_views
-from jbot.model import cls_rows
-from jbot.pack import Pack
-from jbot.record import Record, Storage
-from jbot.streams import Draws
-from jbot.train import (
+from jbot.store.record import Record, Storage
+from jbot.trainer.augment import Particles, augment
+from jbot.trainer.engines import fused
+from jbot.trainer.engines.select import Forward, find_engine
+from jbot.trainer.loop import (
     VIEW_JETS,
     curve_epochs,
     init_state,
@@ -43,7 +39,11 @@ from jbot.train import (
     update,
     views_of_steps,
 )
-from jbot.trial import Report, TrialSpec, run_pack
+from jbot.trainer.masking import Masked, mask_views
+from jbot.trainer.model import cls_rows
+from jbot.trainer.pack import Pack
+from jbot.trainer.rng import Draws
+from jbot.trial.run import Report, TrialSpec, run_pack
 
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
@@ -67,7 +67,7 @@ class Stretch:
     jets : float tensor (jet, particle, 4)
         Drawn from with repetition. Particles beyond the Config's are left out.
     engine : str
-        See :mod:`jbot.engine`.
+        See :mod:`jbot.trainer.engines.select`.
 
     Raises
     ------
@@ -145,7 +145,7 @@ class Stretch:
         return self.jets.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
 
     def _views(self, batches: Tensor, timed: Timed) -> tuple[Tensor, Tensor]:
-        """What :func:`jbot.train.views_of_steps` does, in its two parts."""
+        """What :func:`jbot.trainer.loop.views_of_steps` does, in its two parts."""
         knobs = self.pack.knobs(self.members, self.steps)
         steps = self.state.step + torch.arange(self.steps, device=self.device)[:, None]
         seeds: Any = knobs.seed

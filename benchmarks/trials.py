@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from datetime import datetime
 
-from analysis.plan import load_study
 from benchmarks.steps import Setting, one_thread
 from benchmarks.timing import Row, no_row, value_row
 from benchmarks.trainer import enough, time_pack
 from jbot.config import Config, override
 from jbot.data.jetdata import JetData
-from jbot.record import Record
+from jbot.store.plan import load_study
+from jbot.store.record import Record
 from studies.presets import PRESETS
 
 PRESET = "quick"

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jbot.attempts import attempts_begun, note_attempt
-from jbot.record import Record, RecordError, Storage, first_line, load_record, load_whole
-from jbot.trial import TrialSpec
+from jbot.store.attempts import attempts_begun, note_attempt
+from jbot.store.record import Record, RecordError, Storage, first_line, load_record, load_whole
+from jbot.trial.run import TrialSpec
 
 
 class Listener(Protocol):

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.run import ClusterError
+from cluster.scheduling.run import ClusterError
 from cluster.stop import interrupt
-from jbot.processes import begun, is_alive, place
-from jbot.record import RecordError, Storage, first_line
+from jbot.store.processes import begun, is_alive, place
+from jbot.store.record import RecordError, Storage, first_line
 
 FILE = "driver.json"
 BEAT = 5.0

@@ -1,60 +1,8 @@
-"""Rebuild the MLflow view of a study from its records:
+"""``python -m cluster.mirror``: see cluster.tracking.mirror."""
 
-python -m cluster.mirror results/masking_ablation [--tracking-uri URI]
-"""
-
-from __future__ import annotations
-
-import shlex
 import sys
 
-from cluster.mlflow_pages import DEFAULT_UI, page
-from jbot.command_line import Parser, bad_input, one_line, program
-from jbot.record import RecordError, Storage, first_line, open_folder, without_secret
-
-
-def default_tracking_uri(storage: Storage) -> str:
-    """SQLite beside the records, or in ./results when those are in an object store."""
-    return f"sqlite:///{storage.uri if storage.local else 'results'}/mlflow.db"
-
-
-def see(uri: str, storage: Storage, study: str) -> str:
-    """How to look at a study's runs, in this environment: the address of its arms, after the command that serves it."""
-    where = storage.read_json(f"{study}/mlflow.json")
-    address = page(where["ui"] or DEFAULT_UI, where["experiment_id"], "arms")
-    if where["ui"]:
-        return f"compare the trials: {address}"
-    command = shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", without_secret(uri)])
-    return f"compare the trials: {command}\n  then open {address}"
-
-
-@program
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 on bad input."""
-    parser = Parser(prog="python -m cluster.mirror", description=__doc__)
-    parser.add_argument("folder", help="study folder, <storage>/<study>")
-    parser.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
-    options = parser.parse_args(arguments)
-    uri = options.tracking_uri
-    try:
-        storage, study = open_folder(options.folder)
-        known = storage.exists(f"{study}/search.json")  # one may still be searching for its arms
-        storage.read_json(
-            f"{study}/{'search' if known else 'study'}.json"
-        )  # before MLflow makes a database for nothing
-        uri = uri or default_tracking_uri(storage)
-        from cluster.mlflow_view import rebuild
-
-        done = rebuild(storage, study, uri)
-    except (RecordError, KeyError, TypeError) as error:
-        return bad_input(f"{options.folder} is not a study folder: {one_line(error)}")
-    except Exception as error:  # whatever the server answers
-        words = f"MLflow at {uri} failed: {type(error).__name__}: {first_line(error)}"
-        print(without_secret(words), file=sys.stderr)
-        return 1
-    print(f"{done} trials in {without_secret(uri)}; {see(uri, storage, study)}")
-    return 0
-
+from cluster.tracking.mirror import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from jbot.evaluate import fine_tunings
-from jbot.record import Record, last_line
-from jbot.trial import TrialSpec
+from jbot.evaluation.evaluator import fine_tunings
+from jbot.store.record import Record, last_line
+from jbot.trial.run import TrialSpec
 
 LOG_SECONDS = 15.0
 """Between lines where there is no terminal to draw a bar in."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from jbot.command_line import INTERRUPTED, end_soon
+from jbot.cli import INTERRUPTED, end_soon
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code, as shells count it: 143, as INTERRUPTED is 130."""

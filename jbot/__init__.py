@@ -7,15 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jbot.checkpoint import Encoder, load
-    from jbot.embedding import JetEmbedding
+    from jbot.encoder.load import Encoder, load
+    from jbot.encoder.sklearn import JetEmbedding
 
 #: Part of every trial id. Raise it when a change makes the same Config train differently.
 TRAINER_VERSION = "2"
 
 __all__ = ["TRAINER_VERSION", "Encoder", "JetEmbedding", "load"]
 
-_HOMES = {"Encoder": "jbot.checkpoint", "load": "jbot.checkpoint", "JetEmbedding": "jbot.embedding"}
+_HOMES = {"Encoder": "jbot.encoder.load", "load": "jbot.encoder.load", "JetEmbedding": "jbot.encoder.sklearn"}
 
 
 def __getattr__(name: str) -> Any:

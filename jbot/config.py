@@ -31,7 +31,7 @@ Scheme = Literal[
 
 
 LEAST_ANOMALY_BANK = 100
-"""Neighbours that the published cosine score looks at (jbot.anomaly.LEAST_BANK)."""
+"""Neighbours that the published cosine score looks at (jbot.evaluation.anomaly.detect.LEAST_BANK)."""
 
 LEAST_LABELED = 5
 """Any five jets in a row of a split hold every class of its task (jbot.data.splits.COMPOSITION)."""
@@ -109,7 +109,7 @@ class MaskConfig:
     """Which particles are hidden from the student."""
 
     scheme: Scheme = "momentum"
-    """A name in jbot.masking.SCHEMES."""
+    """A name in jbot.trainer.masking.SCHEMES."""
     ratio_low: float = bounded(0.0, 0, 1)
     ratio_high: float = bounded(0.5, 0, 1)
     """The masked share of a view is uniform in [ratio_low, ratio_high]."""
@@ -354,7 +354,7 @@ class Change:
 
 
 SCHEDULED = ("augment", "mask", "loss", "teacher", "optim")
-"""Groups whose float fields a schedule may change: a step reads each trial's own (PER_TRIAL in jbot.pack)."""
+"""Groups whose float fields a schedule may change: a step reads each trial's own (PER_TRIAL in jbot.trainer.pack)."""
 
 
 def can_change(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jbot.masking import SCHEMES
+from jbot.trainer.masking import SCHEMES
 from search_spaces.axis import Axis
 
 SCHEME = Axis(

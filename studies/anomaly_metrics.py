@@ -12,11 +12,11 @@ Read     The section on scores: the shares of the variance answer the question, 
          what looking at the labels is worth. The verdict compares two scores of one encoder.
 """
 
-from analysis.plan import Contrast
-from jbot.anomaly_grid import AnomalyGrid
+from jbot.evaluation.anomaly.grid import AnomalyGrid
+from jbot.store.plan import Contrast
 from search_spaces import augmentation
-from studies.main import main
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 KNN, GMM = "test/anomaly_knn_auc", "test/anomaly_gmm_auc"
 

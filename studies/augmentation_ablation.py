@@ -12,10 +12,10 @@ Read     physics - paper decides; what the paper's own augmentations are worth, 
 
 from math import pi
 
-from analysis.plan import Contrast
+from jbot.store.plan import Contrast
 from search_spaces import augmentation as axes
-from studies.main import main
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 study = Study(
     name="augmentation_ablation",

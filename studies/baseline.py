@@ -10,9 +10,9 @@ Read     base - untrained base: what pre-training adds. The table of seeds says 
          seeds could detect of each metric: the pilot of every other study.
 """
 
-from analysis.plan import Contrast
-from studies.main import main
-from studies.study import Study
+from jbot.store.plan import Contrast
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 study = Study(
     name="baseline",

@@ -11,9 +11,9 @@ Read     The verdict on winner - base. What the search saw is biased upwards: it
 """
 
 from search_spaces.joint import COST, joint
-from studies.main import main
-from studies.search import Search
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.search import Search
+from studies.runner.study import Study
 
 study = Study(
     name="hyperparameters",

@@ -11,10 +11,10 @@ Command  python studies/masking_ablation.py                        ten minutes o
 Read     The verdict on momentum - random_count decides the question; the other contrasts are exploratory.
 """
 
-from analysis.plan import Contrast
+from jbot.store.plan import Contrast
 from search_spaces.masking import SCHEME, ratio_ranges
-from studies.main import main
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 RANGES = {
     "to_0.3": (0.0, 0.3),

@@ -11,10 +11,10 @@ Read     paper_tables.html: paper, ours and each spread, line under line. Only p
          experiment; others show the way there. The contrasts B - S are exploratory.
 """
 
-from analysis.plan import Contrast
 from jbot.config import JBOT_B
-from studies.main import main
-from studies.study import Study
+from jbot.store.plan import Contrast
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 LABELS = {"finetune.fractions": (0.1, 1.0)}
 FIVE, TOP = {"data.task": "all", **LABELS}, {"data.task": "tqg", **LABELS}

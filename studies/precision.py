@@ -9,9 +9,9 @@ Read     Equivalent means that bf16 changes nothing that matters (margin 0.02). 
          docs/performance.md.
 """
 
-from analysis.plan import Contrast
-from studies.main import main
-from studies.study import Study
+from jbot.store.plan import Contrast
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 study = Study(
     name="precision",

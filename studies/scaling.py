@@ -11,10 +11,10 @@ Read     The law of each line, or that laws are not separable, and the error at 
          fixed steps apart. Contrasts are exploratory.
 """
 
-from analysis.plan import Contrast
+from jbot.store.plan import Contrast
 from search_spaces.scaling import MODELS, arms, names
-from studies.main import main
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 study = Study(
     name="scaling",

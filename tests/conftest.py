@@ -8,18 +8,18 @@ from jaxtyping import install_import_hook
 
 install_import_hook(
     [
-        "jbot.streams",
-        "jbot.augment",
-        "jbot.masking",
-        "jbot.model",
-        "jbot.classifier",
-        "jbot.loss",
-        "jbot.train",
-        "jbot.pack",
-        "jbot.probes",
-        "jbot.geometry",
-        "jbot.evaluate",
-        "jbot.finetune",
+        "jbot.trainer.rng",
+        "jbot.trainer.augment",
+        "jbot.trainer.masking",
+        "jbot.trainer.model",
+        "jbot.trainer.classifier",
+        "jbot.trainer.loss",
+        "jbot.trainer.loop",
+        "jbot.trainer.pack",
+        "jbot.evaluation.probes",
+        "jbot.evaluation.geometry",
+        "jbot.evaluation.evaluator",
+        "jbot.trainer.finetune",
     ],
     "beartype.beartype",
 )
@@ -29,55 +29,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from helpers import TINY, make_data, make_jets
 from hypothesis import settings
 
 from jbot.config import Config, override
 from jbot.data import JetData, chunks, pythia
-from jbot.data.jetdata import content_fingerprint
 
 settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)  # shared machines are slow
 settings.load_profile("tests")
-
-
-def make_jets(count: int, seed: int = 0, slots: int = 30, least: int = 2) -> np.ndarray:
-    """Random particles (jet, slot, 4) with what the trainer relies on: falling pt_rel that sum to 1, zero padding."""
-    rng = np.random.default_rng(seed)
-    jets = np.zeros((count, slots, 4), np.float32)
-    for jet in jets:
-        n = rng.integers(least, slots + 1)
-        pt = np.sort(rng.exponential(size=n) + 1e-3)[::-1]
-        jet[:n, :2] = rng.normal(0, 0.1, (n, 2))
-        jet[:n, 2] = pt / pt.sum()
-        jet[:n, 3] = 1
-    return jets
-
-
-def make_data(per_class: int, seed: int = 0) -> JetData:
-    """Labeled random jets whose classes differ in width, so that a probe has something to find."""
-    particles = make_jets(5 * per_class, seed)
-    labels = np.repeat(np.arange(5), per_class)
-    particles[..., :2] *= (1 + labels)[:, None, None]
-    features = np.ones((len(labels), 4), np.float32)
-    fingerprint = content_fingerprint(particles, labels, features)
-    return JetData(
-        particles=particles, labels=labels, jets=features, fingerprint=fingerprint, source="random jets of the tests"
-    )
-
-
-TINY = {
-    "data.train_jets": 60,
-    "data.val_jets": 20,
-    "data.test_jets": 40,
-    "model.dim": 8,
-    "model.heads": 2,
-    "model.layers": 2,
-    "model.projection": 4,
-    "train.batch": 16,
-    "train.epochs": 3,
-    "optim.warmup_epochs": 1,
-    "probe.every": 1,
-    "probe.knn_k": 5,
-}
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@
     python tests/make_parity.py --reference authors
 
 Their functions and their training loop run as released. Only what they draw at random is given to them (the draws are
-in the file), and the loop's views and masks. tests/test_parity.py repeats all of it with jbot, without TensorFlow.
+in the file), and the loop's views and masks. tests/jbot/trainer/test_parity.py repeats all of it with jbot, without
+TensorFlow.
 Keras 3.12 is of the time of the released weights. From 3.15 on Keras counts the fans of attention kernels otherwise
 (keras pull request 22789) and starts from other ranges. The starting weights of the forward pass and of training are a
 formula, so the file does not hold them; no weight in it is the authors'.
@@ -31,10 +32,10 @@ import h5py
 import numpy as np
 from safetensors.numpy import save_file
 
-from jbot.classifier import classifier_shapes
 from jbot.config import ModelConfig
-from jbot.keras_weights import load_backbone
-from jbot.model import weight_shapes
+from jbot.encoder.keras_weights import load_backbone
+from jbot.trainer.classifier import classifier_shapes
+from jbot.trainer.model import weight_shapes
 
 Arrays = dict[str, np.ndarray]
 

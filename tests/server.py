@@ -1,4 +1,5 @@
-"""PostgreSQL, an S3-compatible store and MLflow on this machine, as cluster/compose.yaml and tracking.sh start them.
+"""PostgreSQL, an S3-compatible store and MLflow on this machine, as cluster/deploy/compose.yaml and tracking.sh
+start them.
 
 Each is a real program with data of its own, on free ports of the loopback, and ends with the test that started it.
 """
@@ -174,14 +175,14 @@ def moto(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def tracking(folder: Path, database: int, store: str, workers: int = 2) -> Iterator[Server]:
-    """cluster/tracking.sh with a database and a store; `address` is where MLflow is."""
+    """cluster/deploy/tracking.sh with a database and a store; `address` is where MLflow is."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     env = SECRETS | {"MLFLOW_S3_ENDPOINT_URL": store, "AWS_DEFAULT_REGION": "us-east-1"}
     env |= {"POSTGRES_HOST": f"127.0.0.1:{database}", "HOST": "127.0.0.1", "PORT": str(port), "WORKERS": str(workers)}
     env["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ask = lambda: urllib.request.urlopen(f"{address}/health", timeout=5)  # noqa: E731
-    server = Server(["bash", str(ROOT / "cluster/tracking.sh"), "serve"], folder / "mlflow.log", ask, **env)
+    server = Server(["bash", str(ROOT / "cluster/deploy/tracking.sh"), "serve"], folder / "mlflow.log", ask, **env)
     server.address = address
     try:
         yield server

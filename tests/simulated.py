@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from analysis.plan import Plan, PlannedTrial, load_study, save_study
-from analysis.sections import gather
+from analysis.report.section import gather
 from jbot.config import Config, from_dict, override
-from jbot.record import Record, Storage, save_record, trial_folder, trial_id
+from jbot.store.plan import Plan, PlannedTrial, load_study, save_study
+from jbot.store.record import Record, Storage, save_record, trial_folder, trial_id
 
 FAILED = {"state": "failed", "reason": "loss is not finite at step 12", "metrics": {}}
 

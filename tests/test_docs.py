@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from simulated import make_plan, seed_offset, simulate
 
-from analysis.plan import Contrast
-from studies.main import planned
+from jbot.store.plan import Contrast
+from studies.runner.execute import planned
 
-ROOT = Path(__file__).parent.parent
 PAGES = [path for folder in ("docs", "benchmarks", ".") for path in sorted((ROOT / folder).glob("*.md"))]
 NOTEBOOK = ROOT / "notebooks/records.ipynb"
 
@@ -111,7 +111,7 @@ def refused(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str 
         else:
             runpy.run_module(name, run_name="__main__")
     except Parsed as done:
-        if name.startswith("studies.") and name != "studies.all":
+        if name.startswith("studies.") and name != "studies.runner.campaign":
             planned(importlib.import_module(name).study, done.args[0])
         return None
     except SystemExit:

@@ -24,23 +24,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY, make_data
+from helpers import ROOT, TINY, make_data
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulated import make_plan, simulate
 
-from analysis import compare, export, found, index, paper, pictures, report
-from analysis.plan import Contrast, load_study
-from analysis.search import section as search_section
-from analysis.svg import is_harmless
-from analysis.tables import trial_table
-from cluster import doctor, launch, mirror
-from jbot import embed, keras_weights
-from jbot.checkpoint import CheckpointError, load
+from analysis import compare, export
+from analysis.index import page as index
+from analysis.paper import tables
+from analysis.plots import trial_details
+from analysis.plots.svg import is_harmless
+from analysis.report import build
+from analysis.report.sections.search import section as search_section
+from analysis.verdicts import study_index as found
+from analysis.verdicts.tables import trial_table
+from cluster.deploy import launch_files
+from cluster.doctor import check
+from cluster.tracking import mirror
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value
 from jbot.data import CLASSES, DataError, hdf5, validate
-from jbot.model import weight_shapes
-from jbot.record import (
+from jbot.encoder import embed, keras_weights
+from jbot.encoder.load import CheckpointError, load
+from jbot.store.plan import Contrast, load_study
+from jbot.store.record import (
     Record,
     RecordError,
     Storage,
@@ -49,9 +55,9 @@ from jbot.record import (
     load_record,
     without_secret,
 )
-from studies.study import Study
+from jbot.trainer.model import weight_shapes
+from studies.runner.study import Study
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = int(os.environ.get("JBOT_FUZZ", "0"))
 FUZZ = settings(
     max_examples=EXAMPLES or 25,
@@ -164,11 +170,11 @@ def main_of(name: str):
     """The command line of a program, as a function of its words."""
     module = importlib.import_module(name)
     if hasattr(module, "study"):
-        return functools.partial(importlib.import_module("studies.main").main, module.study)
-    return module.run if name == "studies.all" else module.main
+        return functools.partial(importlib.import_module("studies.runner.execute").main, module.study)
+    return module.run if name == "studies.runner.campaign" else module.main
 
 
-STUDIES = [name for name in programs() if name.startswith("studies.") and name != "studies.all"]
+STUDIES = [name for name in programs() if name.startswith("studies.") and name != "studies.runner.campaign"]
 
 
 @pytest.mark.parametrize("name", programs())
@@ -326,7 +332,7 @@ def test_plan_files(results, tmp_path_factory, data):
         with contextlib.suppress(RecordError):
             load_study(str(path.parent))
         tables_obey(results, tmp_path_factory.mktemp("out"))
-        obeys(pictures.main, [results / "simulated", "--out", tmp_path_factory.mktemp("out")], results)
+        obeys(trial_details.main, [results / "simulated", "--out", tmp_path_factory.mktemp("out")], results)
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +341,7 @@ def searched(tmp_path_factory):
     pytest.importorskip("optuna")
     from test_search import AXES, plan_of, run_made_up
 
-    from cluster.search import Searcher
+    from cluster.search.plan import Searcher
 
     return run_made_up(Searcher(plan_of(Config(), AXES), 16, Storage(tmp_path_factory.mktemp("points")), "x"))
 
@@ -345,7 +351,7 @@ def searched(tmp_path_factory):
 def test_ledgers_of_searches(searched, data):
     from test_search import evidence_of
 
-    from cluster.search import Searcher
+    from cluster.search.plan import Searcher
 
     searcher = searched
     evidence, path = evidence_of(searcher), Path(searcher.storage.uri) / "s/search.json"
@@ -506,7 +512,7 @@ def test_launch_files(tmp_path_factory, data):
     without = st.integers(0, len(lines) - 1).map(lambda n: b"".join(lines[:n] + lines[n + 1 :]))
     path.write_bytes(data.draw(st.one_of(damaged(whole), nodes, without)))
     before = digests(path.parent)
-    code, said = answer(launch.main, [path])
+    code, said = answer(launch_files.main, [path])
     assert code in (0, 2)
     assert all(line.startswith("error: ") for line in said.splitlines())
     assert "Traceback" not in said
@@ -567,9 +573,9 @@ def test_a_pickle_in_the_place_of_any_file_does_not_run(results, jets_file, tria
     for path in [*records[:2], results / "simulated/study.json"]:
         with with_file(path, content):
             tables_obey(results, tmp_path)
-            obeys(report.main, [results / "simulated", "--out", tmp_path / "report"], results)
+            obeys(build.main, [results / "simulated", "--out", tmp_path / "report"], results)
             obeys(index.main, [results, "--out", tmp_path / "index.html"], results)
-            obeys(paper.main, [results / "simulated", "--out", tmp_path], results)
+            obeys(tables.main, [results / "simulated", "--out", tmp_path], results)
     for path in (jets_file, trial / "student.safetensors", trial / "record.json"):
         with with_file(path, content):
             out = tmp_path / "e.parquet"
@@ -629,7 +635,7 @@ def hostile_pages(tmp_path_factory):
     runs = {trial.trial_id: "javascript:alert(1)" for trial in load_study(str(folder / "s")).trials}
     view = {"ui": "javascript:alert(1)//", "experiment_id": HOSTILE, "parent": HOSTILE, "runs": runs}
     (folder / "s/mlflow.json").write_text(json.dumps(view))
-    report.main([str(folder / "s")])
+    build.main([str(folder / "s")])
     summary = json.loads((folder / "s/summary.json").read_text())
     evil = {"title": "What lies under it", "anchor": "a", "answer": [HOSTILE], "figure": "evil", "alt": HOSTILE}
     (folder / "s/summary.json").write_text(json.dumps(summary | {"sections": [*summary["sections"], evil]}))
@@ -726,7 +732,7 @@ def test_no_secret_is_written_or_said(jets_file, tmp_path, monkeypatch, capfd):
     small = TINY | {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 10, "train.epochs": 1}
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     common = ["--preset", "smoke", "--inline", "--figures", "none", "--data", str(jets_file), *given]
-    main = functools.partial(importlib.import_module("studies.main").main, study)
+    main = functools.partial(importlib.import_module("studies.runner.execute").main, study)
     with pytest.raises(SystemExit) as end:
         main([*common, "--storage", "out", "--tracking-uri", f"http://user:{SECRET}@127.0.0.1:9"])
     assert end.value.code == 0
@@ -735,8 +741,8 @@ def test_no_secret_is_written_or_said(jets_file, tmp_path, monkeypatch, capfd):
     assert mirror.main([written, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
     assert mirror.main([written, "--tracking-uri", f"postgresql://user:{SECRET}@127.0.0.1:9/db"]) == 1
     bad = f"s3://key:{SECRET}@/x"
-    for program in (report.main, index.main, mirror.main, doctor.main):
-        assert answer(program, [bad] if program is not doctor.main else ["--storage", bad])[0] == 2
+    for program in (build.main, index.main, mirror.main, check.main):
+        assert answer(program, [bad] if program is not check.main else ["--storage", bad])[0] == 2
     for words in ([*common, "--storage", bad], [*common, "--storage", f"no://user:{SECRET}@host/x"]):
         with pytest.raises(SystemExit):
             main(words)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 BELOW = {
     "jbot": set(),
     "search_spaces": {"jbot"},
@@ -47,7 +47,7 @@ def test_no_arrow_goes_up(floor, path):
     assert floor != "analysis" or "torch" not in used
 
 
-@pytest.mark.parametrize("module", ["studies.main", "jbot.trial", "analysis.report"])
+@pytest.mark.parametrize("module", ["studies.runner.execute", "jbot.trial.run", "analysis.report.build"])
 def test_inline_studies_and_reports_need_neither_ray_nor_mlflow(module):
     code = f"import {module}, sys; print([m for m in ('ray', 'mlflow', 'optuna', 'jetnet') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

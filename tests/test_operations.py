@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from simulated import make_plan, simulate
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/operations.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 DATABASES = ("DATABASE", "EMPTY")

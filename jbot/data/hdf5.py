@@ -18,7 +18,7 @@ import numpy as np
 
 from jbot.data.files import written_whole
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, blocks, content_fingerprint
-from jbot.record import first_line
+from jbot.store.record import first_line
 
 PARTICLES = "particle_features"
 JETS = "jet_features"

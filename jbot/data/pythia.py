@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jbot.command_line import Parser, bad_input, program
+from jbot.cli import Parser, bad_input, program
 from jbot.data.detector import Particles, simulate
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
 

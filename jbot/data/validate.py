@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jbot.command_line import Parser, program
+from jbot.cli import Parser, program
 from jbot.data import hdf5
 from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData
 from jbot.data.published import BELOW_30, KNOWN_GAP, REAL, REAL_MAX_PT_REL, REAL_MIN_N, ROUNDING, Figures

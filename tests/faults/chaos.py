@@ -31,7 +31,7 @@ sys.path[:0] = [str(folder) for folder in list(Path(__file__).parents)[:3]]
 from promise import ROOT, Before, Undisturbed, load_study  # noqa: E402 - found by the line above
 from test_faults_long import free_port, nodes, server  # noqa: E402
 
-from jbot.record import load_record  # noqa: E402
+from jbot.store.record import load_record  # noqa: E402
 
 STUDY = ["--seeds", "3", "--set", "train.epochs=300", "--set", "probe.every=150"]
 """Trials of some seconds: checkpoints are there to be damaged."""

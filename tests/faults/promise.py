@@ -27,9 +27,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from analysis import provenance
-from analysis.plan import StudyRecords, load_study
-from jbot.record import Record, Storage, is_left_over, load_curves, load_whole
+from analysis.verdicts import provenance
+from jbot.store.plan import StudyRecords, load_study
+from jbot.store.record import Record, Storage, is_left_over, load_curves, load_whole
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "tests/faults/tiny_study.py"
@@ -64,7 +64,9 @@ class Before:
         """Of everything that is started."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         own = {MARK: self.mark, "TMPDIR": str(self.temporary), "JBOT_CHECKPOINT_SECONDS": "0.2"}
-        own["RAY_AUTH_MODE"] = "disabled"  # which ray start would switch on; tests/test_grow.py has it
+        own["RAY_AUTH_MODE"] = (
+            "disabled"  # which ray start would switch on; tests/cluster/scheduling/test_grow.py has it
+        )
         own["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine needs more than half a minute
         return kept | own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 

@@ -13,18 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from helpers import TINY
 from promise import NAME, Before, Undisturbed, is_temporary, results
 from test_shared_encoder import JETS, JUDGED, spec_of
 
-import jbot.trial
-import studies.main
-from cluster.run import Resources, open_trials, run_inline, scratch_place, tidy
-from jbot.attempts import is_newest, note_attempt
+import jbot.trial.run
+import studies.runner.execute
+from cluster.scheduling.run import Resources, open_trials, run_inline, scratch_place, tidy
 from jbot.config import Config, override
-from jbot.processes import place
-from jbot.record import RecordError, Storage, UnreadableError, load_record
-from jbot.trial import TrialSpec, run_pack
+from jbot.store.attempts import is_newest, note_attempt
+from jbot.store.processes import place
+from jbot.store.record import RecordError, Storage, UnreadableError, load_record
+from jbot.trial.run import TrialSpec, run_pack
 from studies.masking_ablation import study as masking_ablation
 
 SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
@@ -32,7 +32,7 @@ SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
 
 @pytest.fixture(autouse=True)
 def checkpoints_after_every_epoch(monkeypatch):
-    monkeypatch.setattr(jbot.trial, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(jbot.trial.run, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,9 @@ def test_a_storage_that_fails_is_no_bad_input(monkeypatch, capsys):
     def run(study, options):
         raise UnreadableError("s3://bucket/trials/x/record.json cannot be read: the network is down")
 
-    monkeypatch.setattr(studies.main, "run", run)
+    monkeypatch.setattr(studies.runner.execute, "run", run)
     with pytest.raises(SystemExit) as stopped:
-        studies.main.main(masking_ablation, ["--inline"])
+        studies.runner.execute.main(masking_ablation, ["--inline"])
     assert stopped.value.code == 1
     assert capsys.readouterr().err.endswith("is down: no finished trial is lost, the same command continues\n")
 
@@ -152,7 +152,7 @@ def test_a_storage_that_fails_is_no_bad_input(monkeypatch, capsys):
 def test_no_bit_of_a_checkpoint_can_change_unseen(tiny_data, tmp_path):
     storage, rng = Storage(tmp_path), random.Random(2)
     interrupt(tiny_data, storage, epoch=2)
-    checkpoint = jbot.trial.Checkpoint(storage, spec(tiny_data).trial_id)
+    checkpoint = jbot.trial.run.Checkpoint(storage, spec(tiny_data).trial_id)
     right = checkpoint._read("state")[0]
     for name in storage.names(checkpoint.folder):
         content = storage.read(path := f"{checkpoint.folder}/{name}")
@@ -323,9 +323,9 @@ def test_an_error_on_the_way_of_a_signal_is_an_interruption(monkeypatch, capsys,
         except before:
             raise OSError(9, "Bad file descriptor")  # noqa: B904 - as Python chains what a file says when it is closed
 
-    monkeypatch.setattr(studies.main, "run", run)
+    monkeypatch.setattr(studies.runner.execute, "run", run)
     with pytest.raises(SystemExit) as ended:
-        studies.main.main(masking_ablation, ["--preset", "smoke"])
+        studies.runner.execute.main(masking_ablation, ["--preset", "smoke"])
     assert ended.value.code == code
     assert capsys.readouterr().err.startswith("interrupted: " if code == 130 else "error: [Errno 9]")
 

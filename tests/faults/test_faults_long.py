@@ -20,7 +20,7 @@ import psutil
 import pytest
 from promise import ROOT, Before, Undisturbed
 
-from jbot.record import load_record
+from jbot.store.record import load_record
 
 pytest.importorskip("ray")
 
@@ -153,7 +153,10 @@ def server(before: Before, folder: Path, port: int):
     command += ["--artifacts-destination", folder / "artifacts", "--port", str(port), "--workers", "1"]
     log, own = (folder / "server.log").open("a"), folder / "server"  # a server that is killed leaves files
     own.mkdir(exist_ok=True)
-    quiet = {"TMPDIR": str(own), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as cluster/tracking.sh starts it
+    quiet = {
+        "TMPDIR": str(own),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }  # as cluster/deploy/tracking.sh starts it
     running = subprocess.Popen(command, env=before.environment(**quiet), stdout=log, stderr=log, start_new_session=True)
     try:
         until = time.monotonic() + 180
@@ -288,8 +291,8 @@ os.fsync = slow
 
 
 def test_a_storage_that_takes_seconds_for_each_file(tmp_path, undisturbed):
-    """Every write is synced (jbot/record.py), and each sync takes 1.5 s, in the driver and in all workers: what a busy
-    NFS server does to a program. Reads are as fast as ever, and so is what Tune writes for itself."""
+    """Every write is synced (jbot/store/record.py), and each sync takes 1.5 s, in the driver and in all workers:
+    what a busy NFS server does to a program. Reads are as fast as ever, and so is what Tune writes for itself."""
     before, site = Before(tmp_path), tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SLOW.format(seconds=1.5))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from analysis.plan import Contrast
-from studies import main
-from studies.study import Study
+from jbot.store.plan import Contrast
+from studies.runner import execute
+from studies.runner.study import Study
 
 study = Study(
     name="faults",
@@ -41,5 +41,5 @@ def no_report(*arguments: object) -> None:
 
 if __name__ == "__main__":
     if os.environ.get("JBOT_FAULTS_REPORT") != "1":
-        main.write_report = no_report
-    main.main(study)
+        execute.write_report = no_report
+    execute.main(study)

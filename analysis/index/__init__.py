@@ -1,0 +1,1 @@
+"""The page of all questions: ``python -m analysis.index <storage>``."""

@@ -1,0 +1,5 @@
+import sys
+
+from analysis.index.page import main
+
+sys.exit(main())

@@ -1,0 +1,120 @@
+"""What is known: the paper's open questions, one card each, from the records of a storage.
+
+    python -m analysis.index results        writes results/index.html
+
+Every study writes it anew when it ends (studies/runner/execute.py). It reads records and judges them; of reports it
+quotes what they say of themselves (analysis/verdicts/summary.py), and only where they are of the same records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.index import entries
+from analysis.index.entries import Card
+from analysis.report.build import environment, write
+from analysis.report.headline import SAME_SIZE
+from analysis.verdicts.costs import Prices
+from analysis.verdicts.questions import OPEN
+from analysis.verdicts.study_index import Holdings, look
+from jbot.cli import Parser, program
+from jbot.store.record import RecordError, Storage
+
+FILE = "index.html"
+
+
+def build_index(storage: Storage, out: Path | None = None) -> Path:
+    """Write the page of all questions.
+
+    Parameters
+    ----------
+    storage : Storage
+        The records; empty is allowed, then every card says how to begin.
+    out : Path, optional
+        File to write (default: index.html in the storage, or in ``results`` where that is an object store).
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    RecordError
+        When the storage cannot be listed.
+    """
+    page = out or (Path(storage.uri) if storage.local else Path("results")) / FILE
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write(page, environment().get_template(f"{FILE}.j2").render(_content(look(storage))))
+    return page
+
+
+def _content(holdings: Holdings) -> dict[str, Any]:
+    records = {key: one for found in holdings.studies for key, one in found.study.records.items() if one is not None}
+    prices = Prices(records.values())
+    asked = entries.open_questions(holdings, prices)
+    further = entries.further_questions(holdings, prices)
+    return {
+        "asked": asked,
+        "further": further,
+        "own": entries.own_studies(holdings, prices),
+        "not_begun": [part.study for part in entries.not_begun() if part.study not in holdings.names],
+        "errors": holdings.errors,
+        "tally": tally(asked),
+        "caution": caution(holdings),
+        "storage": holdings.storage.uri.rstrip("/").rpartition("/")[2] or holdings.storage.uri,
+        "n_trials": len(records),
+        "n_studies": len(holdings.studies),
+    }
+
+
+def tally(asked: Sequence[Card]) -> str:
+    """``8 open questions: 1 decided, 2 undecided, 1 described, 4 without an answer``."""
+    counts = dict.fromkeys(("decided", "undecided", "described", "without an answer"), 0)
+    for card in asked:
+        counts[_state(card)] += 1
+    told = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    return f"{len(OPEN)} open questions of the paper: {told}"
+
+
+def _state(card: Card) -> str:
+    """Of a card of several parts, the least decided one that has an answer."""
+    answered = [entry for entry in card.entries if entry.sentences or entry.strips]
+    if not answered or len(answered) < len(card.entries):
+        return "without an answer" if not answered else "described"
+    if any(entry.tone == "undecided" for entry in answered):
+        return "undecided"
+    return "decided" if all(entry.tone != "open" for entry in answered) else "described"
+
+
+def caution(holdings: Holdings) -> str:
+    """How far from the paper's size all of it is; empty where something has run at that size."""
+    shares = [found.share_of_paper for found in holdings.studies if found.blocks and not found.proves_the_path]
+    if not shares or max(shares) >= SAME_SIZE:
+        return ""
+    largest = float(f"{100 * max(shares):.2g}")
+    return (
+        f"Nothing here has run at the paper’s size: the largest training had {largest:g}% of its jet passes. "
+        "Answers hold for the sizes named on the cards."
+    )
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 when the page was written, 2 when there is no such folder."""
+    parser = Parser(
+        prog="python -m analysis.index", description="The paper's open questions and what the records say of each."
+    )
+    parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
+    parser.add_argument("--out", type=Path, help="file to write (default: index.html in the folder)")
+    options = parser.parse_args(arguments)
+    storage = Storage(Path(options.storage).expanduser() if "://" not in options.storage else options.storage)
+    if not storage.exists(""):
+        raise RecordError(f"no folder {storage.uri}")
+    if storage.exists("study.json"):
+        raise RecordError(f"{storage.uri} is a study: give the folder above it")
+    path = build_index(storage, options.out)
+    print(path)
+    return 0

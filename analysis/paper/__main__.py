@@ -1,0 +1,5 @@
+import sys
+
+from analysis.paper.tables import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""A study's report, from its records alone: ``python -m analysis.report <study folder>``."""

@@ -1,0 +1,466 @@
+"""Error against unlabeled jets and against model size, on logarithmic axes: laws, and slopes.
+
+The error is 1 - metric, for metrics that 1 bounds: accuracies and areas under ROC curves. Lines of one model over at
+least LEAST_SIZES training sets are of two kinds, never mixed, because they answer different questions:
+
+    fixed epochs    train.epochs is the same: more jets are also more optimiser steps
+    fixed steps     train.epochs * data.train_jets is the same: fewer jets are repeated more often
+
+An arm may lie on both. What is counted in epochs (warm-up, probes) may differ along a line, all else is equal.
+Laws (:mod:`analysis.stats.scaling_law`) are fitted to every line apart; the joint one to all models of one kind, and
+what repeated passes over the same jets are worth to both lines of one model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.plots import study_figures
+from analysis.plots.trial_details import Picture
+from analysis.report.section import Evidence, Extra, Table
+from analysis.report.sections import scaling_laws
+from analysis.report.sections.scaling_laws import Fitted
+from analysis.stats import paired
+from analysis.stats.curve_fit import FORMS
+from analysis.stats.paired import MeanInterval
+from analysis.verdicts import design, wording
+from analysis.verdicts.design import Settings
+from jbot.config import JBOT_B, ModelConfig
+from jbot.store.plan import Plan
+
+LEAST_SIZES = 3
+"""Two training sets give a ratio, no line."""
+FIT_SIZES, FIT_SEEDS = 7, 3
+"""What a fit of competing laws needs: simulated, five sizes and one seed choose the logarithm in all cases though the
+truth is a power law with a floor; seven log-spaced sizes and three seeds are right in all."""
+LEAST_MODELS, LEAST_JOINT = 3, 5
+"""Models and training sets of a joint law (assumed)."""
+COUNTED_IN_EPOCHS = ("train.epochs", "train.until", "optim.warmup_epochs", "probe.every")
+SIZES = ("data.train_jets", "data.labeled_jets", "data.val_jets", *COUNTED_IN_EPOCHS)
+"""What may differ along a line."""
+STEPS_TOLERANCE = 0.1
+"""Relative, of the steps along a line of fixed steps, beside the rounding to whole epochs (assumed)."""
+EPOCHS, STEPS = "fixed epochs", "fixed steps"
+MOST_LINES = 6
+"""Drawn in one panel, and told in words."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An arm as a point of the plane of sizes."""
+
+    arm: str
+    jets: int
+    epochs: float
+    """Passes over each jet."""
+    steps: int
+    parameters: int
+    """Weights of encoder and projection head."""
+    labeled: float = math.inf
+    """Jets among which the probes' bank is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Arms along which one size grows."""
+
+    kind: str
+    """EPOCHS, STEPS, or what both axes of a line over models are held at."""
+    name: str
+    runs: tuple[Run, ...]
+    """Ascending in that size."""
+
+
+def has_error(metric: str) -> bool:
+    """Whether 1 - metric is an error: an accuracy or an area under a ROC curve."""
+    name = metric.rpartition("/")[2]
+    return name.endswith(("accuracy", "auc")) or "_auc_" in name
+
+
+def weights(config: Settings) -> int:
+    """Trained numbers of an arm's student, counted from the shapes of its weights."""
+    # Imported here: it brings torch along, which reports of other studies do without.
+    from jbot.trainer.model import weight_count
+
+    dim, heads, layers, projection = (int(config[f"model.{n}"]) for n in ("dim", "heads", "layers", "projection"))
+    return weight_count(ModelConfig(dim=dim, heads=heads, layers=layers, projection=projection))
+
+
+def lines_over_jets(plan: Plan) -> list[Line]:
+    """Lines of one model over training sets: those of fixed epochs first, small models first."""
+    groups = _groups(plan, SIZES)
+    names = _names([dict(key) for key in groups])
+    found = [
+        Line(kind=kind, name=name, runs=runs)
+        for name, arms in zip(names, groups.values(), strict=True)
+        for kind, of_kind in ((EPOCHS, _same_epochs(_runs(arms))), (STEPS, _same_steps(_runs(arms))))
+        for runs in of_kind
+    ]
+    found.sort(key=lambda line: (line.kind != EPOCHS, line.runs[0].parameters))
+    return _told_apart(found)
+
+
+def lines_over_models(plan: Plan) -> list[Line]:
+    """Lines over models at one training set and one number of epochs."""
+    configs = design.settings(plan)
+    model = {field for config in configs.values() for field in config if field.startswith(("model.", "optim."))}
+    found = []
+    for arms in _groups(plan, model).values():
+        runs = sorted(_runs(arms), key=lambda run: run.parameters)
+        if len({run.parameters for run in runs}) == len(runs) >= 2:
+            held = f"{runs[0].jets:,} jets, {runs[0].epochs:g} epochs"
+            found.append(Line(kind=held, name=held, runs=tuple(runs)))
+    return sorted(found, key=lambda line: (line.runs[0].jets, line.runs[0].epochs))
+
+
+def _groups(plan: Plan, free: Collection[str]) -> dict[tuple[tuple[str, object], ...], dict[str, Settings]]:
+    """Arms that agree in all settings but the free ones."""
+    groups: dict[tuple[tuple[str, object], ...], dict[str, Settings]] = {}
+    for arm, config in design.settings(plan).items():
+        groups.setdefault(design.without(config, free), {})[arm] = config
+    return groups
+
+
+def _runs(arms: Mapping[str, Settings]) -> list[Run]:
+    return [_run(arm, config) for arm, config in arms.items()]
+
+
+def _run(arm: str, config: Settings) -> Run:
+    jets, epochs = int(config["data.train_jets"]), float(config["train.epochs"])
+    steps = int(epochs * max(1, math.ceil(jets / config["train.batch"])))
+    labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
+    return Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config), labeled=labeled)
+
+
+def _same_epochs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Runs of equal epochs, over enough training sets."""
+    found = ([run for run in runs if run.epochs == epochs] for epochs in dict.fromkeys(run.epochs for run in runs))
+    return [kept for of in found if len(kept := _by_jets(of)) >= LEAST_SIZES]
+
+
+def _same_steps(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Runs of equal epochs * jets, up to the rounding of epochs, over enough training sets; the longest lines."""
+    found: list[tuple[Run, ...]] = []
+    for first in runs:
+        # The nearest of the runs with one training set: some may lie on a line of fixed epochs.
+        close = sorted(
+            (run for run in runs if _as_long(run, first)), key=lambda run: abs(_passed(run) - _passed(first))
+        )
+        line = _by_jets(close)
+        if len(line) >= LEAST_SIZES and len({run.epochs for run in line}) == len(line):
+            found.append(line)
+    longest = sorted(dict.fromkeys(found), key=lambda line: -len(line))
+    kept: list[tuple[Run, ...]] = []
+    for line in longest:
+        if not any(len(set(line) & set(other)) > 1 for other in kept):
+            kept.append(line)
+    return kept
+
+
+def _as_long(run: Run, other: Run) -> bool:
+    epochs = _passed(other) / run.jets
+    return abs(run.epochs - epochs) <= max(0.5, STEPS_TOLERANCE * epochs)
+
+
+def _passed(run: Run) -> float:
+    """Jets that a training sees, each as often as it does."""
+    return run.epochs * run.jets
+
+
+def _by_jets(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """One run per training set, the first of several; ascending."""
+    first: dict[int, Run] = {}
+    for run in runs:
+        first.setdefault(run.jets, run)
+    return tuple(first[jets] for jets in sorted(first))
+
+
+def _names(configs: Sequence[Settings]) -> list[str]:
+    """Models by their name, and what else tells the groups apart."""
+    fields = sorted({field for config in configs for field in config if not field.startswith("model.")})
+    differing = [field for field in fields if len({config.get(field) for config in configs}) > 1]
+    return [
+        ", ".join([_model(one), *(f"{field} = {design.value_words(one.get(field))}" for field in differing)])
+        for one in configs
+    ]
+
+
+def _model(config: Settings) -> str:
+    sizes = {field.removeprefix("model."): value for field, value in config.items() if field.startswith("model.")}
+    base = vars(ModelConfig())
+    known = {"jBOT-S": base, "jBOT-B": base | {field.removeprefix("model."): v for field, v in JBOT_B.items()}}
+    named = [name for name, one in known.items() if all(sizes[field] == value for field, value in one.items())]
+    return named[0] if named else f"d = {sizes['dim']:g}, {wording.count(int(sizes['layers']), 'block')}"
+
+
+def _told_apart(lines: Sequence[Line]) -> list[Line]:
+    """Epochs in the name of lines of one model and one kind."""
+    same = [sum((other.kind, other.name) == (line.kind, line.name) for other in lines) > 1 for line in lines]
+    return [
+        Line(kind=line.kind, name=f"{line.name}, {_held(line)}", runs=line.runs) if twice else line
+        for line, twice in zip(lines, same, strict=True)
+    ]
+
+
+def _held(line: Line) -> str:
+    return f"{line.runs[0].epochs:g} epochs" if line.kind == EPOCHS else f"{line.runs[0].steps:,} steps"
+
+
+def slopes(runs: Sequence[Run], sizes: Sequence[float], errors: pd.DataFrame) -> Floats:
+    """Slope of log error against log size at every seed that has all runs, by least squares.
+
+    Parameters
+    ----------
+    sizes : sequence of float
+        Jets or parameters, one per run.
+    errors : DataFrame (seed, arm)
+
+    Returns
+    -------
+    float array (seed,)
+        Exponent of the size; -0.2 means that ten times the size leaves 63% of the error.
+    """
+    rows = errors[[run.arm for run in runs]].dropna().to_numpy(dtype=float)
+    rows = rows[(rows > 0).all(axis=1)]
+    x = np.log(np.asarray(sizes, dtype=float))
+    x = x - x.mean()
+    return np.asarray(np.log(rows) @ x / (x @ x), dtype=float) if len(rows) else np.empty(0)
+
+
+def section(evidence: Evidence) -> Extra | None:
+    """Scaling of the study; None when its metric is no 1 - error, or its arms lie on no line over training sets."""
+    plan = evidence.study.plan
+    lines = lines_over_jets(plan) if has_error(plan.metric) else []
+    if not lines:
+        return None
+    models = lines_over_models(plan)
+    errors = 1 - design.compared(evidence.scores, evidence.states)
+    found = [one for line in lines if (one := _fitted(plan, line, errors))]
+    planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
+    repeats = list(_repetitions(plan, lines, errors))
+    laws = list(scaling_laws.sentences(found[:MOST_LINES]))
+    return Extra(
+        title="Scaling",
+        answer=laws[:2],
+        text=[
+            _intro(plan),
+            *laws,
+            *(scaling_laws.plane_sentence(one) for one in planes),
+            *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
+            *_sentences(plan, lines, errors),
+            *_model_sentences(plan, models, errors),
+            *_warnings(plan, lines),
+        ],
+        method=[scaling_laws.method(plan.alpha)] if found else [],
+        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(plan, lines, models, errors)],
+        pictures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
+    )
+
+
+def _fitted(plan: Plan, line: Line, errors: pd.DataFrame) -> Fitted | None:
+    sizes = [(float(run.jets),) for run in line.runs]
+    return scaling_laws.fitted(plan, line.name, line.kind, sizes, _drawn(line, errors), FORMS)
+
+
+def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
+    """The joint law of all models that differ from the base in nothing else, at its epochs or at its steps."""
+    configs = design.settings(plan)
+    base = design.base_settings(plan)
+    free = {*SIZES, *(field for config in configs.values() for field in config if field.startswith("model."))}
+    key, origin = design.without(base, free), _run("", base)
+    alike = [_run(arm, config) for arm, config in configs.items() if design.without(config, free) == key]
+    held = {EPOCHS: lambda run: run.epochs == origin.epochs, STEPS: lambda run: _as_long(run, origin)}[kind]
+    runs = {(run.parameters, run.jets): run for run in alike if held(run)}
+    if len({weights for weights, _ in runs}) < LEAST_MODELS or len({jets for _, jets in runs}) < LEAST_JOINT:
+        return None
+    ordered = [runs[place] for place in sorted(runs)]
+    points = [(float(run.parameters), float(run.jets)) for run in ordered]
+    return scaling_laws.joint(plan, kind, points, errors[[run.arm for run in ordered]])
+
+
+def _repetitions(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[Fitted]:
+    """Per model that has a line of each kind: both lines, over jets and passes."""
+    for name in dict.fromkeys(line.name for line in lines):
+        of_name = [line for line in lines if line.name == name]
+        if {line.kind for line in of_name} != {EPOCHS, STEPS}:
+            continue
+        runs = list({(run.jets, run.epochs): run for line in of_name for run in line.runs}.values())
+        points = [(float(run.jets), run.epochs) for run in runs]
+        if found := scaling_laws.repetition(plan, name, points, errors[[run.arm for run in runs]]):
+            yield found
+
+
+def _slope(plan: Plan, line: Line, errors: pd.DataFrame, over_models: bool = False) -> MeanInterval:
+    sizes = [run.parameters if over_models else run.jets for run in line.runs]
+    return paired.mean_interval(slopes(line.runs, sizes, errors), 1 - plan.alpha)
+
+
+def _intro(plan: Plan) -> str:
+    return (
+        f"The error is 1 − {wording.quantity_on(plan.metric)}. On two logarithmic axes a power law is a straight line, "
+        "and its slope is the exponent. Slopes are fitted at each seed; intervals are over seeds."
+    )
+
+
+def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
+    for line in lines[:MOST_LINES]:
+        first, last = line.runs[0].jets, line.runs[-1].jets
+        where = f"{line.name}, {line.kind}, {first:,} to {last:,} jets"
+        yield _slope_words(plan, where, "ten times the jets", _slope(plan, line, errors))
+
+
+def _model_sentences(plan: Plan, models: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
+    for line in _spread_out(_of_base_epochs(plan, models), 2):
+        first, last = line.runs[0].parameters, line.runs[-1].parameters
+        where = f"{line.name}, {first:,} to {last:,} weights"
+        yield _slope_words(plan, where, "ten times the weights", _slope(plan, line, errors, over_models=True))
+
+
+def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) -> str:
+    if not slope.n:
+        return f"{where}: no seed has all sizes yet."
+    left = f"{ten_times} leave {10**slope.mean:.0%} of the error"
+    if slope.n < 2:
+        return f"{where}: slope {wording.number(slope.mean, 3)}, {left} (one seed, no interval)."
+    said = f"{where}: slope {design.mean_cell(slope, sign=True)}, {left}"
+    clear = "" if slope.high < 0 or slope.low > 0 else "; that the error does not change is not excluded"
+    interval = f"{1 - plan.alpha:.0%} interval {design.interval_cell(slope)}"
+    return f"{said} ({interval}, n = {wording.count(slope.n, 'seed')}{clear})."
+
+
+def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
+    """What the lines do not show."""
+    for kind in (EPOCHS, STEPS):
+        runs = [run for line in lines if line.kind == kind for run in line.runs]
+        if runs:
+            yield _repetition(kind, runs)
+    largest = max(len(line.runs) for line in lines)
+    yield (
+        "A slope does not say which law holds: a logarithm, a power law, and a power law that ends on a floor look "
+        f"alike over few sizes. Telling them apart takes a fit of all of them to at least {FIT_SIZES} sizes, evenly "
+        f"spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
+        f"{wording.count(len(plan.seeds), 'seed')}."
+    )
+    runs = [run for line in lines for run in line.runs]
+    bank = min(float(design.base_settings(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
+    small = sorted({run.jets for run in runs if run.labeled < bank})
+    if small:
+        yield (
+            f"Up to {small[-1]:,} training jets the probes have fewer labels than the {bank:,.0f} elsewhere, as they "
+            "are drawn from the training jets: there the error has a second reason to fall."
+        )
+
+
+def _repetition(kind: str, runs: Sequence[Run]) -> str:
+    few, many = min(runs, key=lambda run: run.jets), max(runs, key=lambda run: run.jets)
+    if kind == EPOCHS:
+        epochs = sorted({run.epochs for run in runs})
+        times = design.listed([_times(one) for one in epochs])
+        return (
+            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets "
+            "are more optimiser steps too."
+        )
+    return (
+        f"At fixed steps each jet is seen {_times(few.epochs)} with {few.jets:,} jets and {_times(many.epochs)} with "
+        f"{many.jets:,}: the line also shows what repetition costs."
+    )
+
+
+def _times(epochs: float) -> str:
+    return "once" if epochs == 1 else f"{epochs:g} times"
+
+
+def _of_base_epochs(plan: Plan, models: Sequence[Line]) -> list[Line]:
+    """Lines over models at the base's epochs: those of fixed steps have other ones at each training set."""
+    epochs = design.base_settings(plan)["train.epochs"]
+    return [line for line in models if line.runs[0].epochs == epochs] or list(models)
+
+
+def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
+    """So many of them, first and last among them."""
+    chosen = np.unique(np.linspace(0, len(lines) - 1, min(most, len(lines))).round().astype(int)) if lines else []
+    return [lines[i] for i in chosen]
+
+
+def _tables(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> list[Table]:
+    level = f"{1 - plan.alpha:.0%} interval"
+    points = [
+        [line.name, line.kind, f"{run.jets:,}", f"{run.epochs:g}", f"{run.steps:,}", *_error_cells(plan, run, errors)]
+        for line in lines
+        for run in line.runs
+    ]
+    head = ["model", "held", "jets", "passes over each", "steps", "n", "error", level]
+    fitted = [_slope_row("jets", line, line.kind, _slope(plan, line, errors)) for line in lines]
+    fitted += [_slope_row("weights", line, "both", _slope(plan, line, errors, over_models=True)) for line in models]
+    words = frozenset({0, 1})
+    found = [
+        Table(label="Error against training jets", head=head, rows=points, wordy=words),
+        Table(
+            label="Slopes of log error",
+            head=["line", "held", "against", "sizes", "n", "slope", level, "error left at ten times"],
+            rows=fitted,
+            wordy=frozenset({0, 1, 2}),
+        ),
+    ]
+    if models:
+        rows = [
+            [line.name, f"{run.parameters:,}", run.arm, *_error_cells(plan, run, errors)]
+            for line in models
+            for run in line.runs
+        ]
+        head = ["jets and epochs", "weights", "arm", "n", "error", level]
+        found.append(Table(label="Error against model size", head=head, rows=rows, wordy=frozenset({0, 2})))
+    return found
+
+
+def _error_cells(plan: Plan, run: Run, errors: pd.DataFrame) -> list[str]:
+    values = paired.mean_interval(errors[run.arm].dropna(), 1 - plan.alpha)
+    return [str(values.n), design.mean_cell(values), design.interval_cell(values)]
+
+
+def _slope_row(against: str, line: Line, held: str, slope: MeanInterval) -> list[str]:
+    left = f"{10**slope.mean:.0%}" if slope.n else wording.NOTHING
+    cells = [design.mean_cell(slope, sign=True), design.interval_cell(slope), left]
+    return [line.name, held, against, str(len(line.runs)), str(slope.n), *cells]
+
+
+def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Picture]:
+    marks = "means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic"
+    drawn = [line for line in lines if (_drawn(line, errors) > 0).any(axis=None)]
+    kinds = list(dict.fromkeys(line.kind for line in drawn))
+    if kinds:
+        of_kind = {kind: _spread_out([line for line in drawn if line.kind == kind], MOST_LINES) for kind in kinds}
+        panels = {kind: {line.name: _drawn(line, errors) for line in of} for kind, of in of_kind.items()}
+        caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}: {marks}."
+        yield _picture(plan, "scaling-jets", panels, "training jets", caption, _slopes_said(plan, drawn, errors))
+    drawn = [line for line in _of_base_epochs(plan, models) if (_drawn(line, errors, True) > 0).any(axis=None)]
+    if drawn:
+        panels = {"": {line.name: _drawn(line, errors, True) for line in _spread_out(drawn, MOST_LINES)}}
+        caption = f"Error against weights of encoder and head: {marks}."
+        yield _picture(plan, "scaling-models", panels, "weights", caption, _slopes_said(plan, drawn, errors, True))
+
+
+def _picture(
+    plan: Plan, name: str, panels: Mapping[str, Mapping[str, pd.DataFrame]], size: str, caption: str, said: str
+) -> Picture:
+    figure = study_figures.error_lines(panels, size, f"1 − {wording.quantity(plan.metric)}")
+    return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
+
+
+def _slopes_said(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame, over_models: bool = False) -> str:
+    said = [f"{one.name}: slope {design.mean_cell(_slope(plan, one, errors, over_models))}" for one in lines]
+    return "; ".join(said)
+
+
+def _drawn(line: Line, errors: pd.DataFrame, over_models: bool = False) -> pd.DataFrame:
+    """Errors of a line as (seed, size)."""
+    sizes = [run.parameters if over_models else run.jets for run in line.runs]
+    return errors[[run.arm for run in line.runs]].set_axis(sizes, axis=1)

@@ -1,0 +1,234 @@
+"""The report's section on the hyperparameter search a study began with, from its ledger ``search.json``.
+
+Importance and front are computed by the search when it ends (cluster.search.plan) and stand in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis.plots import search_figures
+from analysis.plots.trial_details import Picture
+from analysis.report.section import Evidence, Extra, Table
+from analysis.verdicts import wording
+from jbot.store.search_ledger import load_ledger
+
+UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
+QUANTITIES = {"anomaly": "anomaly AUC on the pilot signal", "cost": "training work in TFLOP"}
+MOST_POINTS = 10
+"""Rows of the table of the best points; all are in the ledger."""
+
+Point = Mapping[str, Any]
+Ledger = Mapping[str, Any]
+
+
+def section(evidence: Evidence) -> Extra | None:
+    """How the winner was found; None for a study without a search, or with one that has not ended.
+
+    Raises
+    ------
+    RecordError
+        When the ledger is damaged.
+    """
+    study = evidence.study
+    ledger = load_ledger(study.storage, study.plan.study)
+    if ledger is None or "winner" not in ledger or not _is_of(ledger, study.plan.arms):
+        return None
+    return Extra(
+        title="The search",
+        text=[*_story(ledger), *_importance_words(ledger)],
+        code=_recipe(evidence),
+        tables=[*_best_table(ledger), _axes_table(ledger)],
+        pictures=list(_pictures(ledger)),
+    )
+
+
+def _is_of(ledger: Ledger, arms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the study's arms are what this search found: another search of the name may have come later."""
+    if ledger["winner"] is None or "winner" not in arms:
+        return set(arms) == {"base"}
+    overrides = ledger["points"][ledger["winner"]]["overrides"]
+    return all(overrides.get(field) == value for field, value in arms["winner"].items())
+
+
+def of_state(ledger: Ledger, *states: str) -> list[Point]:
+    """Points that ended so, by number."""
+    return [point for point in ledger["points"] if point["state"] in states]
+
+
+def quantity(ledger: Ledger, objective: str) -> str:
+    """An objective in words, for axes."""
+    return QUANTITIES.get(objective) or wording.quantity_on(ledger["plan"]["metric"])
+
+
+def _story(ledger: Ledger) -> list[str]:
+    plan, points = ledger["plan"], ledger["points"]
+    complete, pruned, failed = (len(of_state(ledger, state)) for state in ("complete", "pruned", "failed"))
+    seconds = sum(point.get("device_seconds", 0.0) for point in points)
+    epochs = sum(point["points"][-1][0] for point in points if point["points"])
+    whole = len(points) * plan["epochs"]
+    judged = " and ".join(quantity(ledger, name) for name in ledger["directions"])
+    how = (
+        f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of"
+        f" {plan['epochs']} a point went on if it was among the best 1/{plan['reduction']} of"
+        " those that had come so far (asynchronous successive halving)"
+        if ledger["rungs"]
+        else "With several objectives no point is given up early"
+    )
+    words = [
+        f"{len(points)} points were drawn by {ledger['sampler']}, search seed {plan['seed']}, the first"
+        f" {plan['startup']} at random{', beginning with the base' if plan['first'] else ''}. All trained at seed"
+        f" {plan['base']['seed']} and were judged by {judged}; no test jet had a part in it.",
+        f"{how}: {complete} ran to the end, {pruned} pruned, {failed} failed. They took {epochs} of {whole} epochs"
+        f" and {wording.duration(seconds)} of a device.",
+    ]
+    if ledger["winner"] is None:
+        return [*words, "No point ran to its end, so there is no winner."]
+    best = points[ledger["winner"]]
+    values = ", ".join(f"{name} {value:.4g}{UNITS.get(name, '')}" for name, value in best["values"].items())
+    chosen = "best by the first objective, and on the Pareto front" if len(ledger["directions"]) > 1 else "best"
+    words.append(
+        f"The {chosen}: point {best['number']}, {values}. That value is the largest of {complete} noisy ones and so"
+        " biased: what counts is the comparison with the base on fresh seeds and test jets, above."
+    )
+    if best["number"] == 0 and plan["first"]:
+        words.append("It is the base itself: the search found nothing better, and there is nothing to compare.")
+    return words
+
+
+def _importance_words(ledger: Ledger) -> list[str]:
+    found = ledger["importance"]
+    if "fanova" not in found:
+        return [
+            f"Importance is not given: it takes at least {found['needed']} points that ran to the end, and there are"
+            f" {found['n']}."
+        ]
+    return [
+        f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
+        " no other, within the ranges of the table alone. PED-ANOVA: what tells the best"
+        f" {found['quantile']:.0%} from the rest. fANOVA: share of the variance. The points lie where the sampler went,"
+        " not evenly, so a small share says little."
+    ]
+
+
+def _recipe(evidence: Evidence) -> dict[str, str]:
+    """The winner, to be copied: as a command, and as an arm of a study file."""
+    plan = evidence.study.plan
+    changes = plan.arms.get("winner")
+    if not changes:
+        return {}
+    settings = [f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items()]
+    command = " \\\n  ".join([f"python studies/baseline.py --preset {plan.preset}", *settings])
+    arm = ",\n".join(f"    {json.dumps(field)}: {value!r}" for field, value in changes.items())
+    return {"Train the winner": command, "The winner as an arm of a study file": f'"winner": {{\n{arm},\n}}'}
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _best_table(ledger: Ledger) -> list[Table]:
+    """The best points, what they changed not included: that is drawn."""
+    names = list(ledger["directions"])
+    sign = -1.0 if ledger["directions"][names[0]] == "maximize" else 1.0
+    complete = sorted(of_state(ledger, "complete"), key=lambda point: sign * point["values"][names[0]])[:MOST_POINTS]
+    if not complete:
+        return []
+    front = set(ledger["front"])
+    rows = [
+        [
+            str(point["number"]),
+            *(f"{point['values'][name]:.4g}" for name in names),
+            *(["yes" if point["number"] in front else "no"] if len(names) > 1 else []),
+            wording.duration(point.get("device_seconds", 0.0)),
+        ]
+        for point in complete
+    ]
+    head = ["point", *names, *(["on the front"] if len(names) > 1 else []), "device time"]
+    return [
+        Table(label=f"Best points of {len(of_state(ledger, 'complete'))} that ran to the end", head=head, rows=rows)
+    ]
+
+
+def _axes_table(ledger: Ledger) -> Table:
+    """The search region, and what importance says inside it."""
+    found = ledger["importance"]
+    names = [name for name in ("ped_anova", "fanova") if name in found]
+    axes = list(ledger["plan"]["space"])
+    axes.sort(key=lambda axis: -found["ped_anova"].get(axis["coordinate"], 0.0) if names else 0.0)
+    best = None if ledger["winner"] is None else ledger["points"][ledger["winner"]]
+    rows = [
+        [
+            axis["coordinate"],
+            search_range(axis),
+            "" if best is None else f"{_plain(best['params'][axis['coordinate']])}",
+            *(f"{found[name].get(axis['coordinate'], 0.0):.0%}" for name in names),
+            axis["reason"],
+        ]
+        for axis in axes
+    ]
+    heads = {"ped_anova": "PED-ANOVA", "fanova": "fANOVA"}
+    head = ["axis", "searched", "winner", *(heads[name] for name in names), "why this range"]
+    return Table(label="Search region", head=head, rows=rows, wordy=frozenset({0, 1, len(head) - 1}))
+
+
+def search_range(axis: Mapping[str, Any]) -> str:
+    """``0.0002 to 0.01, log``, or the choices."""
+    known = axis["distribution"]["attributes"]
+    if "choices" in known:
+        return ", ".join(map(str, known["choices"]))
+    return f"{known['low']:g} to {known['high']:g}" + (", log" if known["log"] else "")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _pictures(ledger: Ledger) -> Sequence[Picture]:
+    complete, axes = of_state(ledger, "complete"), ledger["plan"]["space"]
+    objective = next(iter(ledger["directions"]))
+    words = quantity(ledger, objective)
+    if not complete:
+        return []
+    made = [
+        Picture(
+            name="search-history",
+            figure=search_figures.history(ledger["points"], objective, ledger["directions"][objective], words),
+            alt=f"{words} of each point in the order in which they were tried; best {_best(ledger, objective)}",
+            caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: the best"
+            " so far.",
+        ),
+        Picture(
+            name="search-parallel",
+            figure=search_figures.parallel_coordinates(ledger["points"], axes, objective, words),
+            alt=f"Each point as a line over its {len(axes)} coordinates and {words}",
+            caption="Each line a point, from the low to the high end of every axis (log where the table says so)."
+            " Coloured: ran to the end. Grey: pruned.",
+        ),
+        Picture(
+            name="search-slices",
+            figure=search_figures.slices(ledger["points"], axes, objective, words),
+            alt=f"{words} against each of {len(axes)} coordinates",
+            caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its"
+            " last value.",
+        ),
+    ]
+    if len(ledger["directions"]) > 1:
+        names = list(ledger["directions"])
+        labels = {name: quantity(ledger, name) for name in names}
+        made.append(
+            Picture(
+                name="search-front",
+                figure=search_figures.front(complete, ledger["front"], names, labels),
+                alt=f"{' against '.join(labels.values())}; {len(ledger['front'])} points on the front",
+                caption="Points that ran to the end. Filled: no other is better in every objective.",
+            )
+        )
+    return made
+
+
+def _best(ledger: Ledger, objective: str) -> str:
+    return f"{ledger['points'][ledger['winner']]['values'][objective]:.4g}"

@@ -1,0 +1,256 @@
+"""How the primary metric answers to a number of the Config: a response curve for every field that arms scan.
+
+A scan is a set of arms that lie at three or more values of one numeric field and agree in everything else; the value
+of the base counts. Scans of one field that differ in something else (two batch sizes) are its groups, in one figure.
+
+A scan has no direction and no margin, so there is no verdict. What is tested is whether the field matters at all: the
+span of the means, against the spans that come about when the arms are shuffled within each seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.plots import study_figures
+from analysis.plots.trial_details import Picture
+from analysis.report.section import Evidence, Extra, Table
+from analysis.stats import paired
+from analysis.stats.paired import MeanInterval
+from analysis.verdicts import design, wording
+from analysis.verdicts.decide import SEED
+from analysis.verdicts.design import Settings
+from jbot.store.plan import Plan
+
+LEAST_VALUES = 3
+"""Two values are a contrast."""
+ELSEWHERE = ("data.train_jets", "data.jet_pt")
+"""Fields whose arms have sections of their own: scaling, and transfer between energies."""
+SHUFFLES = 1999
+"""Of the arms within each seed. A p-value of 0.05 then carries a Monte Carlo error of 0.005."""
+LOG_REACH = 10.0
+"""A scan over less than a factor of ten is drawn on a linear axis, however it is spaced (assumed)."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Arms that differ in one numeric field alone."""
+
+    field: str
+    group: str
+    """What tells this scan from the others of its field; empty when there is one."""
+    arms: dict[float, str]
+    """Value of the field -> arm, ascending."""
+    base: float
+    """The value of the base, whether an arm lies on it or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """How far the means of a scan lie apart, at the seeds that have all of its arms."""
+
+    n: int
+    lowest: tuple[float, float]
+    """(value of the field, mean of the metric)."""
+    highest: tuple[float, float]
+    by_chance: float
+    """Mean span after the arms are shuffled within each seed; NaN below two seeds."""
+    p: float
+    """Share of shuffles with a span at least this large; NaN below two seeds."""
+
+    @property
+    def size(self) -> float:
+        """In units of the metric."""
+        return self.highest[1] - self.lowest[1]
+
+
+def scans(plan: Plan) -> list[Scan]:
+    """Every scan of a plan, by field, in the order in which arms first change the fields."""
+    configs, base = design.settings(plan), design.base_settings(plan)
+    changed = dict.fromkeys(field for changes in plan.arms.values() for field in changes)
+    return [scan for field in changed if field not in ELSEWHERE for scan in _of_field(field, configs, base)]
+
+
+def _of_field(field: str, configs: dict[str, Settings], base: Settings) -> list[Scan]:
+    groups: dict[tuple[tuple[str, object], ...], dict[float, str]] = {}
+    for arm, config in configs.items():
+        if isinstance(config.get(field), float):
+            groups.setdefault(design.without(config, [field]), {})[config[field]] = arm
+    kept = {key: arms for key, arms in groups.items() if len(arms) >= LEAST_VALUES}
+    differing = [name for name in base if name != field and len({dict(key).get(name) for key in kept}) > 1]
+    return [
+        Scan(
+            field=field,
+            group=", ".join(f"{name} = {design.value_words(dict(key)[name])}" for name in differing),
+            arms=dict(sorted(arms.items())),
+            base=base.get(field, math.nan),
+        )
+        for key, arms in kept.items()
+    ]
+
+
+def is_logarithmic(values: list[float]) -> bool:
+    """Whether values are spaced more evenly in their logarithm; a zero among them is left aside for that.
+
+    Never below a factor of LOG_REACH, and never with negative values.
+    """
+    positive = np.array(sorted(value for value in values if value > 0))
+    if min(values) < 0 or len(positive) < 2 or positive[-1] < LOG_REACH * positive[0]:
+        return False
+    steps = (np.diff(np.log(positive)), np.diff(sorted(values)))
+    logarithmic, linear = (float(step.std() / step.mean()) for step in steps)
+    return logarithmic < linear
+
+
+def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
+    """How far the means lie apart; None when no seed has at least LEAST_VALUES of the arms.
+
+    Parameters
+    ----------
+    scores : DataFrame (seed, arm)
+        Of the blocks that are compared. Arms without any score are left out, then seeds without all of the others.
+    """
+    values, rows = _complete_rows(scan, scores)
+    if len(values) < LEAST_VALUES or not len(rows):
+        return None
+    means = rows.mean(axis=0)
+    low, high = int(means.argmin()), int(means.argmax())
+    by_chance, p = _by_chance(rows) if len(rows) > 1 else (math.nan, math.nan)
+    return Span(
+        n=len(rows),
+        lowest=(values[low], float(means[low])),
+        highest=(values[high], float(means[high])),
+        by_chance=by_chance,
+        p=p,
+    )
+
+
+def _complete_rows(scan: Scan, scores: pd.DataFrame) -> tuple[list[float], Floats]:
+    """Values of the field, and the scores of the seeds that have all of them: (seed, value)."""
+    block = scores[list(scan.arms.values())]
+    kept = block.notna().any(axis=0).to_numpy()
+    values = [value for value, keep in zip(scan.arms, kept, strict=True) if keep]
+    return values, block.loc[:, kept].dropna().to_numpy(dtype=float)
+
+
+def _by_chance(rows: Floats) -> tuple[float, float]:
+    """Mean span of shuffled arms, and the p-value of the span, after Phipson & Smyth, doi:10.2202/1544-6115.1585."""
+    rng = np.random.default_rng(SEED)
+    spans = np.array([np.ptp(rng.permuted(rows, axis=1).mean(axis=0)) for _ in range(SHUFFLES)])
+    # Equal spans may differ by their rounding: those count as reached.
+    reached = spans >= np.ptp(rows.mean(axis=0)) * (1 - 1e-12)
+    return float(spans.mean()), float((np.count_nonzero(reached) + 1) / (SHUFFLES + 1))
+
+
+def section(evidence: Evidence) -> Extra | None:
+    """Response curves of the study; None when its arms scan nothing."""
+    plan = evidence.study.plan
+    found = scans(plan)
+    if not found:
+        return None
+    scores = design.compared(evidence.scores, evidence.states)
+    fields = list(dict.fromkeys(scan.field for scan in found))
+    by_field = {field: [scan for scan in found if scan.field == field] for field in fields}
+    said = _sentences(plan, found, scores)
+    return Extra(
+        title="Response to single settings",
+        text=(_how_to_read(plan, scores), *said),
+        answer=said,
+        tables=_tables(plan, by_field, scores),
+        pictures=tuple(_picture(plan, field, of, scores) for field, of in by_field.items()),
+    )
+
+
+def _how_to_read(plan: Plan, scores: pd.DataFrame) -> str:
+    seeds = paired.mean_interval(scores.std(ddof=1).dropna())
+    spread = f" One arm varies over seeds by {wording.compact(seeds.mean, 2)} (standard deviation)." if seeds.n else ""
+    return (
+        f"Each curve changes one setting and nothing else, and shows {wording.quantity_on(plan.metric)}. All of this "
+        "is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds."
+        + spread
+    )
+
+
+def _sentences(plan: Plan, found: list[Scan], scores: pd.DataFrame) -> list[str]:
+    spans = [span(scan, scores) for scan in found]
+    p_values = design.corrected([math.nan if one is None else one.p for one in spans])
+    n = sum(math.isfinite(p) for p in p_values)
+    return [_sentence(plan, *item, n) for item in zip(found, spans, p_values, strict=True)]
+
+
+def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int) -> str:
+    first, last = (design.value_words(value) for value in (min(scan.arms), max(scan.arms)))
+    where = f"{scan.field} from {first} to {last}" + (f" ({scan.group})" if scan.group else "")
+    if reach is None:
+        return f"{where}: fewer than {LEAST_VALUES} values have a score at one seed, so nothing can be said yet."
+    low, high = (f"{wording.number(one[1])} at {design.value_words(one[0])}" for one in (reach.lowest, reach.highest))
+    said = f"{where}: the means lie {wording.compact(reach.size, 2)} apart, from {low} to {high}"
+    if not math.isfinite(p):
+        return f"{said}. One seed has no spread: this may be noise."
+    verdict = "" if p <= plan.alpha else "no effect is shown, as "
+    chance = f"chance alone would set them {wording.compact(reach.by_chance, 2)} apart"
+    return f"{said}; {verdict}{chance} (p = {wording.p_value(p)}{_over(family)}, n = {wording.count(reach.n, 'seed')})."
+
+
+def _over(family: int) -> str:
+    return f" after Benjamini-Hochberg over {family} scans" if family > 1 else ""
+
+
+def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -> tuple[Table, ...]:
+    """A table per field. The differences of all of them are corrected together."""
+    rows = [(scan, value, arm) for found in by_field.values() for scan in found for value, arm in scan.arms.items()]
+    differences = [_to_base(plan, scan, arm, scores) for scan, _, arm in rows]
+    p_values = design.corrected([design.sign_flip(gaps) for gaps in differences])
+    cells: dict[str, list[list[str]]] = {field: [] for field in by_field}
+    for (scan, value, arm), gaps, p in zip(rows, differences, p_values, strict=True):
+        cells[scan.field].append(_row(plan, scan, value, arm, scores, gaps, p))
+    level = f"{1 - plan.alpha:.0%} interval"
+    head = ["arm", "n", "mean", level, "difference to base", level, "pairs", "p, corrected"]
+    words = frozenset({0, 1})
+    return tuple(
+        Table(label=f"Response to {name}", head=[name, *head], rows=of, wordy=words) for name, of in cells.items()
+    )
+
+
+def _to_base(plan: Plan, scan: Scan, arm: str, scores: pd.DataFrame) -> Floats:
+    """Paired differences to the arm of the scan that has the base's value; none without such an arm, or for itself."""
+    base = scan.arms.get(scan.base)
+    return np.empty(0) if base is None or base == arm else design.gaps(scores, arm, base)
+
+
+def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, gaps: Floats, p: float) -> list[str]:
+    mean = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
+    difference = paired.mean_interval(gaps, 1 - plan.alpha)
+    name = design.value_words(value) + (f", {scan.group}" if scan.group else "")
+    cells = [name, arm, str(mean.n), design.mean_cell(mean), design.interval_cell(mean)]
+    if value == scan.base:
+        return [*cells, "the base’s value", wording.NOTHING, wording.NOTHING, wording.NOTHING]
+    cells += [design.mean_cell(difference, sign=True), design.interval_cell(difference)]
+    return [*cells, str(difference.n), design.p_cell(p, difference.n)]
+
+
+def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) -> Picture:
+    values = sorted({value for scan in found for value in scan.arms} | {found[0].base})
+    curves = {scan.group: scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1) for scan in found}
+    figure = study_figures.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
+    words = wording.quantity_on(plan.metric)
+    said = "; ".join(
+        f"{design.value_words(value)}: {design.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
+    )
+    return Picture(
+        name=f"response-{design.slug(field)}",
+        figure=figure,
+        alt=f"{words} against {field}. Means: {said}.",
+        caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; dashed: the "
+        "base’s value. Below, the paired differences to it, without the spread that all arms of a seed share.",
+    )
+
+
+def _mean(values: pd.Series) -> MeanInterval:
+    return paired.mean_interval(values.dropna())

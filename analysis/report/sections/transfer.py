@@ -1,0 +1,218 @@
+"""Encoders judged at jet energies other than the one they were pre-trained at: who serves whom, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.plots import figures
+from analysis.plots.trial_details import Picture
+from analysis.report.section import Evidence, Extra, Table
+from analysis.stats import paired
+from analysis.stats.paired import MeanInterval
+from analysis.verdicts import wording
+from jbot.config import from_dict, override
+
+METRICS = ("knn_accuracy", "linear_accuracy", "knn_auc", "linear_auc")
+"""What records have at other energies (jbot.evaluation.evaluator)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """An arm whose encoders are judged at several energies."""
+
+    arm: str
+    own: float
+    """Jet pT [GeV] of pre-training."""
+    judged: tuple[float, ...]
+    """Jet pTs [GeV] at which it is judged, its own among them."""
+    records: pd.DataFrame
+    """Its complete trials by seed."""
+
+    def values(self, metric: str, pt: float, shifted: bool = False, floor: bool = False) -> pd.Series:
+        """A metric of its seeds at a jet pT; empty where it was not measured."""
+        split = "test" if pt == self.own else f"{'shifted' if shifted else 'test'}_{pt:g}"
+        column = f"{'untrained/' if floor else ''}{split}/{metric}"
+        return self.records[column].dropna() if column in self.records else pd.Series(dtype=float)
+
+
+def section(evidence: Evidence) -> Extra | None:
+    """The matrix of pre-training energy against test energy; None where no encoder is judged at another energy."""
+    encoders = _encoders(evidence)
+    metric = _metric(evidence.study.plan.metric)
+    pts = sorted({pt for encoder in encoders for pt in encoder.judged})
+    if not any(len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.judged if pt != encoder.own):
+        return None
+    shown = list(dict.fromkeys([metric, *METRICS[:2]]))
+    how, said = _how_to_read(), _widest_steps(encoders, metric, pts)
+    return Extra(
+        title="Transfer between jet energies",
+        text=[*how, *said],
+        answer=said,
+        tables=[
+            *(_matrix(encoders, one, pts) for one in shown),
+            *(_matrix(encoders, one, pts, shifted=True) for one in shown),
+            *_costs(encoders, metric, pts),
+        ],
+        pictures=[_picture(encoders, metric, pts)],
+    )
+
+
+def _encoders(evidence: Evidence) -> list[Encoder]:
+    plan, trials = evidence.study.plan, evidence.trials
+    base, found = from_dict(plan.base), []
+    for arm, changes in plan.arms.items():
+        config = override(base, changes)
+        complete = trials[(trials["arm"] == arm) & (trials["state"] == "complete")].set_index("seed")
+        own = config.data.jet_pt
+        judged = tuple(sorted({own, *config.probe.jet_pts}))
+        if len(judged) > 1:
+            found.append(Encoder(arm=arm, own=own, judged=judged, records=complete))
+    return found
+
+
+def _metric(of_plan: str) -> str:
+    """The plan's metric where other energies have it, else the first that they have."""
+    name = of_plan.rpartition("/")[2]
+    return name if name in METRICS else METRICS[0]
+
+
+# --- words and tables ---------------------------------------------------------------------------------------------
+
+
+def _how_to_read() -> list[str]:
+    return [
+        "Rows: the energy of pre-training. Columns: the energy of the test jets. The encoder is frozen; probes are "
+        "refitted on labeled jets of the test energy, or, in the tables of shifted probes, fitted at the encoder's own "
+        "energy and applied as they are. Errors are those of the mean over seeds. Compare within a column: columns "
+        "differ in how hard their jets are to tell apart.",
+        "Generated jets keep the cone in step with the energy, R = 0.4 × 1 TeV / pT, so that W, Z and t are as "
+        "contained as at 1 TeV. What changes is the angular scale, and how much of the underlying event falls into the "
+        "cone. With one radius for all energies, heavy jets below 1 TeV would lose decay products, and a loss seen "
+        "here could not be told from that.",
+    ]
+
+
+def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[str]:
+    """Each encoder at the energy farthest from its own, in words."""
+    says = []
+    for encoder in encoders:
+        far = max(
+            (pt for pt in pts if pt in encoder.judged), key=lambda pt: abs(pt - encoder.own) / min(pt, encoder.own)
+        )
+        home = next((other for other in encoders if other.own == far), None)
+        gap = _paired(encoder, home, metric, far) if home is not None and home is not encoder else None
+        if gap is not None and gap.n > 1:
+            says.append(
+                f"Pre-trained at {encoder.own:g} GeV, judged at {far:g} GeV: {wording.quantity(f'test/{metric}')} "
+                f"{_cell(paired.mean_interval(encoder.values(metric, far)))}, which is "
+                f"{wording.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
+                f"{far:g} GeV ({gap.n} seeds)."
+            )
+    return says
+
+
+def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shifted: bool = False) -> Table:
+    """Mean and standard error over seeds; an encoder's own energy is marked."""
+    rows = []
+    for encoder in encoders:
+        cells = [paired.mean_interval(encoder.values(metric, pt, shifted)) for pt in pts]
+        own = [" (own)" if pt == encoder.own else "" for pt in pts]
+        n = max((cell.n for cell in cells), default=0)
+        rows.append(
+            [encoder.arm, f"{encoder.own:g}", str(n), *(f"{_cell(c)}{o}" for c, o in zip(cells, own, strict=True))]
+        )
+    if not shifted:
+        floors = [paired.mean_interval(_floor(encoders, metric, pt)) for pt in pts]
+        rows.append(["untrained encoder", "", str(max(cell.n for cell in floors)), *map(_cell, floors)])
+    how = "probes of the encoder's own energy" if shifted else "probes refitted"
+    head = ["arm", "pre-trained at [GeV]", "n", *(f"on {pt:g} GeV" for pt in pts)]
+    return Table(label=f"{wording.quantity(f'test/{metric}')}, {how}", head=head, rows=rows)
+
+
+def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[Table]:
+    """Paired by seed: each encoder less the one pre-trained at the energy of the test jets."""
+    rows = []
+    for pt in pts:
+        for home in (encoder for encoder in encoders if encoder.own == pt):
+            for encoder in encoders:
+                gap = _paired(encoder, home, metric, pt)
+                if encoder is not home and gap.n:
+                    far = wording.interval(gap.low, gap.high, gap.standard_error)
+                    rows.append([f"{encoder.arm} − {home.arm}", f"{pt:g}", str(gap.n), _cell(gap, sign=True), far])
+    head = ["difference", "on [GeV]", "n", "mean", "95% interval"]
+    label = f"What transfer costs: {wording.quantity(f'test/{metric}')} less the in-domain encoder's, paired by seed"
+    return [Table(label=label, head=head, rows=rows)] if rows else []
+
+
+def _paired(one: Encoder, other: Encoder, metric: str, pt: float) -> MeanInterval:
+    gaps = (one.values(metric, pt) - other.values(metric, pt)).dropna()
+    return paired.mean_interval(gaps.to_numpy(dtype=float))
+
+
+def _floor(encoders: Sequence[Encoder], metric: str, pt: float) -> pd.Series:
+    """The untrained encoder is that of the seed, whatever it would have been trained on: one value a seed."""
+    found = [encoder.values(metric, pt, floor=True) for encoder in encoders]
+    return pd.concat(found).groupby(level=0).mean() if any(map(len, found)) else pd.Series(dtype=float)
+
+
+def _cell(mean: MeanInterval, sign: bool = False) -> str:
+    if not mean.n:
+        return wording.NOTHING
+    return wording.with_error(mean.mean, mean.standard_error, sign) if mean.n > 1 else wording.number(mean.mean)
+
+
+# --- figure -------------------------------------------------------------------------------------------------------
+
+
+def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Picture:
+    figure = draw(encoders, metric, pts)
+    said = "; ".join(
+        f"{encoder.arm}: "
+        + ", ".join(f"{_cell(paired.mean_interval(encoder.values(metric, pt)))} on {pt:g} GeV" for pt in pts)
+        for encoder in encoders
+    )
+    caption = (
+        "Full line: probes refitted at the energy of the test jets; dashed: probes of the encoder's own energy. Ring: "
+        "in-domain. Grey: the untrained encoder. Bars: standard error over seeds."
+    )
+    alt = f"{wording.quantity(f'test/{metric}')} against the energy of the test jets. {said}."
+    return Picture(name="transfer", figure=figure, alt=alt, caption=caption)
+
+
+@figures.styled
+def draw(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Figure:
+    """One line an encoder, over the energies of the test jets."""
+    figure = Figure(figsize=(figures.WIDTH, 3.3), layout="constrained")
+    axes = figure.subplots()
+    palette = figures.colours([encoder.arm for encoder in encoders])
+    for number, encoder in enumerate(encoders):
+        places = [place + 0.04 * (number - (len(encoders) - 1) / 2) for place in range(len(pts))]
+        look: dict[str, Any] = {"color": palette[encoder.arm], "marker": figures.MARKERS[number % len(figures.MARKERS)]}
+        _line(
+            axes, places, [encoder.values(metric, pt, shifted=True) for pt in pts], look | {"ls": "--", "mfc": "none"}
+        )
+        _line(axes, places, [encoder.values(metric, pt) for pt in pts], look | {"label": encoder.arm.lstrip("_")})
+        own = encoder.values(metric, encoder.own)
+        if len(own):
+            axes.plot(
+                places[list(pts).index(encoder.own)], own.mean(), "o", ms=11, mfc="none", color=palette[encoder.arm]
+            )
+    floors = [_floor(encoders, metric, pt) for pt in pts]
+    _line(axes, list(range(len(pts))), floors, {"color": figures.MUTED, "marker": "", "ls": ":", "label": "untrained"})
+    axes.set_xticks(range(len(pts)), [f"{pt:g}" for pt in pts])
+    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
+    axes.set(xlabel="jet pT of the test jets [GeV]", ylabel=figures.upright(wording.quantity(f"test/{metric}"), 36))
+    figures.legend_above(figure, 2)
+    return figure
+
+
+def _line(axes: Axes, places: Sequence[float], values: Sequence[pd.Series], look: dict[str, Any]) -> None:
+    means = [paired.mean_interval(one.to_numpy(dtype=float)) for one in values]
+    bars = [mean.standard_error if mean.n > 1 else 0.0 for mean in means]
+    axes.errorbar(places, [mean.mean for mean in means], bars, elinewidth=0.9, **look)

@@ -1,0 +1,1 @@
+"""Statistics: arrays in, numbers out; no files, no plots, no sentences."""

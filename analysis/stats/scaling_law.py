@@ -1,0 +1,312 @@
+"""Which law an error follows as the training set grows, and what it foretells.
+
+Forms        linear           a - b D
+             logarithmic      a - b log D
+             power law        E + B D^-beta            E, B >= 0, beta > 0
+
+Each is fitted to the means over seeds of the logarithm of the error, by Huber's loss in units of the noise, from many
+starts. All are closed under scaling: what the seeds of a line share (a good or a bad block) moves the level alone and
+says nothing about the form. The noise is what is left of each seed when the mean curve, and its own level and slope on
+logarithmic axes, are taken away.
+
+Choice       AICc of the means with that noise; how well the two largest sizes are foretold by a fit without them; and a
+             parametric bootstrap that asks of every form whether another one fits better than chance lets it.
+             A form is named only when that test rejects all others, and AICc does not contradict. Otherwise the forms
+             are not separable, and those that stand are shown with what each foretells.
+Intervals    Refits of the means moved along the seeds' own deviations, by as much as Student's t with n - 1 degrees of
+             freedom says. What is drawn are seeds, never points: to first order that is the t interval over seeds of
+             every parameter, whatever the sizes of a seed have in common. Resampled seeds would give too narrow ones.
+             In these refits a floor may be below zero, else the interval of beta is one-sided; that of E ends at zero.
+
+References
+----------
+Hoffmann et al., arXiv:2203.15556 (Huber's loss on log residuals). Hurvich & Tsai, Biometrika 76 (1989) 297 (AICc).
+Cox, J. R. Stat. Soc. B 24 (1962) 406 (tests of separate families of hypotheses).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.stats.curve_fit import FORMS, Axes, Fits, Form, fit, freed
+
+Floats = NDArray[np.float64]
+
+LEAST_SIZES = 5
+"""Three parameters and their AICc need five means."""
+LEFT_OUT = 2
+"""Largest sizes that are foretold from the others."""
+DRAWS, NULLS = 399, 199
+"""Refits behind the intervals, and simulated studies behind each p-value."""
+AHEAD = 10.0
+"""How far an extrapolation goes, in largest sizes."""
+LEAST_NOISE = 1e-4
+"""Relative, of a mean: below it rounding decides (assumed)."""
+LARGE = 700.0
+"""Of a logarithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its interval, NaN with one seed."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """One form, fitted to one line."""
+
+    fits: Fits
+    """One line: that of the means."""
+    refits: Fits | None
+    """The moved means; None with one seed."""
+    aicc: float
+    left_out: float
+    """Root mean square of the logarithm of error over foretold error, at the largest sizes; infinite where an error
+    below zero is foretold, NaN where it was not asked."""
+    p: float
+    """That another form fits better by so much though this one is true; NaN with one seed."""
+    p_fit: float
+    """That the means lie so far from this form though it is true; NaN with one seed."""
+    confidence: float
+
+    @property
+    def form(self) -> Form:
+        """Of the curve."""
+        return self.fits.form
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Estimate]:
+        """Parameters of the formula."""
+        values = self.fits.parameters()
+        drawn = self.refits.parameters() if self.refits else {}
+        found = {}
+        for name, value in values.items():
+            low, high = self._interval(value, drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
+            if name == "E":
+                low, high = np.maximum(0.0, (low, high))
+            found[name] = Estimate(value=float(value[0]), low=float(low), high=float(high))
+        return found
+
+    def at(self, *size: float) -> Estimate:
+        """Error foretold for one size (of each axis), not below zero."""
+        value, low, high = self.curve([size])[:, 0]
+        return Estimate(value=float(value), low=float(low), high=float(high))
+
+    def curve(self, sizes: ArrayLike) -> Floats:
+        """Errors at sizes (size, axis), with their interval: (value and low and high, size)."""
+        sizes = np.asarray(sizes, dtype=float)
+        value = self.fits.errors(sizes)
+        if self.refits is None:
+            return np.concatenate([value, np.full((2, len(sizes)), math.nan)])
+        return np.concatenate([value, self._interval(value[0], self.refits.errors(sizes))])
+
+    def _interval(self, value: Floats, drawn: Floats) -> Floats:
+        """Percentiles of refits (draw, number), (2, number), and `value` (number,) where it lies beyond them.
+
+        A floor may not be below zero in the fit but in its refits: where the means bend as no power law with a floor
+        does, the two part. An interval that is widened to its estimate covers no less.
+        """
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(drawn, (tail, 1 - tail), axis=0, method="weibull")
+        return np.array([np.minimum(low, value), np.maximum(high, value)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Forms at the same means."""
+
+    laws: tuple[Law, ...]
+    """The simpler first."""
+    sizes: Floats
+    """(size, axis)"""
+    seeds: int
+    noise: float
+    """Relative standard deviation of one error about its seed's own line; of one about the best fit with one seed."""
+    alpha: float
+
+    @property
+    def standing(self) -> tuple[Law, ...]:
+        """Forms that are not rejected; all of them with one seed."""
+        return tuple(law for law in self.laws if not law.p <= self.alpha)
+
+    @property
+    def best(self) -> Law:
+        """Of the least AICc."""
+        return min(self.laws, key=lambda law: law.aicc)
+
+    @property
+    def foretelling(self) -> Law:
+        """That which foretells the largest sizes best."""
+        return min(self.laws, key=lambda law: law.left_out)
+
+    @property
+    def none_fits(self) -> bool:
+        """Whether the means lie farther from every form that stands than the noise lets them."""
+        return all(law.p_fit <= self.alpha for law in self.standing)
+
+    @property
+    def named(self) -> Law | None:
+        """The only form that stands, where it fits and AICc prefers it; None where the forms are not separable."""
+        standing = self.standing
+        alone = self.seeds > 1 and len(standing) == 1 and standing[0] is self.best
+        return standing[0] if alone and not self.none_fits else None
+
+
+def compare(
+    sizes: ArrayLike,
+    errors: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    forms: Sequence[Form] = FORMS,
+    alpha: float = 0.05,
+    draws: int = DRAWS,
+    nulls: int = NULLS,
+) -> Comparison:
+    """Fit forms to the errors of one line, or of a plane of sizes, and test each against the others.
+
+    Parameters
+    ----------
+    sizes : float array (size,) or (size, axis)
+        Training jets, ascending; or weights and jets; or jets and passes over each.
+    errors : float array (seed, size)
+        All positive; all sizes of a seed share its initial weights and noise.
+    alpha : float
+        Level of the tests, and 1 - alpha that of the intervals.
+
+    Raises
+    ------
+    ValueError
+        With too few sizes, no seed, or an error that has no logarithm.
+    """
+    points, values = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
+    points = points[:, None] if points.ndim == 1 else points
+    _check(points, values, max(form.parameters for form in forms) + 2)
+    measured, logs = Axes(sizes=points), np.log(values)
+    noise, freedom = _noise(logs, np.log(points))
+    if not freedom:
+        noise = _noise_of_fits(forms, measured, logs)
+    of_mean = max(noise / math.sqrt(len(logs)), LEAST_NOISE)
+    mean = logs.mean(axis=0, keepdims=True)
+    fits = [fit(form, measured, mean, of_mean) for form in forms]
+    around = moved(logs, rng, draws) if len(logs) > 1 else None
+    least = min(float(one.losses[0]) for one in fits)
+    laws = []
+    for one in fits:
+        p, p_fit = _p_values(one, least, forms, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
+        law = Law(
+            fits=one,
+            refits=None if around is None else fit(freed(one.form), measured, around, of_mean),
+            aicc=aicc(float(one.losses[0]), one.form.parameters, len(points)),
+            left_out=_left_out(one.form, points, mean, of_mean) if points.shape[1] == 1 else math.nan,
+            p=p,
+            p_fit=p_fit,
+            confidence=1 - alpha,
+        )
+        laws.append(law)
+    return Comparison(laws=tuple(laws), sizes=points, seeds=len(logs), noise=noise, alpha=alpha)
+
+
+def _check(sizes: Floats, errors: Floats, least: int) -> None:
+    if len(sizes) < least:
+        raise ValueError(f"these forms need at least {least} sizes, got {len(sizes)}")
+    if not (np.isfinite(sizes) & (sizes > 0)).all() or len(np.unique(sizes, axis=0)) < len(sizes):
+        raise ValueError(f"sizes must be positive and differ, got {sizes.tolist()}")
+    if sizes.shape[1] == 1 and (np.diff(sizes[:, 0]) < 0).any():
+        raise ValueError(f"sizes of a line must ascend, got {sizes[:, 0].tolist()}")
+    if errors.ndim != 2 or not len(errors) or errors.shape[1] != len(sizes):
+        raise ValueError(f"errors must be (seed, {len(sizes)}), got shape {errors.shape}")
+    if not (np.isfinite(errors) & (errors > 0)).all():
+        raise ValueError(f"every error must be finite and above 0 to have a logarithm, got {errors.min()}")
+
+
+def aicc(loss: float, parameters: int, means: int) -> float:
+    """Akaike's criterion with its correction for few means, of a loss in units of known noise."""
+    return loss + 2 * parameters + 2 * parameters * (parameters + 1) / (means - parameters - 1)
+
+
+def moved(logs: Floats, rng: np.random.Generator, draws: int) -> Floats:
+    """Means over seeds, moved along the seeds' deviations as far as Student's t has them uncertain.
+
+    Parameters
+    ----------
+    logs : float array (seed, size)
+        At least two seeds.
+
+    Returns
+    -------
+    float array (draw, size)
+        Any linear function of it has the t distribution with n - 1 degrees of freedom about its own mean, with its own
+        standard error over seeds: its percentiles are the t interval.
+    """
+    n = len(logs)
+    mean = logs.mean(axis=0)
+    weights = rng.normal(size=(draws, n)) / np.sqrt(n * rng.chisquare(n - 1, size=(draws, 1)))
+    return np.asarray(mean + weights @ (logs - mean))
+
+
+def _noise(logs: Floats, x: Floats) -> tuple[float, int]:
+    """Standard deviation about each seed's own level and slopes over `x` (size, axis), and its degrees of freedom."""
+    basis = np.linalg.qr(np.column_stack([np.ones(len(x)), x]))[0]
+    freedom = (len(logs) - 1) * (len(x) - basis.shape[1])
+    if not freedom:
+        return math.nan, 0
+    rest = logs - logs.mean(axis=0)
+    rest = rest - rest @ basis @ basis.T
+    return float(np.sqrt((rest**2).sum() / freedom)), freedom
+
+
+def _noise_of_fits(forms: Sequence[Form], measured: Axes, logs: Floats) -> float:
+    """With one seed: what the best form leaves, as if it were the true one."""
+    wide = 1e3
+    """So large that Huber's loss is that of least squares."""
+    squares = [float(fit(form, measured, logs, wide).losses[0]) * wide**2 for form in forms]
+    means = logs.shape[1]
+    return min(math.sqrt(one / (means - form.parameters)) for one, form in zip(squares, forms, strict=True))
+
+
+def _p_values(
+    true: Fits,
+    least: float,
+    forms: Sequence[Form],
+    noise: float,
+    freedom: int,
+    rng: np.random.Generator,
+    nulls: int,
+) -> tuple[float, float]:
+    """Were this form true: how often the best of all would fit better than it by as much as here, and how often the
+    means would lie as far from it."""
+    logs = np.log(np.maximum(true.errors(true.measured.sizes), math.exp(-LARGE)))
+    logs = logs + noise * rng.normal(size=(nulls, logs.shape[1]))
+    # Each simulated study estimates its own noise, as this one did.
+    own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), LEAST_NOISE)
+    loss = float(true.losses[0])
+    again = fit(true.form, true.measured, logs, own).losses
+    p_fit = _share(again >= loss)
+    if loss <= least or len(forms) == 1:
+        return 1.0, p_fit
+    others = [fit(form, true.measured, logs, own).losses for form in forms if form is not true.form]
+    gained = again - np.min([again, *others], axis=0)
+    return _share(gained >= loss - least), p_fit
+
+
+def _share(events: NDArray[np.bool_]) -> float:
+    """Of a Monte-Carlo test: the study itself is one of the draws."""
+    return (1 + int(events.sum())) / (len(events) + 1)
+
+
+def _left_out(form: Form, sizes: Floats, mean: Floats, noise: float) -> float:
+    """How far a fit without the largest sizes is off there."""
+    foretold = fit(form, Axes(sizes=sizes[:-LEFT_OUT]), mean[:, :-LEFT_OUT], noise).errors(sizes[-LEFT_OUT:])[0]
+    if (foretold <= 0).any():
+        return math.inf
+    return float(np.sqrt(np.mean((mean[0, -LEFT_OUT:] - np.log(foretold)) ** 2)))

@@ -1,0 +1,307 @@
+"""How fast arms learn: time to a threshold, restricted mean, area under the learning curve; paired over seeds.
+
+Only probe metrics of validation jets are compared. Losses of different masking schemes are different tasks.
+
+The threshold. An absolute one may be given, fixed before the study. Without one it is `FRACTION` of the way from the
+untrained encoder to the final value of the *control* arm, both means over seeds. So it knows nothing of the treatments,
+and is the same number for all arms and seeds. Not a threshold per seed: a control trial would always reach a share of
+its own final value, a treatment not, and two equal arms would seem to differ. Half-way, because the mean curve is steep
+there, and a late threshold measures the noise of a plateau.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import integrate
+from statsmodels.duration.survfunc import SurvfuncRight
+
+from analysis.stats import paired
+from analysis.stats.paired import MeanInterval
+from jbot.store.plan import Contrast, Plan, StudyRecords
+
+FRACTION = 0.5
+"""Of the control arm's gain; see the module's docstring."""
+CLOCKS = {"epoch": "epochs", "device_seconds": "device seconds"}
+"""Curve columns that measure the cost of training, and their units."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConvergence:
+    """One arm on one clock."""
+
+    arm: str
+    reached: int
+    """Trials that reached the threshold."""
+    n: int
+    restricted_mean: float
+    """Mean time to threshold up to the horizon, in units of the clock."""
+    area: MeanInterval
+    """Time average of the metric from the start to the horizon, over seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedConvergence:
+    """Treatment minus control on one clock; negative times are faster."""
+
+    contrast: str
+    time: MeanInterval
+    area: MeanInterval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """All arms of a study on one clock."""
+
+    metric: str
+    clock: str
+    unit: str
+    control: str
+    threshold: float
+    horizon: float
+    """Time at which every curve is cut: the shortest training among the complete trials."""
+    arms: tuple[ArmConvergence, ...]
+    contrasts: tuple[PairedConvergence, ...]
+
+
+def curve_table(study: StudyRecords) -> pd.DataFrame:
+    """Learning curves of all ended trials.
+
+    Returns
+    -------
+    DataFrame
+        arm, seed, state and the columns of the curves, one row per trial and probed epoch, each epoch once.
+    """
+    rows: list[dict[str, Any]] = []
+    for trial in study.trials:
+        record = study.records.get(trial.trial_id)
+        if record is not None:
+            head = {"arm": trial.arm, "seed": trial.seed, "state": record.state}
+            rows += [head | row for row in study.curves(trial.trial_id)]
+    if not rows:
+        return pd.DataFrame(columns=["arm", "seed", "state", "epoch"])
+    # A trial resumed after a crash may have reported an epoch twice: the later row belongs to the weights kept.
+    return pd.DataFrame(rows).drop_duplicates(["arm", "seed", "epoch"], keep="last")
+
+
+def validation_metric(plan: Plan, curves: pd.DataFrame) -> str | None:
+    """The learning curve of the primary metric, on validation jets; None when the trials left none."""
+    name = f"val/{plan.metric.split('/', 1)[-1]}"
+    return name if name in curves and curves[name].notna().any() else None
+
+
+def paired_curve_table(curves: pd.DataFrame, metric: str, control: str) -> pd.DataFrame:
+    """Arm minus control at every seed and epoch that both have, complete trials only.
+
+    Returns
+    -------
+    DataFrame
+        arm, seed, epoch, metric; without rows of the control arm.
+    """
+    complete = curves[curves["state"] == "complete"][["arm", "seed", "epoch", metric]].dropna()
+    base = complete[complete["arm"] == control].drop(columns="arm")
+    pairs = complete[complete["arm"] != control].merge(base, on=["seed", "epoch"], suffixes=("", " of control"))
+    return pairs.assign(**{metric: pairs[metric] - pairs[f"{metric} of control"]}).drop(columns=f"{metric} of control")
+
+
+def at_shared_epochs(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of those epochs at which every complete trial has the metric.
+
+    Where trials were probed at different epochs, the same curve would reach a threshold later, and have another area,
+    in the trial that was probed less often. Of curves in seconds no two have a point in common: they stay whole.
+    """
+    complete = curves[curves["state"] == "complete"].dropna(subset=[metric])
+    known = complete["epoch"].value_counts()
+    return curves[curves["epoch"].isin(known.index[known == complete.groupby(["arm", "seed"]).ngroups])]
+
+
+def control_threshold(curves: pd.DataFrame, metric: str, control: str) -> float:
+    """The level `FRACTION` of the way from the untrained to the trained control arm, means over complete trials.
+
+    Returns
+    -------
+    float
+        In units of the metric, NaN without curves of the control arm.
+    """
+    chosen = curves[(curves["arm"] == control) & (curves["state"] == "complete")].dropna(subset=[metric])
+    if chosen.empty:
+        return math.nan
+    ordered = chosen.sort_values("epoch").groupby("seed")[metric]
+    first, last = float(ordered.first().mean()), float(ordered.last().mean())
+    return first + FRACTION * (last - first)
+
+
+def time_to(
+    times: Floats, values: Floats, threshold: float, horizon: float, higher_is_better: bool = True
+) -> tuple[float, bool]:
+    """The first probed time at which a curve reaches a threshold.
+
+    Not interpolated: the resolution is the distance between probes.
+
+    Parameters
+    ----------
+    times, values : float array (probe,)
+        Ascending times; NaN values are skipped.
+    horizon : float
+        Time at which the curve is cut.
+
+    Returns
+    -------
+    (float, bool)
+        (time, True), or (horizon, False) when it was not reached by then: right-censored.
+    """
+    good = values >= threshold if higher_is_better else values <= threshold
+    hits = np.flatnonzero(good & (times <= horizon))
+    return (float(times[hits[0]]), True) if len(hits) else (float(horizon), False)
+
+
+def restricted_mean(times: Floats, reached: NDArray[np.bool_], horizon: float) -> float:
+    """Mean time to an event up to a horizon: the area under the Kaplan-Meier curve.
+
+    Parameters
+    ----------
+    times : float array (trial,)
+        Time of the event, or of censoring.
+    reached : bool array (trial,)
+        False where censored.
+
+    References
+    ----------
+    Kaplan & Meier (1958), doi:10.1080/01621459.1958.10501452; Royston & Parmar (2013), doi:10.1186/1471-2288-13-152.
+    """
+    if len(times) == 0:
+        return math.nan
+    survival = SurvfuncRight(times, np.asarray(reached, dtype=int))
+    inside = survival.surv_times < horizon
+    edges = np.concatenate([[0.0], survival.surv_times[inside], [horizon]])
+    heights = np.concatenate([[1.0], survival.surv_prob[inside]])
+    return float(np.sum(np.diff(edges) * heights))
+
+
+def normalised_area(times: Floats, values: Floats, horizon: float) -> float:
+    """Time average of a curve from its start to the horizon, by the trapezoidal rule; in units of the metric.
+
+    Parameters
+    ----------
+    times, values : float array (probe,)
+        Ascending; NaN values are skipped, the value at the horizon is interpolated.
+    """
+    known = np.isfinite(values)
+    times, values = times[known], values[known]
+    if len(times) < 2 or times[-1] < horizon or not horizon > times[0]:
+        return math.nan
+    grid = np.append(times[times < horizon], horizon)
+    return float(integrate.trapezoid(np.interp(grid, times, values), grid) / (horizon - times[0]))
+
+
+def converge(
+    plan: Plan, curves: pd.DataFrame, clock: str = "epoch", threshold: float | None = None
+) -> Convergence | None:
+    """Convergence of every arm and contrast on one clock.
+
+    Failed trials count: one that did not reach the threshold is censored at the horizon, as one that never will.
+    Pruned trials do not.
+
+    Parameters
+    ----------
+    plan : Plan
+    curves : DataFrame
+        From :func:`curve_table`.
+    clock : str
+        `epoch` or `device_seconds`.
+    threshold : float, optional
+        Fixed in advance, in units of the metric; else taken from the control arm of the first contrast.
+
+    Returns
+    -------
+    Convergence or None
+        None when the curves do not hold the metric or the clock.
+    """
+    metric = validation_metric(plan, curves)
+    control = control_arm(plan)
+    if metric is None or clock not in curves or control is None:
+        return None
+    level = control_threshold(curves, metric, control) if threshold is None else threshold
+    curves = at_shared_epochs(curves, metric) if clock == "epoch" else curves
+    complete = curves[curves["state"] == "complete"].dropna(subset=[metric, clock])
+    if complete.empty or not math.isfinite(level):
+        return None
+    horizon = float(complete.groupby(["arm", "seed"])[clock].max().min())
+    trials = _per_trial(plan, curves, metric, clock, level, horizon)
+    return Convergence(
+        metric=metric,
+        clock=clock,
+        unit=CLOCKS.get(clock, clock),
+        control=control,
+        threshold=level,
+        horizon=horizon,
+        arms=tuple(_of_arm(trials, arm, horizon) for arm in plan.arms),
+        contrasts=tuple(_of_contrast(trials, c.treatment, c.control, c.name) for c in of_arms(plan)),
+    )
+
+
+def of_arms(plan: Plan) -> list[Contrast]:
+    """Contrasts that learning curves can follow."""
+    return [contrast for contrast in plan.contrasts if contrast.of_arms]
+
+
+def control_arm(plan: Plan) -> str | None:
+    """The control of the first primary contrast of arms, or of the first one when none is primary."""
+    found = sorted(of_arms(plan), key=lambda contrast: not contrast.primary)
+    return found[0].control if found else None
+
+
+def _per_trial(
+    plan: Plan, curves: pd.DataFrame, metric: str, clock: str, threshold: float, horizon: float
+) -> pd.DataFrame:
+    """Indexed by (arm, seed): time, reached, area."""
+    rows: Mapping[tuple[Any, ...], dict[str, Any]] = {
+        key: _of_trial(trial, metric, clock, threshold, horizon, plan.higher_is_better)
+        for key, trial in curves[curves["state"] != "pruned"].groupby(["arm", "seed"])
+    }
+    index = pd.MultiIndex.from_tuples(list(rows), names=["arm", "seed"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def _of_trial(
+    trial: pd.DataFrame, metric: str, clock: str, threshold: float, horizon: float, higher_is_better: bool
+) -> dict[str, Any]:
+    ordered = trial.dropna(subset=[clock]).sort_values(clock)
+    times, values = ordered[clock].to_numpy(dtype=float), ordered[metric].to_numpy(dtype=float)
+    time, reached = time_to(times, values, threshold, horizon, higher_is_better)
+    return {"time": time, "reached": reached, "area": normalised_area(times, values, horizon)}
+
+
+def _of_arm(trials: pd.DataFrame, arm: str, horizon: float) -> ArmConvergence:
+    chosen = trials[trials.index.get_level_values("arm") == arm]
+    times, reached = chosen["time"].to_numpy(dtype=float), chosen["reached"].to_numpy(dtype=bool)
+    return ArmConvergence(
+        arm=arm,
+        reached=int(reached.sum()),
+        n=len(chosen),
+        restricted_mean=restricted_mean(times, reached, horizon),
+        area=paired.mean_interval(chosen["area"].dropna()),
+    )
+
+
+def _of_contrast(trials: pd.DataFrame, treatment: str, control: str, name: str) -> PairedConvergence:
+    """Both times are cut at one horizon, so their mean difference is the difference of the restricted means."""
+    gaps = {column: _gaps(trials[column].astype(float), treatment, control) for column in ("time", "area")}
+    return PairedConvergence(
+        contrast=name,
+        time=paired.mean_interval(gaps["time"]),
+        area=paired.mean_interval(gaps["area"]),
+    )
+
+
+def _gaps(column: pd.Series, treatment: str, control: str) -> Sequence[float]:
+    by_arm = column.unstack("arm").reindex(columns=[treatment, control])
+    return list((by_arm[treatment] - by_arm[control]).dropna())

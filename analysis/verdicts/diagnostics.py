@@ -1,0 +1,346 @@
+"""Named ways in which training goes wrong, found in the records: what to look at before believing a comparison.
+
+A signature is a hint of where to look, no verdict: verdicts compare arms over seeds, signatures look at single trials.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.stats import paired
+from analysis.verdicts import tables, wording
+from jbot.data.jetdata import CLASSES
+from jbot.data.splits import COMPOSITION, TARGETS, targets
+from jbot.store.plan import PlannedTrial, StudyRecords
+from jbot.store.record import Record, RecordError
+
+LEAST_SPREAD = 0.01
+"""Ten times what fails a trial (jbot.trainer.loop.MIN_SPREAD). Untrained encoders have 0.02 to 0.06, trained ones
+0.7 to 0.9 (24 trials of jBOT-S on 10 thousand jets)."""
+LEAST_RANK = 1.1
+"""Effective rank; 1 is a single direction (assumed). Untrained encoders have 1.2 to 1.5, trained ones 10 to 17."""
+MOST_ATTENTION_ENTROPY = 0.99
+"""Of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained encoders have
+0.999, trained ones 0.3 to 0.85."""
+MOST_CONFUSION = 1 / 3
+"""Share of the decisions between two classes that are wrong (assumed); 1/2 is a coin."""
+ERRORS = 2.0
+"""Standard errors by which one accuracy must fall below another: one would name every other tie."""
+
+UNIFORM_REASON = "attention is uniform"
+"""In the reason of a trial that failed of it (jbot.trainer.loop.collapse)."""
+FROZEN = ("knn", "linear")
+NOT_CLASSIFIERS = ("anomaly",)
+"""Groups of scores.safetensors that are no probabilities of classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One occurrence in one trial."""
+
+    subject: str
+    """What it is about, the same words in every trial: ``W and Z, linear probe``."""
+    evidence: str
+    """The numbers, in one line."""
+    weight: float
+    """How bad it is; the worst trial of an arm is the one shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A signature in a trial."""
+
+    signature: str
+    arm: str
+    seed: int
+    trial_id: str
+    case: Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signatures:
+    """What was found, and what was looked for."""
+
+    found: Sequence[Finding]
+    looked: Mapping[str, Mapping[str, int]]
+    """Signature -> arm -> trials that left what it takes to look for it."""
+
+
+Check = Callable[[Record, StudyRecords], list[Case] | None]
+
+
+def look(study: StudyRecords) -> Signatures:
+    """Every signature in every trial that has ended.
+
+    Raises
+    ------
+    RecordError
+        When the scores of a trial are damaged.
+    """
+    found: list[Finding] = []
+    looked: dict[str, dict[str, int]] = {name: {} for name in SIGNATURES}
+    for trial in study.trials:
+        record = study.records.get(trial.trial_id)
+        if record is None:
+            continue
+        for name, check in SIGNATURES.items():
+            cases = check(record, study)
+            if cases is not None:
+                looked[name][trial.arm] = looked[name].get(trial.arm, 0) + 1
+                found += [_finding(name, trial, case) for case in cases]
+    return Signatures(found=found, looked=looked)
+
+
+def _finding(signature: str, trial: PlannedTrial, case: Case) -> Finding:
+    return Finding(signature=signature, arm=trial.arm, seed=trial.seed, trial_id=trial.trial_id, case=case)
+
+
+def as_table(signatures: Signatures) -> pd.DataFrame:
+    """One row per finding: signature, arm, seed, trial_id, subject, evidence."""
+    columns = ["signature", "arm", "seed", "trial_id", "subject", "evidence"]
+    rows = [
+        [item.signature, item.arm, item.seed, item.trial_id, item.case.subject, item.case.evidence]
+        for item in signatures.found
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def collapse(record: Record, study: StudyRecords) -> list[Case] | None:
+    """The embedding says nothing about its jets: the trial failed of it, or ended close to it."""
+    if _failed_of(record, "collapsed"):
+        return [Case(subject="the trial failed", evidence=str(record.reason), weight=math.inf)]
+    cases = []
+    for metric, least, words in (
+        ("spread", LEAST_SPREAD, "spread of the embedding"),
+        ("effective_rank", LEAST_RANK, "effective rank"),
+    ):
+        value = _metric(record, metric)
+        if value is not None and value < least:
+            evidence = f"{words} {wording.compact(value)}, below {least:g}"
+            cases.append(Case(subject=words, evidence=evidence, weight=-value))
+    known = any(_metric(record, metric) is not None for metric in ("spread", "effective_rank"))
+    # A trial that failed of something else has no final metrics, but its reason says that it was not this.
+    return cases if known or record.state == "failed" else None
+
+
+def uniform_attention(record: Record, study: StudyRecords) -> list[Case] | None:
+    """[CLS] looks at every particle alike, in every head: attention has not been learned."""
+    if _failed_of(record, "collapsed") and UNIFORM_REASON in str(record.reason):
+        return [Case(subject="every head", evidence=str(record.reason), weight=math.inf)]
+    value = _metric(record, "attention_entropy")
+    if value is None:
+        return None
+    if value <= MOST_ATTENTION_ENTROPY:
+        return []
+    evidence = f"sharpest head at {value:.4f} of uniform attention's entropy, above {MOST_ATTENTION_ENTROPY:g}"
+    return [Case(subject="every head", evidence=evidence, weight=value)]
+
+
+def class_confusion(record: Record, study: StudyRecords) -> list[Case] | None:
+    """Pairs of classes that a probe or classifier hardly tells apart, if it is better than chance at all."""
+    scores = study.arrays(record.trial_id, "scores") if record.state == "complete" else None
+    if scores is None:
+        return None
+    task = tables.lookup(record.config, "data.task")
+    if task not in TARGETS:
+        raise RecordError(f"data.task of trial {record.trial_id} must be one of {', '.join(TARGETS)}, got {task!r}")
+    names = [wording.LETTERS.get(name, name) for name in TARGETS[task]]
+    cases, classifiers = [], _classifiers(scores)
+    for classifier, probability in classifiers.items():
+        counts = _confusion_of(record, scores, classifier, probability, task)
+        if _guesses(counts):
+            continue
+        for a, b in itertools.combinations(range(len(names)), 2):
+            cases += _confused(counts, a, b, f"{names[a]} and {names[b]}", classifier)
+    return cases if classifiers else None
+
+
+def _classifiers(scores: Mapping[str, Any]) -> dict[str, NDArray[np.floating]]:
+    """Probabilities of scores.safetensors by probe or classifier."""
+    parts = {name.removesuffix("/probability"): value for name, value in scores.items() if "/probability" in name}
+    return {name: value for name, value in sorted(parts.items()) if name.split("/")[0] not in NOT_CLASSIFIERS}
+
+
+def _confusion_of(
+    record: Record, scores: Mapping[str, Any], classifier: str, probability: NDArray[np.floating], task: str
+) -> NDArray[np.int64]:
+    label, classes = np.asarray(scores.get("label", []), dtype=np.int64), len(TARGETS[task])
+    if not np.isin(label, range(len(CLASSES))).all():
+        raise RecordError(f"scores of trial {record.trial_id}: label must be 0 to {len(CLASSES) - 1}")
+    if probability.shape != (len(label), classes):
+        raise RecordError(
+            f"scores of trial {record.trial_id}: {classifier}/probability must be ({len(label)}, {classes}), "
+            f"got {probability.shape}"
+        )
+    truth = targets(label, task)
+    known = truth >= 0  # signal classes of the anomaly task are none of the classifier's
+    return confusion_matrix(truth[known], probability[known].argmax(1), classes)
+
+
+def confusion_matrix(truth: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Jets of each true class (row) that were given each class (column); (class, class)."""
+    return np.bincount(truth * classes + said, minlength=classes**2).reshape(classes, classes)
+
+
+def mutual_confusion(counts: NDArray[np.int64], a: int, b: int) -> tuple[int, int]:
+    """Of the jets of two classes that were given one of the two: those given the other one, and all."""
+    wrong = int(counts[a, b] + counts[b, a])
+    return wrong, wrong + int(counts[a, a] + counts[b, b])
+
+
+def _guesses(counts: NDArray[np.int64]) -> bool:
+    """Whether a classifier is no better than its most frequent class: it confuses all pairs, and none is news."""
+    jets = int(counts.sum())
+    accuracy, chance = float(np.trace(counts)) / max(1, jets), float(counts.sum(axis=1).max()) / max(1, jets)
+    return accuracy <= chance + ERRORS * math.sqrt(accuracy * (1 - accuracy) / max(1, jets))
+
+
+def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: str) -> list[Case]:
+    wrong, decided = mutual_confusion(counts, a, b)
+    low, high = paired.wilson(wrong, decided)
+    if decided == 0 or low <= MOST_CONFUSION:
+        return []
+    share = wrong / decided
+    evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
+    return [Case(subject=f"{pair}, {wording.classifier(classifier)}", evidence=evidence, weight=share)]
+
+
+def at_chance(record: Record, study: StudyRecords) -> list[Case] | None:
+    """A trained classifier that says no more than its most frequent class would: comparisons with it mean little."""
+    runs = [run for kind in ("finetune", "supervised") for run in _runs(record, kind)]
+    cases = []
+    for run in runs:
+        accuracy = _metric(record, f"{run}_accuracy") or 0.0
+        chance = chance_of(str(tables.lookup(record.config, "data.task")))
+        error = _error(record, f"test/{run}_accuracy", accuracy)
+        if accuracy <= chance + ERRORS * error:
+            evidence = f"accuracy {wording.with_error(accuracy, error)}, and {chance:g} by chance"
+            cases.append(Case(subject=wording.classifier(run), evidence=evidence, weight=chance - accuracy))
+    return cases if runs else None
+
+
+def chance_of(task: str) -> float:
+    """Share of the most frequent target among the test jets that a task's classifier knows."""
+    unit = COMPOSITION[task]["test"]
+    counts = [sum(unit.count(name) for name in names) for names in TARGETS[task].values()]
+    return max(counts) / sum(counts)
+
+
+def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
+    """Fine-tuning that ends below the better probe of the frozen embedding it started from."""
+    frozen = [probe for probe in FROZEN if _metric(record, f"{probe}_accuracy") is not None]
+    tuned = _runs(record, "finetune")
+    if not frozen or not tuned:
+        return None
+    best = max(frozen, key=lambda probe: _metric(record, f"{probe}_accuracy") or 0.0)
+    return [case for run in tuned for case in _below(record, run, best, wording.classifier(run))]
+
+
+def below_twin(record: Record, study: StudyRecords) -> list[Case] | None:
+    """Fine-tuning that ends below the same network trained from fresh weights on the same labels."""
+    runs = [(run, run.replace("finetune", "supervised")) for run in _runs(record, "finetune")]
+    pairs = [(run, twin) for run, twin in runs if _metric(record, f"{twin}_accuracy") is not None]
+    cases = [case for run, twin in pairs for case in _below(record, run, twin, wording.classifier(run))]
+    return cases if pairs else None
+
+
+def below_untrained(record: Record, study: StudyRecords) -> list[Case] | None:
+    """A probe that does worse on the trained encoder than on the one it started as."""
+    probes = [
+        probe
+        for probe in FROZEN
+        if _metric(record, f"{probe}_accuracy") is not None
+        and _metric(record, f"{probe}_accuracy", "untrained/test/") is not None
+    ]
+    cases = [case for p in probes for case in _below(record, p, p, wording.classifier(p), "untrained/test/")]
+    return cases if probes else None
+
+
+def _below(record: Record, lower: str, upper: str, subject: str, prefix: str = "test/") -> list[Case]:
+    """A case when the accuracy `lower` is below `upper` by more than ERRORS errors of the difference.
+
+    Both are of the same jets and tend to err together: added in quadrature, their errors are rather too large.
+    """
+    a, b = (f"test/{lower}_accuracy", f"{prefix}{upper}_accuracy")
+    values = [float(record.metrics[name]) for name in (a, b)]
+    errors = [_error(record, name, value) for name, value in zip((a, b), values, strict=True)]
+    gap, error = values[1] - values[0], math.hypot(*errors)
+    if not gap > ERRORS * error:
+        return []
+    than = "untrained encoder" if prefix != "test/" else wording.classifier(upper)
+    decimals = wording.decimals_of(error)
+    evidence = (
+        f"accuracy {wording.number(values[0], decimals)} against {wording.number(values[1], decimals)} ({than}): "
+        f"{wording.with_error(gap, error)} lower"
+    )
+    return [Case(subject=subject, evidence=evidence, weight=gap)]
+
+
+def _error(record: Record, name: str, accuracy: float) -> float:
+    """Standard error from the number of test jets: as recorded, else sqrt(p (1 - p) / n), the binomial one."""
+    recorded = record.uncertainties.get(name, {}).get("error")
+    if recorded is not None and math.isfinite(recorded):
+        return float(recorded)
+    jets = tables.lookup(record.config, "data.test_jets")
+    return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / jets) if isinstance(jets, int) and jets > 0 else 0.0
+
+
+def _failed_of(record: Record, what: str) -> bool:
+    return record.state == "failed" and str(record.reason).startswith(what)
+
+
+def _metric(record: Record, name: str, prefix: str = "test/") -> float | None:
+    """A final metric of a complete trial: a failed one may have left metrics of its ruins."""
+    value = record.metrics.get(f"{prefix}{name}") if record.state == "complete" else None
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _runs(record: Record, kind: str) -> list[str]:
+    """``finetune_10``, ``finetune_100``: the runs of a kind that left an accuracy, by label fraction."""
+    found = [re.fullmatch(rf"test/({kind}_([\d.]+))_accuracy", name) for name in record.metrics]
+    runs = sorted((float(match[2]), match[1]) for match in found if match)
+    return [run for _, run in runs if _metric(record, f"{run}_accuracy") is not None]
+
+
+SIGNATURES: dict[str, Check] = {
+    "collapse": collapse,
+    "uniform attention": uniform_attention,
+    "classifier at chance": at_chance,
+    "fine-tuning below the frozen embedding": below_frozen,
+    "fine-tuning below its supervised twin": below_twin,
+    "trained encoder below the untrained one": below_untrained,
+    "class confusion": class_confusion,
+}
+"""What is looked for, in the order of the report: what makes a trial useless first."""
+
+
+def by_arm(signatures: Signatures) -> Iterator[tuple[str, str, str, list[Finding], int]]:
+    """Signature, arm, subject, its findings (worst first), and the trials of the arm that were looked at."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for item in signatures.found:
+        groups.setdefault((item.signature, item.arm, item.case.subject), []).append(item)
+    for (name, arm, subject), found in sorted(groups.items(), key=lambda group: list(SIGNATURES).index(group[0][0])):
+        found.sort(key=lambda item: -item.case.weight)
+        yield name, arm, subject, found, signatures.looked[name][arm]
+
+
+def absent_line(signatures: Signatures) -> str:
+    """What was looked for and not found, and what could not be looked for; empty when all were found."""
+    found = {item.signature for item in signatures.found}
+    trials = {name: sum(by_arm.values()) for name, by_arm in signatures.looked.items()}
+    absent = [f"{name} ({wording.count(n, 'trial')})" for name, n in trials.items() if n and name not in found]
+    blind = [name for name, n in trials.items() if not n]
+    lines = [f"{'Looked for and not found' if found else 'None found. Looked for'}: {', '.join(absent)}."] * bool(
+        absent
+    )
+    lines += [f"Not looked for, because no trial left what it takes: {', '.join(blind)}."] * bool(blind)
+    return " ".join(lines)

@@ -1,0 +1,103 @@
+"""Where the numbers of a study come from, and what departs from its plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from analysis.verdicts import wording
+from analysis.verdicts.tables import device_of
+from jbot.config import digest
+from jbot.store.plan import FILE, PlannedTrial, StudyRecords
+from jbot.store.record import Record, RecordError
+
+
+def ended(study: StudyRecords) -> list[tuple[PlannedTrial, Record]]:
+    """Trials that have a record, in the plan's order."""
+    pairs = ((trial, study.records.get(trial.trial_id)) for trial in study.trials)
+    return [(trial, record) for trial, record in pairs if record is not None]
+
+
+def facts(study: StudyRecords) -> dict[str, str]:
+    """What a reader needs to make the numbers again: name -> one line."""
+    records = [record for _, record in ended(study)]
+    restarted = sum(record.attempts > 1 for record in records)
+    source, fingerprint = (study.data.get(name, "not recorded") for name in ("source", "fingerprint"))
+    lines = {
+        "Data": f"{source}, fingerprint {fingerprint}",
+        "Plan hash": study.plan.hash,
+        "Seeds": ", ".join(map(str, study.plan.seeds)),
+        "Trials ended": f"{len(records)} of {len(study.trials)}",
+        "Wall time": f"{wording.duration(sum(r.wall_seconds for r in records))}, all trials added",
+        "Device time": f"{wording.duration(sum(r.own_seconds for r in records))}, all trials added",
+        "Attempts": f"{sum(r.attempts for r in records)} ({wording.count(restarted, 'trial')} restarted)",
+        "First start": min((r.started for r in records), default="none yet"),
+        "Hardware": _counted(device_of(r) for r in records),
+        "Trainer": _counted(r.trainer_version for r in records),
+        "Git commit": _counted(r.git_commit or "not recorded" for r in records),
+        "Libraries": _counted(_versions(r) for r in records),
+    }
+    return {name: line for name, line in lines.items() if line}
+
+
+def deviations(study: StudyRecords) -> list[str]:
+    """Departures from one plan, one data set, one code and one machine, one line each."""
+    records = ended(study)
+    found = [*_plan_deviations(study, [record for _, record in records])]
+    same: dict[str, Callable[[Record], Any]] = {
+        "trainer version": lambda r: r.trainer_version,
+        "git commit": lambda r: r.git_commit,
+        "library versions": _versions,
+        "hardware": device_of,
+    }
+    for name, value_of in same.items():
+        values = Counter(str(value_of(record)) for _, record in records)
+        if len(values) > 1:
+            found.append(f"Trials differ in {name}: {_listed(values)}.")
+    found += _data_deviations([record for _, record in records])
+    return found + [
+        f"Trial {trial.arm} at seed {trial.seed} has a record of seed {record.config.get('seed')}."
+        for trial, record in records
+        if record.config.get("seed") != trial.seed
+    ]
+
+
+def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str]:
+    try:
+        written = study.storage.read_json(f"{study.plan.study}/{FILE}").get("plan_hash")
+    except RecordError:
+        written = None  # records that were never in a folder have no file to compare with
+    if written not in (None, study.plan.hash):
+        yield f"{FILE} was changed after it was written: it carries plan hash {written}, not {study.plan.hash}."
+    others = Counter((r.study, r.plan_hash) for r in records if r.plan_hash != study.plan.hash)
+    for (name, plan_hash), n in sorted(others.items()):
+        yield f"{wording.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
+
+
+def _data_deviations(records: list[Record]) -> Iterator[str]:
+    """Trials that ask for the same jets and had others. Arms may ask for other jets by design."""
+    groups: dict[str, Counter[str]] = {}
+    for record in records:
+        probe = record.config.get("probe") or {}
+        asked = [record.config.get("data"), probe.get("jet_pts"), probe.get("jet_pts") and probe.get("bank_jets")]
+        seen = f"{record.data.get('source')} {record.data.get('fingerprint')}"
+        groups.setdefault(digest(asked), Counter())[seen] += 1
+    for found in groups.values():
+        if len(found) > 1:
+            yield f"Trials differ in data: {_listed(found)}."
+
+
+def _versions(record: Record) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(record.libraries.items())) or "not recorded"
+
+
+def _counted(values: Iterator[str]) -> str:
+    counts = Counter(values)
+    return next(iter(counts)) if len(counts) == 1 else _listed(counts)
+
+
+def _listed(counts: Counter[str], most: int = 6) -> str:
+    named = [f"{value} ({wording.count(n, 'trial')})" for value, n in counts.most_common(most)]
+    more = [f"and {len(counts) - most} more"] if len(counts) > most else []
+    return "; ".join(named + more)

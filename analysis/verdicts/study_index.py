@@ -1,0 +1,172 @@
+"""The studies that a storage holds, each judged from its records, for the index: no report is computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from analysis.verdicts import arm_settings, summary, tables
+from analysis.verdicts.costs import jet_passes
+from analysis.verdicts.decide import Verdict, judge
+from analysis.verdicts.summary import Section
+from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.record import RecordError, Storage
+from jbot.store.search_ledger import load_ledger
+
+"""Of a hyperparameter search, see cluster.search.plan."""
+PATH_PASSES = 10_000
+"""Jet passes below which a training proves the path and answers nothing (assumed): smoke has 1,200, quick 80,000."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One study folder, judged."""
+
+    folder: str
+    study: StudyRecords
+    trials: pd.DataFrame
+    scores: pd.DataFrame
+    states: pd.DataFrame
+    verdicts: list[Verdict]
+    sections: list[Section] | None
+    """Of its report; None where it has none, or one of other records."""
+
+    @property
+    def plan(self) -> Plan:
+        """What it asks."""
+        return self.study.plan
+
+    @property
+    def name(self) -> str:
+        """Of the study, without its preset."""
+        return base_name(self.plan.study, self.plan.preset)
+
+    @property
+    def current(self) -> bool:
+        """Whether this is the plan of the study's own folder; earlier ones have moved to ``<study>-<hash>``."""
+        return self.folder == self.plan.study
+
+    @cached_property
+    def ended(self) -> int:
+        """Trials with a record."""
+        return sum(record is not None for record in self.study.records.values())
+
+    @cached_property
+    def blocks(self) -> int:
+        """Seeds at which every arm has ended: what is compared."""
+        return int((~(self.states == tables.PENDING).any(axis=1)).sum())
+
+    @property
+    def passes(self) -> float:
+        """Jet passes of the base."""
+        return jet_passes(self.plan.base)
+
+    @property
+    def share_of_paper(self) -> float:
+        """Its jet passes as a share of what the paper's recipe for the same task has."""
+        return arm_settings.share_of_paper(self.plan)
+
+    @property
+    def proves_the_path(self) -> bool:
+        """Whether it is too small to be an answer."""
+        return self.plan.preset == "smoke" or self.passes < PATH_PASSES
+
+    @property
+    def rank(self) -> tuple[bool, bool, float, bool, int]:
+        """Larger is nearer to an answer: whether it is one at all, then its scale, then the plan that stands now."""
+        return (not self.proves_the_path, self.blocks >= 2, self.passes, self.current, self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search of hyperparameters that has no winner yet, so no study."""
+
+    folder: str
+    name: str
+    preset: str
+    question: str
+    ended: int
+    points: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """What there is."""
+
+    storage: Storage
+    studies: list[Found] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    """Folders that cannot be read, and why."""
+
+    @property
+    def names(self) -> list[str]:
+        """Studies that somebody has begun, each once."""
+        return list(dict.fromkeys([*(one.name for one in self.studies), *(one.name for one in self.searches)]))
+
+    def of(self, name: str) -> list[Found]:
+        """Plans of one study, the one nearest to an answer first."""
+        return sorted((one for one in self.studies if one.name == name), key=lambda one: one.rank, reverse=True)
+
+
+def base_name(study: str, preset: str) -> str:
+    """``scaling`` for ``scaling_gpu``."""
+    return study.removesuffix(f"_{preset}")
+
+
+def look(storage: Storage) -> Holdings:
+    """Read and judge every study of a storage.
+
+    Raises
+    ------
+    RecordError
+        When the storage cannot be listed.
+    """
+    holdings = Holdings(storage=storage)
+    for folder in _folders(storage):
+        try:
+            if storage.exists(f"{folder}/{FILE}"):
+                holdings.studies.append(_judged(storage, folder))
+            elif ledger := load_ledger(storage, folder):
+                holdings.searches.append(_search(folder, ledger))
+        except (RecordError, ValueError, KeyError, TypeError) as error:  # one damaged study hides no other
+            holdings.errors[folder] = " ".join(str(error).split()) or type(error).__name__
+    return holdings
+
+
+def _folders(storage: Storage) -> list[str]:
+    try:
+        return storage.names()
+    except OSError as error:
+        raise RecordError(f"{storage.uri} cannot be listed: {error}") from None
+
+
+def _judged(storage: Storage, folder: str) -> Found:
+    study = load_study(f"{storage.address}/{folder}")
+    trials = tables.trial_table(study)
+    scores, states = tables.scores_and_states(trials, study.plan)
+    return Found(
+        folder=folder,
+        study=study,
+        trials=trials,
+        scores=scores,
+        states=states,
+        verdicts=judge(study.plan, scores, states, tables.other_scores(trials, study.plan)),
+        sections=summary.read(study, storage, folder),
+    )
+
+
+def _search(folder: str, ledger: Mapping[str, Any]) -> Search:
+    plan, points = ledger["plan"], ledger["points"]
+    return Search(
+        folder=folder,
+        name=base_name(plan["study"], plan["preset"]),
+        preset=plan["preset"],
+        question=plan["question"],
+        ended=sum(point["state"] != "open" for point in points),
+        points=ledger["target"],
+    )

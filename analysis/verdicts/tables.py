@@ -1,0 +1,252 @@
+"""Records as tables: one row per trial, per arm, per contrast."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.stats import paired
+from analysis.stats.paired import PairedDifference
+from analysis.verdicts.decide import Verdict
+from jbot.store.plan import Plan, PlannedTrial, StudyRecords
+from jbot.store.record import Record
+
+PENDING = "pending"
+"""State of a trial that has not ended."""
+REFERENCES = {"untrained": "untrained encoder", "raw": "raw features", "supervised": "supervised twin"}
+"""Prefixes of metrics that give a table its floor and ceiling, and what to call them."""
+
+DETAIL = r"_(eps_s|rejection)_[\d.]+|_sic\b|_(auc|sic)_[a-z]+$|_(chosen|oracle)_|_optimism"
+"""What other_metrics leaves out."""
+ORDER = (r"_accuracy$", r"^(?!.*/anomaly_).*_auc$", r"_auc$", r"")
+"""Metrics in the order of a table: accuracies, areas of classifiers, of anomaly scores, and the rest."""
+FLOOR_GROUPS = ("data", "model", "probe", "anomaly")
+"""Parts of a Config that its floors depend on."""
+
+
+def trial_table(study: StudyRecords) -> pd.DataFrame:
+    """One row per planned trial, ended or not.
+
+    Returns
+    -------
+    DataFrame
+        study, arm, seed, trial_id, state (`complete`, `failed`, `pruned`, `pending`), reason, wall_seconds,
+        device_seconds, attempts, where and with what it ran, the Config fields that arms change (``config.<field>``),
+        and every metric under its own key. Missing values are None or NaN.
+    """
+    fields = sorted({field for changes in study.plan.arms.values() for field in changes})
+    rows = [_row(study, trial, fields) for trial in study.trials]
+    columns = ["study", "arm", "seed", "trial_id", "state", "reason"]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    table["reason"] = table["reason"].astype(object).where(table["reason"].notna(), None)
+    return table
+
+
+def _row(study: StudyRecords, trial: PlannedTrial, fields: Sequence[str]) -> dict[str, Any]:
+    record = study.records.get(trial.trial_id)
+    row: dict[str, Any] = {"study": study.plan.study, "arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id}
+    if record is None:
+        return row | {"state": PENDING, "reason": None}
+    row |= {"state": record.state, "reason": record.reason}
+    for name in ("wall_seconds", "device_seconds", "attempts", "started", "plan_hash", "git_commit", "trainer_version"):
+        row[name] = getattr(record, name)
+    row |= {"ran_in": record.study, "device": device_of(record), "fingerprint": record.data.get("fingerprint")}
+    row |= {f"config.{field}": _as_text(lookup(record.config, field)) for field in fields}
+    return row | {key: as_number(value) for key, value in record.metrics.items()}
+
+
+def lookup(nested: Mapping[str, Any], field: str) -> Any:
+    """The value of a dotted field in a nested Config, None when it is not there."""
+    value: Any = nested
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def device_of(record: Record) -> str:
+    """The machine of a trial in one line: what a comparison of seconds must hold equal."""
+    hardware = record.hardware
+    named = [str(hardware[key]) for key in ("gpu", "device", "accelerator", "cpu") if hardware.get(key)]
+    return ", ".join(dict.fromkeys(named)) or (json.dumps(hardware, sort_keys=True) if hardware else "not recorded")
+
+
+def scores_and_states(table: pd.DataFrame, plan: Plan, metric: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A metric and the states of all trials, each as (seed, arm).
+
+    A combination that has no trial in the study is `pending`.
+    """
+    metric = metric or plan.metric
+    shown = table.assign(score=table.get(metric, np.nan))
+    # Only what a trial leaves behind when it ends well is a score: a failed one may have left metrics of its ruins.
+    shown["score"] = shown["score"].where(shown["state"] == "complete").astype(float)
+    cells = shown.drop_duplicates(["seed", "arm"]).set_index(["seed", "arm"])
+    grid = pd.MultiIndex.from_product([list(plan.seeds), list(plan.arms)], names=["seed", "arm"])
+    scores = cells["score"].reindex(grid).unstack("arm")
+    states = cells["state"].reindex(grid, fill_value=PENDING).unstack("arm")
+    order = list(plan.arms)
+    return scores.loc[list(plan.seeds), order].astype(float), states.loc[list(plan.seeds), order]
+
+
+def other_scores(table: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
+    """Scores (seed, arm) of the metrics that single contrasts name, by metric."""
+    names = {metric for contrast in plan.contrasts for metric in contrast.metrics(plan.metric)} - {plan.metric}
+    return {name: scores_and_states(table, plan, name)[0] for name in sorted(names)}
+
+
+def seed_differences(table: pd.DataFrame, plan: Plan, verdict: Verdict) -> list[float]:
+    """Treatment minus control at the seeds that a verdict compares, in units of the metric."""
+    contrast, look = verdict.contrast, verdict.look
+    own, other = contrast.metrics(plan.metric)
+    (treatment, states), (control, _) = (scores_and_states(table, plan, metric) for metric in (own, other))
+    ended = ~(states == PENDING).any(axis=1)
+    if look and look.blocks:
+        ended &= np.arange(len(ended)) < look.blocks
+    return list((treatment[contrast.treatment] - control[contrast.control])[ended].dropna())
+
+
+def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """One row per arm: the primary metric over its complete trials, its floors, its failures.
+
+    Returns
+    -------
+    DataFrame
+        arm, changes, n, mean, sd, low, high (t interval), one column per reference (``untrained``, ...: mean of the
+        same metric), failed, pruned, pending, failure_low, failure_high (Wilson interval of the failure rate),
+        device_seconds (mean per complete trial).
+    """
+    scores, states = scores_and_states(table, plan)
+    floors = {name: scores_and_states(table, plan, f"{name}/{plan.metric}")[0] for name in REFERENCES}
+    rows = []
+    for arm, changes in plan.arms.items():
+        values = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
+        failed = int(((states[arm] == "failed") | ((states[arm] == "complete") & scores[arm].isna())).sum())
+        ended = failed + values.n
+        low, high = paired.wilson(failed, ended)
+        row = {"arm": arm, "changes": describe_changes(changes), **vars(values)}
+        row |= {name: float(floor[arm].mean()) for name, floor in floors.items() if floor.notna().any(axis=None)}
+        row |= {"failed": failed, "pruned": int((states[arm] == "pruned").sum())}
+        row |= {"pending": int((states[arm] == PENDING).sum()), "failure_low": low, "failure_high": high}
+        rows.append(row | {"device_seconds": _mean_seconds(table, arm)})
+    return pd.DataFrame(rows)
+
+
+def _mean_seconds(table: pd.DataFrame, arm: str) -> float:
+    chosen = (table["arm"] == arm) & (table["state"] == "complete")
+    return float(table.loc[chosen, "device_seconds"].mean()) if chosen.any() else math.nan
+
+
+def describe_changes(changes: Mapping[str, Any]) -> str:
+    """The overrides of an arm in one line."""
+    return ", ".join(f"{field} = {value}" for field, value in changes.items()) or "the base"
+
+
+def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row per contrast: estimate, intervals, tests, losses, verdict. Without contrasts the columns alone."""
+    return pd.DataFrame([_contrast_row(verdict) for verdict in verdicts], columns=None if verdicts else _COLUMNS)
+
+
+_JUDGED: tuple[str, ...] = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "floor_equivalent")
+_JUDGED += ("family", "dropped", "pruned", "detectable", "seeds_needed", "interim", "sentence")
+_COLUMNS = ["contrast", "treatment", "control", "metric", "control_metric", "kind", "verdict"]
+_COLUMNS += [*(field.name for field in dataclasses.fields(PairedDifference)), "standard_error", *_JUDGED, "notes"]
+
+
+def _contrast_row(verdict: Verdict) -> dict[str, Any]:
+    contrast, difference = verdict.contrast, verdict.difference
+    row: dict[str, Any] = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
+    row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
+    row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
+    row |= vars(difference) | {"standard_error": difference.standard_error}
+    row |= {name: getattr(verdict, name) for name in _JUDGED}
+    if verdict.look:
+        row |= {"look": verdict.look.blocks, "planned_blocks": verdict.look.of, "confidence": verdict.confidence}
+    return row | {"notes": " ".join(verdict.notes)}
+
+
+def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
+    """Keys of final metrics besides the primary one: accuracies, areas under ROC curves, the rest.
+
+    References are left out, and the many numbers of one ROC curve but its area: those of a class, at one cut, and at
+    other settings than the published ones.
+    trials.csv has them all.
+    """
+    names = [column for column in table.columns if "/" in column and not column.startswith("config.")]
+    whole = [name for name in names if not re.search(DETAIL, name)]
+    kept = [name for name in whole if name != plan.metric and name.split("/")[0] not in REFERENCES]
+    return sorted(kept, key=_place)
+
+
+def _place(metric: str) -> tuple[int, list[tuple[float, str]]]:
+    """Sorts by kind (ORDER), and then by name with its numbers as numbers: 10% of labels before 100%."""
+    kind = next(i for i, pattern in enumerate(ORDER) if re.search(pattern, metric))
+    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric)
+    return kind, [(float(digits or 0), words) for digits, words in parts]
+
+
+def floor_groups(plan: Plan) -> dict[str, list[str]]:
+    """Arms that have the same floors, by what tells the groups apart: empty words when there is one group.
+
+    The untrained encoder of one task, or of one size, is no floor of another.
+    """
+    fields = sorted({name for changes in plan.arms.values() for name in changes if name.split(".")[0] in FLOOR_GROUPS})
+    groups: dict[str, list[str]] = {}
+    tasks = {}
+    for arm, changes in plan.arms.items():
+        settings = {name: changes.get(name, lookup(plan.base, name)) for name in fields}
+        key = json.dumps(settings, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(arm)
+        tasks[key] = changes.get("data.task", lookup(plan.base, "data.task"))
+    if len(groups) == 1:
+        return {"": list(plan.arms)}
+    by_task = len(set(tasks.values())) == len(groups)
+    return {f"task {tasks[key]}" if by_task else _few(arms): arms for key, arms in groups.items()}
+
+
+def _few(arms: Sequence[str], most: int = 3) -> str:
+    """Their names, or the first of them and how many more there are."""
+    return ", ".join(arms) if len(arms) <= most else f"{arms[0]} and {len(arms) - 1} other arms"
+
+
+def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:
+    """Paired differences of secondary metrics for every contrast of arms, corrected together by Benjamini-Hochberg.
+
+    No verdicts: the plan has a direction and a margin for its primary metric only.
+
+    Returns
+    -------
+    DataFrame
+        metric, contrast, n, mean, sd, low, high, p, p_adjusted. Empty when there is nothing to compare.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    between = [contrast for contrast in plan.contrasts if contrast.of_arms]
+    for metric in metrics:
+        scores, states = scores_and_states(table, plan, metric)
+        ended = scores[~(states == PENDING).any(axis=1)]
+        for contrast in between:
+            gaps = (ended[contrast.treatment] - ended[contrast.control]).dropna()
+            if len(gaps) >= 2:
+                interval = paired.mean_interval(gaps, 1 - plan.alpha)
+                p = paired.sign_flip_test(gaps, rng)
+                rows.append({"metric": metric, "contrast": contrast.name, **vars(interval), "p": p})
+    frame = pd.DataFrame(rows)
+    return frame.assign(p_adjusted=paired.benjamini_hochberg(frame["p"])) if rows else frame
+
+
+def as_number(value: Any) -> float:
+    """A finite metric; anything else is missing."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return math.nan
+    return float(value)
+
+
+def _as_text(value: Any) -> Any:
+    """Config values of one column must be of one type for Parquet."""
+    return None if value is None else str(value)

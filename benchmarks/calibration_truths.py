@@ -1,0 +1,170 @@
+"""Simulated studies whose truth is known, judged by :func:`analysis.verdicts.decide.judge` as real ones are.
+
+Unit of all scores: the standard deviation of a paired difference. Axes of scores: (seed, arm).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.verdicts import decide
+from analysis.verdicts.decide import Verdict
+from jbot.store.plan import Contrast, Plan
+
+Floats = NDArray[np.float64]
+Shape = Literal["normal", "skewed scores", "skewed differences", "heavy tails", "ties", "rare collapse"]
+Failing = Literal["none", "by chance", "low scores", "low scores of treatments"]
+Event = Literal["difference", "equivalence", "either", "share", "better", "decided"]
+
+CONTROL = "control"
+BLOCK_SPREAD = 3.0
+"""Standard deviation of what the arms of a block share (assumed; pairing takes it out)."""
+NO_MARGIN = 1e-6
+"""So small that no study shows equivalence: it would hide false differences."""
+FAILURE_RATE = 0.2
+COLLAPSE_RATE = 0.1
+GRID = 0.5
+"""Step to which scores with ties are rounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A design, and what is true of it."""
+
+    seeds: int
+    shifts: tuple[float, ...] = (0.0,)
+    """True mean difference of each treatment from the one control."""
+    spreads: tuple[float, ...] = ()
+    """Standard deviation of each treatment's paired difference; 1 unless given."""
+    margin: float = NO_MARGIN
+    primary: bool = True
+    shape: Shape = "normal"
+    failing: Failing = "none"
+    shared: float = 0.5
+    """Part of a paired difference's variance that comes from the control's noise: arms alike have one half."""
+    looks: tuple[int, ...] = ()
+    """Numbers of blocks at which a sequential study is judged."""
+
+
+def draw(truth: Truth, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores and states (seed, arm) of one study."""
+    n, arms = truth.seeds, (CONTROL, *_treatments(truth))
+    spreads = np.asarray(truth.spreads or [1.0] * len(truth.shifts))
+    drawn = noise(truth, rng, (n, len(arms)))
+    control = np.sqrt(truth.shared) * drawn[:, :1]
+    treatments = np.sqrt(np.maximum(spreads**2 - truth.shared, 0)) * drawn[:, 1:] + np.asarray(truth.shifts)
+    values = BLOCK_SPREAD * rng.normal(size=(n, 1)) + np.hstack([control, treatments])
+    if truth.shape == "ties":
+        values = np.round(values / GRID) * GRID
+    failed = _failed(truth, rng, drawn)
+    scores = pd.DataFrame(np.where(failed, np.nan, values), columns=list(arms))
+    states = pd.DataFrame(np.where(failed, "failed", "complete").astype(object), columns=list(arms), dtype=object)
+    return scores, states
+
+
+def noise(truth: Truth, rng: np.random.Generator, size: tuple[int, ...]) -> Floats:
+    """Of mean zero and standard deviation one, but for heavy tails, which have none."""
+    if truth.shape in ("skewed scores", "skewed differences"):
+        return (rng.lognormal(size=size) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
+    if truth.shape == "heavy tails":
+        return rng.standard_t(2, size=size)
+    if truth.shape == "rare collapse":
+        mean, sd = COLLAPSE_RATE, np.sqrt(COLLAPSE_RATE * (1 - COLLAPSE_RATE))
+        return (mean - (rng.random(size) < COLLAPSE_RATE)) / sd + rng.normal(scale=1e-3, size=size)
+    return rng.normal(size=size)
+
+
+def _failed(truth: Truth, rng: np.random.Generator, drawn: Floats) -> NDArray[np.bool_]:
+    """Which trials fail; by score, the lowest of normal noise."""
+    if truth.failing == "none":
+        return np.zeros(drawn.shape, bool)
+    if truth.failing == "by chance":
+        return rng.random(drawn.shape) < FAILURE_RATE
+    low = drawn < stats.norm.ppf(FAILURE_RATE)
+    if truth.failing == "low scores of treatments":
+        low[:, 0] = False
+    return low
+
+
+def _treatments(truth: Truth) -> list[str]:
+    return [f"treatment_{i}" for i in range(len(truth.shifts))]
+
+
+@functools.lru_cache
+def plan_of(truth: Truth) -> Plan:
+    """The plan of a simulated study: every treatment against the control."""
+    names = _treatments(truth)
+    sequential: dict[str, Any] = {"looks": truth.looks} if truth.looks else {}
+    return Plan(
+        study="calibration",
+        question="Does the verdict hold?",
+        preset="simulated",
+        arms={arm: {"name": arm} for arm in (CONTROL, *names)},
+        base={},
+        seeds=tuple(range(truth.seeds)),
+        metric="test/score",
+        higher_is_better=True,
+        margin=truth.margin,
+        contrasts=tuple(Contrast(treatment=arm, control=CONTROL, primary=truth.primary) for arm in names),
+        **sequential,
+    )
+
+
+def verdicts(truth: Truth, rng: np.random.Generator) -> Iterator[list[Verdict]]:
+    """What one study says: once, or at each of its looks until every contrast is decided."""
+    plan, (scores, states) = plan_of(truth), draw(truth, rng)
+    for look in truth.looks or (truth.seeds,):
+        seen, known = states.copy(), scores.copy()
+        seen.iloc[look:], known.iloc[look:] = "pending", np.nan
+        found = decide.judge(plan, known, seen)
+        yield found
+        if all(item.outcome != "undecided" for item in found):
+            return
+
+
+def judged(event: Event, truth: Truth, rng: np.random.Generator, repeats: int) -> Floats:
+    """How often an event happens: one number in [0, 1] for each simulated study, (study,).
+
+    Parameters
+    ----------
+    event : str
+        `difference`: a contrast without one is called better or worse. `equivalence`: one at the margin or beyond is
+        called equivalent. `either` of the two. `share`: of the contrasts called better or worse, those that are
+        not. `better`: the share of contrasts with a true difference that are called so in the right direction.
+        `decided`: no contrast is left undecided.
+    """
+    return np.array([_happened(event, truth, rng) for _ in range(repeats)], dtype=float)
+
+
+def _happened(event: Event, truth: Truth, rng: np.random.Generator) -> float:
+    looks = [[item.outcome for item in found] for found in verdicts(truth, rng)]
+    if event in ("difference", "equivalence", "either"):
+        return float(any(_false_claims(event, truth, outcomes) for outcomes in looks))
+    last = looks[-1]
+    if event == "decided":
+        return float("undecided" not in last)
+    if event == "better":
+        true = [_right(shift, outcome) for shift, outcome in zip(truth.shifts, last, strict=True) if shift]
+        return sum(true) / len(true)
+    claims = [shift for shift, outcome in zip(truth.shifts, last, strict=True) if outcome in ("better", "worse")]
+    return sum(shift == 0 for shift in claims) / max(1, len(claims))
+
+
+def _right(shift: float, outcome: str) -> bool:
+    return outcome == {1.0: "better", -1.0: "worse"}.get(float(np.sign(shift)))
+
+
+def _false_claims(event: Event, truth: Truth, outcomes: Sequence[str]) -> int:
+    """Wrong claims in one look; a difference in the wrong direction is one."""
+    pairs = list(zip(truth.shifts, outcomes, strict=True))
+    differ = sum(outcome in ("better", "worse") and not _right(shift, outcome) for shift, outcome in pairs)
+    equal = sum(outcome == "equivalent" and abs(shift) >= truth.margin for shift, outcome in pairs)
+    return {"difference": differ, "equivalence": equal, "either": differ + equal}[event]

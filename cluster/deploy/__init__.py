@@ -1,0 +1,1 @@
+"""Launch files for clouds, Kubernetes and Slurm, and their check."""

@@ -1,0 +1,1 @@
+"""Can these machines run a study? ``python -m cluster.doctor``."""

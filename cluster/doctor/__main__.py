@@ -1,0 +1,5 @@
+import sys
+
+from cluster.doctor.check import main
+
+sys.exit(main())

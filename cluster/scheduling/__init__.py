@@ -1,0 +1,1 @@
+"""Trials to packs to Ray Tune, or inline."""

@@ -1,0 +1,203 @@
+"""Ray, started on this machine or found at an address: how it begins, and how it ends with nothing left behind."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
+
+from cluster.scheduling.run import ClusterError
+from cluster.stop import held_back, own_sigterm
+from jbot.cli import one_line
+from jbot.store.processes import is_pending
+from jbot.store.record import first_line, is_left_over, temporary_name
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean in the driver
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records replace Tune's CSV, JSON and TensorBoard files
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Tune runs each trial in a new thread, and glibc would give each a heap of its own, of some 60 MB, for good.
+    "MALLOC_ARENA_MAX": "1",
+}
+
+TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to what its nodes have"
+ENDING_S = 10.0
+"""Ray's own processes have so long to end when they are killed, and then their files to go (assumed)."""
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Ray, started here or found at an address; a cluster that was there before is left running."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    folder = None
+    if address is None:
+        folder = _session_folder()
+        options |= {"include_dashboard": False, "address": "local", "_temp_dir": str(folder)}
+    else:
+        check_address(address)
+        import cluster
+        import jbot
+
+        # Every node runs this checkout's code, whatever is installed there.
+        heap = {"MALLOC_ARENA_MAX": QUIET["MALLOC_ARENA_MAX"]}
+        code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
+        options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
+    logging.getLogger("ray.tune.execution.tune_controller").addFilter(_in_one_line)
+    close = partial(_close, folder)
+    atexit.register(close)  # a signal may come in the moment before it is held back
+    try:
+        _join(options)
+        yield
+    finally:
+        close()
+        atexit.unregister(close)
+
+
+def _close(folder: Path | None) -> None:
+    """End the connection, and the Ray that keeps its session in a folder, if one was started. Twice is as once."""
+    with held_back():
+        # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
+        # process ("core worker has already been shutdown"), so they are freed before.
+        gc.collect()
+        own = _processes_of(folder) if folder else []
+        with _hastened(own):
+            ray.shutdown()
+        if folder:
+            _end(own)
+            _remove(folder)
+
+
+def _in_one_line(said: logging.LogRecord) -> bool:
+    """Of a worker or node that died Tune logs its own stack too, which helps nobody. Keeps every message."""
+    error = said.exc_info[1] if said.exc_info else None
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # the latter is an error in our code
+        said.msg, said.args, said.exc_info = f"{said.getMessage()}: {first_line(error)}", (), None
+    return True
+
+
+def _session_folder() -> Path:
+    """Where a Ray of this process alone keeps sockets and logs; those of drivers that were killed are taken away.
+
+    The path is short, as those of sockets must be.
+    """
+    root = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
+    for path in root.glob("jbot.*.tmp"):
+        if is_left_over(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    return root / temporary_name("jbot")
+
+
+def _processes_of(folder: Path) -> list[psutil.Process]:
+    """Of the Ray that keeps its session there: those this process has started, which are called with its path, and
+    all that they have started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            if str(folder) in " ".join(child.cmdline()):
+                found += [*child.children(recursive=True), child]
+    return found
+
+
+@contextmanager
+def _hastened(processes: list[psutil.Process]) -> Iterator[None]:
+    """Kill at once what Ray tells to end: these processes do not hear SIGTERM (see `own_sigterm`), and Ray would wait a
+    second for each of the five before it kills it."""
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.02):
+            for process in processes:
+                if is_pending(process.pid, signal.SIGTERM):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Idle workers see only after seconds that their node is gone, and of a Ray whose start was interrupted
+    ray.shutdown knows nothing."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=ENDING_S)
+
+
+def _remove(folder: Path) -> None:
+    """What was just ending may still write."""
+    until = time.monotonic() + ENDING_S
+    while folder.exists() and time.monotonic() < until:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+def _join(options: dict[str, Any]) -> None:
+    """ray.init, with one line for what may go wrong. Ray tells a refused token to stderr alone, for 20 seconds."""
+    address = options["address"]
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            with held_back(), own_sigterm():  # stopped half way, it leaves processes, or crashes
+                ray.init(**options)
+        except AuthenticationError:
+            raise ClusterError(f"there is no token for the Ray cluster at address {address!r}: {TOKEN}") from None
+        except ConnectionError:
+            said.seek(0)
+            if b"InvalidAuthToken" in said.read():
+                raise ClusterError(f"the Ray cluster at address {address!r} wants its token: {TOKEN}") from None
+            raise ClusterError(f"no Ray cluster at address {address!r}; start one with: ray start --head") from None
+        except Exception as error:
+            if address == "local":  # as Ray raises it when its processes are not there after half a minute
+                busy = "; this machine may be too busy, so run the command again"
+                raise ClusterError(f"Ray did not start on this machine: {first_line(error)}{busy}") from None
+            if not isinstance(error, RayError | RuntimeError | ValueError):
+                raise
+            # Above all other versions of Ray or Python than here, which it says in seven lines.
+            raise ClusterError(f"the Ray cluster at address {address!r} cannot be used: {one_line(error)}") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def check_address(address: str) -> None:
+    """Something must listen there: Ray itself waits for minutes."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not colon:
+        if address != "auto":
+            raise ClusterError(f"address must be auto or host:port, got {address!r}")
+        return  # Ray looks for a cluster on this machine and answers at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster at address {address!r}: {error}") from None

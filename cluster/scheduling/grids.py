@@ -1,0 +1,124 @@
+"""Anomaly grids of the trials of a study, when they have ended: on Ray's workers, or one after another here.
+
+Each grid is a file of its trial (:mod:`jbot.evaluation.anomaly.grid`): what is there is not made again, so whatever
+stops this, the same command continues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cluster.progress import LOG_SECONDS, styled
+from cluster.scheduling.run import ClusterError, Resources
+from jbot.data import Jets
+from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file, make_grid
+from jbot.store.record import Storage, first_line, load_record
+from jbot.trial.run import TrialSpec
+
+
+def open_grids(grid: AnomalyGrid, specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:
+    """Complete trials without a grid, once each, in the order given."""
+    unique = {spec.trial_id: spec for spec in specs if not storage.exists(grid_file(grid, spec.trial_id))}
+    return [spec for trial, spec in unique.items() if (r := load_record(storage, trial)) and r.state == "complete"]
+
+
+def run_grids(
+    grid: AnomalyGrid,
+    specs: Sequence[TrialSpec],
+    data: Jets,
+    storage: Storage,
+    resources: Resources,
+    *,
+    inline: bool = False,
+    address: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Make the grids that are missing; returns how many could not be made.
+
+    Parameters
+    ----------
+    specs : sequence of TrialSpec
+        Of the study: those that are not complete are left out.
+    inline : bool
+        In this process, without Ray.
+    address : str, optional
+        As for :func:`cluster.scheduling.tune.run_ray`.
+
+    Raises
+    ------
+    ClusterError
+        When there is no cluster at the address, or no GPU here where one is asked for.
+    """
+    console, todo = console or Console(stderr=True), open_grids(grid, specs, storage)
+    if not todo:
+        return 0
+    work = (grid, data, storage, resources)
+    ended, lost, logged = _inline(todo, *work) if inline else _ray(todo, *work, address), 0, time.monotonic()
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("anomaly grids", total=len(todo))
+        for done, (spec, error) in enumerate(ended, 1):
+            if error is not None:
+                lost += 1
+                words = f"[red]no anomaly grid of {spec.arm}, seed {spec.config.seed}:[/] {first_line(error)}"
+                console.print(styled(words))
+            bar.advance(task)
+            if not console.is_terminal and (time.monotonic() - logged > LOG_SECONDS or done == len(todo)):
+                logged = time.monotonic()
+                console.print(f"anomaly grids {done}/{len(todo)} done", highlight=False)
+    return lost
+
+
+Ended = Iterator[tuple[TrialSpec, Exception | None]]
+
+
+def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: Jets, storage: Storage, resources: Resources) -> Ended:
+    """One after another. A bug is raised, for a debugger."""
+    if resources.gpus > 0 and not torch.cuda.is_available():
+        raise ClusterError(f"grids ask for {resources.gpus:g} GPUs and there is none here; use --gpus 0")
+    torch.set_num_threads(resources.threads)
+    for spec in todo:
+        make_grid(grid, spec, data, storage, resources.device)
+        yield spec, None
+
+
+def _ray(
+    todo: list[TrialSpec],
+    grid: AnomalyGrid,
+    data: Jets,
+    storage: Storage,
+    resources: Resources,
+    address: str | None,
+) -> Ended:
+    """Tasks that hold what a pack holds, in the order in which they end."""
+    import ray
+
+    from cluster.scheduling.connection import connected
+    from cluster.scheduling.tune import check_nodes
+
+    with connected(address):
+        check_nodes(storage, resources)
+        make: Any = ray.remote(_task)
+        held = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": resources.max_retries}
+        shared, task = ray.put(data), make.options(**held)
+        running: dict[Any, TrialSpec] = {task.remote(spec, shared, grid, storage, resources): spec for spec in todo}
+        while running:
+            (ready,), _ = ray.wait(list(running))
+            try:
+                ray.get(ready)
+                error = None
+            except (ray.exceptions.RayTaskError, ray.exceptions.RayError) as failure:
+                error = getattr(failure, "cause", None) or failure
+            yield running.pop(ready), error
+
+
+def _task(spec: TrialSpec, data: Jets, grid: AnomalyGrid, storage: Storage, resources: Resources) -> None:
+    torch.set_num_threads(resources.threads)
+    make_grid(grid, spec, data, storage, resources.device)

@@ -1,0 +1,1 @@
+"""A hyperparameter search: Optuna's points as trials."""

@@ -1,0 +1,1 @@
+"""The MLflow view of a storage; records are the truth."""

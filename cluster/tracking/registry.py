@@ -1,0 +1,163 @@
+"""The best encoder of each arm in MLflow's model registry: safetensors, record and card, no pickle.
+
+One registered model per study; its alias is the arm: ``models:/masking_ablation@momentum``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.tracking import pages as pages
+from jbot.config import from_dict
+from jbot.store.record import Record, Storage, load_curves, trial_folder
+from jbot.trial.card import CARD, model_card
+
+if TYPE_CHECKING:
+    from cluster.tracking.view import Ended, View
+
+CODE = Path(__file__).with_name("mlflow_encoder.py")
+WEIGHTS = "student.safetensors"
+INPUT = (-1, -1, 4)
+"""Jets, particles, and eta_rel, phi_rel, pt_rel, valid."""
+
+
+def register_best(view: View, storage: Storage, ended: Sequence[Ended]) -> None:
+    """Register the best encoder of each arm that has a complete trial, and point the arm's alias to it.
+
+    A trial is registered once: what is there already costs one query.
+    """
+    best = choose(storage, ended, view.info.metric, view.info.higher_is_better)
+    if not best:
+        return
+    versions, aliases = _registry(view)
+    logged = _logged(view) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
+    for arm, (trial, record, why) in best.items():
+        if trial not in versions:
+            versions[trial] = _register(view, storage, arm, record, why, logged)
+        if aliases.get(arm) != versions[trial]:
+            view.client.set_registered_model_alias(view.info.name, arm, versions[trial])
+
+
+def choose(
+    storage: Storage, ended: Sequence[Ended], metric: str, higher_is_better: bool
+) -> dict[str, tuple[str, Record, str]]:
+    """By arm: id and record of the trial whose encoder is best on the validation jets, and why it was taken.
+
+    Test jets choose nothing: where no learning curve holds the metric on validation jets, it is the first seed.
+    """
+    curve, sign = pages.validation(metric), 1 if higher_is_better else -1
+    ranked: dict[str, list[tuple[float, int, str, Record]]] = {}
+    for trial, arm, record in ended:
+        if record.state == "complete" and storage.exists(f"{trial_folder(trial)}/{WEIGHTS}"):
+            last = next(
+                (row[curve] for row in reversed(load_curves(storage, trial)) if row.get(curve) is not None), None
+            )
+            score = float("-inf") if last is None else sign * float(last)
+            ranked.setdefault(arm, []).append((score, -record.seed, trial, record))
+    best = {}
+    for arm, trials in ranked.items():
+        score, _, trial, record = max(trials, key=lambda one: one[:2])
+        why = f"first seed of {len(trials)}"
+        if score > float("-inf"):
+            why = f"best of {len(trials)} seeds by its last {curve}, {sign * score:.4g}"
+        best[arm] = (trial, record, why)
+    return best
+
+
+def _registry(view: View) -> tuple[dict[str, str], dict[str, str]]:
+    """Versions by trial, and versions by alias, of the study's model, which is made when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    client, name = view.client, view.info.name
+    text = f"{view.info.question}\n\nThe best encoder of each arm, by the alias of its name."
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        model = client.create_registered_model(name, tags={"study": name}, description=text)
+    versions: dict[str, str] = {}
+    token: str | None = ""
+    while token is not None:
+        found = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token or None)
+        versions |= {one.tags["trial_id"]: str(one.version) for one in found if "trial_id" in one.tags}
+        token = found.token or None
+    return versions, {alias: str(version) for alias, version in model.aliases.items()}
+
+
+def _register(view: View, storage: Storage, arm: str, record: Record, why: str, logged: dict[str, Any]) -> str:
+    """A logged model of the trial's run, and a version of the study's registered model; returns the version."""
+    trial = record.trial_id
+    tags = {"trial_id": trial, "arm": arm, "seed": str(record.seed), "chosen": why}  # another study may have run it
+    run = view.links()["runs"][trial]
+    model = logged.get(trial) or _log_model(view, storage, record, run, tags)
+    # A SQLite registry looks models:/ up in whatever server this process has as its default.
+    source = f"models:/{model.model_id}" if view.uri.startswith("http") else model.artifact_location
+    text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(_card(storage, record), 10 * pages.MOST_CHARACTERS)}")
+    made = view.client.create_model_version(
+        view.info.name, source, run, tags, description=text, model_id=model.model_id, await_creation_for=0
+    )
+    return str(made.version)
+
+
+def _logged(view: View) -> dict[str, Any]:
+    """Logged models of the experiment that are whole, by trial."""
+    found: dict[str, Any] = {}
+    token: str | None = None
+    while True:
+        models = view.client.search_logged_models([view.experiment], page_token=token)
+        found |= {one.tags["trial_id"]: one for one in models if "trial_id" in one.tags and one.status == "READY"}
+        token = models.token
+        if not token:
+            return found
+
+
+def _log_model(view: View, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:
+    from mlflow.entities import LoggedModelOutput
+
+    client = view.client
+    with tempfile.TemporaryDirectory() as here:
+        _save(storage, record, Path(here))
+        name = f"{tags['arm']}-seed-{record.seed}"
+        model = client.create_logged_model(view.experiment, name, run, tags, None, "jbot")
+        client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
+    return model
+
+
+def _card(storage: Storage, record: Record) -> str:
+    name = f"{trial_folder(record.trial_id)}/{CARD}"
+    return storage.read(name).decode() if storage.exists(name) else model_card(record)
+
+
+def _save(storage: Storage, record: Record, here: Path) -> None:
+    """The model as a folder `model`: code, weights, record, card."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    encoder = here / "encoder"
+    encoder.mkdir()
+    for name in (WEIGHTS, "record.json"):
+        (encoder / name).write_bytes(storage.read(f"{trial_folder(record.trial_id)}/{name}"))
+    (encoder / CARD).write_text(_card(storage, record))
+    dim = from_dict(record.config).model.dim
+    kind: Any = np.dtype(np.float32)
+    inputs, outputs = Schema([TensorSpec(kind, INPUT)]), Schema([TensorSpec(kind, (-1, dim))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a signature without an example may be wrong: a test loads and predicts
+        mlflow.pyfunc.save_model(
+            here / "model",
+            python_model=str(CODE),
+            artifacts={"encoder": str(encoder)},
+            signature=ModelSignature(inputs=inputs, outputs=outputs),
+            pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
+        )

@@ -1,0 +1,1 @@
+"""Trained encoders for other work: load, embed, import."""

@@ -1,0 +1,306 @@
+"""Import the weights that the jBOT authors released: Keras 3 `.weights.h5` files, read without TensorFlow.
+
+    python -m jbot.keras_weights all_backbone_pretrain_32_4_2.weights.h5 --out imported
+
+writes `student.safetensors`, `config.json` and a model card, `card.md`; `--head all_mlp_ft_32_4_2.weights.h5` adds the
+classification head as `head.safetensors`. The files come from the authors' repository,
+https://github.com/hftsoi/jbot (arXiv:2601.11719).
+
+A backbone file holds what the embedding needs. The mask token and the projection head were never released: neither
+the functions nor the files here make them up. The released encoder has no attention mask, so the imported one has
+`model.padding = "reference"`. From Python:
+
+    model, backbone = load_backbone("all_backbone_pretrain_32_4_2.weights.h5")
+    cls = jbot.evaluation.evaluator.embed(frozen_student(model, backbone), jets, Config(model=model))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+from safetensors.numpy import save as save_arrays
+
+from jbot.cli import Parser, program
+from jbot.config import ModelConfig
+from jbot.store.record import Storage
+from jbot.trainer.classifier import classifier_shapes
+from jbot.trainer.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
+from jbot.trial.card import CARD, released_card
+
+Arrays = dict[str, np.ndarray]
+Shape = tuple[int, ...]
+
+UNRELEASED = ("mask_token", "head1.weight", "head1.bias", "head2.weight", "head2.bias")
+"""Weights of jbot.trainer.model.weight_shapes that a backbone file does not hold."""
+
+EMBED, CLS_TOKEN = "layers/dense/vars", "layers/add_cls_token/vars"
+BLOCK = re.compile(r"layers/transformer_block(_\d+)?/")
+QUERY = "layers/transformer_block/mha/query_dense/vars/0"
+
+# Keras numbers the layers of a class; a kernel is variable 0 of its layer, a bias variable 1.
+BLOCK_PARTS = {
+    "out": "mha/output_dense",
+    "norm1": "ln1",
+    "ffn1": "ffn/layers/dense",
+    "ffn2": "ffn/layers/dense_1",
+    "norm2": "ln2",
+}
+HEAD_PARTS = {"hidden1": "layers/dense", "hidden2": "layers/dense_1", "output": "layers/dense_2"}
+
+
+class KerasWeightsError(ValueError):
+    """A weights file that cannot be imported. Its message is one line: file, dataset and the rule that it breaks."""
+
+
+def load_backbone(path: str | os.PathLike[str]) -> tuple[ModelConfig, Arrays]:
+    """The encoder of a released backbone file.
+
+    Parameters
+    ----------
+    path : path
+        A Keras 3 `.weights.h5` file of the authors' backbone, of any width, heads and layers.
+
+    Returns
+    -------
+    ModelConfig
+        As the shapes in the file tell, with `padding="reference"`. `projection` is not in the file: it is dim / 2,
+        as in both published sizes.
+    dict of float32 arrays
+        By the names and shapes of :func:`jbot.trainer.model.weight_shapes`, without those in `UNRELEASED`.
+
+    Raises
+    ------
+    KerasWeightsError
+        When the file is missing, truncated or of another layout, or a value is not finite.
+    """
+    arrays = _read(Path(path))
+    config = _infer_model(Path(path), arrays)
+    _check_layout(Path(path), arrays, _backbone_layout(config))
+    weights = {
+        "embed.weight": arrays[f"{EMBED}/0"],
+        "embed.bias": arrays[f"{EMBED}/1"],
+        "cls_token": arrays[f"{CLS_TOKEN}/0"],
+    }
+    for layer in range(config.layers):
+        weights |= _block_weights(arrays, layer)
+    shapes = weight_shapes(config)
+    return config, {name: weights[name].reshape(shape) for name, shape in shapes.items() if name not in UNRELEASED}
+
+
+def load_head(path: str | os.PathLike[str]) -> Arrays:
+    """The classification head of a released, fine-tuned or supervised, classifier.
+
+    Returns
+    -------
+    dict of float32 arrays
+        By the names and shapes of :func:`jbot.trainer.classifier.classifier_shapes`.
+
+    Raises
+    ------
+    KerasWeightsError
+        When the file is missing, truncated or of another layout, or a value is not finite.
+    """
+    path = Path(path)
+    arrays = _read(path)
+    dim = _sizes(path, arrays, f"{HEAD_PARTS['hidden1']}/vars/0", "(dim, 2 dim)")[0]
+    classes = _sizes(path, arrays, f"{HEAD_PARTS['output']}/vars/0", "(dim, classes)")[1]
+    datasets = {
+        name: f"{HEAD_PARTS[part]}/vars/{0 if kind == 'weight' else 1}"
+        for name in classifier_shapes(dim, classes)
+        for part, kind in [name.split(".")]
+    }
+    _check_layout(path, arrays, {datasets[name]: shape for name, shape in classifier_shapes(dim, classes).items()})
+    return {name: arrays[dataset] for name, dataset in datasets.items()}
+
+
+def frozen_student(config: ModelConfig, backbone: Arrays) -> Flat:
+    """A student of one trial, (1, weight), for :func:`jbot.evaluation.evaluator.embed`: it embeds, and cannot be
+    trained on.
+
+    The weights that were not released are NaN: the embedding never reads them, and whatever does shows it at once.
+    """
+    missing = {name: np.full(shape, np.nan) for name, shape in weight_shapes(config).items() if name in UNRELEASED}
+    return pack(backbone | missing, config)[None]
+
+
+def _read(path: Path) -> Arrays:
+    """Every dataset of the file by its name, float32."""
+    if not path.is_file():
+        raise KerasWeightsError(f"{path}: no such file")
+    arrays: Arrays = {}
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(collect)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise KerasWeightsError(f"{path}: must be a whole HDF5 file: {_one_line(error)}") from None
+    return {name: _checked_numbers(path, name, array) for name, array in arrays.items()}
+
+
+def _checked_numbers(path: Path, dataset: str, array: object) -> np.ndarray:
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        raise KerasWeightsError(f"{path}: dataset {dataset} must be an array of floats, got {_describe(array)}")
+    if not np.isfinite(array).all():
+        raise KerasWeightsError(
+            f"{path}: dataset {dataset} must be finite, got {_describe(array)} with NaN or infinity"
+        )
+    return array.astype(np.float32)
+
+
+def _infer_model(path: Path, arrays: Arrays) -> ModelConfig:
+    """Width, heads and layers, from the shapes of two kernels and the number of blocks."""
+    _, heads, key_dim = _sizes(path, arrays, QUERY, "(dim, heads, key_dim)")
+    features, dim = _sizes(path, arrays, f"{EMBED}/0", f"({FEATURES}, dim)")
+    if features != FEATURES:
+        raise KerasWeightsError(f"{path}: dataset {EMBED}/0 must have shape ({FEATURES}, dim), got {(features, dim)}")
+    if key_dim == 0 or dim // heads != key_dim:
+        raise KerasWeightsError(
+            f"{path}: dataset {QUERY} must have key_dim = dim // heads = {dim // heads}, got {key_dim}"
+        )
+    blocks = {match.group() for name in arrays if (match := BLOCK.match(name))}
+    return ModelConfig(dim=dim, heads=heads, layers=len(blocks), projection=max(2, dim // 2), padding="reference")
+
+
+def _sizes(path: Path, arrays: Arrays, dataset: str, form: str) -> Shape:
+    """Shape of a dataset that must be there, with as many axes as `form` names and none of them empty."""
+    if dataset not in arrays:
+        raise KerasWeightsError(f"{path}: dataset {dataset} is missing, the file holds {_some(arrays)}")
+    shape = arrays[dataset].shape
+    if len(shape) != form.count(",") + 1 or 0 in shape:
+        raise KerasWeightsError(f"{path}: dataset {dataset} must have shape {form}, got {shape}")
+    return shape
+
+
+def _backbone_layout(config: ModelConfig) -> dict[str, Shape]:
+    """Dataset and shape of every weight of a backbone file."""
+    d, heads, k = config.dim, config.heads, config.head_dim
+    layout = {f"{EMBED}/0": (FEATURES, d), f"{EMBED}/1": (d,), f"{CLS_TOKEN}/0": (1, 1, d)}
+    for layer in range(config.layers):
+        root = _block_root(layer)
+        for part in ("query", "key", "value"):
+            layout |= {f"{root}/mha/{part}_dense/vars/0": (d, heads, k), f"{root}/mha/{part}_dense/vars/1": (heads, k)}
+        shapes: dict[str, tuple[Shape, Shape]] = {
+            "out": ((heads, k, d), (d,)),
+            "norm1": ((d,), (d,)),
+            "ffn1": ((d, FFN_WIDTH * d), (FFN_WIDTH * d,)),
+            "ffn2": ((FFN_WIDTH * d, d), (d,)),
+            "norm2": ((d,), (d,)),
+        }
+        for part, both in shapes.items():
+            layout |= {f"{root}/{BLOCK_PARTS[part]}/vars/{i}": shape for i, shape in enumerate(both)}
+    return layout
+
+
+def _block_root(layer: int) -> str:
+    return "layers/transformer_block" + (f"_{layer}" if layer else "")
+
+
+def _check_layout(path: Path, arrays: Arrays, layout: dict[str, Shape]) -> None:
+    """The file must hold these datasets, with these shapes, and no others."""
+    for dataset, shape in layout.items():
+        if dataset not in arrays:
+            raise KerasWeightsError(f"{path}: dataset {dataset} is missing, it must have shape {shape}")
+        if arrays[dataset].shape != shape:
+            raise KerasWeightsError(f"{path}: dataset {dataset} must have shape {shape}, got {arrays[dataset].shape}")
+    unknown = sorted(arrays.keys() - layout.keys())
+    if unknown:
+        raise KerasWeightsError(f"{path}: dataset {unknown[0]} is not part of a jBOT model of this kind")
+
+
+def _block_weights(arrays: Arrays, layer: int) -> Arrays:
+    """Weights of one block by our names: query, key and value side by side, heads flattened."""
+    root, block = _block_root(layer), f"block{layer}"
+    parts = [f"{root}/mha/{part}_dense/vars" for part in ("query", "key", "value")]
+    dim = arrays[f"{parts[0]}/0"].shape[0]
+    weights = {
+        f"{block}.qkv.weight": np.concatenate([arrays[f"{part}/0"].reshape(dim, -1) for part in parts], axis=1),
+        f"{block}.qkv.bias": np.concatenate([arrays[f"{part}/1"].reshape(-1) for part in parts]),
+    }
+    for ours, theirs in BLOCK_PARTS.items():
+        weights[f"{block}.{ours}.weight"] = arrays[f"{root}/{theirs}/vars/0"]
+        weights[f"{block}.{ours}.bias"] = arrays[f"{root}/{theirs}/vars/1"]
+    return weights
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _describe(array: object) -> str:
+    return f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def _some(arrays: Arrays) -> str:
+    names = sorted(arrays)
+    return f"{len(names)} datasets, {names[0]} first" if names else "none"
+
+
+def import_files(backbone: Path, head: Path | None, folder: str, force: bool = False) -> list[str]:
+    """Write the imported weights and their config; returns the names of the files written.
+
+    Raises
+    ------
+    KerasWeightsError
+        When a file cannot be imported, head and backbone differ in width, or an earlier import would be overwritten.
+    """
+    model, weights = load_backbone(backbone)
+    files = {"student.safetensors": save_arrays(weights, _source(backbone))}
+    if head is not None:
+        files["head.safetensors"] = save_arrays(_matching_head(head, model), _source(head))
+    sources = {"backbone": _source(backbone)} | ({} if head is None else {"head": _source(head)})
+    files[CARD] = released_card(model, sources).encode()
+    # Read by jbot.config.from_dict. Written last: a folder with it is complete.
+    files["config.json"] = json.dumps({"model": dataclasses.asdict(model)}, indent=1).encode()
+    storage = Storage(folder)
+    _check_overwrite(storage, files, force)
+    for name, content in files.items():
+        storage.write(name, content)
+    return list(files)
+
+
+def _matching_head(path: Path, model: ModelConfig) -> Arrays:
+    head = load_head(path)
+    dim = head["hidden1.weight"].shape[0]
+    if dim != model.dim:
+        raise KerasWeightsError(f"{path}: the head must take the backbone's {model.dim} outputs, it takes {dim}")
+    return head
+
+
+def _check_overwrite(storage: Storage, files: dict[str, bytes], force: bool) -> None:
+    there = [name for name in ("student.safetensors", "head.safetensors", "config.json") if storage.exists(name)]
+    if there and not force:
+        raise KerasWeightsError(f"{storage.uri}: holds {there[0]} already; --force replaces it")
+    left = [name for name in there if name not in files]
+    if left:
+        raise KerasWeightsError(f"{storage.uri}: holds {left[0]} of another import; give --head or another folder")
+
+
+def _source(path: Path) -> dict[str, str]:
+    """Where weights came from, for the header of their file."""
+    return {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+@program
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 2 and one line on stderr when the input is bad."""
+    parser = Parser(prog="python -m jbot.keras_weights", description="Import released jBOT weights.")
+    parser.add_argument("backbone", type=Path, metavar="BACKBONE.weights.h5")
+    parser.add_argument("--head", type=Path, metavar="HEAD.weights.h5", help="classification head to import with it")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the imported files go")
+    parser.add_argument("--force", action="store_true", help="replace an earlier import")
+    options = parser.parse_args(arguments)
+    written = import_files(options.backbone, options.head, options.out, options.force)
+    print(f"{options.out}: wrote {', '.join(written)}")
+    return 0

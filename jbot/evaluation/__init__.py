@@ -1,0 +1,1 @@
+"""How good a frozen embedding is: probes, metrics, geometry, anomaly detection."""

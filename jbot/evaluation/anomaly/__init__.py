@@ -1,0 +1,1 @@
+"""Anomaly detection by an encoder that has seen background alone."""

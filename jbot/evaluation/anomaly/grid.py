@@ -1,0 +1,223 @@
+"""Anomaly detection by one encoder over scores, their settings, sizes and draws of the bank, and signals.
+
+    make_grid(AnomalyGrid(), spec, data, storage)
+    rows = storage.read_rows(grid_file(AnomalyGrid(), spec.trial_id))
+
+A row has `trained` (or before training), `score`, `settings` (JSON), `bank_jets`, `draw`, `signal`, `auc`, `error` (of
+so many test jets), `published` (the settings), and `chosen`: the settings of the score that separate the pilot signal
+best, among all of this bank. The oracle's are those of the highest `auc`. An `auc` is missing where the bank cannot
+carry the score. Nothing is trained; what is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from jbot import TRAINER_VERSION
+from jbot.config import Config, digest, override
+from jbot.data import JetData, Jets
+from jbot.evaluation.anomaly.detect import SIGNALS, Embedded, Pilot, Truth, draw_bank, pilot_area, truth_of
+from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError, Settings, find_score
+from jbot.evaluation.evaluator import Evaluator
+from jbot.evaluation.metrics import rank_auc
+from jbot.store.record import Storage, trial_folder
+from jbot.trainer.engines.select import find_engine
+from jbot.trainer.loop import TrainState, init_state
+from jbot.trainer.model import pack
+from jbot.trial.run import TrialSpec, prepare, resident
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnomalyGrid:
+    """What is varied. Settings of each score are those of its own grid in `SCORES`."""
+
+    scores: tuple[str, ...] = PUBLISHED
+    as_it_is: tuple[str, ...] = ("knn", "mahalanobis", "mahalanobis_labels", "relative_mahalanobis_labels")
+    """Scores that are also made of embeddings that are not projected on the unit sphere: those where it costs
+    little."""
+    shares: tuple[float, ...] = (1.0, 0.25)
+    """Sizes of the bank, relative to the largest (:func:`bank_sizes`)."""
+    draws: int = 3
+    """Banks of each size; the same jets for every encoder."""
+    floor_draws: int = 1
+    """Of them, those on which the encoder before training is judged."""
+
+    def __post_init__(self) -> None:
+        for name in (*self.scores, *self.as_it_is):
+            if find_score(name).uses_particles:
+                raise AnomalyError(f"the grid is of the embedding, got score {name}, which is of the particles")
+        if not 0 <= self.floor_draws <= self.draws or self.draws < 1:
+            raise AnomalyError(f"draws must be >= 1 and >= floor_draws >= 0, got {self.draws} and {self.floor_draws}")
+
+    @property
+    def hash(self) -> str:
+        """Of everything that decides the rows beside the encoder and its jets."""
+        every = {name: SCORES[name].grid for name in self.scores}
+        return digest([dataclasses.asdict(self), every, TRAINER_VERSION])
+
+
+def grid_file(grid: AnomalyGrid, trial: str) -> str:
+    """Where the rows of a trial lie."""
+    return f"{trial_folder(trial)}/anomaly_grid-{grid.hash}.parquet"
+
+
+def bank_sizes(grid: AnomalyGrid, config: Config) -> tuple[int, ...]:
+    """Jets of the banks, largest first: the largest has `anomaly.bank_jets`, but at most half of the training jets.
+
+    Otherwise its draws would be the same jets.
+    """
+    largest = min(config.anomaly.bank_jets, config.data.train_jets // 2)
+    return tuple(dict.fromkeys(max(LEAST_BANK, round(share * largest)) for share in grid.shares))
+
+
+def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, device: str = "cpu") -> None:
+    """Leave the rows of a complete trial in its folder, if they are not there.
+
+    Parameters
+    ----------
+    device : str
+        Where jets are embedded; scores are made on the CPU, with as many threads as torch has.
+
+    Raises
+    ------
+    AnomalyError
+        When the trial is not of the task `qg`, or has fewer than `LEAST_BANK` training jets.
+    RecordError
+        When its weights are missing.
+    """
+    name = grid_file(grid, spec.trial_id)
+    if storage.exists(name):
+        return
+    if spec.config.data.task != "qg":
+        raise AnomalyError(f"an anomaly grid is of trials with data.task qg, got {spec.config.data.task}")
+    evaluator = evaluator_of(spec.config, data.at(spec.config.data.jet_pt), torch.device(device))
+    floor = init_state(spec.config, [spec.config.seed], torch.device(device))
+    weights = storage.read_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors")
+    student = pack(weights, spec.config.model)[None].to(device)
+    trained = floor.of({"student": student}, floor.progress)
+    with threadpool_limits(torch.get_num_threads()):
+        rows = [row | {"trained": True} for row in encoder_rows(grid, spec.config, evaluator, trained, grid.draws)]
+        rows += [
+            row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, floor, grid.floor_draws)
+        ]
+    storage.write_rows(name, rows)
+
+
+def evaluator_of(config: Config, data: JetData, device: torch.device) -> Evaluator:
+    """A judge with all training jets to draw banks from."""
+    particles = resident(data, config.data.particles, device)
+    _, judged = prepare(config.data, config.data.train_jets, data=data, particles=particles)
+    forward = find_engine("fused", override(config, {"train.precision": "fp32"}), device).forward
+    return Evaluator(config, judged["bank"], judged["val"], judged["test"], forward)
+
+
+def encoder_rows(
+    grid: AnomalyGrid, config: Config, evaluator: Evaluator, state: TrainState, draws: int
+) -> Iterator[Row]:
+    """Rows of one encoder over banks."""
+    train, test, pilot = evaluator.anomaly_jets(state)
+    for size in bank_sizes(grid, config):
+        for draw in range(draws):
+            for row in bank_rows(grid, train, test, pilot, size, draw):
+                yield row | {"bank_jets": size, "draw": draw}
+
+
+def bank_rows(grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, bank_jets: int, draw: int) -> list[Row]:
+    """Every score and setting on one bank. Neighbours are searched for once; all k share them.
+
+    Parameters
+    ----------
+    train, test, pilot
+        As for :func:`jbot.evaluation.anomaly.detect.detect`, whose values at the same bank these are.
+    draw : int
+        Seed of the bank and of the scores that draw.
+    """
+    truth = truth_of(test.labels, SIGNALS)
+    rows: list[Row] = []
+    for normalise in (True, False):
+        rows += _scored(grid, train, test, pilot, truth, bank_jets, draw, normalise)
+    for score in grid.scores:
+        of_score = [row for row in rows if row["score"] == score]
+        areas = [row["pilot_auc"] for row in of_score]
+        best = max((area for area in areas if area is not None), default=None)
+        first = of_score[areas.index(best)]["settings"] if best is not None else None
+        for row in of_score:
+            row["chosen"] = row["settings"] == first
+    return rows
+
+
+def _scored(
+    grid: AnomalyGrid,
+    train: Embedded,
+    test: Embedded,
+    pilot: Pilot,
+    truth: Truth,
+    bank_jets: int,
+    draw: int,
+    normalise: bool,
+) -> list[Row]:
+    """The rows of the bank on the unit sphere, or as it is."""
+    names = grid.scores if normalise else [name for name in grid.scores if name in grid.as_it_is]
+    ask = [(name, settings) for name in names for settings in SCORES[name].grid]
+    try:
+        bank = draw_bank(train, bank_jets, draw, normalise)
+        jets, background, signal = (bank.jets(one) for one in _points(test, pilot))
+    except AnomalyError:  # the whole bank looks alike to this encoder
+        return [row for name, settings in ask for row in _rows(name, settings, normalise, truth, None, None)]
+    rows: list[Row] = []
+    for name, settings in ask:
+        try:
+            fitted = bank.fit(name, **settings)
+            scores, area = fitted(jets), pilot_area(fitted, background, signal)
+        except AnomalyError:
+            scores, area = None, None
+        rows += _rows(name, settings, normalise, truth, scores, area)
+    return rows
+
+
+def _points(test: Embedded, pilot: Pilot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return test.embedding, pilot.background.embedding, pilot.embedding
+
+
+def _rows(
+    name: str,
+    settings: Settings,
+    normalise: bool,
+    truth: Truth,
+    scores: np.ndarray | None,
+    area: float | None,
+) -> Iterator[Row]:
+    """A row for each signal."""
+    published = normalise and settings == SCORES[name].defaults
+    # Only the scores that are made both ways are told by it: cosines are always on the sphere.
+    text = json.dumps(settings if normalise else settings | {"normalise": False}, sort_keys=True)
+    for signal, mask in truth.signals.items():
+        row = {"score": name, "settings": text, "signal": signal, "published": published, "pilot_auc": area}
+        if scores is None:
+            yield row | {"auc": None, "error": None}
+        else:
+            used = mask | truth.background
+            found = rank_auc(scores[used], mask[used])
+            yield row | {"auc": found.value, "error": found.error}
+
+
+# Seconds of one core for a bank of n jets and m judged ones, from a grid of 44.1 s (n = 1,250 and 5,000, m = 6,500) on
+# one core of two: neighbours and distances go with n m, mixtures with n, the rest with m.
+SECONDS_A_PAIR, SECONDS_A_BANK_JET, SECONDS_A_JET = 4e-8, 1.2e-3, 1.5e-4
+
+
+def grid_seconds(grid: AnomalyGrid, config: Config) -> float:
+    """About what the grid of one trial takes on one core, by its sizes; within a factor of two (assumed)."""
+    jets = config.data.test_jets + 2 * config.data.val_jets
+    each = (n * jets * SECONDS_A_PAIR + n * SECONDS_A_BANK_JET + jets * SECONDS_A_JET for n in bank_sizes(grid, config))
+    return (grid.draws + grid.floor_draws) * sum(each)

@@ -1,0 +1,427 @@
+"""How good a frozen embedding is: probes, clustering, and the monitors that tell a collapse.
+
+Metric keys are ``<split>/<probe>_<metric>``. All of it runs on the device of the jets (see jbot.evaluation.probes),
+so that on a GPU judging an encoder is a small part of training it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from sklearn.metrics import adjusted_mutual_info_score
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from jbot.config import Config
+from jbot.data.splits import TARGETS, targets
+from jbot.evaluation.anomaly.detect import AnomalyError, Detection, Embedded, Pilot, detect, overlay_pilot
+from jbot.evaluation.anomaly.detect import metric_names as anomaly_names
+from jbot.evaluation.geometry import GEOMETRY_METRICS, geometry, views_for_alignment
+from jbot.evaluation.metrics import SEPARATION, Measured, MetricError, classification
+from jbot.evaluation.probes import (
+    area_under_curve,
+    class_probabilities,
+    kmeans,
+    logistic_regression,
+    nearest,
+    silhouette,
+)
+from jbot.trainer.engines.select import Forward
+from jbot.trainer.loop import Metrics, TrainState, TrialFailed
+from jbot.trainer.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
+from jbot.trainer.rng import numpy_generator
+
+CHUNK = {"cpu": 128, "cuda": 8192}
+"""Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU (assumed)."""
+KMEANS_STARTS = 4
+GATHERED = 8_192
+"""Jets copied together from those of the node."""
+SILHOUETTE_JETS = 2_000
+MONITOR_JETS = 1_024
+
+RAW_SCORES = ("knn", "cosine", "mahalanobis")
+"""Anomaly scores that are had of the particles themselves: mixtures in 120 dimensions would take minutes."""
+ELSEWHERE = ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc")
+"""What is measured at other jet pTs. No anomaly scores: they are of the jets an encoder was trained for."""
+UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
+
+Embedding = Float[Tensor, "jet dim"]
+Labels = Int64[Tensor, "jet"]
+Bank = Float[Tensor, "bank dim"]
+BankLabels = Int64[Tensor, "bank"]
+Probabilities = Float[Tensor, "jet class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What was found of an encoder on test jets."""
+
+    measured: dict[str, Measured]
+    """By metric, ``<probe>_<metric>``."""
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+    """What stands behind ROC curves and histograms: ``<probe>/probability`` (jet, class) and ``anomaly/<score>`` (jet,)
+    of the test jets, in their order; float32."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of anomaly scores, where they were scanned: `chosen` by score, `oracle` by score and signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledJets:
+    """Jets of one split: rows of all jets, which splits and trials share, and their class labels."""
+
+    particles: Float[Tensor, "all particle 4"]
+    """On the device; on a CPU perhaps the memory of all trials of the node: it is only read."""
+    rows: Int64[Tensor, "jet"]
+    labels: Int[np.ndarray, "jet"]
+
+    def take(self, which: slice | Tensor) -> Float[Tensor, "some particle 4"]:
+        """A copy of some of these jets."""
+        return self.particles.index_select(0, self.rows[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherJets:
+    """Jets of another pT, by which an encoder is judged too."""
+
+    bank: LabeledJets
+    """Training jets whose labels the probes may use."""
+    test: LabeledJets
+
+
+def embed(
+    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
+) -> Float[np.ndarray, "jet dim"]:
+    """Raw [CLS] embedding of each jet by the first trial of a pack, float32."""
+    return embed_on_device(student, jets, config, forward).cpu().numpy()
+
+
+def embed_on_device(
+    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
+) -> Embedding:
+    """The same, left on the device."""
+    slots = jets.shape[1]
+    with torch.no_grad():
+        parts = [
+            forward(student[:1], part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0][0]
+            for part in jets.split(CHUNK[jets.device.type])
+        ]
+    return torch.cat(parts).float()
+
+
+def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> float:
+    """Entropy of the sharpest head's [CLS] attention, relative to uniform attention (1), averaged over jets."""
+    weights, slots, reference = unpack(student[:1], config.model), jets.shape[1], config.model.padding == "reference"
+    total = torch.zeros(config.model.layers, config.model.heads, device=jets.device)
+    for part in jets.split(CHUNK[jets.device.type]):
+        attentions: list[Tensor] = []
+        with torch.no_grad():
+            rows = cls_rows(1, len(part), slots, part.device)
+            encode(weights, part[None], config.model, rows=rows, attentions=attentions)
+        hidden = None if reference else hidden_keys(part[None, ..., 3] < 0.5)
+        total += len(part) * torch.cat([relative_entropy(attention, hidden) for attention in attentions])
+    return float(total.min()) / len(jets)
+
+
+def knn_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding, k: int) -> Probabilities:
+    """Share of the k nearest training jets in each class: Euclidean, un-normalised (arXiv:2601.11719, section 4)."""
+    classes = _check_probe(bank, bank_targets, jets)
+    if k > len(bank):
+        raise MetricError(f"k-NN needs at least k = {k} training jets, got {len(bank)}")
+    voters = bank_targets[nearest(bank, jets, k)]
+    return torch.stack([(voters == c).double().mean(1) for c in range(classes)], dim=1)
+
+
+def linear_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding) -> Probabilities:
+    """Logistic regression on the standardised embedding."""
+    _check_probe(bank, bank_targets, jets)
+    mean, scale = bank.double().mean(0), bank.double().std(0, correction=0)
+    scale = torch.where(scale > 1e-7 * mean.abs(), scale, 1.0)  # a constant feature, but for rounding, stays constant
+    weights = logistic_regression((bank - mean) / scale, bank_targets)
+    return class_probabilities(weights, (jets - mean) / scale)
+
+
+def _check_probe(bank: Tensor, bank_targets: Tensor, jets: Tensor) -> int:
+    """The number of classes, each of which must be in the bank; embeddings must be finite."""
+    for name, embedding in (("training", bank), ("judged", jets)):
+        if not bool(torch.isfinite(embedding).all()):
+            row = int((~torch.isfinite(embedding)).any(1).nonzero()[0])
+            raise MetricError(f"probes need finite embeddings, got NaN or infinity in {name} jet {row}")
+    if len(bank) == 0 or int(bank_targets.min()) < 0:
+        raise MetricError(f"probes need training jets with targets >= 0, got {len(bank)} jets")
+    counts = torch.bincount(bank_targets)
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing or len(counts) < 2:
+        raise MetricError(f"probes need training jets of each class and at least two classes, got {counts.tolist()}")
+    return len(counts)
+
+
+def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> Metrics:
+    """Accuracy of the most probable class, the first of equal ones; AUC: the macro mean, of two classes the second's.
+
+    As in :func:`jbot.evaluation.metrics.classification`, but on the device and without uncertainties: for curves.
+    """
+    classes = probabilities.shape[1]
+    judged = [1] if classes == 2 else range(classes)
+    return {
+        f"{probe}_accuracy": float((probabilities.argmax(1) == targets).double().mean()),
+        f"{probe}_auc": float(np.mean([area_under_curve(probabilities[:, c], targets == c) for c in judged])),
+    }
+
+
+def fine_tunings(config: Config) -> dict[str, float]:
+    """The fine-tunings of a trial and their twins by name, and the share of the labels each is trained on."""
+    kinds = ("finetune", "supervised") if config.finetune.twin else ("finetune",)
+    return {f"{kind}_{100 * share:g}": share for share in config.finetune.fractions for kind in kinds}
+
+
+def metric_names(config: Config) -> list[str]:
+    """What the record of a complete trial has, as ``test/<probe>_<metric>``.
+
+    Some may be missing: a rejection that so few background jets cannot measure, a number of the geometry that the
+    embedding does not have, all of a fine-tuning that diverged. ``untrained/test/...`` is the same of the encoder
+    before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes, and
+    some anomaly scores, on the particles themselves.
+
+    For each pT of probe.jet_pts, in GeV: ``test_<pt>/...`` of probes refitted on jets of that pT (and
+    ``untrained/test_<pt>/...``), ``shifted_<pt>/...`` of the probes fitted on jets of the encoder's own pT. At its own
+    pT, ``test_<pt>/...`` is ``test/...``, so that arms of different pT have a metric in common.
+    """
+    classes = list(TARGETS[config.data.task])
+    curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
+    probes = ("knn", "linear", *fine_tunings(config))
+    names = [f"{probe}_{metric}" for probe in probes for metric in ("accuracy", *curve)]
+    detected = anomaly_names(config.anomaly.scan) if config.data.task == "qg" else ()
+    splits = [f"test_{pt:g}" for pt in config.probe.jet_pts] + [f"shifted_{pt:g}" for pt in other_pts(config)]
+    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)] + [
+        f"{split}/{name}" for split in splits for name in ELSEWHERE
+    ]
+
+
+def other_pts(config: Config) -> list[float]:
+    """Jet pTs [GeV], other than its own, at which an encoder is judged."""
+    return [pt for pt in config.probe.jet_pts if pt != config.data.jet_pt]
+
+
+def own_pt_names(config: Config) -> dict[str, str]:
+    """Second names of metrics at the encoder's own pT, where it is asked for: ``test_1000/...`` of ``test/...``."""
+    own = f"test_{config.data.jet_pt:g}" if config.data.jet_pt in config.probe.jet_pts else None
+    names = [(f"{own}/{name}", f"test/{name}") for name in ELSEWHERE] if own else []
+    return {f"{floor}{alias}": f"{floor}{name}" for alias, name in names for floor in ("", "untrained/")}
+
+
+def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
+    """Do classes form clusters: k-means against the labels (adjusted for chance), and the silhouette of the classes."""
+    found = kmeans(embedding, len(labels.unique()), KMEANS_STARTS, int(generator.integers(2**31)))
+    sample = torch.from_numpy(generator.permutation(len(labels))[:SILHOUETTE_JETS]).to(labels.device)
+    return {
+        "kmeans_ami": float(adjusted_mutual_info_score(labels.cpu().numpy(), found.cpu().numpy())),
+        "silhouette": silhouette(embedding[sample], labels[sample]),
+    }
+
+
+def effective_rank(embedding: Embedding) -> float:
+    """RankMe: exp of the entropy of the normalised singular values; 1 to dim (Garrido et al., arXiv:2210.02885).
+
+    Singular values come from the eigenvalues of the dim x dim Gram matrix in double precision: exact to 1e-8 of the
+    largest, less than the rounding of the embedding itself.
+    """
+    embedding = embedding.double()
+    eigenvalues = torch.linalg.eigvalsh(embedding.T @ embedding)[-len(embedding) :]
+    singular = eigenvalues.clamp(min=0).sqrt()
+    share = singular / singular.sum() + 1e-7
+    return float(torch.special.entr(share).sum().exp())
+
+
+def spread(embedding: Embedding) -> float:
+    """Root mean square distance of the normalised embeddings to their mean: 0 when all jets look alike, at most 1."""
+    unit = F.normalize(embedding.double(), dim=1)
+    return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
+
+
+class Evaluator:
+    """Judges a student on fixed jets.
+
+    Parameters
+    ----------
+    bank : LabeledJets
+        Training jets whose labels the probes may use.
+    val : LabeledJets
+        Jets of the learning curves and of every choice.
+    test : LabeledJets
+        Jets of the final metrics: looked at once, never used for choosing.
+    forward : callable
+        Encoder and head, in float32.
+    others : mapping
+        By jet pT [GeV], jets of other pTs on which it is judged too (:meth:`elsewhere`).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        bank: LabeledJets,
+        val: LabeledJets,
+        test: LabeledJets,
+        forward: Forward = forward,
+        others: Mapping[float, OtherJets] | None = None,
+    ):
+        self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
+        self.others = others or {}
+        # Trials share a machine. Found once: entering threadpool_limits looks for the libraries anew, for milliseconds.
+        self._pools = ThreadpoolController()
+
+    def curve_point(self, state: TrainState) -> Metrics:
+        """Cheap metrics on the validation jets, and what tells a collapse."""
+        bank, bank_targets = self._embed(state, self.bank)
+        val, right = self._embed(state, self.val)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), right)
+            point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
+        point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
+        return {f"val/{name}": value for name, value in point.items()}
+
+    def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> Judgement:
+        """Every metric of the frozen encoder, on the test jets.
+
+        Parameters
+        ----------
+        scan : bool
+            Anomaly scores at chosen settings too, and the reference methods.
+        folds : bool
+            With the spread over folds of the test jets.
+        """
+        config = self.config
+        bank, bank_targets = self._embed(state, self.bank)
+        test, right = self._embed(state, self.test)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            found = {
+                "knn": knn_probe(bank, bank_targets, test, config.probe.knn_k),
+                "linear": linear_probe(bank, bank_targets, test),
+            }
+            labels = torch.tensor(self.test.labels, device=test.device)
+            single = clustering(test, labels, numpy_generator(config.seed, "probe"))
+            single |= {"effective_rank": effective_rank(test), "spread": spread(test)}
+            single |= geometry(test, labels, self._two_views(state))
+        single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
+        measured = {name: Measured(value=value) for name, value in single.items()}
+        measured |= self._classified(found, right, folds)
+        scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
+        settings: dict[str, Any] = {}
+        if config.data.task == "qg":
+            detected = self._detect(state, bank, test, scan, folds)
+            measured |= detected.values
+            scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
+            settings = {"chosen": detected.chosen, "oracle": detected.oracle} if scan else {}
+        return Judgement(measured=measured, scores=scores, settings=settings)
+
+    def elsewhere(self, state: TrainState, floor: bool = False) -> dict[str, Measured]:
+        """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see `metric_names`.
+
+        Parameters
+        ----------
+        floor : bool
+            Of an untrained encoder: without the shifted probes and the spread over folds.
+        """
+        measured: dict[str, Measured] = {}
+        own = self._embed(state, self.bank) if self.others and not floor else None
+        for pt, jets in self.others.items():
+            refitted, (test, right) = self._embed(state, jets.bank), self._embed(state, jets.test)
+            for name, bank in {"test": refitted, "shifted": own}.items():
+                if bank is None:
+                    continue
+                with self._pools.limit(limits=torch.get_num_threads()):
+                    found = {
+                        "knn": knn_probe(*bank, test, self.config.probe.knn_k),
+                        "linear": linear_probe(*bank, test),
+                    }
+                    numbers = self._classified(found, right, folds=not floor)
+                measured |= {f"{name}_{pt:g}/{metric}": numbers[metric] for metric in ELSEWHERE}
+        return measured
+
+    def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
+        """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
+        seed, size = self.config.seed, self.config.anomaly.bank_jets
+        try:
+            train, jets, pilot = self._anomaly_jets(state, bank, test, scan)
+            with self._pools.limit(limits=torch.get_num_threads()):
+                return detect(train, jets, seed=seed, bank_jets=size, pilot=pilot, folds=folds)
+        except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
+            raise TrialFailed(f"no anomaly score: {error}") from error
+
+    def anomaly_jets(self, state: TrainState) -> tuple[Embedded, Embedded, Pilot]:
+        """Jets for a bank, test jets, and the pilot signal that settings may be chosen on, by their embedding."""
+        bank, test = self._embed(state, self.bank)[0], self._embed(state, self.test)[0]
+        train, jets, pilot = self._anomaly_jets(state, bank, test, scan=True)
+        assert pilot is not None
+        return train, jets, pilot
+
+    def _anomaly_jets(
+        self, state: TrainState, bank: Bank, test: Embedding, scan: bool
+    ) -> tuple[Embedded, Embedded, Pilot | None]:
+        """With a pilot, and particles for the autoencoder, where settings are scanned."""
+
+        def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
+            particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
+            return Embedded(embedding=embedding.cpu().numpy(), labels=jets.labels, particles=particles)
+
+        def embed_overlays(particles: np.ndarray) -> np.ndarray:
+            jets = torch.from_numpy(particles).to(test.device, state.student.dtype)
+            return embed(state.student, jets, self.config, self.forward)
+
+        pilot = None
+        if scan:
+            background = embedded(self.val, self._embed(state, self.val)[0])
+            pilot = overlay_pilot(background, embed_overlays, self.config.seed)
+        return embedded(self.bank, bank), embedded(self.test, test), pilot
+
+    def raw(self) -> dict[str, Measured]:
+        """The classifiers on the particles themselves, flattened: what can be had without an encoder."""
+        bank, test = (jets.take(slice(None)).flatten(1) for jets in (self.bank, self.test))
+        bank_targets, right = self._targets(self.bank), self._targets(self.test)
+        with self._pools.limit(limits=torch.get_num_threads()):
+            found = {
+                "knn": knn_probe(bank, bank_targets, test, self.config.probe.knn_k),
+                "linear": linear_probe(bank, bank_targets, test),
+            }
+        measured = self._classified(found, right, folds=False)
+        if self.config.data.task == "qg":
+            train, jets = (
+                Embedded(embedding=flat.cpu().numpy(), labels=of.labels)
+                for flat, of in ((bank, self.bank), (test, self.test))
+            )
+            size = self.config.anomaly.bank_jets
+            with self._pools.limit(limits=torch.get_num_threads()):
+                measured |= detect(train, jets, seed=0, bank_jets=size, scores=RAW_SCORES, folds=False).values
+        return measured
+
+    def _two_views(self, state: TrainState) -> Float[Tensor, "2 jet dim"]:
+        """Embeddings of some test jets, augmented twice."""
+        views = views_for_alignment(self.test.take(slice(MONITOR_JETS)), self.config, self.config.seed)
+        parts = [embed_on_device(state.student, view, self.config, self.forward) for view in views]
+        return torch.stack(parts)
+
+    def _classified(self, found: dict[str, Tensor], right: Labels, folds: bool) -> dict[str, Measured]:
+        """The numbers of each probe on the jets whose class it knows: the anomaly task has signal among them."""
+        measured: dict[str, Measured] = {}
+        known, classes = right >= 0, list(TARGETS[self.config.data.task])
+        for probe, probabilities in found.items():
+            named = classification(probabilities[known].cpu().numpy(), right[known].cpu().numpy(), classes, folds)
+            measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
+        return measured
+
+    def _targets(self, jets: LabeledJets) -> Labels:
+        """On the device."""
+        return torch.from_numpy(targets(jets.labels, self.config.data.task)).to(jets.rows.device)
+
+    def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
+        """Embedding and targets, both on the device."""
+        parts = (jets.take(slice(at, at + GATHERED)) for at in range(0, len(jets.rows), GATHERED))
+        embedding = torch.cat([embed_on_device(state.student, part, self.config, self.forward) for part in parts])
+        if not bool(torch.isfinite(embedding).all()):
+            raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
+        return embedding, self._targets(jets)

@@ -1,0 +1,1 @@
+"""What plans and trials leave behind, and where: storage, records, plans, ledgers."""

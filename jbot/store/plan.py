@@ -1,0 +1,203 @@
+"""What a study states before it runs, and the file in which it stands: ``<storage>/<study>/study.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from jbot.cli import one_line
+from jbot.config import digest
+from jbot.store.record import Record, RecordError, Storage, load_curves, load_records, open_folder, trial_folder
+from jbot.store.validation import check_types, fits
+
+FILE = "study.json"
+NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
+"""Of a trial's folder: it leads nowhere else."""
+
+
+class PlanError(ValueError):
+    """A plan that contradicts itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A comparison: does `treatment` differ from `control`?"""
+
+    treatment: str
+    control: str
+    primary: bool = False
+    """Primary contrasts are confirmatory, corrected by Holm; the others are exploratory, by Benjamini-Hochberg."""
+    metric: str = ""
+    """What is compared, where that is not the plan's metric; with the plan's direction and margin."""
+    control_metric: str = ""
+    """The control's, where that is another one: its floor, say ``untrained/test/knn_accuracy``."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def floor(self) -> str:
+        """``untrained`` or ``raw`` where the control is a floor of its arm, else empty."""
+        reference, _, split = self.control_metric.partition("/")
+        return reference if split.startswith("test") else ""
+
+    @property
+    def name(self) -> str:
+        """``a - b``, ``a - b on test_500/x``, ``base - untrained base``, ``base on test/x - base on test/y``."""
+        on = f" on {self.metric}" if self.metric else ""
+        if self.control_metric and not self.floor:
+            return f"{self.treatment}{on} - {self.control} on {self.control_metric}"
+        return f"{self.treatment} - {f'{self.floor} {self.control}'.strip()}{on}"
+
+    @property
+    def of_arms(self) -> bool:
+        """Whether the two arms differ in the plan's own metric: what learning curves can follow."""
+        return not self.metric and not self.control_metric
+
+    def metrics(self, default: str) -> tuple[str, str]:
+        """The treatment's and the control's, `default` being the plan's."""
+        own = self.metric or default
+        return own, self.control_metric or own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The frozen design of a study. Its hash stands in every record."""
+
+    study: str
+    question: str
+    preset: str
+    arms: dict[str, dict[str, Any]]
+    """Arm name -> its overrides of the base; {} for the base itself."""
+    base: dict[str, Any]
+    """The nested base Config (its seed is replaced by each block's)."""
+    seeds: tuple[int, ...]
+    """One block each."""
+    metric: str
+    """Primary metric, a key of Record.metrics."""
+    higher_is_better: bool
+    margin: float
+    """Differences below it do not matter, in units of the metric."""
+    contrasts: tuple[Contrast, ...]
+    factors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Component -> the overrides that take it out: the arms are then read as what is left in."""
+    alpha: float = 0.05
+    looks: tuple[int, ...] = ()
+    """Numbers of blocks after which the study is judged, and stops if every primary contrast is decided; the last is
+    all of them. Empty: it is judged once, at its end. See :mod:`analysis.stats.sequential`."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.margin > 0:
+            raise PlanError(f"margin must be positive, got {self.margin}")
+        if not 0 < self.alpha < 1:
+            raise PlanError(f"alpha must be between 0 and 1, got {self.alpha}")
+        if self.looks:
+            _check_looks(self.looks, len(self.seeds))
+        for contrast in self.contrasts:
+            for arm in (contrast.treatment, contrast.control):
+                if arm not in self.arms:
+                    raise PlanError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
+            if contrast.treatment == contrast.control and len(set(contrast.metrics(self.metric))) == 1:
+                raise PlanError(f"contrast {contrast.name!r} compares an arm with itself")
+
+    @property
+    def hash(self) -> str:
+        """Identity of the design. A plan without looks has the one it had before there were any."""
+        return digest(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is hashed and written; without `looks` where there are none."""
+        content = dataclasses.asdict(self)
+        return content if self.looks else {name: value for name, value in content.items() if name != "looks"}
+
+
+def _check_looks(looks: tuple[int, ...], blocks: int) -> None:
+    ascending = all(one < other for one, other in itertools.pairwise(looks))
+    if not (ascending and looks[0] >= 2 and looks[-1] == blocks):
+        shown = ", ".join(map(str, looks))
+        raise PlanError(f"looks must ascend from at least 2 to the last of {blocks} blocks, got {shown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """One arm at one seed, and the id of its record."""
+
+    arm: str
+    seed: int
+    trial_id: str
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not NAME.fullmatch(self.trial_id):
+            raise PlanError(f"trial_id must be letters, digits, dots, - and _, got {self.trial_id!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecords:
+    """A study folder as found: the plan, and every trial with its record, None while it has not ended."""
+
+    plan: Plan
+    data: dict[str, Any]
+    trials: tuple[PlannedTrial, ...]
+    records: dict[str, Record | None]
+    """By trial id."""
+    storage: Storage
+
+    def curves(self, trial_id: str) -> list[dict[str, Any]]:
+        """Learning curves of one trial, a row per probed epoch."""
+        return load_curves(self.storage, trial_id)
+
+    def arrays(self, trial_id: str, name: str) -> dict[str, Any] | None:
+        """`embedding` or `examples` of one trial, or None when it left none."""
+        path = f"{trial_folder(trial_id)}/{name}.safetensors"
+        return self.storage.read_arrays(path) if self.storage.exists(path) else None
+
+
+def save_study(
+    storage: Storage, plan: Plan, data: dict[str, Any], trials: list[PlannedTrial], needed: int | None = None
+) -> None:
+    """Write ``study.json`` into the study's folder.
+
+    Parameters
+    ----------
+    needed : int, optional
+        How many of the trials, in their order, were needed, where the study was stopped at a look. A hint for views:
+        it follows from the records.
+    """
+    content = {
+        "plan": plan.as_dict(),
+        "plan_hash": plan.hash,
+        "data": data,
+        "trials": [dataclasses.asdict(trial) for trial in trials],
+        **({} if needed is None else {"needed": needed}),
+    }
+    storage.write_json(f"{plan.study}/{FILE}", content)
+
+
+def load_study(folder: str) -> StudyRecords:
+    """Read a study folder, ``<storage>/<study>``, and the records of its trials.
+
+    Raises
+    ------
+    RecordError
+        When the folder holds no readable plan.
+    """
+    storage, study = open_folder(folder)
+    content = storage.read_json(f"{study}/{FILE}")
+    try:
+        plan = content["plan"]
+        contrasts = tuple(Contrast(**contrast) for contrast in plan["contrasts"])
+        looks = tuple(plan.get("looks", ()))
+        parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"]), "looks": looks})
+        trials = tuple(PlannedTrial(**trial) for trial in content["trials"])
+        data = content["data"]
+        if not fits(data, dict[str, Any]):
+            raise TypeError(f"data must be an object, got {data!r}")
+    except (KeyError, TypeError, AttributeError, PlanError) as error:
+        raise RecordError(f"{storage.uri}/{study}/{FILE} is not a study: {one_line(error)}") from None
+    records = load_records(storage, [trial.trial_id for trial in trials])
+    return StudyRecords(plan=parsed, data=data, trials=trials, records=records, storage=storage)

@@ -1,0 +1,1 @@
+"""What computes encoder and head in a step: plain torch, the C++ kernel, torch.compile, CUDA graphs."""

@@ -1,0 +1,247 @@
+"""The encoder and projection head in C++ for CPUs: the same numbers as `model.forward`, several times as fast.
+
+fused.cpp is compiled once for each model shape and kept in the cache folder. Where that is not possible (no compiler,
+another device or precision) `find` says why and the plain version is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jbot.config import ModelConfig
+from jbot.data.files import cache_folder
+from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_count
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+MOST_SLOTS = 63
+"""A row of a panel must fit into the registers."""
+
+
+KEEP_BYTES = 32 * 2**20
+"""Kept from forward to backward pass. With more, running the forward pass again is quicker than reading from memory
+(jBOT-S: 145 against 288 ms at batch 1024, but 2.8 against 2.3 ms at batch 16)."""
+
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot); for each token its row among
+the wanted ones or -1, int32 (trial, jet * token and one more); and what dropout multiplies with, (trial, value)."""
+
+
+class Unavailable(RuntimeError):  # noqa: N818 - not an error: the plain version is used
+    """Why there is no compiled kernel."""
+
+
+class Kernel:
+    """The compiled kernel of one model shape; called like :func:`jbot.trainer.model.forward`.
+
+    Raises
+    ------
+    Unavailable
+        When it cannot be compiled here.
+    """
+
+    def __init__(self, config: ModelConfig, slots: int):
+        self.shape, self.slots = config, slots
+        library = _loaded(_library(config, slots))
+        self._forward, self._backward = library.jbot_forward, library.jbot_backward
+        self._forward.restype = self._backward.restype = None
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._forward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 3
+        self._backward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 4
+        library.jbot_activation_bytes.restype = library.jbot_group.restype = number
+        self._group, self._activation_bytes = library.jbot_group(), library.jbot_activation_bytes()
+
+    def __call__(
+        self,
+        flat: Tensor,
+        particles: Tensor,
+        config: ModelConfig,
+        masked: Tensor | None = None,
+        rows: Tensor | None = None,
+        factors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Raw and projected outputs of the wanted rows, as :func:`jbot.trainer.model.forward`."""
+        if config != self.shape or particles.shape[2] != self.slots:
+            raise ValueError(f"this kernel is for {self.shape} and {self.slots} particles")
+        return _Fused.apply(self, flat, particles, masked, rows, factors)
+
+    def keep(self, trials: int, jets: int) -> Tensor | None:
+        """Room for the activations of all jets, or None when there would be too many."""
+        groups = -(-jets // self._group)
+        if trials * groups * self._activation_bytes > KEEP_BYTES:
+            return None
+        return torch.empty(trials, groups * self._activation_bytes, dtype=torch.uint8)
+
+    def forward(self, inputs: Inputs, rows: int, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Raw and projected outputs, (trial, row, dim) and (trial, row, projection)."""
+        flat, particles, *_ = inputs
+        trials, jets = particles.shape[:2]
+        raw = flat.new_zeros(trials, rows, self.shape.dim)  # rows that are no token stay zero
+        projected = flat.new_zeros(trials, rows, self.shape.projection)
+
+        def work(_: int, begin: int, end: int) -> None:
+            for t in range(trials):
+                at = (_at(x, t) for x in inputs)
+                self._forward(*at, jets, begin, end, _at(kept, t), _at(raw, t), _at(projected, t))
+
+        self._in_parts(work, jets)
+        return raw, projected
+
+    def backward(self, inputs: Inputs, kept: Tensor | None, d_raw: Tensor, d_projected: Tensor) -> Tensor:
+        """Gradient of the weights, (trial, weight)."""
+        flat, particles, *_ = inputs
+        trials, jets = particles.shape[:2]
+        gradients = flat.new_zeros(self._threads(jets), *flat.shape)
+
+        def work(thread: int, begin: int, end: int) -> None:
+            for t in range(trials):
+                at = (_at(x, t) for x in inputs)
+                outputs = (_at(x, t) for x in (kept, d_raw, d_projected, gradients[thread]))
+                self._backward(*at, jets, begin, end, *outputs)
+
+        self._in_parts(work, jets)
+        return gradients[0] if len(gradients) == 1 else gradients.sum(0)
+
+    def _threads(self, jets: int) -> int:
+        return max(1, min(torch.get_num_threads(), jets // (2 * self._group)))
+
+    def _in_parts(self, work: Callable[[int, int, int], None], jets: int) -> None:
+        """work(thread, begin, end) for parts of the jets in whole groups; C++ runs without Python's lock."""
+        threads = self._threads(jets)
+        groups = -(-jets // self._group)
+        bounds = [min(jets, groups * i // threads * self._group) for i in range(threads + 1)]
+        if threads == 1:
+            work(0, 0, jets)
+        else:
+            list(_pool(threads).map(work, range(threads), bounds, bounds[1:]))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, flat: Tensor, particles: Tensor, masked: Any, rows: Any, factors: Any) -> Any:
+        trials, jets, slots, _ = particles.shape
+        flat, particles = flat.contiguous(), particles.contiguous()
+        masked, factors = (None if x is None else x.contiguous() for x in (masked, factors))
+        place, count = None, jets * (slots + 1)
+        if rows is not None:
+            tokens, count = count, rows.shape[1]
+            place = torch.full((trials, tokens + 1), -1, dtype=torch.int32)
+            # Row -1, no token, goes to a column that the kernel does not reach.
+            place.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
+        ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, place, factors)
+        ctx.kept = kernel.keep(trials, jets) if ctx.needs_input_grad[1] else None
+        return kernel.forward(ctx.inputs, count, ctx.kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_raw: Tensor, d_projected: Tensor) -> Any:
+        gradient = ctx.kernel.backward(ctx.inputs, ctx.kept, d_raw.contiguous(), d_projected.contiguous())
+        return None, gradient, None, None, None, None
+
+
+def _at(x: Tensor | None, trial: int) -> int | None:
+    """Address of a trial's part of a contiguous tensor."""
+    return None if x is None else x.data_ptr() + trial * x.stride(0) * x.element_size()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="jbot")
+
+
+def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel for this shape.
+
+    Raises
+    ------
+    Unavailable
+        With the reason.
+    """
+    if device.type != "cpu":
+        raise Unavailable(f"the C++ kernel is for CPUs, the device is {device}")
+    if dtype != torch.float32:
+        raise Unavailable(f"the C++ kernel computes in float32, not {dtype}")
+    if slots > MOST_SLOTS:
+        raise Unavailable(f"the C++ kernel holds at most {MOST_SLOTS} particles a jet, got {slots}")
+    return _kernel(config, slots)
+
+
+@functools.cache
+def _kernel(config: ModelConfig, slots: int) -> Kernel:
+    return Kernel(config, slots)
+
+
+def _library(config: ModelConfig, slots: int) -> Path:
+    """The compiled library, from the cache or made now."""
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        raise Unavailable("no C++ compiler found (c++, g++, clang++, or CXX); install one, e.g. the package g++")
+    sizes = {
+        "SLOTS": slots,
+        "DIM": config.dim,
+        "HEADS": config.heads,
+        "HEAD_DIM": config.head_dim,
+        "LAYERS": config.layers,
+        "PROJECTION": config.projection,
+        "FFN": FFN_WIDTH * config.dim,
+        "HIDDEN": HEAD_WIDTH * config.projection,
+        "HIDE_PADDING": int(config.padding != "reference"),
+        "WEIGHTS": weight_count(config),
+    }
+    compiler = shlex.split(found)  # CXX may be "ccache g++"
+    command = [*compiler, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
+    text = "\n".join([*command, _compile([*compiler, "--version"]), _cpu(), SOURCE.read_text()])
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / "kernel.so"
+                _compile([*command, str(SOURCE), "-o", str(made)])
+                made.replace(path)
+    except OSError as error:  # a full or read-only disk
+        raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
+    return path
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
+        raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
+
+
+def _compile(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or ["no message"]
+        raise Unavailable(f"{command[0]} cannot compile {SOURCE.name}: {lines[0]}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"{command[0]} does not run: {error}") from None
+
+
+def _cpu() -> str:
+    """What -march=native depends on: machines of a cluster may share one cache folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

@@ -1,0 +1,339 @@
+"""The jBOT encoder and projection head (arXiv:2601.11719), as functions of one flat weight buffer per trial.
+
+Axes: (trial, jet, token, dim); token 0 is [CLS], the others are particles. Every weight has a leading trial axis.
+All weights of a trial lie in one row, so the optimiser and the teacher's average are single operations on (trial, n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from jbot.config import ModelConfig
+from jbot.trainer.rng import numpy_generator
+
+FEATURES = 4
+FFN_WIDTH = 4  # FFN: d -> 4d -> d
+HEAD_WIDTH = 8  # projection head: d -> 8p -> p
+NORM_EPS = 1e-6
+
+Flat = Float[Tensor, "trial weight"]
+Weights = dict[str, Tensor]
+Drop = Callable[[str, Tensor], Tensor]
+"""What dropout makes of the outputs of the layer of this name."""
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of one trial, in the order of the flat buffer."""
+    d, inner = config.dim, config.heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.weight": (FEATURES, d),
+        "embed.bias": (d,),
+        "cls_token": (d,),
+        "mask_token": (d,),
+    }
+    for layer in range(config.layers):
+        block = f"block{layer}"
+        shapes |= {
+            f"{block}.qkv.weight": (d, 3 * inner),
+            f"{block}.qkv.bias": (3 * inner,),
+            f"{block}.out.weight": (inner, d),
+            f"{block}.out.bias": (d,),
+            f"{block}.norm1.weight": (d,),
+            f"{block}.norm1.bias": (d,),
+            f"{block}.ffn1.weight": (d, FFN_WIDTH * d),
+            f"{block}.ffn1.bias": (FFN_WIDTH * d,),
+            f"{block}.ffn2.weight": (FFN_WIDTH * d, d),
+            f"{block}.ffn2.bias": (d,),
+            f"{block}.norm2.weight": (d,),
+            f"{block}.norm2.bias": (d,),
+        }
+    hidden = HEAD_WIDTH * config.projection
+    return shapes | {
+        "head1.weight": (d, hidden),
+        "head1.bias": (hidden,),
+        "head2.weight": (hidden, config.projection),
+        "head2.bias": (config.projection,),
+    }
+
+
+def weight_count(config: ModelConfig) -> int:
+    """Weights of one trial."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
+def unpack(flat: Flat, config: ModelConfig) -> Weights:
+    """Views of the flat buffer, by name, each (trial, *shape)."""
+    shapes = weight_shapes(config)
+    parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def weight_place(name: str, config: ModelConfig) -> slice:
+    """Where a weight lies in a row of the flat buffer."""
+    shapes = weight_shapes(config)
+    begin = sum(math.prod(shapes[before]) for before in list(shapes)[: list(shapes).index(name)])
+    return slice(begin, begin + math.prod(shapes[name]))
+
+
+def named_weights(flat: Flat, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The first trial's weights by name, as arrays, without the trial axis."""
+    return {name: value[0].detach().cpu().numpy() for name, value in unpack(flat, config).items()}
+
+
+def pack(weights: dict[str, np.ndarray], config: ModelConfig) -> Float[Tensor, "weight"]:
+    """One trial's named weights as a row of the flat buffer."""
+    rows = []
+    for name, shape in weight_shapes(config).items():
+        if weights[name].shape != shape:
+            raise ValueError(f"weight {name} must have shape {shape}, got {weights[name].shape}")
+        rows.append(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)).reshape(-1))
+    return torch.cat(rows)
+
+
+def init_weights(config: ModelConfig, seed: int) -> Float[Tensor, "weight"]:
+    """Initial weights of one trial, as Keras draws them; each weight from its own stream, so arms share what they can.
+
+    Glorot uniform, biases and [CLS] zero, mask token Normal(0, 0.02). Keras takes the fans of its three-dimensional
+    attention kernels as those of a convolution: (d, heads, k) has limit sqrt(6 / (d (heads + k))) and
+    (heads, k, d) has sqrt(6 / (heads (k + d))).
+    """
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        generator = numpy_generator(seed, f"init/{name}")
+        if name.endswith("norm1.weight") or name.endswith("norm2.weight"):
+            value = np.ones(shape)
+        elif name == "mask_token":
+            value = generator.normal(0.0, 0.02, shape)
+        elif name.endswith("weight"):
+            limit = math.sqrt(6.0 / _fans(name, shape, config))
+            value = generator.uniform(-limit, limit, shape)
+        else:
+            value = np.zeros(shape)
+        weights[name] = value.astype(np.float32)
+    return pack(weights, config)
+
+
+def _fans(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:
+    """fan_in + fan_out as Keras counts them."""
+    if name.endswith("qkv.weight"):
+        return config.dim * (config.heads + config.head_dim)
+    if name.endswith("out.weight"):
+        return config.heads * (config.head_dim + config.dim)
+    return sum(shape)
+
+
+def encode(
+    weights: Weights,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+    rows: Int64[Tensor, "trial row"] | None = None,
+    attentions: list[Tensor] | None = None,
+    drop: Drop | None = None,
+) -> Float[Tensor, "trial row dim"]:
+    """Raw encoder outputs, for all tokens or only for those that are used.
+
+    Parameters
+    ----------
+    particles : float tensor (trial, jet, particle, 4)
+        eta_rel, phi_rel, pt_rel, valid.
+    masked : bool tensor (trial, jet, particle), optional
+        Particles whose embedding is replaced by the mask token.
+    rows : int64 tensor (trial, row), optional
+        Tokens wanted, each at most once, numbered jet * (particle + 1) + token with [CLS] as token 0; all when None.
+        The last block works on these alone: the same numbers for less work. Outputs at padding, and at rows of
+        number -1, which fill up a trial that wants fewer than its pack, mean nothing but are finite.
+    attentions : list, optional
+        Receives each block's attention, (trial, jet, head, query, key).
+    drop : callable, optional
+        Dropout behind each block's two updates.
+    """
+    x, hidden = tokens(weights, particles, config, masked)
+    jets, last = particles.shape[1], config.layers - 1
+    for layer in range(config.layers):
+        wanted = rows if layer == last else None
+        x = block(weights, f"block{layer}", x, jets, hidden, config, wanted, attentions, drop)
+    return x
+
+
+def encode_cls(
+    weights: Weights, particles: Float[Tensor, "trial jet particle 4"], config: ModelConfig, drop: Drop | None = None
+) -> Float[Tensor, "trial jet dim"]:
+    """Raw [CLS] outputs, as those of :func:`encode` but for rounding; with dropout, if wanted, as in fine-tuning.
+
+    The last block attends with [CLS] alone, which takes no keys and values of the other tokens: the query is taken
+    back through the key kernel, and the values are made of the attention's mean token.
+    """
+    x, hidden = tokens(weights, particles, config)
+    jets, last = particles.shape[1], config.layers - 1
+    for layer in range(last):
+        x = block(weights, f"block{layer}", x, jets, hidden, config, None, None, drop)
+    x = x.unflatten(1, (jets, -1))
+    mixed = cls_attention(weights, f"block{last}", x, hidden, config)
+    return after_attention(weights, f"block{last}", x[:, :, 0], mixed, drop)
+
+
+def tokens(
+    weights: Weights,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+) -> tuple[Float[Tensor, "trial token dim"], Tensor | None]:
+    """Input of the first block, [CLS] before each jet's particles; and what hides padding, see :func:`hidden_keys`."""
+    trials, jets, slots, _ = particles.shape
+    x = linear(particles.reshape(trials, jets * slots, FEATURES), weights["embed.weight"], weights["embed.bias"])
+    x = x.view(trials, jets, slots, config.dim)
+    if masked is not None:
+        x = torch.where(masked[..., None], weights["mask_token"][:, None, None, :], x)
+    cls = weights["cls_token"][:, None, None, :].expand(-1, jets, -1, -1)
+    hidden = None if config.padding == "reference" else hidden_keys(particles[..., 3] < 0.5)
+    return torch.cat((cls, x), dim=2).flatten(1, 2), hidden
+
+
+def block(
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial token dim"],
+    jets: int,
+    hidden: Tensor | None,
+    config: ModelConfig,
+    rows: Tensor | None,
+    attentions: list[Tensor] | None,
+    drop: Drop | None = None,
+) -> Float[Tensor, "trial row dim"]:
+    """One post-norm transformer block; all of it behind the attention only for `rows`."""
+    heads, k = config.heads, config.head_dim
+    qkv = linear(x, weights[f"{name}.qkv.weight"], weights[f"{name}.qkv.bias"])
+    # (trial, jet * token, 3 * head * k) -> 3 of (trial, jet, head, token, k)
+    query, key, value = qkv.view(len(x), jets, -1, 3, heads, k).permute(3, 0, 1, 4, 2, 5)
+    scores = (query * k**-0.5) @ key.transpose(-1, -2)
+    attention = torch.softmax(scores if hidden is None else scores + hidden, dim=-1)
+    if attentions is not None:
+        attentions.append(attention)
+    mixed = (attention @ value).transpose(2, 3).reshape(len(x), x.shape[1], heads * k)
+    if rows is not None:
+        x, mixed = take_rows(x, rows), take_rows(mixed, rows)
+    return after_attention(weights, name, x, mixed, drop)
+
+
+def cls_attention(
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial jet token dim"],
+    hidden: Tensor | None,
+    config: ModelConfig,
+) -> Float[Tensor, "trial jet inner"]:
+    """What the attention of [CLS] brings it, heads side by side, before the output kernel.
+
+    score[head, token] = (query_head K_head^T) . x[token], up to a constant; mixed_head = (attention_head x) V_head.
+    """
+    heads, k = config.heads, config.head_dim
+    kernels, biases = (weights[f"{name}.qkv.{kind}"].unflatten(-1, (3, heads, k)) for kind in ("weight", "bias"))
+    query_kernel, key_kernel, value_kernel = kernels.permute(2, 0, 3, 1, 4)  # each (trial, head, dim, k)
+    query = x[:, None, :, 0] @ query_kernel + biases[:, 0, :, None]  # (trial, head, jet, k)
+    back = (query * k**-0.5) @ key_kernel.transpose(-1, -2)  # (trial, head, jet, dim)
+    scores = back.transpose(1, 2) @ x.transpose(-1, -2)  # (trial, jet, head, token)
+    attention = torch.softmax(scores if hidden is None else scores + hidden[:, :, 0], dim=-1)
+    mean = (attention @ x).transpose(1, 2)  # (trial, head, jet, dim)
+    return (mean @ value_kernel + biases[:, 2, :, None]).transpose(1, 2).flatten(2)
+
+
+def after_attention(
+    weights: Weights,
+    name: str,
+    x: Float[Tensor, "trial row dim"],
+    mixed: Float[Tensor, "trial row inner"],
+    drop: Drop | None = None,
+) -> Float[Tensor, "trial row dim"]:
+    """The rest of a block: output kernel, feed-forward network, both with residual and norm."""
+    update = linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"])
+    x = layer_norm(x + (drop(f"{name}.out", update) if drop else update), weights, f"{name}.norm1")
+    inner = F.gelu(linear(x, weights[f"{name}.ffn1.weight"], weights[f"{name}.ffn1.bias"]))
+    update = linear(inner, weights[f"{name}.ffn2.weight"], weights[f"{name}.ffn2.bias"])
+    return layer_norm(x + (drop(f"{name}.ffn2", update) if drop else update), weights, f"{name}.norm2")
+
+
+def cls_rows(trials: int, jets: int, slots: int, device: torch.device) -> Int64[Tensor, "trial jet"]:
+    """Row numbers of the [CLS] tokens."""
+    return (torch.arange(jets, device=device) * (slots + 1)).expand(trials, -1)
+
+
+def take_rows(x: Float[Tensor, "trial token width"], rows: Int64[Tensor, "trial row"]) -> Tensor:
+    """Rows of each trial's tokens; for -1, some row."""
+    rows = rows.clamp(min=0)
+    if len(x) == 1:  # a pack of one, the ordinary case: no index as large as the result
+        return x[0].index_select(0, rows[0])[None]
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def project(weights: Weights, x: Float[Tensor, "trial token dim"]) -> Float[Tensor, "trial token projection"]:
+    """The projection head, shared by [CLS] and particles: points on the unit sphere."""
+    hidden = F.gelu(linear(x, weights["head1.weight"], weights["head1.bias"]))
+    return F.normalize(linear(hidden, weights["head2.weight"], weights["head2.bias"]), dim=-1, eps=1e-6)
+
+
+def forward(
+    flat: Flat,
+    particles: Float[Tensor, "trial jet particle 4"],
+    config: ModelConfig,
+    masked: Bool[Tensor, "trial jet particle"] | None = None,
+    rows: Int64[Tensor, "trial row"] | None = None,
+    factors: Float[Tensor, "trial value"] | None = None,
+) -> tuple[Float[Tensor, "trial row dim"], Float[Tensor, "trial row projection"]]:
+    """Raw and projected outputs, for all tokens or for those of `rows`: see :func:`encode`.
+
+    What a training step needs of the model; jbot.trainer.engines.fused has the same function for CPUs in C++.
+    `factors` are those of dropout, see :func:`by_layer`.
+    """
+    weights = unpack(flat, config)
+    drop = None if factors is None else by_layer(factors, config, particles.shape[1] * (particles.shape[2] + 1))
+    raw = encode(weights, particles, config, masked, rows, drop=drop)
+    return raw, project(weights, raw)
+
+
+def by_layer(factors: Float[Tensor, "trial value"], config: ModelConfig, tokens: int) -> Drop:
+    """Dropout that multiplies with given factors.
+
+    They lie block by block as (row, update, dim), the update that of the attention, then of the feed-forward network;
+    the rows are all `tokens`, in the last block the wanted ones.
+    """
+    sizes = [2 * config.dim * tokens] * (config.layers - 1)
+    named = {}
+    for layer, part in enumerate(factors.split([*sizes, factors.shape[1] - sum(sizes)], dim=1)):
+        named[f"block{layer}.out"], named[f"block{layer}.ffn2"] = part.view(len(part), -1, 2, config.dim).unbind(2)
+    return lambda name, values: values * named[name]
+
+
+def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:
+    """x @ weight + bias, each trial with its own."""
+    return torch.baddbmm(bias[:, None, :], x, weight)
+
+
+def layer_norm(x: Float[Tensor, "trial row dim"], weights: Weights, name: str) -> Float[Tensor, "trial row dim"]:
+    """Layer normalisation, each trial with its own gain and bias."""
+    gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    if len(gain) == 1:  # a pack of one, the ordinary case, has the fused kernel
+        return F.layer_norm(x, x.shape[-1:], gain[0], bias[0], NORM_EPS)
+    return torch.addcmul(bias[:, None], F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain[:, None])
+
+
+def hidden_keys(padding: Bool[Tensor, "trial jet particle"]) -> Float[Tensor, "trial jet 1 1 token"]:
+    """Added to the attention scores: -inf for padding, 0 for [CLS] and valid particles."""
+    hidden = torch.zeros(padding.shape, device=padding.device).masked_fill(padding, -math.inf)
+    return F.pad(hidden, (1, 0))[:, :, None, None, :]
+
+
+def relative_entropy(
+    attention: Float[Tensor, "trial jet head query key"], hidden: Float[Tensor, "trial jet 1 1 key"] | None
+) -> Float[Tensor, "trial head"]:
+    """Entropy of the [CLS] attention as a fraction of uniform attention's, averaged over jets."""
+    visible = torch.ones_like(attention[:, :, :1, :1]) if hidden is None else torch.isfinite(hidden)
+    uniform = torch.log(visible.sum(-1).to(attention))[:, :, 0]
+    return (torch.special.entr(attention[..., 0, :]).sum(-1) / uniform).mean(1)

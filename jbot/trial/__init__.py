@@ -1,0 +1,1 @@
+"""Run trials and leave their records."""

@@ -1,0 +1,1 @@
+"""How a study runs: options, plan, jets, trials, report."""

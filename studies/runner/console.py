@@ -1,0 +1,114 @@
+"""A run as people see it: lines on stderr, the progress bar, and the MLflow view."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from cluster.events import Listener
+from cluster.progress import styled
+from cluster.scheduling.run import Resources, run_inline
+from cluster.tracking.mirror import default_tracking_uri, see
+from jbot.data import Jets
+from jbot.store.plan import Plan
+from jbot.store.record import Storage, first_line, without_secret
+from jbot.trial.run import TrialSpec
+
+console = Console(stderr=True)
+NO_VIEW = "none"
+"""In the place of a tracking URI: MLflow is shown nothing while a study runs."""
+
+
+def say(line: str) -> None:
+    """A line on stderr, styled, that is never broken: paths and commands can be copied."""
+    console.print(styled(without_secret(line)), soft_wrap=True)
+
+
+def run_specs(
+    specs: Sequence[TrialSpec],
+    data: Jets,
+    storage: Storage,
+    listeners: Sequence[Listener],
+    held: Resources,
+    options: argparse.Namespace,
+) -> None:
+    """Run those that have no record yet, under Ray or inline."""
+    if options.inline:
+        run_inline(specs, data, storage, listeners, held)
+    else:
+        from cluster.scheduling.tune import run_ray
+
+        run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+
+
+@contextmanager
+def watched(
+    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace, summaries: bool = True
+) -> Iterator[tuple[list[Listener], Any]]:
+    """The listeners of a run, and the MLflow view among them, None without one; both are closed when the run ends.
+
+    Parameters
+    ----------
+    summaries : bool
+        Make the view whole from the records at the end, and say where it is. Not when the run is stopped: a grace
+        period is for the report, and the same command, or cluster.tracking.mirror, makes it whole.
+    """
+    unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
+    view = None if unwatched else _live_view(plan, data, storage, options)
+    listeners: list[Listener] = [progress, *([view] if view else [])]
+    ended = False
+    try:
+        yield listeners, view
+        ended = True
+    finally:
+        if view and not ended:
+            view.stopped()
+        for listener in listeners:
+            listener.close()
+        if view and summaries and ended:
+            _finish(view, plan, storage)
+        elif view and view.error:
+            say_lost(view, plan, storage)
+
+
+def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
+    """How to mend the view when the server was down."""
+    say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
+    where = f"{storage.uri}/{plan.study} --tracking-uri {without_secret(view.uri)}"
+    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {where}")
+
+
+def _finish(view: Any, plan: Plan, storage: Storage) -> None:
+    from cluster.tracking.view import rebuild
+
+    try:  # a server that was down for a while is back by now, or costs some seconds more
+        rebuild(storage, plan.study, view.uri, files=False)
+        view.error = None
+    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
+        view.error = f"{type(error).__name__}: {first_line(error)}"
+    if view.error:
+        say_lost(view, plan, storage)
+    else:
+        say(see(view.uri, storage, plan.study))
+
+
+def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
+    from cluster.tracking.view import LiveView, StudyInfo
+
+    info = StudyInfo(
+        name=plan.study,
+        question=plan.question,
+        preset=plan.preset,
+        plan_hash=plan.hash,
+        metric=plan.metric,
+        source=data.source,
+        higher_is_better=plan.higher_is_better,
+        arms=tuple(plan.arms),
+    )
+    return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)

@@ -1,0 +1,355 @@
+"""What a study would run, what it would cost, and what it could answer, before anything is spent."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from analysis.report.sections import components
+from analysis.stats.paired import detectable_effect, fewest_seeds, p_floor
+from analysis.stats.sequential import final_level
+from analysis.verdicts import wording
+from analysis.verdicts.wording import count
+from cluster.scheduling.packs import form_packs, trial_bytes
+from cluster.scheduling.run import Resources, open_trials
+from jbot.config import Config, from_dict, override
+from jbot.evaluation.anomaly.grid import grid_file, grid_seconds
+from jbot.store.plan import FILE, Contrast, Plan, load_study
+from jbot.store.record import Record, Storage
+from jbot.store.search_ledger import load_ledger
+from studies.runner.estimate import (
+    Bill,
+    Costs,
+    cores,
+    ended_records,
+    places_at,
+    places_here,
+    same_but_seed,
+    with_configs,
+)
+from studies.runner.jets import cached_plan_jets, plan_needs
+from studies.runner.looks import describe_looks, needed_seeds
+from studies.runner.study import Study, trial_specs
+
+JETS_A_SECOND = 90.0
+"""Of one core that generates (docs/generation.md: 80 to 100)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """Work of a study beside the trials of its plan: the points of a search, say."""
+
+    what: str
+    seconds: float
+    """Device seconds that are still to be spent."""
+
+
+def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+    """The open points of a search at the study's own options, at most, and the trials of its winner; None when both
+    have ended."""
+    if study.search is None or "winner" in plan.arms:
+        return None
+    base, ledger = from_dict(plan.base), load_ledger(storage, plan.study)
+    if ledger is None or from_dict(ledger["plan"]["base"] | {"seed": base.seed}) != base:  # of another base
+        ledger = {"points": []}
+    left = max(0, study.search.points[plan.preset] - sum(entry["state"] != "open" for entry in ledger["points"]))
+    trials = len(plan.seeds)
+    if left == 0 and "winner" in ledger:
+        trials = len(_winner_left(plan, base, ledger, storage))
+    cost = costs.of(base, fresh=True)
+    seconds = (cost.seconds if cost else 0.0) * (left + trials)
+    what = f"at most {left} points of the search, and its winner" if left else "the winner of the search"
+    return Further(what=what, seconds=seconds) if left + trials else None
+
+
+def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Storage) -> list[Config]:
+    """Trials of a search's winner that have no record; none where the base has won, or no point ran to its end."""
+    if ledger["winner"] is None:
+        return []
+    won = override(base, ledger["points"][ledger["winner"]]["overrides"])
+    if won == base:
+        return []
+    recorded = {config for config, _ in with_configs(ended_records(storage))}
+    trials = [override(won, {"seed": seed}) for seed in plan.seeds]
+    return [config for config in trials if config not in recorded]
+
+
+def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+    """Anomaly grids that the trials of a plan have not; all of them where its trials are not known yet."""
+    if study.anomaly_grid is None:
+        return None
+    planned = [override(from_dict(plan.base), changes) for changes in plan.arms.values() for _ in plan.seeds]
+    name = f"{plan.study}/{FILE}"
+    if storage.exists(name) and (found := load_study(f"{storage.address}/{plan.study}")).plan.hash == plan.hash:
+        there = [storage.exists(grid_file(study.anomaly_grid, trial.trial_id)) for trial in found.trials]
+        planned = planned[sum(there) :]  # they cost the same
+    seconds = sum(grid_seconds(study.anomaly_grid, config) for config in planned)
+    return Further(what=f"{len(planned)} anomaly grids", seconds=seconds) if planned else None
+
+
+FURTHER: tuple[Callable[[Study, Plan, Costs, Storage], Further | None], ...] = (search_left, grids_left)
+"""Each tells what one kind of study needs beside the trials of its plan, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """A study at this moment: its trials, which of them are left, and what these cost."""
+
+    plan: Plan
+    held: Resources
+    trials: int
+    jets: dict[str, str]
+    """Arm -> fingerprint; empty where the jets are not at hand: then nobody knows which trials have a record."""
+    left: list[Config]
+    """Trials without a record, block by block."""
+    shared: int
+    """Trials whose record another study made."""
+    records: list[Record]
+    """All of the storage."""
+    costs: Costs
+    bill: Bill
+    """Of what is left."""
+    further: tuple[Further, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Device seconds of all that is left."""
+        return self.bill.seconds + sum(more.seconds for more in self.further)
+
+
+def look_ahead(
+    study: Study, plan: Plan, storage: Storage, options: argparse.Namespace, costs: Costs, records: list[Record]
+) -> Outlook:
+    """Which trials of a plan are left, and their cost. Generates no jets and writes nothing."""
+    data = cached_plan_jets(plan, options.data)
+    specs = trial_specs(plan, from_dict(plan.base), data) if data else []
+    seeds = needed_seeds(plan, storage)
+    left = [spec.config for spec in open_trials(specs, storage)] if data else planned_configs(plan)
+    left = [config for config in left if config.seed in seeds]
+    bill = costs.bill(left)
+    assert bill is not None  # what has no record is timed
+    made_by = {record.trial_id: record.study for record in records}
+    return Outlook(
+        plan=plan,
+        held=costs.held,
+        trials=len(planned_configs(plan)),
+        jets={spec.arm: spec.data_fingerprint for spec in specs},
+        left=left,
+        shared=sum(made_by.get(spec.trial_id, plan.study) != plan.study for spec in specs),
+        records=records,
+        costs=costs,
+        bill=bill,
+        further=further_work(study, plan, costs, storage),
+    )
+
+
+def further_work(study: Study, plan: Plan, costs: Costs, storage: Storage) -> tuple[Further, ...]:
+    """What a study still needs beside the trials of its plan."""
+    found = [more(study, plan, costs, storage) for more in FURTHER]
+    return tuple(more for more in found if more)
+
+
+def planned_configs(plan: Plan) -> list[Config]:
+    """Of every trial, block by block."""
+    base = from_dict(plan.base)
+    return [override(base, {**changes, "seed": seed}) for seed in plan.seeds for changes in plan.arms.values()]
+
+
+# --- what is printed ------------------------------------------------------------------------------------------------
+
+
+def describe(study: Study, plan: Plan, held: Resources, storage: Storage, options: argparse.Namespace) -> None:
+    """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
+    base, records = from_dict(plan.base), ended_records(storage)
+    ahead = look_ahead(study, plan, storage, options, Costs(records, held), records)
+    table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
+    table.add_row("question", plan.question)
+    table.add_row("arms", ", ".join(plan.arms))
+    table.add_row("trials", f"{ahead.trials} = {count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}")
+    table.add_row("to be run", trials_left(ahead))
+    table.add_row("each trial", "\n".join(pre_training(plan, base)))
+    table.add_row("device hours", "\n".join(cost_lines(ahead)))
+    table.add_row("wall clock", wall_line(ahead.seconds, ahead.bill.longest, *places(held, options)))
+    if options.price is not None:
+        hours = ahead.costs.hours(ahead.seconds)
+        table.add_row(
+            "price", f"{hours_text(hours * options.price)} USD at {options.price:g} USD a {device(held)} hour"
+        )
+    table.add_row("packs", packing(plan, base, held))
+    table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
+    table.add_row("what it can answer", "\n".join(power_lines(ahead)))
+    if looks := look_lines(ahead, options.until_decided):
+        table.add_row("until decided", "\n".join(looks))
+    if aliases := alias_lines(plan):
+        table.add_row("aliased", "\n".join(aliases))
+    table.add_row("plan hash", plan.hash)
+    Console().print(table)
+
+
+def trials_left(ahead: Outlook) -> str:
+    """``18, as 6 have a record already (6 made by other studies)``."""
+    if not ahead.jets:
+        jets = sum(sum(counts.values()) for counts in plan_needs(ahead.plan).values())
+        minutes = jets / JETS_A_SECOND / cores() / 60
+        return (
+            f"all, as far as one can know: the jets are not at hand (at most {jets:,} to be generated, which takes"
+            f" this machine some {minutes:,.0f} min), so trials that have a record already are not found"
+        )
+    done = ahead.trials - len(ahead.left)
+    others = f" ({ahead.shared} made by other studies)" if ahead.shared else ""
+    return f"{len(ahead.left)}, as {done} have a record already{others}" if done else "all, none has a record yet"
+
+
+def pre_training(plan: Plan, base: Config) -> list[str]:
+    """Jet passes of a trial; a line for all arms, or one for those that share them."""
+    arms: dict[str, list[str]] = {}
+    for arm, changes in plan.arms.items():
+        config = override(base, changes)
+        jets, epochs = config.data.train_jets, config.train.last_epoch
+        line = f"{jets:,} jets x {epochs} epochs = {jets * epochs:,} jet passes"
+        arms.setdefault(line, []).append(arm)
+    return [line if len(arms) == 1 else f"{line}: {', '.join(names)}" for line, names in arms.items()]
+
+
+def device(held: Resources) -> str:
+    """What device hours are hours of."""
+    return "GPU" if held.gpus > 0 else "core"
+
+
+def cost_lines(ahead: Outlook) -> list[str]:
+    """Device hours of what is left, and what the figure rests on."""
+    costs, bill = ahead.costs, ahead.bill
+    each = [cost.seconds for config in ahead.left if (cost := costs.of(config))]
+    span = list(dict.fromkeys(wording.duration(end) for end in (min(each), max(each)))) if each else []
+    lines = [f"{hours_text(costs.hours(bill.seconds))} {device(ahead.held)} hours"]
+    lines[0] += f" ({' to '.join(span)} a trial)" if span else ""
+    lines += [f"{hours_text(costs.hours(more.seconds))} more for {more.what}" for more in ahead.further]
+    return [*lines, *bill.basis]
+
+
+def hours_text(hours: float) -> str:
+    """Two digits that matter: ``0.034``, ``1.2``, ``310``."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{float(f'{hours:.2g}'):g}"
+
+
+def places(held: Resources, options: argparse.Namespace) -> tuple[int, str]:
+    """Packs that run at once, and where."""
+    if options.inline:
+        return 1, "one after another in one process"
+    if options.address:
+        most = places_at(options.address, held)
+        return most, f"at {wording.count(most, 'place')} of the cluster at {options.address}"
+    most = places_here(held)
+    return most, f"at {wording.count(most, 'place')} of this machine"
+
+
+def wall_line(seconds: float, longest: float, most: int, where: str) -> str:
+    """``12 min at 2 places of this machine``; no number of places makes a single trial faster."""
+    if most < 1:
+        return f"unknown: nothing here can hold one trial ({where})"
+    return f"{wording.duration(max(seconds / most, longest))} {where}, without start, jets and pictures"
+
+
+def packing(plan: Plan, base: Config, held: Resources) -> str:
+    """How trials are put together on a device."""
+    if held.pack is None and held.gpus > 0:
+        most = max(trial_bytes(override(base, changes)) for changes in plan.arms.values())
+        return f"what fits on the GPU, some {most / 1e6:,.0f} MB a trial"
+    sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, None), size=held.pack)]
+    return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
+
+
+def alias_lines(plan: Plan) -> list[str]:
+    """Which effects a fractional factorial cannot tell apart."""
+    return components.alias_lines(plan) if plan.factors else []
+
+
+# --- what it can answer ---------------------------------------------------------------------------------------------
+
+
+def power_lines(ahead: Outlook) -> list[str]:
+    """The p floor and minimum detectable effect of the primary family, in plain words."""
+    plan = ahead.plan
+    if not plan.contrasts:
+        return ["the plan states no contrast: nothing is compared, every figure comes with its spread over seeds"]
+    primary = [contrast for contrast in plan.contrasts if contrast.primary]
+    n, family = len(plan.seeds), max(1, len(primary))
+    floor = p_floor(n, family)
+    claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
+    lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
+    if floor > plan.alpha:
+        enough, equal = fewest_seeds(plan.alpha, family)
+        lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
+        if n < equal:
+            lines.append(f'CANNOT say "equivalent": that needs at least {equal} seeds')
+        return lines
+    effect = detectable_effect(n, final_level(plan.looks, plan.alpha), family)
+    lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
+    pilot = pilot_records(ahead)
+    return lines + [line for contrast in primary if (line := _detectable(plan, contrast, pilot, effect))]
+
+
+def look_lines(ahead: Outlook, asked: str | None) -> list[str]:
+    """When the study may stop early, and what that may save; nothing where nobody asked."""
+    plan, pilot = ahead.plan, pilot_records(ahead)
+    blocks = [ahead.costs.bill([config for config in ahead.left if config.seed == seed]) for seed in plan.seeds]
+    hours = [ahead.costs.hours(bill.seconds) if bill else 0.0 for bill in blocks]
+    pairs = [paired(plan, contrast, pilot) for contrast in plan.contrasts if contrast.primary]
+    return describe_looks(plan, asked, hours, pairs, f"{device(ahead.held)} hours")
+
+
+Pilot = dict[str, dict[int, Record]]
+"""By arm and seed."""
+
+
+def pilot_records(ahead: Outlook) -> Pilot:
+    """Complete records of the plan's arms at any seed, whatever study made them."""
+    arms = {arm: override(from_dict(ahead.plan.base), changes) for arm, changes in ahead.plan.arms.items()}
+    pilot: Pilot = {}
+    for config, record in with_configs(ahead.records):
+        jets = record.data.get("fingerprint")
+        for arm in (arm for arm, own in arms.items() if same_but_seed(config, own)):
+            if ahead.jets.get(arm, jets) == jets:
+                pilot.setdefault(arm, {})[record.seed] = record
+    return pilot
+
+
+def _detectable(plan: Plan, contrast: Contrast, pilot: Pilot, effect: float) -> str | None:
+    """The detectable difference in units of the metric, from the spread of earlier records."""
+    differences = paired(plan, contrast, pilot)
+    if len(differences) > 1:
+        sd = float(np.std(differences, ddof=1))
+        enough = f"{effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs"
+        return f"  {contrast.name}: {enough}{_beside_margin(plan, effect * sd)}"
+    for arm, metric in zip(
+        (contrast.control, contrast.treatment), reversed(contrast.metrics(plan.metric)), strict=True
+    ):
+        values = [record.metrics[metric] for record in pilot.get(arm, {}).values() if metric in record.metrics]
+        if len(values) > 2:
+            sd = float(np.std(values, ddof=1)) * 2**0.5
+            return (
+                f"  {contrast.name}: {effect * sd:.3g} if seeds had nothing in common, from the {len(values)} earlier"
+                f" seeds of {arm}; pairing makes it smaller"
+            )
+    return None
+
+
+def _beside_margin(plan: Plan, detectable: float) -> str:
+    return f"; more than the margin of {plan.margin:g}" if detectable > plan.margin else ""
+
+
+def paired(plan: Plan, contrast: Contrast, pilot: Pilot) -> list[float]:
+    """Treatment minus control at seeds where both arms have a record with their metric."""
+    own, other = contrast.metrics(plan.metric)
+    treatments, controls = pilot.get(contrast.treatment, {}), pilot.get(contrast.control, {})
+    return [
+        treatments[seed].metrics[own] - controls[seed].metrics[other]
+        for seed in sorted(set(treatments) & set(controls))
+        if own in treatments[seed].metrics and other in controls[seed].metrics
+    ]

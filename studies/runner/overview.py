@@ -1,0 +1,205 @@
+"""What all studies of a storage have decided, and what deciding the rest would cost: from their records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from analysis.stats.paired import MOST_SEEDS
+from analysis.verdicts import tables, wording
+from analysis.verdicts.decide import Verdict, judge
+from jbot.config import Config, from_dict, override
+from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.record import Record, Storage
+from studies.runner.dry_run import Further, device, hours_text, planned_configs
+from studies.runner.estimate import Costs, with_configs
+from studies.runner.looks import look_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One study."""
+
+    study: str
+    question: str
+    done: int
+    """Trials with a record, whatever study made it."""
+    planned: int
+    verdicts: tuple[str, ...]
+    """A line for each primary contrast."""
+    spent_hours: float
+    """Device hours of the trials that this study ran itself."""
+    open: tuple[str, ...] = ()
+    """What is undecided or unfinished, and its cost; empty when nothing is."""
+    open_hours: float | None = 0.0
+    """Device hours that would probably decide all of it; None when nobody knows, or nothing would."""
+
+
+HEADS = ("question", "trials", "verdict", "spent", "still open, and what it would cost")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What turns device seconds into words."""
+
+    costs: Costs
+    price: float | None = None
+    """USD a device hour."""
+
+    def words(self, hours: float) -> str:
+        """``0.9 core hours (0.05 USD)``."""
+        money = "" if self.price is None else f" ({hours_text(hours * self.price)} USD)"
+        return f"{hours_text(hours)} {device(self.costs.held)} hours{money}"
+
+
+def look_back(
+    plan: Plan,
+    storage: Storage,
+    records: Sequence[Record],
+    rates: Rates,
+    further: Sequence[Further] = (),
+    error: str = "",
+) -> Row:
+    """The state of a plan's question; `error` is why it could not run."""
+    found = begun(plan, storage)
+    configs = with_configs(records)
+    missing = missing_trials(plan, found, {config for config, _ in configs})
+    verdicts = primary_verdicts(found) if found else []
+    look = look_of(found) if found else None
+    planned = len(plan.arms) * (look.blocks if look else len(plan.seeds))
+    lines, hours = still_open(plan, missing, verdicts, rates, further)
+    own = [record.own_seconds for record in records if record.study == plan.study]
+    return Row(
+        study=plan.study,
+        question=plan.question,
+        done=planned - len(missing),
+        planned=planned,
+        verdicts=verdict_lines(plan, verdicts, found is not None),
+        spent_hours=rates.costs.hours(sum(own)),
+        open=(*([f"could not run: {error}"] if error else []), *lines),
+        open_hours=hours,
+    )
+
+
+def begun(plan: Plan, storage: Storage) -> StudyRecords | None:
+    """The study as found in the storage, where it is of this plan."""
+    if not storage.exists(f"{plan.study}/{FILE}"):
+        return None
+    found = load_study(f"{storage.address}/{plan.study}")
+    return found if found.plan.hash == plan.hash else None
+
+
+def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]) -> list[Config]:
+    """Trials without a record; of a study that has not begun, those of which no other study has made one."""
+    if found is None:
+        return [config for config in planned_configs(plan) if config not in recorded]
+    base, look = from_dict(plan.base), look_of(found)
+    wanted = plan.seeds[: look.blocks] if look else plan.seeds
+    pending = [trial for trial in found.trials if found.records[trial.trial_id] is None and trial.seed in wanted]
+    return [override(base, {**plan.arms[trial.arm], "seed": trial.seed}) for trial in pending]
+
+
+def primary_verdicts(found: StudyRecords) -> list[Verdict]:
+    """On the contrasts that the plan calls primary."""
+    plan, trials = found.plan, tables.trial_table(found)
+    scores, states = tables.scores_and_states(trials, plan)
+    judged = judge(plan, scores, states, tables.other_scores(trials, plan))
+    return [verdict for verdict in judged if verdict.contrast.primary]
+
+
+def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[str, ...]:
+    """``momentum − random_count: better, 0.021 ± 0.006, n = 6``."""
+    if not ran:
+        return ("not begun",)
+    if not any(contrast.primary for contrast in plan.contrasts):
+        return ("no primary contrast: its report describes",)
+    return tuple(map(_verdict_line, verdicts))
+
+
+def _verdict_line(verdict: Verdict) -> str:
+    name, d = wording.contrast(verdict.contrast.name), verdict.difference
+    interim = " (interim)" if verdict.interim else ""
+    if d.n < 2:
+        return f"{name}: undecided{interim}, {wording.count(d.n, 'block')} so far"
+    return f"{name}: {verdict.outcome}{interim}, {wording.with_error(d.mean, d.standard_error, sign=True)}, n = {d.n}"
+
+
+def still_open(
+    plan: Plan, missing: Sequence[Config], verdicts: Sequence[Verdict], rates: Rates, further: Sequence[Further]
+) -> tuple[list[str], float | None]:
+    """What is unfinished or undecided, each with its cost; and device hours for all of it."""
+    costs, lines = rates.costs, []
+    bill, block = costs.bill(missing), costs.bill(_block(plan), fresh=True)
+    hours: float | None = None if bill is None else costs.hours(bill.seconds)
+    if missing:
+        cost = "of unknown cost, as no such trial has run" if hours is None else rates.words(hours)
+        lines.append(f"{wording.count(len(missing), 'trial')} missing: {cost}")
+    for more in further:
+        lines.append(f"{more.what}: {rates.words(costs.hours(more.seconds))}")
+        hours = None if hours is None else hours + costs.hours(more.seconds)
+    blocks = 0
+    for verdict in (one for one in verdicts if one.outcome == "undecided" and one.difference.n > 1):
+        name, needed = wording.contrast(verdict.contrast.name), verdict.seeds_needed
+        if needed is None:
+            lines.append(f"{name}: not even {MOST_SEEDS} seeds would decide it at this size and spread")
+            hours = None
+            continue
+        extra = max(0, needed - len(plan.seeds))
+        blocks = max(blocks, extra)
+        cost = "" if block is None else f": {rates.words(extra * costs.hours(block.seconds))}"
+        lines.append(
+            f"{name}: about {needed} seeds would decide it, {wording.count(extra, 'block')} more than planned{cost}"
+        )
+    if hours is not None and blocks:
+        hours = None if block is None else hours + blocks * costs.hours(block.seconds)
+    return lines, hours
+
+
+def _block(plan: Plan) -> list[Config]:
+    return [config for config in planned_configs(plan) if config.seed == plan.seeds[0]]
+
+
+# --- how it is shown ------------------------------------------------------------------------------------------------
+
+
+def cells(row: Row, rates: Rates) -> tuple[str, ...]:
+    """A row of the table, under HEADS."""
+    return (
+        f"{row.study}: {row.question}",
+        f"{row.done}/{row.planned}",
+        "\n".join(row.verdicts),
+        hours_text(row.spent_hours),
+        "\n".join(row.open) or "nothing",
+    )
+
+
+def last_line(rows: Sequence[Row], rates: Rates, spent: float) -> str:
+    """Totals."""
+    known = sum(row.open_hours for row in rows if row.open_hours is not None)
+    unknown = [row.study for row in rows if row.open_hours is None]
+    more = f", without {', '.join(unknown)}" if unknown else ""
+    return f"spent now: {rates.words(spent)}; what is open would cost about {rates.words(known)}{more}"
+
+
+def as_table(rows: Sequence[Row], rates: Rates) -> Table:
+    """For a terminal."""
+    table = Table(title="what is decided, and what the rest would cost", title_justify="left", show_lines=True)
+    for head in HEADS:
+        table.add_column(head, justify="right" if head == "spent" else "left")
+    for row in rows:
+        table.add_row(*cells(row, rates))
+    return table
+
+
+def write(name: str, rows: Sequence[Row], rates: Rates, spent: float, storage: Storage) -> None:
+    """``<name>.md`` for people, ``<name>.json`` for programs."""
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", "<br>") for text in texts) + " |"
+
+    page = [f"# {name}", "", line(HEADS), line(["---"] * len(HEADS)), *(line(cells(row, rates)) for row in rows)]
+    storage.write(f"{name}.md", "\n".join([*page, "", last_line(rows, rates, spent), ""]).encode())
+    storage.write_json(f"{name}.json", [dataclasses.asdict(row) for row in rows])

@@ -1,0 +1,242 @@
+"""What a study is: a question, a base, arms, seeds, a metric and contrasts, at one of several sizes.
+
+A study file names the question and the arms; a preset says how large. Together they give the Plan, which is frozen
+and hashed before anything runs, and the trials, block by block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.verdicts.paper_values import RECIPES
+from cluster.scheduling.run import Resources
+from jbot.config import Config, ConfigError, flatten, override, to_dict
+from jbot.data import Jets
+from jbot.evaluation.anomaly.grid import AnomalyGrid
+from jbot.evaluation.evaluator import metric_names
+from jbot.store.plan import Contrast, Plan, PlannedTrial
+from jbot.trial.run import TrialSpec, git_commit
+from studies.presets import PRESETS, Preset
+from studies.runner.search import Search
+
+Arms = Mapping[str, Mapping[str, Any]]
+
+FLOORS = ("untrained", "raw")
+"""Prefixes of the metrics that a trial has of what was not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about jBOT, and what is compared to answer it."""
+
+    name: str
+    """Names the results folder and the MLflow experiment."""
+    question: str
+    arms: Arms | Callable[[Config], Arms]
+    """Arm name -> overrides of the base, or a function of the base where they are in proportion to it. An arm without
+    overrides is the base itself."""
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What is other than the preset's in every arm."""
+    contrasts: tuple[Contrast, ...]
+    metric: str = "test/knn_accuracy"
+    """Primary metric, fixed before anything runs."""
+    higher_is_better: bool = True
+    margin: float
+    """Differences of the metric below it do not matter."""
+    factors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Component -> the overrides that take it out. Arms made of them are reported by what they leave in."""
+    arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Presets that run only some arms (and the contrasts among them)."""
+    seeds_by_preset: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Presets in which this study has another number of blocks than the preset says."""
+    against_paper: bool = False
+    """Arms follow the paper's recipe for their task: jets of each split and epochs are to the preset's as the paper's
+    are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper/tables.py)."""
+    anomaly_grid: AnomalyGrid | None = None
+    """Over which scores, settings and banks every trial is judged when all have ended; for the task `qg`."""
+    search: Search | None = None
+    """What is searched first: its winner is then the arm `winner` against `base`."""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if isinstance(self.arms, Mapping):
+            self._check_arms(self.arms)
+        if len({dataclasses.replace(contrast, primary=False) for contrast in self.contrasts}) < len(self.contrasts):
+            raise ConfigError(f"study {self.name} has the same contrast twice")
+
+    def _check_arms(self, arms: Arms) -> None:
+        for name in arms:
+            _check_name(name)
+        for contrast in self.contrasts:
+            for arm in (contrast.treatment, contrast.control):
+                if arm not in arms:
+                    raise ConfigError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(arms)}")
+
+    def base_at(self, preset: str, changes: Mapping[str, Any] | None = None) -> Config:
+        """What the arms change, at a preset."""
+        return override(Config(), {**get_preset(preset).base, **self.base, **(changes or {})})
+
+    def arms_at(self, preset: str, base: Config | None = None) -> dict[str, dict[str, Any]]:
+        """The arms that a preset runs; `base` where it is not the preset's."""
+        made = self.arms if isinstance(self.arms, Mapping) else self.arms(base or self.base_at(preset))
+        self._check_arms(made)
+        names = self.arms_by_preset.get(preset, tuple(made))
+        if missing := set(names) - set(made):
+            raise ConfigError(f"preset {preset} names arms that study {self.name} lacks: {', '.join(sorted(missing))}")
+        return {name: dict(made[name]) for name in names}
+
+    def seeds_at(self, preset: str) -> int:
+        """Blocks of a preset."""
+        return self.seeds_by_preset.get(preset, get_preset(preset).seeds)
+
+    def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
+        """The frozen design at one preset.
+
+        Parameters
+        ----------
+        preset : str
+            A key of PRESETS.
+        seeds : int, optional
+            Blocks; the preset's own number when None.
+        changes : mapping, optional
+            Dotted Config fields that are other than the preset's, in every arm.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown preset or field, a value out of range, or two arms with the same Config.
+        """
+        count = self.seeds_at(preset) if seeds is None else seeds
+        if not 1 <= count <= MAX_SEEDS:
+            raise ConfigError(f"seeds must be at least 1 and at most {MAX_SEEDS}, got {count}")
+        base = self.base_at(preset, changes)
+        arms = self.arms_at(preset, base)
+        if self.against_paper:
+            arms = {name: _recipe(base, changes) | changes for name, changes in arms.items()}
+        _check_changes(changes or {}, arms)
+        _check_arms_differ(base, arms)
+        contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
+        for contrast in contrasts:
+            sides = zip((contrast.treatment, contrast.control), contrast.metrics(self.metric), strict=True)
+            for name, metric in sides:
+                _check_metric(metric, name, override(base, arms[name]))
+        tasks = {override(base, changes).data.task for changes in arms.values()} if self.anomaly_grid else set()
+        if others := sorted(tasks - {"qg"}):
+            raise ConfigError(f"an anomaly grid is of arms with data.task qg, got {', '.join(others)}")
+        return Plan(
+            study=self.name if preset == "quick" else f"{self.name}_{preset}",
+            question=self.question,
+            preset=preset,
+            arms=arms,
+            base=to_dict(base),
+            seeds=tuple(range(count)),
+            metric=self.metric,
+            higher_is_better=self.higher_is_better,
+            margin=self.margin,
+            contrasts=contrasts,
+            factors={name: dict(changes) for name, changes in self.factors.items()},
+        )
+
+
+MAX_SEEDS = 10_000
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]
+
+
+def trial_specs(plan: Plan, base: Config, jets: Jets | None) -> list[TrialSpec]:
+    """Every trial of a plan, block by block: all arms at the first seed, then all at the second, ...
+
+    Without jets the trials have ids of their own, under which no record lies.
+    """
+    trials = [
+        (arm, override(base, {**changes, "seed": seed})) for seed in plan.seeds for arm, changes in plan.arms.items()
+    ]
+    return [
+        TrialSpec(
+            study=plan.study,
+            arm=arm,
+            plan_hash=plan.hash,
+            config=config,
+            data_fingerprint=jets.fingerprint(config) if jets else "",
+            git_commit=git_commit(),
+        )
+        for arm, config in trials
+    ]
+
+
+def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
+    """The plan's trials and their ids, for study.json."""
+    return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
+
+
+def resources(
+    preset: str,
+    cpus: float | None,
+    gpus: float | None,
+    pack: int | None = None,
+    engine: str = "auto",
+    grow_to: int | None = None,
+) -> Resources:
+    """What one pack of trials holds, and how many they are: the preset's, unless told otherwise."""
+    size = get_preset(preset)
+    cpus, gpus = (size.cpus if cpus is None else cpus), (size.gpus if gpus is None else gpus)
+    chosen = Resources(cpus=cpus, gpus=gpus, pack=pack, engine=engine, grow_to=grow_to)
+    if pack is not None and pack < 1:
+        raise ConfigError(f"a pack needs at least one trial, got {pack}")
+    if grow_to is not None and grow_to < 1:
+        raise ConfigError(f"--grow-to needs at least one pack, got {grow_to}")
+    if not (0 < chosen.cpus < math.inf and 0 <= chosen.gpus < math.inf):
+        raise ConfigError(f"a trial needs CPUs > 0 and GPUs >= 0, got {chosen.cpus:g} and {chosen.gpus:g}")
+    return chosen
+
+
+def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:
+    for field in changes:
+        if field == "seed":
+            raise ConfigError("seed is set by the block; choose how many with --seeds")
+        if all(field in arm for arm in arms.values()):
+            raise ConfigError(f"{field} is what the arms set: changing the base does nothing")
+    for name, arm in arms.items():
+        if "seed" in arm:
+            raise ConfigError(f"arm {name!r} must not set the seed: arms of a block share it")
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ConfigError(f"names of studies and arms are letters, digits and _ . -, got {name!r}")
+
+
+def _check_metric(metric: str, arm: str, config: Config) -> None:
+    known = metric_names(config)
+    if re.sub(rf"^({'|'.join(FLOORS)})/", "", metric) not in known:
+        close = difflib.get_close_matches(metric, known, n=3) or known[:3]
+        raise ConfigError(f"metric {metric!r} is not measured in arm {arm!r}, which has {', '.join(close)}, ...")
+
+
+def _recipe(base: Config, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Jets and epochs of an arm's task, to the base as the paper's are to those of its five-class task."""
+    task = str(arm.get("data.task", base.data.task))
+    if task == "all":
+        return {}
+    whole, sizes = RECIPES["all"], flatten(base)
+    return {name: max(1, round(sizes[name] * n / whole[name])) for name, n in RECIPES[task].items()}
+
+
+def _check_arms_differ(base: Config, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    seen: dict[Config, str] = {}
+    for name, changes in arms.items():
+        config = override(base, changes)
+        if config in seen:
+            raise ConfigError(f"arms {seen[config]!r} and {name!r} have the same Config")
+        seen[config] = name

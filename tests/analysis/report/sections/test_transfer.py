@@ -1,0 +1,103 @@
+"""The report's section on encoders judged at other jet energies, and the study that asks for it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from analysis.report import build, registry, section
+from analysis.report.sections import transfer
+from analysis.verdicts import wording
+from jbot.config import from_dict, override, to_dict
+from jbot.store.plan import PlannedTrial, load_study, save_study
+from jbot.store.record import Record, Storage, save_record, trial_id
+from studies.cross_energy import study
+
+PTS = (500, 1000, 2000)
+
+
+def value(own: float, pt: float, seed: int) -> float:
+    """In-domain 0.60; each factor of two away costs 0.05; seeds move all arms together."""
+    return 0.6 - 0.05 * abs(np.log2(pt / own)) + 0.001 * seed
+
+
+def write_records(root, seeds=7, without=()):
+    """The study's records with numbers made by hand."""
+    plan, storage = study.plan("quick", seeds=seeds), Storage(root)
+    trials = []
+    for seed in range(seeds):
+        for arm, changes in plan.arms.items():
+            config = override(from_dict(plan.base), changes | {"seed": seed})
+            own, metrics = config.data.jet_pt, {}
+            for name in transfer.METRICS:
+                metrics |= {f"test/{name}": value(own, own, seed), f"untrained/test/{name}": 0.3 + 0.001 * seed}
+                for pt in PTS:
+                    metrics[f"test_{pt}/{name}"] = value(own, pt, seed)
+                    metrics[f"untrained/test_{pt}/{name}"] = 0.3 + 0.001 * seed
+                    metrics |= {f"shifted_{pt}/{name}": value(own, pt, seed) - 0.1} if pt != own else {}
+            name = trial_id(config, "jets", "2")
+            trials.append(PlannedTrial(arm=arm, seed=seed, trial_id=name))
+            if (arm, seed) in without:
+                continue
+            record = Record(
+                trial_id=name, state="complete", study=plan.study, arm=arm, plan_hash=plan.hash,
+                config=to_dict(config), data={"source": "pythia", "fingerprint": "jets"}, metrics=metrics,
+                trainer_version="2", started="2026-01-01T00:00:00+00:00", wall_seconds=1.0, device_seconds=1.0,
+            )  # fmt: skip
+            save_record(storage, record)
+    save_study(storage, plan, {"source": "pythia", "fingerprint": "jets"}, trials)
+    return load_study(f"{root}/{plan.study}")
+
+
+def test_the_matrix_is_that_of_the_records(tmp_path):
+    extra = transfer.section(section.gather(write_records(tmp_path)))
+    refitted, linear, shifted, _, costs = extra.tables
+    assert refitted.head == ["arm", "pre-trained at [GeV]", "n", "on 500 GeV", "on 1000 GeV", "on 2000 GeV"]
+    assert refitted.label == "k-NN accuracy, probes refitted"
+    assert linear.label == "linear-probe accuracy, probes refitted"
+    assert [row[0] for row in refitted.rows] == ["pre_500", "pre_1000", "pre_2000", "untrained encoder"]
+    # Seeds 0 to 6: mean +0.003, standard error 0.001 * sqrt(14 / 3 / 7) = 0.00082
+    assert refitted.rows[0][2:] == ["7", "0.6030 ± 0.0008 (own)", "0.5530 ± 0.0008", "0.5030 ± 0.0008"]
+    assert refitted.rows[3][3:] == ["0.3030 ± 0.0008"] * 3
+    assert shifted.rows[2][3:] == ["0.4030 ± 0.0008", "0.4530 ± 0.0008", "0.6030 ± 0.0008 (own)"]
+    assert len(costs.rows) == 6
+    assert costs.rows[0][:3] == ["pre_1000 − pre_500", "500", "7"]
+    assert costs.rows[0][3].startswith("−0.0500")
+    assert "Pre-trained at 500 GeV, judged at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100" in extra.text[2]
+    (picture,) = extra.pictures
+    assert len(picture.figure.axes) == 1
+    assert "pre_2000: 0.5030 ± 0.0008 on 500 GeV" in picture.alt
+
+
+def test_the_report_has_the_section_and_the_verdicts(tmp_path):
+    found = write_records(tmp_path)
+    page = build.build_report(found, tmp_path / "out")
+    text = (page.parent / "report.md").read_text(encoding="utf-8")
+    assert "Transfer between jet energies" in text
+    assert r"pre\_500 - pre\_1000 on test\_1000/knn\_accuracy" in text
+    verdicts = {item.contrast.name: item for item in section.gather(found).verdicts}
+    assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].difference.mean == pytest.approx(-0.05)
+    assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].outcome == "worse"  # two primary, seven seeds
+    floors = [item for item in verdicts.values() if item.contrast.treatment == item.contrast.control]
+    assert [item.difference.mean for item in floors] == pytest.approx([0.25, 0.25])
+
+
+def test_an_unfinished_study_shows_what_it_has(tmp_path):
+    missing = {("pre_500", seed) for seed in range(7)} | {("pre_2000", 1)}
+    extra = transfer.section(section.gather(write_records(tmp_path, without=missing)))
+    assert extra.tables[0].rows[0][2:] == ["0", *[f"{wording.NOTHING}{own}" for own in (" (own)", "", "")]]
+    assert extra.tables[0].rows[2][2] == "6"
+
+
+def test_other_studies_have_no_such_section(tmp_path):
+    found = write_records(tmp_path, seeds=1)
+    base = to_dict(override(from_dict(found.plan.base), {"probe.jet_pts": ()}))
+    evidence = section.gather(dataclasses.replace(found, plan=dataclasses.replace(found.plan, base=base)))
+    assert transfer.section(evidence) is None
+    assert transfer.section in registry.SECTIONS
+
+
+def test_metrics_at_other_energies_are_named_in_words():
+    assert wording.quantity_on("test_500/knn_accuracy") == "k-NN accuracy on test jets of 500 GeV"
+    assert wording.quantity_on("shifted_500/knn_auc").endswith("on test jets of 500 GeV, by probes of another energy")
+    assert wording.quantity_on("test/knn_accuracy") == "k-NN accuracy on test jets"

@@ -1,0 +1,144 @@
+"""benchmarks/against_reference.py, as far as it goes without TensorFlow and the released code."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from helpers import ROOT
+from make_parity import DATA, MODELS, formula_weights, keras_backbone, write_hdf5
+from safetensors.numpy import load_file
+
+from jbot.trainer.model import weight_shapes
+
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPT = BENCHMARKS / "against_reference.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent), prepend=os.pathsep)
+
+
+@pytest.fixture
+def driver() -> ModuleType:
+    """The script as a module."""
+    return importlib.import_module("against_reference")
+
+
+@pytest.fixture
+def checkout(driver: ModuleType, tmp_path: Path) -> Path:
+    """A folder that looks like the released code, and holds none of it."""
+    for name, content in driver.RELEASED_FILES.items():
+        path = tmp_path / "released" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path / "released"
+
+
+def test_steps_alternate(driver: ModuleType) -> None:
+    assert driver.abba(4) == "ABBAABBA"
+    assert driver.abba(3) == "ABBAAB"
+    for steps in (1, 2, 15):
+        assert driver.abba(steps).count("A") == driver.abba(steps).count("B") == steps
+
+
+def test_quartiles_and_ratio(driver: ModuleType) -> None:
+    assert driver.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"n": 5, "median": 3.0, "q1": 2.0, "q3": 4.0}
+    reference = {"wall": [2.0, 4.0, 90.0], "cpu": [2.0, 2.0, 2.0]}
+    ours = {"wall": [1.0, 1.0, 10.0], "cpu": [4.0, 4.0, 4.0]}
+    compared = driver.compare(reference, ours)
+    assert compared["wall"]["ratio"] == {"of_medians": 4.0, "q1": 3.0, "q3": 6.5}  # pairs 2, 4, 9
+    assert compared["cpu"]["ratio"] == {"of_medians": 0.5, "q1": 0.5, "q3": 0.5}
+
+
+def test_folder_that_is_no_checkout(tmp_path: Path) -> None:
+    """One line, exit code 2, from the command line as people run it."""
+    done = subprocess.run([sys.executable, SCRIPT, "--reference", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --reference must be a checkout of the released code")
+    assert line.endswith(f"{tmp_path}: utils.py is missing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--python", "/nowhere/python"], "/nowhere/python cannot be run: No such file or directory"),
+        (["--steps", "1"], "--steps and --batch must be at least 2"),
+        (["--out", "figures.txt"], "--out must end in .json"),
+        (["--jets", "/nowhere/jets.h5"], "/nowhere/jets.h5: no such file or folder"),
+    ],
+)
+def test_bad_options(
+    driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert driver.main(["--reference", str(checkout), "--batch", "8", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_interpreter_without_tensorflow(driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A module that the released code imports is missing: the worker says which, the driver repeats it."""
+    (checkout / "utils.py").write_text("import tensorflow_that_is_not_here\ndef train_jbot(): ...")
+    assert driver.main(["--reference", str(checkout), "--batch", "8"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (f"error: {sys.executable} has no module tensorflow_that_is_not_here, which the released code needs")
+
+
+def test_worker_that_dies(driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "utils.py").write_text("def train_jbot(): ...\n1 / 0")
+    assert driver.main(["--reference", str(checkout), "--batch", "8"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: the worker of the released code ended: ZeroDivisionError: division by zero"
+
+
+def test_arguments_come_from_the_notebook(tmp_path: Path) -> None:
+    """The cell runs down to its call, with our sizes in place of its own."""
+    source = (
+        "width=3; batch=4\nrate = batch / 2\nhistory = train_jbot(width=width, rate=rate, jets=jets)\nplot(history)"
+    )
+    cells = [{"cell_type": "markdown", "source": ["train_jbot("]}, {"cell_type": "code", "source": [source]}]
+    (tmp_path / "jbot.ipynb").write_text(json.dumps({"cells": cells}))
+    worker = importlib.import_module("reference_worker")
+    given = {"width": 8, "batch": 10, "jets": [1.0]}
+    found = worker.training_arguments(tmp_path, ModuleType("utils"), given)
+    assert found == {"width": 8, "rate": 5.0, "jets": [1.0]}
+
+
+def test_our_side(tmp_path: Path) -> None:
+    """Our half of the parity check, on what the released code computed once, and a step of each kind."""
+    reference = load_file(DATA)
+    sigma = 3e-4 / reference["jets"][..., 2, None].clip(1e-6)
+    drawn = ("views", "masked", "angle", "split_key", "share", "ratio", "mask_key")
+    np.savez(
+        tmp_path / "recorded.npz",
+        **{name: reference[name] for name in drawn},
+        shift=reference["noise"].astype(np.float64) * sigma,
+    )
+    views = reference["views"] * reference["views"][..., 3:]
+    np.savez(tmp_path / "ready_made.npz", views=views, masked=reference["masked"])
+    np.save(tmp_path / "jets.npy", np.concatenate([reference["jets"]] * 2))
+    weights = formula_weights(weight_shapes(MODELS["S"]))
+    write_hdf5(tmp_path / "backbone.weights.h5", keras_backbone(MODELS["S"], weights))
+    unreleased = {name: value for name, value in weights.items() if name == "mask_token" or name.startswith("head")}
+    np.savez(tmp_path / "head.npz", **unreleased)
+
+    ours = importlib.import_module("our_worker").Ours("S", "corrected", len(reference["jets"]), tmp_path)
+    augmentation = ours.augmentation_parity()
+    assert augmentation["views"] < 1e-5
+    assert augmentation["masks"] == 0
+    losses = {}
+    for part in ("parity", "model", "whole"):
+        ours.train(part)
+        losses[part] = ours.step()
+    assert losses["parity"]["loss"] == pytest.approx(float(reference["history/loss"][0]), abs=1e-4)
+    assert all(np.isfinite(list(terms.values())).all() for terms in losses.values())

@@ -1,0 +1,140 @@
+"""Ctrl-C and SIGTERM at any moment: heard once, in order, and nothing is left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import ROOT
+
+from cluster.stop import held_back, stopped_by_sigterm
+from jbot.store.processes import is_pending
+
+DRIVER = """
+import sys
+from cluster.stop import stopped_by_sigterm
+from cluster.connection import connected
+try:
+    with stopped_by_sigterm():
+        print("begins", flush=True)
+        with connected(None):
+            print("runs", flush=True)
+        print("ends", flush=True)
+except KeyboardInterrupt:
+    print("stopped")
+    sys.exit(130)
+"""
+
+
+@pytest.mark.usefixtures("interrupt_raises")
+def test_a_first_signal_waits_for_the_end():
+    done, numbers = [], [signal.SIGINT, signal.SIGTERM]
+
+    def work(number: int) -> None:
+        with stopped_by_sigterm(), held_back():
+            signal.raise_signal(number)
+            done.append(number)
+
+    handlers = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with pytest.raises(KeyboardInterrupt):
+            work(number)
+    assert done == numbers
+    assert handlers == [signal.getsignal(number) for number in numbers]
+
+
+@pytest.mark.usefixtures("interrupt_raises")
+def test_a_second_signal_is_heard_at_once():
+    done = []
+
+    def work() -> None:
+        with stopped_by_sigterm(), held_back():
+            signal.raise_signal(signal.SIGTERM)
+            done.append("one")
+            signal.raise_signal(signal.SIGINT)
+            done.append("two")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["one"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_is_not_heard_is_pending():
+    code = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {15}); print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert not is_pending(process.pid, signal.SIGTERM)
+    process.terminate()
+    assert is_pending(process.pid, signal.SIGTERM)
+    assert not is_pending(process.pid, signal.SIGINT)
+    process.kill()
+    process.communicate()
+    assert not is_pending(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_python_ends_soon_and_a_signal_meanwhile_changes_no_exit_code(number):
+    code = """
+import atexit, gc, sys, time
+from cluster.stop import stopped_by_sigterm
+atexit.register(lambda: (print("ends", gc.get_freeze_count() > 1000, flush=True), time.sleep(0.5)))
+with stopped_by_sigterm():
+    pass
+sys.exit(3)
+"""
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert command.stdout.readline() == "ends True\n", command.stderr.read()
+    command.send_signal(number)
+    assert command.communicate(timeout=60) == ("", "")
+    assert command.returncode == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("moment", "wait"), [("begins", 1.0), ("runs", 0.0), ("runs", 0.3)])
+def test_ray_that_is_stopped_while_it_starts_or_ends_leaves_nothing(moment, wait, number):
+    """Ray itself leaves processes and files, or crashes, when its start is interrupted; and its end sets SIGTERM to
+    what it is by default."""
+    pytest.importorskip("ray")
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while (said := driver.stdout.readline().strip()) != moment:
+        assert said, driver.stderr.read()
+    time.sleep(wait)
+    os.kill(driver.pid, number)
+    _, error = driver.communicate(timeout=120)
+    assert driver.returncode == 130, error
+    assert left_of(driver.pid) == []
+
+
+def left_of(pid: int) -> list:
+    """Files and processes of the Ray that a process has started."""
+    name = f"jbot.{pid}-"
+    found = [str(path) for path in Path(os.environ.get("RAY_TMPDIR", "/tmp")).glob(f"{name}*")]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found += [process.pid] if name in " ".join(process.cmdline()) else []
+    return found

@@ -1,0 +1,70 @@
+"""A person's own study: a copy of one of ours anywhere on disk, edited as the README says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, TINY
+
+from jbot.data.hdf5 import write
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_data) -> Path:
+    """A folder outside the checkout, with a file of jets."""
+    groups = {
+        name: (tiny_data.particles[tiny_data.labels == c], tiny_data.jets[tiny_data.labels == c])
+        for c, name in enumerate("qgwzt")
+    }
+    write(tmp_path / "jets.h5", {name: (len(one[0]), [one]) for name, one in groups.items()}, {})
+    return tmp_path
+
+
+def own_study(folder: Path) -> Path:
+    """The file that the README says to copy, with the study it says to write."""
+    (copied,) = re.findall(r"^cp (studies/\w+\.py) ~/my_question\.py$", README, re.MULTILINE)
+    (written,) = re.findall(r"```python\n(study = Study\(.*?\n\)\n)```", README, re.DOTALL)
+    head, rest = (ROOT / copied).read_text().split("study = Study(")
+    own = folder / "my_question.py"
+    own.write_text(head + written + rest[rest.index("\nif __name__") :])
+    return own
+
+
+def run(own: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """At smoke size, on the file of jets, as from a shell in another folder."""
+    settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
+    where = ["--preset", "smoke", "--inline", "--data", "jets.h5", "--storage", "out", *settings, *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, own, *where], capture_output=True, text=True, cwd=own.parent, check=False, env=environment
+    )
+
+
+def test_a_copy_of_a_study_runs_anywhere_on_disk_and_never_twice(folder):
+    own = own_study(folder)
+    first = run(own)
+    assert first.returncode == 0, first.stderr
+    report = (folder / "out/my_question_smoke/report.md").read_text()
+    assert "Does it help to hide more of each jet?" in report
+    assert "most - half" in report
+    stamps = {path: path.stat().st_mtime_ns for path in (folder / "out/trials").rglob("record.json")}
+    assert len(stamps) == 4
+    second = run(own)
+    assert "4 of 4 trials have a record already" in second.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "out/trials").rglob("record.json")}
+
+
+def test_a_slip_in_it_is_one_line(folder):
+    own = own_study(folder)
+    own.write_text(own.read_text().replace("mask.ratio_high", "mask.ratio_hihg"))
+    done = run(own)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: unknown Config field 'mask.ratio_hihg'; did you mean 'mask.ratio_high'?"
+    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["jets.h5", "my_question.py"]
