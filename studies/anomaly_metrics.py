@@ -13,10 +13,8 @@ Read     The section on scores: the shares of the variance answer the question, 
 """
 
 from jbot.evaluation.anomaly.grid import AnomalyGrid
-from jbot.store.plan import Contrast
 from search_spaces import augmentation
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 KNN, GMM = "test/anomaly_knn_auc", "test/anomaly_gmm_auc"
 

@@ -12,10 +12,8 @@ Read     physics - paper decides; what the paper's own augmentations are worth, 
 
 from math import pi
 
-from jbot.store.plan import Contrast
 from search_spaces import augmentation as axes
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="augmentation_ablation",

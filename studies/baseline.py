@@ -10,9 +10,7 @@ Read     base - untrained base: what pre-training adds. The table of seeds says 
          seeds could detect of each metric: the pilot of every other study.
 """
 
-from jbot.store.plan import Contrast
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="baseline",

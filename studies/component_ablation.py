@@ -11,10 +11,8 @@ Command  python studies/component_ablation.py                      some fourteen
 Read     The component table: base - no_X, with intervals. A collapsed or diverged arm is an outcome, and is counted.
 """
 
-from jbot.store.plan import Contrast
 from search_spaces.components import COMPONENTS, add_one_in, fraction, leave_one_out
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 # Half of all combinations of these factors; the minus sign takes the half that has the leave-one-out arms.
 FOUR = fraction(("particle_loss", "rotation", "smearing"), {"splitting": "-particle_loss*rotation*smearing"})

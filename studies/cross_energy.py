@@ -11,10 +11,8 @@ Command  python studies/cross_energy.py                            (docs/cross_e
 Read     The verdicts on pre_500 and pre_2000 at 1 TeV: "equivalent" means that pre-training transfers up, or down.
 """
 
-from jbot.store.plan import Contrast
 from search_spaces.jets import JET_PT
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 AT_500, AT_1000, AT_2000 = (f"test_{pt:g}/knn_accuracy" for pt in JET_PT.values)
 

@@ -11,9 +11,7 @@ Read     The verdict on winner - base. What the search saw is biased upwards: it
 """
 
 from search_spaces.joint import COST, joint
-from studies.runner.execute import main
-from studies.runner.search import Search
-from studies.runner.study import Study
+from studies import Search, Study, main
 
 study = Study(
     name="hyperparameters",

@@ -10,10 +10,8 @@ Command  python studies/koleo_sweep.py                             some seven mi
 Read     The response curves say how flat the optimum is. Uniformity and spread are what KoLeo optimises: no evidence.
 """
 
-from jbot.store.plan import Contrast
 from search_spaces.koleo import names, sweep
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="koleo_sweep",

@@ -11,10 +11,8 @@ Command  python studies/masking_ablation.py                        ten minutes o
 Read     The verdict on momentum - random_count decides the question; the other contrasts are exploratory.
 """
 
-from jbot.store.plan import Contrast
 from search_spaces.masking import SCHEME, ratio_ranges
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 RANGES = {
     "to_0.3": (0.0, 0.3),

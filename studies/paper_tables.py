@@ -12,9 +12,7 @@ Read     paper_tables.html: paper, ours and each spread, line under line. Only p
 """
 
 from jbot.config import JBOT_B
-from jbot.store.plan import Contrast
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 LABELS = {"finetune.fractions": (0.1, 1.0)}
 FIVE, TOP = {"data.task": "all", **LABELS}, {"data.task": "tqg", **LABELS}

@@ -9,9 +9,7 @@ Read     Equivalent means that bf16 changes nothing that matters (margin 0.02). 
          docs/performance.md.
 """
 
-from jbot.store.plan import Contrast
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="precision",

@@ -11,10 +11,8 @@ Read     The law of each line, or that laws are not separable, and the error at 
          fixed steps apart. Contrasts are exploratory.
 """
 
-from jbot.store.plan import Contrast
 from search_spaces.scaling import MODELS, arms, names
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="scaling",

@@ -10,9 +10,7 @@ Command  python studies/text_vs_code.py                            some ten minu
 Read     The verdict on code - text; each slip alone is exploratory. Slips that cannot be arms: docs/text_vs_code.md.
 """
 
-from jbot.store.plan import Contrast
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 SMEAR = {"augment.smear_variant": "reference"}
 SPLIT = {"augment.split_variant": "reference"}
