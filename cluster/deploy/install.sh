@@ -7,7 +7,7 @@
 #
 #   VENV=~/venv PYTHON=python3.12 cluster/deploy/install.sh python      elsewhere, with another Python
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 VENV="${VENV:-$PWD/.venv}"
 PYTHON="${PYTHON:-python3}"
 

@@ -7,7 +7,7 @@
 #
 # The token is in RAY_AUTH_TOKEN, or in the file RAY_AUTH_TOKEN_PATH. VENV is the environment, NUM_CPUS what Ray may use.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export PATH="${VENV:-$PWD/.venv}/bin:$PATH" RAY_AUTH_MODE=token
 ray='' idle=''
 

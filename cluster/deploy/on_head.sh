@@ -6,7 +6,7 @@
 # When it has ended, well or not, the workers go; whoever called this turns off the head. Records are in the storage:
 # the same command on a new cluster continues.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit
+cd "$(dirname "$0")/../.." || exit
 [ $# -gt 0 ] || { echo "on_head.sh: which study?" >&2; exit 2; }
 python "$@" --address auto
 status=$?

@@ -22,7 +22,7 @@ from jbot.trial.card import CARD, model_card
 if TYPE_CHECKING:
     from cluster.tracking.view import Ended, View
 
-CODE = Path(__file__).with_name("mlflow_encoder.py")
+CODE = Path(__file__).with_name("encoder.py")
 WEIGHTS = "student.safetensors"
 INPUT = (-1, -1, 4)
 """Jets, particles, and eta_rel, phi_rel, pt_rel, valid."""

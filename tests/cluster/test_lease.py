@@ -22,7 +22,7 @@ DRIVER = """
 import sys, time
 from cluster import lease as module
 from cluster.stop import stopped_by_sigterm
-from jbot.record import Storage
+from jbot.store.record import Storage
 module.BEAT = 0.1
 try:
     with stopped_by_sigterm(), module.lease(Storage(sys.argv[1]), "study", say=print):

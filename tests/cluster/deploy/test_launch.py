@@ -18,7 +18,7 @@ from helpers import ROOT
 
 from jbot.store.processes import is_alive
 
-CLUSTER = ROOT / "cluster"
+CLUSTER = ROOT / "cluster/deploy"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 RAY_UP = ("aws", "gcp", "azure")
 
@@ -337,14 +337,14 @@ def pretended(tmp_path):
         "ray": '[ "$1" != start ] || { [ -z "$RAY_ENDS" ] && exec sleep 60; until [ -s idle ]; do sleep 0.1; done; }',
         "python": """case "$*" in
             *get_node_ip_address*) echo 10.0.0.7 ;;
-            *cluster.deploy.idle*) echo $$ >idle; exec sleep 60 ;;
+            *cluster.idle*) echo $$ >idle; exec sleep 60 ;;
             *) umask >study; stat -c %a "$RAY_AUTH_TOKEN_PATH" >>study; echo "$*" >>study; exit 3 ;;
         esac""",
         "sbatch": 'echo "$*" >sbatch; echo 77',
         "scancel": 'echo "$*" >scancel',
     }
     (tmp_path / "bin").mkdir()
-    (tmp_path / "cluster").symlink_to(CLUSTER)
+    (tmp_path / "cluster").symlink_to(ROOT / "cluster")
     for name, does in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / "bin" / name).chmod(0o755)
@@ -394,7 +394,7 @@ def test_the_image_has_what_it_copies_and_nobody_is_root():
     for name in {word for word in copied if not word.startswith("--")} - {"."}:
         assert (ROOT / name).exists()
         assert f"!{name.split('/')[0]}" in let_in
-    steps = re.findall(r"^[^#\n]*(?:RUN|&&) cluster/install\.sh (\w+)", text, re.MULTILINE)
+    steps = re.findall(r"^[^#\n]*(?:RUN|&&) cluster/deploy/install\.sh (\w+)", text, re.MULTILINE)
     assert steps == ["system", "tracking", "python"]
 
 

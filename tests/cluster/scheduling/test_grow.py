@@ -12,18 +12,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import ROOT
 
 pytest.importorskip("ray")
 
 TOKEN = "0123456789abcdef" * 4
 STUDY = """
 import sys
-from helpers import ROOT, TINY, make_data
-from cluster.run import ClusterError, Resources
-from cluster.tune import run_ray
+from helpers import TINY, make_data
+from cluster.scheduling.run import ClusterError, Resources
+from cluster.scheduling.tune import run_ray
 from jbot.config import Config, override
-from jbot.record import Storage
-from jbot.trial import TrialSpec
+from jbot.store.record import Storage
+from jbot.trial.run import TrialSpec
 
 data = make_data(60)
 config = override(Config(), TINY)

@@ -347,7 +347,7 @@ def test_the_best_encoder_of_an_arm_is_registered_and_embeds_without_pickle(case
     assert "## Use" in version.description
     assert len(version.description) <= 5000
     files = {path.name for path in (tmp_path / "mlflow_artifacts").rglob("*") if path.is_file()}
-    assert {"student.safetensors", "record.json", "card.md", "mlflow_encoder.py", "MLmodel"} <= files
+    assert {"student.safetensors", "record.json", "card.md", "encoder.py", "MLmodel"} <= files
     assert not any(name.endswith((".pkl", ".pickle", ".pt", ".bin", ".joblib")) for name in files)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", case.uri)
     jets = make_jets(7)
