@@ -495,7 +495,7 @@ def test_released_weights(jets_file, tmp_path_factory, data):
     assert obeys(keras_weights.main, [folder / "a.weights.h5", "--out", folder / "out"], folder) == 2
 
 
-YAML = sorted((ROOT / "cluster").glob("*.yaml"))
+YAML = sorted((ROOT / "cluster/deploy").glob("*.yaml"))
 
 
 @FEW
