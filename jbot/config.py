@@ -15,11 +15,11 @@ import itertools
 import json
 import math
 import re
-import sys
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from jbot.field import ConfigError, Field, collect_fields, per_trial, shared
 
 Precision = Literal["fp32", "bf16"]
 Variant = Literal["corrected", "reference"]
@@ -28,47 +28,51 @@ MaskToken = Literal["learned", "zero", "none"]
 Scheme = Literal[
     "momentum", "random", "random_count", "geometric", "geometric_count", "hardest", "softest", "none"
 ]  # fmt: skip
+SCHEME_WORDS: Mapping[Scheme, str] = {
+    "momentum": "hides random particles, up to a share of the jet’s momentum",
+    "random": "hides a share of the particles, at random",
+    "random_count": "hides as many particles as momentum does, but drawn blindly",
+    "geometric": "hides neighbours in (η, φ), up to a share of the jet’s momentum",
+    "geometric_count": "hides neighbours in (η, φ), as many as momentum does",
+    "hardest": "hides the hardest particles, up to a share of the jet’s momentum",
+    "softest": "hides the softest particles, up to a share of the jet’s momentum",
+    "none": "hides nothing: only the [CLS] loss is left",
+}
 
-
-LEAST_ANOMALY_BANK = 100
+MIN_ANOMALY_BANK = 100
 """Neighbours that the published cosine score looks at (jbot.evaluation.anomaly.detect.LEAST_BANK)."""
 
-LEAST_LABELED = 5
+MIN_LABELED = 5
 """Any five jets in a row of a split hold every class of its task (jbot.data.splits.COMPOSITION)."""
-
-
-MOST_WHOLE = 10**9
-"""Of jets, epochs and sizes: far beyond any training, and small enough for plans and costs to be reckoned (assumed)."""
-
-
-class ConfigError(ValueError):
-    """A Config field that is unknown, of the wrong type, or out of its range."""
-
-
-def bounded(default: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Any:
-    """A numeric field with an inclusive range ``[low, high]``, or ``(above, high]`` when `above` is given."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which jets the encoder sees, and which judge it. Ten jets are two of each class, the least a probe can use."""
+    """Which jets train the encoder, and which evaluate it. Ten jets are two of each class, the least for a probe."""
 
-    task: Task = "all"
+    task: Task = per_trial(
+        "all",
+        "task {}",
+        names={
+            "all": "all five classes of jets",
+            "tqg": "top, quark and gluon jets",
+            "qg": "pre-trained on quark and gluon jets alone",
+        },
+    )
     """Classes and their shares: `all` five classes, `tqg` top tagging, `qg` anomaly detection (SPLITS in jbot.data)."""
-    train_jets: int = bounded(700_000, 10)
+    train_jets: int = per_trial(700_000, "{:,} training jets", 10)
     """Unlabeled jets the encoder is pre-trained on."""
-    labeled_jets: int = bounded(0, 0)
-    """Jets set aside whose labels the probes may use, those of pre-training first; 0 for these alone. Training sets of
-    different sizes are judged by equally many labels with it."""
-    val_jets: int = bounded(50_000, 10)
+    labeled_jets: int = per_trial(0, "{:,} labelled jets for the probes", 0, names={0: "probes use the training jets"})
+    """Jets set aside whose labels the probes may use, those of pre-training first; 0 for these alone. With it, training
+    sets of different sizes are evaluated with equally many labels."""
+    val_jets: int = shared(50_000, "{:,} validation jets", 10)
     """Jets of the learning curves and of every choice."""
-    test_jets: int = bounded(95_000, 10)
-    """Jets of the final metrics, looked at once."""
-    particles: int = bounded(30, 2, 30)
+    test_jets: int = shared(95_000, "{:,} test jets", 10)
+    """Jets of the final metrics, used once."""
+    particles: int = shared(30, "the {} hardest particles of a jet", 2, 30)
     """Leading particles kept of each jet."""
-    jet_pt: float = bounded(1000.0, above=0)
-    """GeV of the jets it is trained and judged on: what the generator is asked for."""
+    jet_pt: float = shared(1000.0, "pre-trained on jets of {:g}", above=0, unit="GeV")
+    """pT of the jets of training and evaluation: what the generator is asked for."""
 
     @property
     def set_aside(self) -> int:
@@ -80,27 +84,40 @@ class DataConfig:
 class AugmentConfig:
     """The two views of a jet. `reference` repeats what the released code does, `corrected` what the paper says."""
 
-    rotation: float = bounded(math.pi, 0, math.pi)
-    """Rotation about the jet axis, uniform in [-rotation, rotation] radians; 0 switches it off."""
-    smear_sigma: float = bounded(3e-4, 0)
+    rotation: float = per_trial(math.pi, "rotation up to {:.3g}", 0, math.pi, unit="rad", names={0.0: "no rotation"})
+    """Rotation about the jet axis, uniform in [-rotation, rotation]; 0 switches it off."""
+    smear_sigma: float = per_trial(3e-4, "smearing width {:g}", 0, names={0.0: "no smearing"})
     """Width of the (eta, phi) smearing at pt_rel = 1: sigma = smear_sigma / pt_rel; 0 switches it off."""
-    smear_variant: Variant = "corrected"
+    smear_variant: Variant = shared(
+        "corrected",
+        "smearing {}",
+        names={"corrected": "padding is not smeared", "reference": "padding is smeared too (released code)"},
+    )
     """`reference` also smears padding (pt_rel clipped at 1e-6, so sigma = 300)."""
-    split_fraction: float = bounded(1.0, 0, 1)
+    split_fraction: float = per_trial(
+        1.0, "a share {:g} of the splittings made", 0, 1, names={0.0: "no collinear splitting"}
+    )
     """Share of the possible collinear splittings, min(n, empty slots), that are made; 0 switches them off."""
-    split_low: float = bounded(0.3, 0, 0.5)
+    split_low: float = per_trial(0.3, "splittings from a momentum share of {:g} on", 0, 0.5)
     """Smallest momentum share of a split particle's first half; the largest is 1 - split_low."""
-    split_variant: Variant = "corrected"
+    split_variant: Variant = shared(
+        "corrected",
+        "splitting {}",
+        names={
+            "corrected": "a split particle keeps both halves",
+            "reference": "a split particle loses its second half (released code)",
+        },
+    )
     """`reference` loses the second half of each split particle."""
-    translation: float = bounded(0.0, 0, 1)
-    """Shift of the whole view, uniform in [-translation, translation] in eta and in phi (radians)."""
-    boost: float = bounded(0.0, 0, 1)
+    translation: float = per_trial(0.0, "shifts up to {:g}", 0, 1, unit="rad")
+    """Shift of the whole view, uniform in [-translation, translation] in eta and in phi."""
+    boost: float = per_trial(0.0, "boosts along the axis up to {:g} in rapidity", 0, 1)
     """Boost along the jet axis, rapidity uniform in [-boost, boost]: angles shrink, shares of the pT stay."""
-    pt_sigma: float = bounded(0.0, 0, 1)
+    pt_sigma: float = per_trial(0.0, "pT smeared by {:g}/√(pT share)", 0, 1)
     """Relative pT resolution at pt_rel = 1: sigma = pt_sigma / sqrt(pt_rel), the stochastic term of a calorimeter."""
-    soft_dropout: float = bounded(0.0, 0, 1)
+    soft_dropout: float = per_trial(0.0, "soft particles lost with a chance of {:g}", 0, 1)
     """Chance of each particle softer than soft_pt to be missing in a view; the hardest always stays."""
-    soft_pt: float = bounded(0.01, 0, 1)
+    soft_pt: float = per_trial(0.01, "particles below a share {:g} of the jet’s pT are soft", 0, 1)
     """Share of the jet's pT."""
 
 
@@ -108,14 +125,22 @@ class AugmentConfig:
 class MaskConfig:
     """Which particles are hidden from the student."""
 
-    scheme: Scheme = "momentum"
+    scheme: Scheme = per_trial("momentum", "masking scheme {}", names=SCHEME_WORDS)
     """A name in jbot.trainer.masking.SCHEMES."""
-    ratio_low: float = bounded(0.0, 0, 1)
-    ratio_high: float = bounded(0.5, 0, 1)
+    ratio_low: float = per_trial(0.0, "hidden share from {:g}", 0, 1)
+    ratio_high: float = per_trial(0.5, "hidden share up to {:g}", 0, 1)
     """The masked share of a view is uniform in [ratio_low, ratio_high]."""
-    probability: float = bounded(1.0, 0, 1)
+    probability: float = per_trial(1.0, "a share {:g} of the views masked", 0, 1)
     """Share of the views that are masked at all."""
-    token: MaskToken = "learned"
+    token: MaskToken = shared(
+        "learned",
+        "mask token {}",
+        names={
+            "learned": "a learned mask token",
+            "zero": "zeros instead of a learned mask token",
+            "none": "hidden particles are seen, but their loss counts",
+        },
+    )
     """What stands for a hidden particle: a vector, `learned` or `zero`; with `none` it is seen, but its loss counts."""
 
 
@@ -123,12 +148,16 @@ class MaskConfig:
 class ModelConfig:
     """The encoder and its projection head. The defaults are jBOT-S."""
 
-    dim: int = bounded(32, 1)
-    heads: int = bounded(4, 1)
-    layers: int = bounded(2, 1)
-    projection: int = bounded(16, 2)
+    dim: int = shared(32, "width {}", 1)
+    heads: int = shared(4, "{} heads", 1)
+    layers: int = shared(2, "{} attention blocks", 1)
+    projection: int = shared(16, "projection to {}", 2)
     """Outputs of the projection head."""
-    padding: Variant = "corrected"
+    padding: Variant = shared(
+        "corrected",
+        "padding {}",
+        names={"corrected": "attention does not see padding", "reference": "attention sees padding (released code)"},
+    )
     """`reference` lets attention see padded slots, and averages the particle centre over them."""
 
     @property
@@ -141,11 +170,11 @@ class ModelConfig:
 class LossConfig:
     """L = cls_weight * CE([CLS]) + particle_weight * CE(masked particles) + koleo_weight * KoLeo."""
 
-    cls_weight: float = bounded(1.0, 0)
-    particle_weight: float = bounded(1.0, 0)
-    koleo_weight: float = bounded(0.01, 0)
-    student_temp: float = bounded(0.1, above=0)
-    teacher_temp: float = bounded(0.04, above=0)
+    cls_weight: float = per_trial(1.0, "[CLS]-loss weight {:g}", 0, names={0.0: "no [CLS] loss"})
+    particle_weight: float = per_trial(1.0, "particle-loss weight {:g}", 0, names={0.0: "no particle loss"})
+    koleo_weight: float = per_trial(0.01, "KoLeo weight {:g}", 0, names={0.0: "no KoLeo term"})
+    student_temp: float = per_trial(0.1, "student temperature {:g}", above=0)
+    teacher_temp: float = per_trial(0.04, "teacher temperature {:g}", above=0)
     """Below student_temp the teacher's targets are sharper than the student's prediction (sharpening)."""
 
 
@@ -153,42 +182,46 @@ class LossConfig:
 class TeacherConfig:
     """The teacher: an average of the student, and what keeps its targets from collapsing."""
 
-    ema_momentum: float = bounded(0.996, 0, 1)
+    ema_momentum: float = per_trial(0.996, "teacher’s EMA from {:g}", 0, 1)
     """At epoch 0; goes to ema_final along a cosine."""
-    ema_final: float = bounded(1.0, 0, 1)
+    ema_final: float = per_trial(1.0, "teacher’s EMA to {:g}", 0, 1)
     """After the last epoch. Where both are 0, the teacher is the student: no average."""
-    centering: bool = True
-    center_momentum: float = bounded(0.9, 0, 1)
+    centering: bool = shared(
+        True, "centering {}", names={True: "teacher’s outputs centred", False: "teacher’s outputs not centred"}
+    )
+    center_momentum: float = per_trial(0.9, "momentum of the teacher’s centres {:g}", 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW as Keras has it: decay on every weight, eps outside the bias correction."""
 
-    lr: float = bounded(2e-3, above=0)
+    lr: float = per_trial(2e-3, "learning rate {:g}", above=0)
     """After warm-up. The paper: 5e-4 * batch / 256."""
-    warmup_epochs: int = bounded(10, 0)
+    warmup_epochs: int = per_trial(10, "warm-up of {}", 0, unit="epochs")
     """Linear, set per epoch: lr * (epoch + 1) / warmup_epochs."""
-    weight_decay: float = bounded(1e-4, 0)
-    beta1: float = bounded(0.9, 0, 0.9999999)
-    beta2: float = bounded(0.999, 0, 0.9999999)
-    eps: float = bounded(1e-7, above=0)
+    weight_decay: float = per_trial(1e-4, "weight decay {:g}", 0)
+    beta1: float = per_trial(0.9, "AdamW’s beta1 {:g}", 0, 0.9999999)
+    beta2: float = per_trial(0.999, "AdamW’s beta2 {:g}", 0, 0.9999999)
+    eps: float = per_trial(1e-7, "AdamW’s eps {:g}", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, and in what batches."""
 
-    epochs: int = bounded(80, 1)
-    batch: int = bounded(1024, 2)
-    """Jets a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
-    precision: Precision = "fp32"
+    epochs: int = shared(80, "{}", 1, unit="epochs")
+    batch: int = shared(1024, "batches of {}", 2)
+    """Jets of a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
+    precision: Precision = shared("fp32", "trained in {}")
     """Of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
-    dropout: float = bounded(0.0, 0, 0.99)
+    dropout: float = per_trial(0.0, "dropout {:g}", 0, 0.99)
     """Of the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none here."""
-    until: int = bounded(0, 0)
+    until: int = per_trial(0, "stopped after {}", 0, unit="epochs", names={0: "trained to the last epoch"})
     """Epochs after which training stops early; 0: at `epochs`. What runs on epochs (warm-up, EMA) runs on `epochs`."""
-    schedule: tuple[str, ...] = ()
+    schedule: tuple[str, ...] = per_trial(
+        (), "changes while it trains: {}", names={(): "nothing changes while it trains"}
+    )
     """Changes while it trains, each ``<epoch> <field>=<number>``: ``4 optim.lr=0.001`` holds when 4 epochs are done."""
 
     @property
@@ -199,16 +232,18 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """How the frozen embedding is judged."""
+    """How the frozen embedding is evaluated."""
 
-    every: int = bounded(10, 1)
+    every: int = shared(10, "probed every {}", 1, unit="epochs")
     """Epochs between points of the learning curves; 0 and the last epoch are always there."""
-    bank_jets: int = bounded(50_000, 10)
+    bank_jets: int = shared(50_000, "probes of up to {:,} labelled jets", 10)
     """Labeled training jets behind the k-NN and linear probes (fewer when there are fewer; see data.labeled_jets)."""
-    knn_k: int = bounded(30, 1)
-    jet_pts: tuple[float, ...] = bounded((), above=0)
-    """Jet pTs [GeV] at which the frozen encoder is judged too: with probes refitted there, and with those of its own
-    pT, which may be among them."""
+    knn_k: int = shared(30, "{} nearest neighbours", 1)
+    jet_pts: tuple[float, ...] = shared(
+        (), "evaluated also at {}", above=0, unit="GeV", names={(): "evaluated at its own jet pT alone"}
+    )
+    """Jet pTs at which the frozen encoder is evaluated too: with probes refitted there, and with those of its own pT,
+    which may be among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,19 +253,25 @@ class FinetuneConfig:
     The defaults are the paper's for five classes and jBOT-S.
     """
 
-    fractions: tuple[float, ...] = bounded((), 0, 1, above=0)
+    fractions: tuple[float, ...] = shared(
+        (), "fine-tuned on shares {} of the labels", 0, 1, above=0, names={(): "not fine-tuned"}
+    )
     """Shares of the training jets whose labels are used, one fine-tuning each."""
-    twin: bool = True
-    """Beside each, the supervised twin: the same from fresh weights, without layer decay."""
-    epochs: int = bounded(100, 1)
-    batch: int = bounded(1024, 2)
-    lr: float = bounded(4e-4, above=0)
-    layer_decay: float = bounded(0.65, 0, 1, above=0)
+    twin: bool = shared(
+        True,
+        "supervised baseline: {}",
+        names={True: "a supervised baseline beside each fine-tuning", False: "no supervised baselines"},
+    )
+    """Beside each, the supervised baseline: the same from fresh weights, without layer decay."""
+    epochs: int = shared(100, "fine-tuning of up to {}", 1, unit="epochs")
+    batch: int = shared(1024, "fine-tuning in batches of {}", 2)
+    lr: float = per_trial(4e-4, "fine-tuning at a learning rate of {:g}", above=0)
+    layer_decay: float = per_trial(0.65, "fine-tuning with a layer decay of {:g}", 0, 1, above=0)
     """The step of each block is this share of the next one's; the last block and the head step with `lr`."""
-    dropout: float = bounded(0.2, 0, 0.99)
-    patience: int = bounded(100, 1)
+    dropout: float = per_trial(0.2, "fine-tuning with dropout {:g}", 0, 0.99)
+    patience: int = per_trial(100, "fine-tuning ends after {} epochs without gain", 1)
     """Epochs without a better validation accuracy, after which a fine-tuning ends."""
-    tolerance: float = bounded(1e-4, 0)
+    tolerance: float = per_trial(1e-4, "a gain in fine-tuning is more than {:g}", 0)
     """What a better validation accuracy must gain."""
 
 
@@ -238,9 +279,13 @@ class FinetuneConfig:
 class AnomalyConfig:
     """How signal jets are found by an encoder that has seen q and g alone: for the task `qg`."""
 
-    bank_jets: int = bounded(20_000, LEAST_ANOMALY_BANK)
+    bank_jets: int = shared(20_000, "anomaly scores of up to {:,} background jets", MIN_ANOMALY_BANK)
     """Background training jets that a score is made of, drawn from the probes' bank (fewer when there are fewer)."""
-    scan: bool = False
+    scan: bool = shared(
+        False,
+        "scan of anomaly scores: {}",
+        names={True: "settings of anomaly scores scanned", False: "anomaly scores as published"},
+    )
     """Beside the published settings of each score, those chosen without the signal, and the reference methods."""
 
 
@@ -259,21 +304,20 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
-    seed: int = bounded(0, 0, 2**31 - 1)
+    seed: int = per_trial(0, "seed {}", 0, 2**31 - 1)
 
     def __post_init__(self) -> None:
         for name, value in flatten(self).items():
-            _check(name, value, _FIELDS[name])
+            FIELDS[name].check(value)
         if self.mask.ratio_low > self.mask.ratio_high:
             raise ConfigError(
                 f"mask.ratio_low must not exceed mask.ratio_high, got {self.mask.ratio_low} > {self.mask.ratio_high}"
             )
         if self.model.dim < self.model.heads:
             raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
-        if self.data.task == "qg" and (bank := self.bank_jets) < LEAST_ANOMALY_BANK:
+        if self.data.task == "qg" and (bank := self.bank_jets) < MIN_ANOMALY_BANK:
             raise ConfigError(
-                "data.train_jets and probe.bank_jets must be at least"
-                f" {LEAST_ANOMALY_BANK} for data.task qg, got {bank}"
+                f"data.train_jets and probe.bank_jets must be at least {MIN_ANOMALY_BANK} for data.task qg, got {bank}"
             )
         if self.probe.knn_k > (bank := self.bank_jets):
             raise ConfigError(
@@ -282,9 +326,9 @@ class Config:
         if len({f"{share:g}" for share in self.finetune.fractions}) < len(self.finetune.fractions):
             raise ConfigError(f"finetune.fractions must differ in six digits, got {self.finetune.fractions}")
         for fraction in self.finetune.fractions:
-            if (jets := round(fraction * self.data.train_jets)) < LEAST_LABELED:
+            if (jets := round(fraction * self.data.train_jets)) < MIN_LABELED:
                 raise ConfigError(
-                    f"finetune.fractions must leave at least {LEAST_LABELED} labeled jets, so that each class has one,"
+                    f"finetune.fractions must leave at least {MIN_LABELED} labeled jets, so that each class has one,"
                     f" got {fraction:g} of data.train_jets {self.data.train_jets}: {jets}"
                 )
         if len({f"{pt:g}" for pt in self.probe.jet_pts}) < len(self.probe.jet_pts):
@@ -329,12 +373,12 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        if name not in _FIELDS:
+        if name not in FIELDS:
             raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
-        _check(name, value, _FIELDS[name])
+        FIELDS[name].check(value)
         group, _, leaf = name.rpartition(".")
         # A whole number for a float field is a float: 1 and 1.0 must give one trial, not two.
-        groups.setdefault(group, {})[leaf] = _as_kind(value, _FIELDS[name][0])
+        groups.setdefault(group, {})[leaf] = FIELDS[name].as_kind(value)
     parts = {group: dataclasses.replace(getattr(config, group), **leaves) for group, leaves in groups.items() if group}
     return dataclasses.replace(config, **parts, **groups.get("", {}))
 
@@ -354,12 +398,12 @@ class Change:
 
 
 SCHEDULED = ("augment", "mask", "loss", "teacher", "optim")
-"""Groups whose float fields a schedule may change: a step reads each trial's own (PER_TRIAL in jbot.trainer.pack)."""
+"""Groups whose float fields a schedule may change: a step reads each trial's own."""
 
 
 def can_change(name: str) -> bool:
     """Whether `train.schedule` may change a field: a float that every step reads anew."""
-    return name in _FIELDS and _FIELDS[name][0] is float and name.partition(".")[0] in SCHEDULED
+    return name in FIELDS and FIELDS[name].kind is float and name.partition(".")[0] in SCHEDULED
 
 
 def parse_schedule(schedule: Iterable[str]) -> list[Change]:
@@ -378,17 +422,17 @@ def _parse_change(text: str) -> Change:
     if not found:
         raise ConfigError(f'train.schedule must be a list of changes like "4 optim.lr=0.001", got {text!r}')
     name = found[2]
-    if name not in _FIELDS:
+    if name not in FIELDS:
         raise ConfigError(f"train.schedule: unknown Config field {name!r}{_did_you_mean(name)}")
     if not can_change(name):
-        known = ", ".join(filter(can_change, _FIELDS))
+        known = ", ".join(filter(can_change, FIELDS))
         raise ConfigError(f"train.schedule may change {known}, got {name!r}")
     try:
         value = float(found[3])
     except ValueError:
         raise ConfigError(f"train.schedule must set numbers, got {text!r}") from None
-    _check(f"train.schedule: {name}", value, _FIELDS[name])
-    return Change(epoch=int(found[1]), field=name, value=value + 0.0)  # -0 is 0
+    FIELDS[name].check(value, f"train.schedule: {name}")
+    return Change(epoch=int(found[1]), field=name, value=FIELDS[name].as_kind(value))
 
 
 def _canonical_schedule(config: Config) -> tuple[str, ...]:
@@ -429,11 +473,11 @@ def _in_force(config: Config, changes: Sequence[Change], epoch: int) -> Config:
 
 def parse_value(name: str, text: str) -> Any:
     """The value of one ``field=value`` of the command line, in the type the field wants."""
-    if name not in _FIELDS:
+    if name not in FIELDS:
         raise ConfigError(f"unknown Config field {name!r}{_did_you_mean(name)}")
-    kind = _FIELDS[name][0]
+    known = FIELDS[name]
     try:
-        return json.loads(text) if kind in (int, float, bool) or _is_list(kind) else text
+        return json.loads(text) if known.is_list or known.kind in (int, float, bool) else text
     except (ValueError, RecursionError):
         return text  # of the wrong type: override() says so
 
@@ -461,65 +505,19 @@ def digest(content: Any, length: int = 16) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def _collect_fields() -> dict[str, tuple[Any, Mapping[str, Any]]]:
-    found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
-    for name, kind in typing.get_type_hints(Config).items():
-        if dataclasses.is_dataclass(kind):
-            hints = typing.get_type_hints(kind)
-            found |= {f"{name}.{f.name}": (hints[f.name], f.metadata) for f in dataclasses.fields(kind)}
-        else:
-            found[name] = (kind, Config.__dataclass_fields__[name].metadata)
-    return found
-
-
-EXAMPLES = {float: "[0.1, 1]", str: '["4 optim.lr=0.001"]'}
-"""Of fields with several values."""
-
-
-def _is_list(kind: Any) -> bool:
-    """Whether a field has several values: ``tuple[float, ...]`` or ``tuple[str, ...]``."""
-    return typing.get_origin(kind) is tuple
-
-
-def _as_kind(value: Any, kind: Any) -> Any:
-    """A number for a float field as a float, a list (of JSON) for a field of several as a tuple."""
-    if _is_list(kind):
-        return tuple(_as_kind(one, typing.get_args(kind)[0]) for one in value)
-    return float(value) if kind is float else value
-
-
-def _check(name: str, value: Any, rule: tuple[Any, Mapping[str, Any]]) -> None:
-    kind, limits = rule
-    if _is_list(kind):
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} must be a list like {EXAMPLES[typing.get_args(kind)[0]]}, got {value!r}")
-        for one in value:
-            _check(name, one, (typing.get_args(kind)[0], limits))
-        return
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        return
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
-    if not limits:
-        return
-    above, high = limits["above"], limits["high"]
-    if kind is int and high == math.inf:
-        high = MOST_WHOLE
-    inside = (value > above if above is not None else value >= limits["low"]) and value <= high
-    if not inside or not -sys.float_info.max <= value <= sys.float_info.max:
-        left = f"({above:g}" if above is not None else f"[{limits['low']:g}"
-        raise ConfigError(f"{name} must be finite and in {left}, {high:g}], got {value!r}")
-
-
 def _did_you_mean(name: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, _FIELDS, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_FIELDS)}"
+    close = difflib.get_close_matches(name, FIELDS, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(FIELDS)}"
 
 
-_FIELDS = _collect_fields()
+FIELDS: Mapping[str, Field] = collect_fields(Config)
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """Rows of a help text: each field, what its values may be, and what its default says in words."""
+    return [
+        (name, f"list of {known.range}" if known.is_list else known.range, known.words(known.default))
+        for name, known in FIELDS.items()
+    ]

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from jbot.config import Config, ConfigError, flatten, override
+from jbot.config import FIELDS, Config, ConfigError, override
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Axis:
 
         if self.values:
             return CategoricalDistribution(self.values)
-        if isinstance(flatten(Config())[self.field], int):
+        if FIELDS[self.field].kind is int:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         low, high = (1 - self.high, 1 - self.low) if self.complement else (self.low, self.high)
         return FloatDistribution(round(low, 12), round(high, 12), log=self.log)

@@ -8,68 +8,10 @@ from typing import Any
 from analysis.verdicts import wording
 from analysis.verdicts.costs import jet_passes
 from analysis.verdicts.paper_values import RECIPES
-from jbot.config import JBOT_B, ModelConfig
+from jbot.config import FIELDS, JBOT_B, ModelConfig
 from jbot.store.plan import Plan
 
 BASE = "the recipe unchanged"
-VALUES: Mapping[tuple[str, Any], str] = {
-    ("mask.scheme", "momentum"): "hides random particles, up to a share of the jet’s momentum",
-    ("mask.scheme", "random"): "hides a share of the particles, at random",
-    ("mask.scheme", "random_count"): "hides as many particles as momentum does, but drawn blindly",
-    ("mask.scheme", "geometric"): "hides neighbours in (η, φ), up to a share of the jet’s momentum",
-    ("mask.scheme", "geometric_count"): "hides neighbours in (η, φ), as many as momentum does",
-    ("mask.scheme", "hardest"): "hides the hardest particles, up to a share of the jet’s momentum",
-    ("mask.scheme", "softest"): "hides the softest particles, up to a share of the jet’s momentum",
-    ("mask.scheme", "none"): "hides nothing: only the [CLS] loss is left",
-    ("mask.token", "zero"): "zeros instead of a learned mask token",
-    ("mask.token", "none"): "hidden particles are seen, but their loss counts",
-    ("loss.particle_weight", 0.0): "no particle loss",
-    ("loss.cls_weight", 0.0): "no [CLS] loss",
-    ("loss.koleo_weight", 0.0): "no KoLeo term",
-    ("teacher.centering", False): "teacher’s outputs not centred",
-    ("augment.rotation", 0.0): "no rotation",
-    ("augment.smear_sigma", 0.0): "no smearing",
-    ("augment.split_fraction", 0.0): "no collinear splitting",
-    ("augment.split_variant", "reference"): "a split particle loses its second half (released code)",
-    ("augment.smear_variant", "reference"): "padding is smeared too (released code)",
-    ("model.padding", "reference"): "attention sees padding (released code)",
-}
-"""Settings that have a name of their own."""
-FIELDS: Mapping[str, str] = {
-    "data.train_jets": "{:,} training jets",
-    "data.labeled_jets": "{:,} labelled jets for the probes",
-    "data.jet_pt": "pre-trained on jets of {:g} GeV",
-    "augment.rotation": "rotation up to {:.3g} rad",
-    "augment.smear_sigma": "smearing width {:g}",
-    "augment.split_fraction": "a share {:g} of the splittings made",
-    "augment.split_low": "splittings from a momentum share of {:g} on",
-    "augment.translation": "shifts up to {:g} rad",
-    "augment.boost": "boosts along the axis up to {:g} in rapidity",
-    "augment.pt_sigma": "pT smeared by {:g}/√(pT share)",
-    "augment.soft_dropout": "soft particles lost with a chance of {:g}",
-    "mask.ratio_low": "hidden share from {:g}",
-    "mask.ratio_high": "hidden share up to {:g}",
-    "model.dim": "width {}",
-    "model.heads": "{} heads",
-    "model.layers": "{} attention blocks",
-    "model.projection": "projection to {}",
-    "loss.koleo_weight": "KoLeo weight {:g}",
-    "loss.particle_weight": "particle-loss weight {:g}",
-    "loss.cls_weight": "[CLS]-loss weight {:g}",
-    "loss.student_temp": "student temperature {:g}",
-    "loss.teacher_temp": "teacher temperature {:g}",
-    "teacher.ema_momentum": "teacher’s EMA from {:g}",
-    "teacher.ema_final": "teacher’s EMA to {:g}",
-    "optim.lr": "learning rate {:g}",
-    "optim.warmup_epochs": "warm-up of {} epochs",
-    "optim.weight_decay": "weight decay {:g}",
-    "train.epochs": "{} epochs",
-    "train.batch": "batches of {}",
-    "train.dropout": "dropout {:g}",
-    "train.precision": "trained in {}",
-    "probe.every": "probed every {} epochs",
-}
-"""The others, by dotted Config field; what is not here stands as ``field = value``."""
 
 
 def words(changes: Mapping[str, Any]) -> str:
@@ -82,8 +24,8 @@ def words(changes: Mapping[str, Any]) -> str:
 
 def _word(field: str, value: Any) -> str:
     try:
-        return VALUES.get((field, value)) or FIELDS[field].format(value)
-    except (KeyError, TypeError, ValueError):  # a field without words, or a value of another kind
+        return FIELDS[field].words(value)
+    except (KeyError, TypeError, ValueError):  # of another version of the program
         return f"{field} = {value}"
 
 

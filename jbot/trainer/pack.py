@@ -1,4 +1,4 @@
-"""What the trials of a pack may differ in, and those fields as tensors with a leading trial axis.
+"""The fields in which the trials of a pack differ, as tensors with a leading trial axis.
 
 A pack trains trials of equal tensor shapes together. Where their Configs differ, the step reads a (trial,) tensor in
 the place of a number: `stack` makes one Config-shaped object of many Configs, so that the formulas of the step read
@@ -16,84 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jbot.config import Config, at_epoch, flatten
+from jbot.config import FIELDS, Config, at_epoch, flatten
 from jbot.trainer.engines.graphs import StepGraphs
-
-PER_TRIAL = frozenset({
-    "data.task",
-    "data.train_jets",
-    "data.labeled_jets",
-    "augment.rotation",
-    "augment.smear_sigma",
-    "augment.split_fraction",
-    "augment.split_low",
-    "augment.translation",
-    "augment.boost",
-    "augment.pt_sigma",
-    "augment.soft_dropout",
-    "augment.soft_pt",
-    "mask.scheme",
-    "mask.ratio_low",
-    "mask.ratio_high",
-    "mask.probability",
-    "loss.cls_weight",
-    "loss.particle_weight",
-    "loss.koleo_weight",
-    "loss.student_temp",
-    "loss.teacher_temp",
-    "teacher.ema_momentum",
-    "teacher.ema_final",
-    "teacher.center_momentum",
-    "optim.lr",
-    "optim.warmup_epochs",
-    "optim.weight_decay",
-    "optim.beta1",
-    "optim.beta2",
-    "optim.eps",
-    "train.dropout",
-    "train.until",
-    "train.schedule",
-    "finetune.lr",
-    "finetune.layer_decay",
-    "finetune.dropout",
-    "finetune.patience",
-    "finetune.tolerance",
-    "seed",
-})  # fmt: skip
-"""Fields that may differ between the trials of a pack."""
-
-SHARED = frozenset({
-    "data.val_jets",
-    "data.test_jets",
-    "data.particles",
-    "data.jet_pt",
-    "augment.smear_variant",
-    "augment.split_variant",
-    "mask.token",
-    "model.dim",
-    "model.heads",
-    "model.layers",
-    "model.projection",
-    "model.padding",
-    "teacher.centering",
-    "train.epochs",
-    "train.batch",
-    "train.precision",
-    "probe.every",
-    "probe.bank_jets",
-    "probe.knn_k",
-    "probe.jet_pts",
-    "finetune.fractions",
-    "finetune.twin",
-    "finetune.epochs",
-    "finetune.batch",
-    "anomaly.bank_jets",
-    "anomaly.scan",
-})  # fmt: skip
-"""Fields that decide shapes, which operations a step is made of, or which jets lie on the device."""
-
-
-DEFAULTS = flatten(Config())
 
 
 class PackError(ValueError):
@@ -102,7 +26,7 @@ class PackError(ValueError):
 
 def pack_key(config: Config) -> Hashable:
     """Trials with equal keys can share a pack."""
-    return tuple((name, value) for name, value in flatten(config).items() if name in SHARED)
+    return tuple((name, value) for name, value in flatten(config).items() if FIELDS[name].shared)
 
 
 def check_shared(configs: Sequence[Config]) -> None:
@@ -110,21 +34,21 @@ def check_shared(configs: Sequence[Config]) -> None:
     first = flatten(configs[0])
     for other in map(flatten, configs[1:]):
         for name in first:
-            if name in SHARED and other[name] != first[name]:
+            if FIELDS[name].shared and other[name] != first[name]:
                 raise PackError(f"trials of a pack must share {name}, got {first[name]!r} and {other[name]!r}")
 
 
 def stack(configs: Sequence[Config], device: torch.device, dtype: torch.dtype = torch.float32) -> Config:
     """One Config-shaped object for a pack.
 
-    Shared fields are plain values. A numeric field of PER_TRIAL is a (trial,) tensor on `device`: int64 for whole
+    Shared fields are plain values. A numeric field that may differ is a (trial,) tensor on `device`: int64 for whole
     numbers, float64 for optimiser, teacher and dropout (1 - beta2 needs the digits), else `dtype`; an augmentation or a
     dropout that is off in every trial is the plain number 0. A text field is the text when all agree, else
     {text: its rows}; a field of several values is those of each trial.
     """
     flat = [flatten(config) for config in configs]
     values = {
-        name: _stacked(name, [one[name] for one in flat], device, dtype) if name in PER_TRIAL else value
+        name: value if FIELDS[name].shared else _stacked(name, [one[name] for one in flat], device, dtype)
         for name, value in flat[0].items()
     }
     return _unchecked(values)
@@ -181,7 +105,7 @@ def _stacked(name: str, values: list[Any], device: torch.device, dtype: torch.dt
             return values[0]
         rows = {text: [row for row, value in enumerate(values) if value == text] for text in dict.fromkeys(values)}
         return {text: torch.tensor(found, device=device) for text, found in rows.items()}
-    if isinstance(DEFAULTS[name], int):
+    if FIELDS[name].kind is int:
         return torch.tensor(values, device=device)
     if name.startswith(("augment.", "train.")) and not any(values):
         return 0.0

@@ -1,12 +1,16 @@
+import dataclasses
 import json
 
 import pytest
 
 from jbot.config import (
+    FIELDS,
     JBOT_B,
-    LEAST_ANOMALY_BANK,
+    MIN_ANOMALY_BANK,
     Config,
     ConfigError,
+    LossConfig,
+    describe_fields,
     flatten,
     from_dict,
     override,
@@ -14,6 +18,7 @@ from jbot.config import (
     to_dict,
 )
 from jbot.evaluation.anomaly.detect import LEAST_BANK
+from jbot.field import collect_fields
 from jbot.store.record import trial_id
 
 
@@ -24,6 +29,44 @@ def test_defaults_are_the_papers_recipe():
     assert flat["optim.lr"] == 5e-4 * 1024 / 256
     assert (flat["loss.teacher_temp"], flat["loss.student_temp"], flat["loss.koleo_weight"]) == (0.04, 0.1, 0.01)
     assert override(Config(), JBOT_B).model.head_dim == 10  # 64 // 6, as released
+
+
+@pytest.mark.parametrize("known", FIELDS.values(), ids=lambda known: known.name)
+def test_a_field_says_what_it_sets_in_which_range_and_for_whom(known):
+    assert isinstance(known.shared, bool)
+    said = known.words(known.default)
+    assert said
+    assert "{" not in said
+    assert said != known.label
+    for value, words in known.names.items():
+        assert known.words(value) == words
+    if known.item in (int, float):
+        numbers = [known.low if known.above is None else known.above, known.high]
+        assert -float("inf") < numbers[0] < numbers[1]
+        assert known.unit == "" or known.unit in ("rad", "GeV", "epochs")
+
+
+def test_a_field_without_label_is_none():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Forgetful(LossConfig):
+        margin: float = 0.5
+
+    with pytest.raises(TypeError, match=r"missing .* 'label', 'shared'"):
+        collect_fields(Forgetful)
+
+
+def test_fields_in_words():
+    assert FIELDS["augment.rotation"].words(0.5) == "rotation up to 0.5 rad"
+    assert FIELDS["augment.rotation"].words(0) == "no rotation"
+    assert FIELDS["data.train_jets"].words(20_000) == "20,000 training jets"
+    assert FIELDS["probe.jet_pts"].words([500, 2000]) == "evaluated also at 500, 2000 GeV"
+    with pytest.raises(ConfigError, match=r"data\.train_jets must be int, got 'many'"):
+        FIELDS["data.train_jets"].words("many")
+    rows = {name: rest for name, *rest in describe_fields()}
+    assert list(rows) == list(flatten(Config()))
+    assert rows["optim.lr"] == ["(0, inf]", "learning rate 0.002"]
+    assert rows["mask.token"] == ["one of learned, zero, none", "a learned mask token"]
+    assert rows["finetune.fractions"] == ["list of (0, 1]", "not fine-tuned"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +105,7 @@ def test_bad_values_name_rule_and_value(changes, words):
 
 
 def test_the_least_bank_is_that_of_the_scores():
-    assert LEAST_ANOMALY_BANK == LEAST_BANK
+    assert MIN_ANOMALY_BANK == LEAST_BANK
 
 
 def test_round_trip_through_json_types():

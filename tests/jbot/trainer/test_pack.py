@@ -3,19 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from jbot.config import Config, flatten, override
-from jbot.trainer.pack import PER_TRIAL, SHARED, Pack, PackError, column, pack_key, stack
+from jbot.config import Config, override
+from jbot.trainer.pack import Pack, PackError, column, pack_key, stack
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize("name", flatten(Config()))
-def test_every_field_is_per_trial_or_shared(name):
-    assert (name in PER_TRIAL) != (name in SHARED)
-
-
-def test_no_other_field_is_named():
-    assert set(flatten(Config())) == PER_TRIAL | SHARED
 
 
 def test_the_key_feels_what_is_shared_alone():
