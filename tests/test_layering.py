@@ -23,7 +23,7 @@ FLOORS = {
 }
 """The floors below each floor."""
 ROOMS = {
-    "jbot": "config, cli < store < data < trainer < evaluation < trial < encoder < embed, keras_weights",
+    "jbot": "field < config, cli < store < data < trainer < evaluation < trial < encoder < embed, keras_weights",
     "search_spaces": "axis < augmentation, components, jets, koleo, masking, scaling < joint",
     "analysis": "stats < verdicts < plots < report < index, paper < compare, export, pictures",
     "cluster": "events, stop < lease, progress < scheduling < search, tracking < doctor, deploy < "
