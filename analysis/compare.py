@@ -241,7 +241,7 @@ def _clearness(found: Comparison, row: tuple[str, int, int, float, MeanInterval,
 
 
 def _p(p: float, n: int) -> str:
-    return wording.p_value(p, paired.p_floor(n)) if n > 1 else wording.NOTHING
+    return wording.p_value(p, paired.min_p(n)) if n > 1 else wording.NOTHING
 
 
 def _mean_cells(mean: MeanInterval) -> list[str]:

@@ -36,7 +36,7 @@ from rich.console import Console
 
 from analysis.report import build
 from analysis.report.sections import two_level
-from analysis.stats import paired
+from analysis.stats import paired, power
 from benchmarks import calibration_truths as truths
 from benchmarks.calibration_row import CONFIDENCE, Kind, Row
 from benchmarks.calibration_truths import Event, Floats, Truth
@@ -162,16 +162,15 @@ def _equivalence() -> Iterator[Check]:
 
 def _intervals() -> Iterator[Check]:
     """How often does a nominal 95% interval hold the truth?"""
-    sizes = {"t": (3, 5, 8, 10, 20), "bootstrap-t": (4, 5, 8, 10, 20), "percentile bootstrap": (3, 5, 10, 20)}
+    sizes = {"t": (3, 5, 8, 10, 20), "percentile bootstrap": (3, 5, 10, 20)}
     for method, numbers in sizes.items():
         kind: Kind = "equal" if method == "t" else "shown"
         for n in numbers:
             yield _interval(method, "normal", n, kind)
     shapes: tuple[truths.Shape, ...] = ("skewed differences", "heavy tails")
     for shape in shapes:
-        for method in ("t", "bootstrap-t"):
-            for n in (5, 20):
-                yield _interval(method, shape, n, "shown")
+        for n in (5, 20):
+            yield _interval("t", shape, n, "shown")
     for n in (3, 10):
         simulate = functools.partial(cover_deviation, n)
         name = f"chi-square interval of a standard deviation, normal, n = {n}"
@@ -204,8 +203,6 @@ def _mean_interval(method: str, values: Floats, rng: np.random.Generator) -> tup
     if method == "t":
         found = paired.mean_interval(values)
         return found.low, found.high
-    if method == "bootstrap-t":
-        return paired.bootstrap_t_interval(values, rng)
     means = rng.choice(values, size=(2000, len(values))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
@@ -234,23 +231,23 @@ def _power() -> Iterator[Check]:
     """What a dry run promises: a difference of the detectable size is found in 80% of studies."""
     judged = functools.partial(_judged, "Power", kind="at least", nominal=0.8, weight=0.5)
     for n in (6, 7, 8, 10, 12, 20):
-        effect = paired.detectable_effect(n, ALPHA)
+        effect = power.detectable_effect(n, ALPHA)
         yield judged(
             f"one contrast, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=(effect,)
         )
     for n, family in ((8, 3), (10, 3), (10, 6)):
-        effect = paired.detectable_effect(n, ALPHA, family)
+        effect = power.detectable_effect(n, ALPHA, family)
         alone = (effect, *(0.0,) * (family - 1))
         yield judged(
             f"one of {family} contrasts, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=alone
         )
     for mean in (2.0, 1.0, 0.75):
-        needed = paired.seeds_to_decide(mean, 1.0, truths.NO_MARGIN)
+        needed = power.seeds_to_decide(mean, 1.0, truths.NO_MARGIN)
         if needed is not None:
             claim = f"a difference of {mean:g} sd is decided by the {needed} seeds it is said to need"
             yield judged(claim, event="decided", seeds=needed, shifts=(mean,))
     for margin in (2.0, 1.0):
-        needed = paired.seeds_to_decide(0.0, 1.0, margin)
+        needed = power.seeds_to_decide(0.0, 1.0, margin)
         if needed is not None:
             claim = f"no difference, margin {margin:g} sd: decided by the {needed} seeds it is said to need"
             yield judged(claim, event="decided", seeds=needed, shifts=(0.0,), margin=margin)

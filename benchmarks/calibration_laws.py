@@ -56,13 +56,13 @@ TRUTHS = (
         parameters={},
     ),
     Truth(
-        name="power law with floor",
+        name="power law with irreducible error",
         form=POWER,
         error=lambda d: 0.2 + 0.4 * d**-0.25,
         parameters={"E": 0.2, "β": 0.25},
     ),
     Truth(
-        name="power law without floor",
+        name="power law without irreducible error",
         form=POWER,
         error=lambda d: 0.6 * d**-0.25,
         parameters={"E": 0.0, "β": 0.25},

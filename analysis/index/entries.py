@@ -13,7 +13,7 @@ from markupsafe import Markup
 from analysis.plots import sparklines as strips
 from analysis.plots import svg
 from analysis.plots.sparklines import Strips
-from analysis.stats.paired import MOST_SEEDS
+from analysis.stats.power import MAX_SEEDS
 from analysis.verdicts import arm_settings, convergence, tables, wording
 from analysis.verdicts.costs import Prices, device_hours, hours_text
 from analysis.verdicts.decide import Verdict
@@ -437,7 +437,7 @@ def _missing_seeds(
         )
     if never:
         names = ", ".join(never) if len(primary) > 1 else "it"
-        said.append(f"not even {MOST_SEEDS} seeds would decide {names} at this size and spread")
+        said.append(f"not even {MAX_SEEDS} seeds would decide {names} at this size and spread")
     lost = [item for item in primary if item.difference.n < 2 and item.dropped]
     if lost and len(primary) > 1:
         said.append("; ".join(dict.fromkeys(strips.lost(item) for item in lost)) + ": no difference can be formed")

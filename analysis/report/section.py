@@ -22,7 +22,7 @@ from analysis.plots.trial_details import Picture
 from analysis.report import headline
 from analysis.report.links import Links
 from analysis.stats import paired as statistics
-from analysis.stats import sequential
+from analysis.stats import power, sequential
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import arm_settings, convergence, decide, tables, wording
 from analysis.verdicts import diagnostics as signatures
@@ -197,11 +197,11 @@ def _power_line(evidence: Evidence) -> str:
     if not plan.contrasts:
         return "nothing is compared: every figure comes with its spread over seeds"
     n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
-    floor = statistics.p_floor(n, family)
+    floor = statistics.min_p(n, family)
     level = sequential.final_level(plan.looks, plan.alpha)
-    effect = statistics.detectable_effect(n, level, family)
+    effect = power.detectable_effect(n, level, family)
     if floor > plan.alpha:
-        equal = statistics.fewest_seeds(plan.alpha, family)[1]
+        equal = power.min_seeds(plan.alpha, family)[1]
         best = "Equivalence at best." if n >= equal else f"Nor equivalence, which takes {equal} seeds."
         return f"no difference: with {n} seeds the smallest p is {wording.p_value(floor)}. {best}"
     return (
@@ -277,8 +277,8 @@ def _contrast_row(item: Verdict) -> list[str]:
 
 
 def checks_section(evidence: Evidence) -> Table:
-    """What stands behind each verdict: the second interval, both tests' limits, and what pairing gained."""
-    head = ["contrast", "bootstrap-t interval", "smallest p", "equivalence p", "detectable"]
+    """What stands behind each verdict: both tests' limits, and what pairing gained."""
+    head = ["contrast", "smallest p", "equivalence p", "detectable"]
     head += ["correlation", "gain of pairing", "seeds left out"]
     rows = [_check_row(item) for item in evidence.verdicts]
     return Table(label="Checks of the paired differences", head=head, rows=rows)
@@ -288,7 +288,6 @@ def _check_row(item: Verdict) -> list[str]:
     d = item.difference
     return [
         wording.contrast(item.contrast.name),
-        wording.interval(d.check_low, d.check_high, d.standard_error, item.within),
         wording.p_value(item.floor),
         wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
         wording.compact(item.detectable, 2),
@@ -362,7 +361,7 @@ def metric_differences_section(evidence: Evidence, metrics: Sequence[str]) -> Ta
     rows = []
     for _, row in frame.iterrows():
         error = row["sd"] / math.sqrt(row["n"])
-        floor = statistics.p_floor(int(row["n"]))
+        floor = statistics.min_p(int(row["n"]))
         within = wording.bounds(row["metric"], of_difference=True)
         interval = wording.interval(row["low"], row["high"], error, within)
         estimate = [wording.with_error(row["mean"], error, True), interval]

@@ -1,4 +1,4 @@
-"""Which law an error follows as the training set grows, and what it foretells.
+"""Which law an error follows as the training set grows, and what it predicts.
 
 Forms        linear           a - b D
              logarithmic      a - b log D
@@ -9,14 +9,14 @@ starts. All are closed under scaling: what the seeds of a line share (a good or 
 says nothing about the form. The noise is what is left of each seed when the mean curve, and its own level and slope on
 logarithmic axes, are taken away.
 
-Choice       AICc of the means with that noise; how well the two largest sizes are foretold by a fit without them; and a
-             parametric bootstrap that asks of every form whether another one fits better than chance lets it.
+Choice       AICc of the means with that noise; how well the two largest sizes are predicted by a fit without them; and
+             a parametric bootstrap that asks of every form whether another one fits better than chance lets it.
              A form is named only when that test rejects all others, and AICc does not contradict. Otherwise the forms
-             are not separable, and those that stand are shown with what each foretells.
+             are not separable, and those that stand are shown with what each predicts.
 Intervals    Refits of the means moved along the seeds' own deviations, by as much as Student's t with n - 1 degrees of
              freedom says. What is drawn are seeds, never points: to first order that is the t interval over seeds of
              every parameter, whatever the sizes of a seed have in common. Resampled seeds would give too narrow ones.
-             In these refits a floor may be below zero, else the interval of beta is one-sided; that of E ends at zero.
+             In these refits E may be below zero, else the interval of beta is one-sided; that of E ends at zero.
 
 References
 ----------
@@ -34,22 +34,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.stats import Floats
 from analysis.stats.curve_fit import FORMS, Axes, Fits, Form, fit, freed
 
-Floats = NDArray[np.float64]
-
-LEAST_SIZES = 5
-"""Three parameters and their AICc need five means."""
 LEFT_OUT = 2
-"""Largest sizes that are foretold from the others."""
+"""Largest sizes that are predicted from the others."""
 DRAWS, NULLS = 399, 199
 """Refits behind the intervals, and simulated studies behind each p-value."""
 AHEAD = 10.0
 """How far an extrapolation goes, in largest sizes."""
-LEAST_NOISE = 1e-4
-"""Relative, of a mean: below it rounding decides (assumed)."""
+MIN_NOISE = 1e-4
+"""Smallest relative noise of a mean: below it rounding decides (assumed)."""
 LARGE = 700.0
-"""Of a logarithm."""
+"""Largest magnitude of a logarithm whose exponential is still above zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +68,8 @@ class Law:
     """The moved means; None with one seed."""
     aicc: float
     left_out: float
-    """Root mean square of the logarithm of error over foretold error, at the largest sizes; infinite where an error
-    below zero is foretold, NaN where it was not asked."""
+    """Root mean square of the logarithm of error over predicted error, at the largest sizes; infinite where an error
+    below zero is predicted, NaN where it was not asked."""
     p: float
     """That another form fits better by so much though this one is true; NaN with one seed."""
     p_fit: float
@@ -81,7 +78,7 @@ class Law:
 
     @property
     def form(self) -> Form:
-        """Of the curve."""
+        """Form of the curve."""
         return self.fits.form
 
     @functools.cached_property
@@ -98,7 +95,7 @@ class Law:
         return found
 
     def at(self, *size: float) -> Estimate:
-        """Error foretold for one size (of each axis), not below zero."""
+        """Error predicted for one size (of each axis), not below zero."""
         value, low, high = self.curve([size])[:, 0]
         return Estimate(value=float(value), low=float(low), high=float(high))
 
@@ -113,8 +110,8 @@ class Law:
     def _interval(self, value: Floats, drawn: Floats) -> Floats:
         """Percentiles of refits (draw, number), (2, number), and `value` (number,) where it lies beyond them.
 
-        A floor may not be below zero in the fit but in its refits: where the means bend as no power law with a floor
-        does, the two part. An interval that is widened to its estimate covers no less.
+        E may not be below zero in the fit but in its refits: where the means bend as no such law does, the two
+        part. An interval that is widened to its estimate covers no less.
         """
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(drawn, (tail, 1 - tail), axis=0, method="weibull")
@@ -141,12 +138,12 @@ class Comparison:
 
     @property
     def best(self) -> Law:
-        """Of the least AICc."""
+        """The form of the smallest AICc."""
         return min(self.laws, key=lambda law: law.aicc)
 
     @property
-    def foretelling(self) -> Law:
-        """That which foretells the largest sizes best."""
+    def best_predictor(self) -> Law:
+        """The form that predicts the left-out largest sizes best."""
         return min(self.laws, key=lambda law: law.left_out)
 
     @property
@@ -195,7 +192,7 @@ def compare(
     noise, freedom = _noise(logs, np.log(points))
     if not freedom:
         noise = _noise_of_fits(forms, measured, logs)
-    of_mean = max(noise / math.sqrt(len(logs)), LEAST_NOISE)
+    of_mean = max(noise / math.sqrt(len(logs)), MIN_NOISE)
     mean = logs.mean(axis=0, keepdims=True)
     fits = [fit(form, measured, mean, of_mean) for form in forms]
     around = moved(logs, rng, draws) if len(logs) > 1 else None
@@ -288,7 +285,7 @@ def _p_values(
     logs = np.log(np.maximum(true.errors(true.measured.sizes), math.exp(-LARGE)))
     logs = logs + noise * rng.normal(size=(nulls, logs.shape[1]))
     # Each simulated study estimates its own noise, as this one did.
-    own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), LEAST_NOISE)
+    own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), MIN_NOISE)
     loss = float(true.losses[0])
     again = fit(true.form, true.measured, logs, own).losses
     p_fit = _share(again >= loss)
@@ -300,13 +297,13 @@ def _p_values(
 
 
 def _share(events: NDArray[np.bool_]) -> float:
-    """Of a Monte-Carlo test: the study itself is one of the draws."""
+    """p-value of a Monte Carlo test: the study itself is one of the draws."""
     return (1 + int(events.sum())) / (len(events) + 1)
 
 
 def _left_out(form: Form, sizes: Floats, mean: Floats, noise: float) -> float:
     """How far a fit without the largest sizes is off there."""
-    foretold = fit(form, Axes(sizes=sizes[:-LEFT_OUT]), mean[:, :-LEFT_OUT], noise).errors(sizes[-LEFT_OUT:])[0]
-    if (foretold <= 0).any():
+    predicted = fit(form, Axes(sizes=sizes[:-LEFT_OUT]), mean[:, :-LEFT_OUT], noise).errors(sizes[-LEFT_OUT:])[0]
+    if (predicted <= 0).any():
         return math.inf
-    return float(np.sqrt(np.mean((mean[0, -LEFT_OUT:] - np.log(foretold)) ** 2)))
+    return float(np.sqrt(np.mean((mean[0, -LEFT_OUT:] - np.log(predicted)) ** 2)))

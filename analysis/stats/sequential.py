@@ -5,9 +5,9 @@ A plan names the blocks after which it is looked at. By each look a share of the
 
 - the sign-flip test stays exact: given the sizes of the differences all 2^n signs are equally likely, so the chance of
   stopping at one look or another is counted, not approximated (`sign_flip_test`);
-- its p-value, the smallest level that rejects by this look, is one of the whole course of looks: it never exceeds a
+- its p-value, the smallest level that rejects by this look, covers all looks together: it never exceeds a
   level with a greater chance than that level, so Holm's correction takes it like any other;
-- t intervals and equivalence tests are made at the nominal levels that leave their whole course the level of the plan
+- t intervals and equivalence tests are made at the nominal levels that leave all looks together the level of the plan
   (`nominal_levels`): repeated confidence intervals, which hold at all looks at once.
 
 References
@@ -28,32 +28,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.stats import paired
-
-Floats = NDArray[np.float64]
+from analysis.stats import Floats, paired
 
 EXACT_UP_TO = paired.EXACT_UP_TO
 PATHS = 100_000
-"""Simulated courses of a t statistic: a level of 0.05 is then met to 0.0007 (one standard deviation)."""
+"""Simulated paths of a t statistic over the looks: a level of 0.05 is then met to 0.0007 (one standard deviation)."""
 SEED = 20_260_102
-"""Of those courses, so that the same looks have the same levels each time."""
+"""Seed of those paths, so that the same looks have the same levels each time."""
 STEP = 1 / 32
 """Levels between which a p-value is rounded up lie this far apart, in parts of themselves; those that decide, and
 the 32 smallest that each look can reach, are among them exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """The looks that a contrast has been through."""
+class InterimHistory:
+    """The interim analyses (looks) that a contrast has been through."""
 
     shares: tuple[float, ...]
-    """Of the error level, that may be spent by each look. Ascending."""
+    """Share of the error level that may be spent by each look, ascending."""
     pairs: tuple[int, ...]
     """Seeds with a score of both arms by each look; a block with a failed trial adds none."""
 
 
-MOST_LOOKS = 4
-"""Of a plan that does not name its own: each look waits for the slowest trial of its block."""
+MAX_LOOKS = 4
+"""Looks of a plan that does not name its own: each waits for the slowest trial of its block."""
 
 
 def share_spent(blocks: int, of: int) -> float:
@@ -70,7 +68,7 @@ def share_spent(blocks: int, of: int) -> float:
 
 
 def default_looks(blocks: int, contrasts: int, alpha: float = 0.05) -> tuple[int, ...]:
-    """At most MOST_LOOKS looks, evenly from the first that can show a difference to the last block.
+    """At most MAX_LOOKS looks, evenly from the first that can show a difference to the last block.
 
     The last alone where no earlier one can show anything but equivalence.
 
@@ -80,18 +78,18 @@ def default_looks(blocks: int, contrasts: int, alpha: float = 0.05) -> tuple[int
         Primary ones: corrected together.
     """
     first = next((n for n in range(2, blocks) if can_differ(n, blocks, contrasts, alpha)), blocks)
-    between = np.linspace(first, blocks, min(MOST_LOOKS, blocks - first + 1))
+    between = np.linspace(first, blocks, min(MAX_LOOKS, blocks - first + 1))
     return tuple(int(n) for n in np.unique(np.rint(between)))
 
 
-def course_of(looks: Sequence[int], blocks: int) -> Course:
+def planned_history(looks: Sequence[int], blocks: int) -> InterimHistory:
     """Looks at a plan of so many blocks, if no trial fails."""
-    return Course(shares=tuple(share_spent(look, blocks) for look in looks), pairs=tuple(looks))
+    return InterimHistory(shares=tuple(share_spent(look, blocks) for look in looks), pairs=tuple(looks))
 
 
 def can_differ(look: int, blocks: int, contrasts: int, alpha: float = 0.05) -> bool:
     """Whether sign flips of so many blocks can reach what Holm asks of the first contrast at this look."""
-    return contrasts * paired.p_floor(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
+    return contrasts * paired.min_p(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
 
 
 def critical_values(paths: Floats, shares: Sequence[float], levels: Floats, reserved: int = 0) -> Floats:
@@ -135,7 +133,7 @@ def critical_values(paths: Floats, shares: Sequence[float], levels: Floats, rese
     return np.array(found)
 
 
-def sign_flip_test(differences: ArrayLike, course: Course, alpha: float, family: int) -> float:
+def sign_flip_test(differences: ArrayLike, history: InterimHistory, alpha: float, family: int) -> float:
     """Sequential p-value of the two-sided permutation test that paired differences are symmetric about zero.
 
     Exact over all signs up to 20 pairs, as long as which pairs failed has nothing to do with their signs; above that
@@ -154,17 +152,17 @@ def sign_flip_test(differences: ArrayLike, course: Course, alpha: float, family:
         Smallest level that rejects by the last look, in (0, 1]; rounded up by at most 1/32 of itself.
     """
     d = paired.as_whole_numbers(differences)
-    if len(d) != course.pairs[-1]:
-        raise ValueError(f"expected {course.pairs[-1]} differences, as by the last look, got {len(d)}")
+    if len(d) != history.pairs[-1]:
+        raise ValueError(f"expected {history.pairs[-1]} differences, as by the last look, got {len(d)}")
     exact = len(d) <= EXACT_UP_TO
-    paths = np.abs(_all_sums(d, course.pairs) if exact else _random_sums(d, course.pairs))
-    smallest = [2.0 ** (1 - n) if exact and n else 1 / paths.shape[1] for n in course.pairs]
-    levels = _levels(smallest, course, alpha, family)
-    critical = critical_values(paths, course.shares, levels)
+    paths = np.abs(_all_sums(d, history.pairs) if exact else _random_sums(d, history.pairs))
+    smallest = [2.0 ** (1 - n) if exact and n else 1 / paths.shape[1] for n in history.pairs]
+    levels = _levels(smallest, history, alpha, family)
+    critical = critical_values(paths, history.shares, levels)
     return _smallest(levels, [value >= row for value, row in zip(paths[:, 0], critical, strict=True)])
 
 
-def tost(differences: ArrayLike, course: Course, margin: float, alpha: float, family: int) -> float:
+def tost(differences: ArrayLike, history: InterimHistory, margin: float, alpha: float, family: int) -> float:
     """Sequential p-value of "the mean difference lies inside (-margin, margin)"; 1 below two seeds.
 
     Parameters
@@ -177,55 +175,55 @@ def tost(differences: ArrayLike, course: Course, margin: float, alpha: float, fa
         As for :func:`sign_flip_test`.
     """
     d = np.asarray(differences, dtype=np.float64)
-    levels, nominal = nominal_levels(course, 1, alpha, family)
-    found = [paired.tost(d[:n], margin) for n in course.pairs]
+    levels, nominal = nominal_levels(history, 1, alpha, family)
+    found = [paired.tost(d[:n], margin) for n in history.pairs]
     return _smallest(levels, [p <= row for p, row in zip(found, nominal, strict=True)])
 
 
-def confidence(course: Course, alpha: float) -> float:
-    """Confidence of the t interval at the last look whose whole course covers with 1 - alpha."""
-    levels, nominal = nominal_levels(course, 2, alpha, 1)
+def confidence(history: InterimHistory, alpha: float) -> float:
+    """Confidence of the t interval at the last look that, over all looks together, covers with 1 - alpha."""
+    levels, nominal = nominal_levels(history, 2, alpha, 1)
     return 1 - float(nominal[-1, np.searchsorted(levels, alpha)])
 
 
 def can_be_equivalent(look: int, blocks: int, contrasts: int, alpha: float = 0.05) -> bool:
     """Whether so many blocks are enough to show equivalence of a family at this look."""
-    return contrasts * paired.equivalence_floor(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
+    return contrasts * paired.min_p_equivalent(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
 
 
 def final_level(looks: Sequence[int], alpha: float) -> float:
     """Error level of a single t-test after the last of these looks: what the others leave; alpha without looks."""
-    return 1 - confidence(course_of(looks, looks[-1]), alpha) if looks else alpha
+    return 1 - confidence(planned_history(looks, looks[-1]), alpha) if looks else alpha
 
 
-def floor(course: Course) -> float:
+def min_p(history: InterimHistory) -> float:
     """The smallest sequential p-value that sign flips of so many pairs can reach by the last look."""
-    shares = zip(course.shares, course.pairs, strict=True)
-    return min([1.0, *(paired.p_floor(n) / share for share, n in shares if n)])
+    shares = zip(history.shares, history.pairs, strict=True)
+    return min([1.0, *(paired.min_p(n) / share for share, n in shares if n)])
 
 
-def equivalence_floor(course: Course) -> float:
+def min_p_equivalent(history: InterimHistory) -> float:
     """The smallest sequential p-value that an exact test of equivalence can give to so many pairs by the last look."""
-    shares = zip(course.shares, course.pairs, strict=True)
-    return min(1.0, *(paired.equivalence_floor(n) / share for share, n in shares))
+    shares = zip(history.shares, history.pairs, strict=True)
+    return min(1.0, *(paired.min_p_equivalent(n) / share for share, n in shares))
 
 
 @functools.lru_cache(maxsize=256)
-def nominal_levels(course: Course, sides: int, alpha: float, family: int) -> tuple[Floats, Floats]:
-    """Levels, and at which nominal level a t-test is to be made at each look so that the whole course has that level.
+def nominal_levels(history: InterimHistory, sides: int, alpha: float, family: int) -> tuple[Floats, Floats]:
+    """Levels, and the nominal level of a t-test at each look at which all looks together have that level.
 
     Returns
     -------
     (float array (level,), float array (look, level))
         Both free of unit. Of simulated normal differences, see PATHS: the t statistic knows no scale.
     """
-    paths = _t_paths(course.pairs)
+    paths = _t_paths(history.pairs)
     paths = np.abs(paths) if sides == 2 else paths
-    levels = _levels([1 / PATHS] * len(course.pairs), course, alpha, family)
-    critical = critical_values(paths, course.shares, levels, reserved=1)
-    freedom = np.maximum(1, np.array(course.pairs) - 1)[:, None]
+    levels = _levels([1 / PATHS] * len(history.pairs), history, alpha, family)
+    critical = critical_values(paths, history.shares, levels, reserved=1)
+    freedom = np.maximum(1, np.array(history.pairs) - 1)[:, None]
     nominal = sides * stats.t.sf(critical, freedom)
-    nominal[0] = levels * course.shares[0] if course.pairs[0] > 1 else 0.0  # the first look needs no simulation
+    nominal[0] = levels * history.shares[0] if history.pairs[0] > 1 else 0.0  # the first look needs no simulation
     return levels, nominal
 
 
@@ -248,7 +246,7 @@ def outlook(
     alpha: float = 0.05,
     repeats: int = 2000,
 ) -> Outlook:
-    """Simulated studies of independent contrasts with normal differences, judged by t-tests at the nominal levels.
+    """Simulated studies of independent contrasts with normal differences, decided by t-tests at the nominal levels.
 
     t-tests stand for the sign flips, which they resemble but for the smallest p that so many pairs can reach: a look
     that cannot reach a level does not reach it here either.
@@ -263,7 +261,7 @@ def outlook(
         The margin of each, in the same unit; without it no contrast can be found equivalent.
     """
     blocks, rng = looks[-1], np.random.default_rng(SEED)
-    course, family = course_of(looks, blocks), len(effects)
+    history, family = planned_history(looks, blocks), len(effects)
     drawn = rng.standard_normal((blocks, repeats, family)) + np.asarray(effects)
     margin = np.asarray(margins) if len(margins) else np.full(family, -np.inf)
     running, decided, stops = np.ones(repeats, bool), np.zeros(repeats, bool), []
@@ -271,11 +269,11 @@ def outlook(
     for k, look in enumerate(looks):
         mean, error = drawn[:look].mean(axis=0), drawn[:look].std(axis=0, ddof=1) / math.sqrt(look)
         nominal = 2 * stats.t.sf(np.abs(mean) / error, look - 1)
-        least = min(paired.p_floor(n) / share for n, share in zip(looks[: k + 1], course.shares, strict=False))
-        p = np.minimum(p, np.maximum(least, _level_of(nominal, k, *nominal_levels(course, 2, alpha, family))))
+        least = min(paired.min_p(n) / share for n, share in zip(looks[: k + 1], history.shares, strict=False))
+        p = np.minimum(p, np.maximum(least, _level_of(nominal, k, *nominal_levels(history, 2, alpha, family))))
         inside = stats.t.sf((margin - np.abs(mean)) / error, look - 1)
-        few = min(paired.equivalence_floor(n) / share for n, share in zip(looks[: k + 1], course.shares, strict=False))
-        q = np.minimum(q, np.maximum(few, _level_of(inside, k, *nominal_levels(course, 1, alpha, family))))
+        few = min(paired.min_p_equivalent(n) / share for n, share in zip(looks[: k + 1], history.shares, strict=False))
+        q = np.minimum(q, np.maximum(few, _level_of(inside, k, *nominal_levels(history, 1, alpha, family))))
         decided = (_holm(p, alpha) | _holm(q, alpha)).all(axis=1)
         stops.append(float((running & decided).mean()) if look < blocks else float(running.mean()))
         running &= ~decided
@@ -297,11 +295,11 @@ def _holm(p: Floats, alpha: float) -> NDArray[np.bool_]:
     return found
 
 
-def _levels(smallest: Sequence[float], course: Course, alpha: float, family: int) -> Floats:
+def _levels(smallest: Sequence[float], history: InterimHistory, alpha: float, family: int) -> Floats:
     """Ascending up to 1: those that decide, the smallest that each look can reach, and steps between."""
     decide = [alpha / j for j in range(1, family + 1)]
     few = np.arange(1, round(1 / STEP) + 1)
-    reached = np.concatenate([few * p / share for p, share in zip(smallest, course.shares, strict=True)])
+    reached = np.concatenate([few * p / share for p, share in zip(smallest, history.shares, strict=True)])
     least = min(*decide, *reached)
     steps = np.exp(np.arange(0.0, math.log(least), -math.log1p(STEP)))
     levels = np.unique(np.concatenate([decide, reached, steps]))

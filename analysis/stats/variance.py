@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from analysis.stats import Floats
+
 Components = dict[frozenset[str], float]
 
 SCORE, SETTING, SEED, DRAW = "score", "setting", "seed", "draw"

@@ -9,7 +9,7 @@ The rules, in this order, for every contrast of a plan:
    apart: each kind of claim has the error level over its family. Of a single contrast at most one of the two can be
    false, so the level holds for both together; of a family both together can be false more often, at most twice it.
 3. *equivalent*: two one-sided t-tests put the mean difference inside the margin, and the seeds are enough for an exact
-   test to say so (`statistics.equivalence_floor`: five for a single contrast at 5%). It goes before 4: the plan has
+   test to say so (`paired.min_p_equivalent`: five for a single contrast at 5%). It goes before 4: the plan has
    said that smaller differences do not matter, so one that is significant and yet inside the margin is equivalent,
    with a note that it is not zero.
 4. *better* or *worse*: the sign-flip test is significant and the t interval clear of zero.
@@ -33,9 +33,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.stats import paired, sequential
-from analysis.stats.paired import Floats, PairedDifference
-from analysis.stats.sequential import Course
+from analysis.stats import Floats, paired, power, sequential
+from analysis.stats.paired import PairedDifference
+from analysis.stats.sequential import InterimHistory
 from analysis.verdicts import wording
 from jbot.store.plan import Contrast, Plan
 
@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 """(seed,)"""
 Outcome = Literal["better", "worse", "equivalent", "undecided"]
 SEED = 20_260_101
-"""Of the bootstrap and of Monte Carlo tests, so that a report made twice says the same."""
+"""Of Monte Carlo tests, so that a report made twice says the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class _Evidence:
     dropped: int
     pruned: int
     failures: tuple[FailureRate, FailureRate]
-    course: Course | None
+    course: InterimHistory | None
     """Of a plan with looks, once one has been reached."""
     confidence: float
     p_with_losses: float
@@ -254,7 +254,7 @@ def _weigh(
     gaps = pairs[:, 0] - pairs[:, 1]
     course = _course(plan, look, scored)
     confidence = sequential.confidence(course, plan.alpha) if course else 1 - plan.alpha
-    difference = paired.paired_difference(pairs[:, 0], pairs[:, 1], rng, confidence)
+    difference = paired.paired_difference(pairs[:, 0], pairs[:, 1], confidence)
     waits = look is not None and course is None
     return _Evidence(
         contrast=contrast,
@@ -270,24 +270,26 @@ def _weigh(
     )
 
 
-def _course(plan: Plan, look: Look | None, scored: Mask) -> Course | None:
+def _course(plan: Plan, look: Look | None, scored: Mask) -> InterimHistory | None:
     """The looks up to this one; None without any. `scored` are the blocks with a score of both arms."""
     if look is None or not look.blocks:
         return None
     looks = [one for one in plan.looks if one <= look.blocks]
-    return Course(
+    return InterimHistory(
         shares=tuple(sequential.share_spent(one, look.of) for one in looks),
         pairs=tuple(int(scored[:one].sum()) for one in looks),
     )
 
 
-def _p_differs(plan: Plan, contrast: Contrast, gaps: Floats, course: Course | None, rng: np.random.Generator) -> float:
+def _p_differs(
+    plan: Plan, contrast: Contrast, gaps: Floats, course: InterimHistory | None, rng: np.random.Generator
+) -> float:
     if course is None:
         return paired.sign_flip_test(gaps, rng)
     return sequential.sign_flip_test(gaps, course, plan.alpha, _family(plan, contrast))
 
 
-def _p_equivalent(plan: Plan, contrast: Contrast, gaps: Floats, course: Course | None) -> float:
+def _p_equivalent(plan: Plan, contrast: Contrast, gaps: Floats, course: InterimHistory | None) -> float:
     if course is None:
         return paired.tost(gaps, plan.margin)
     return sequential.tost(gaps, course, plan.margin, plan.alpha, _family(plan, contrast))
@@ -322,7 +324,7 @@ def _p_with_losses(
 
 
 def _without_intervals(difference: PairedDifference) -> PairedDifference:
-    return dataclasses.replace(difference, low=math.nan, high=math.nan, check_low=math.nan, check_high=math.nan)
+    return dataclasses.replace(difference, low=math.nan, high=math.nan)
 
 
 def _failure_rate(states: pd.Series, whole: Mask) -> FailureRate:
@@ -359,8 +361,8 @@ def _conclude(
     # Benjamini-Hochberg leaves the smallest p of a family as it is when all are equal; Holm multiplies it.
     corrected = family if evidence.contrast.primary else 1
     n = difference.n
-    smallest = sequential.floor(course) if course else paired.p_floor(n)
-    inside = corrected * (sequential.equivalence_floor(course) if course else paired.equivalence_floor(n))
+    smallest = sequential.min_p(course) if course else paired.min_p(n)
+    inside = corrected * (sequential.min_p_equivalent(course) if course else paired.min_p_equivalent(n))
     outcome = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside))
     found = {name: value for name, value in vars(evidence).items() if name != "course"}
     verdict = Verdict(
@@ -392,7 +394,7 @@ def _outcome(plan: Plan, difference: PairedDifference, p_adjusted: float, p_equi
 
 
 def _seeds_needed(plan: Plan, difference: PairedDifference, family: int) -> int | None:
-    needed = paired.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
+    needed = power.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
     # An undecided study needs more than it has, however good its chance was.
     return None if needed is None else max(needed, difference.n + 1)
 
@@ -405,7 +407,7 @@ def clear_of_zero(difference: PairedDifference) -> bool:
 def _detectable(difference: PairedDifference, alpha: float, family: int) -> float:
     if difference.n < 2:
         return math.nan
-    effect = paired.detectable_effect(difference.n, alpha, family)
+    effect = power.detectable_effect(difference.n, alpha, family)
     return effect * difference.sd if math.isfinite(effect) else math.inf
 
 
@@ -468,7 +470,7 @@ def _correction(verdict: Verdict) -> str:
 
 def _what_would_decide(verdict: Verdict) -> str:
     if verdict.seeds_needed is None:
-        return f"At this size and spread not even {paired.MOST_SEEDS} seeds would decide it."
+        return f"At this size and spread not even {power.MAX_SEEDS} seeds would decide it."
     return f"About {verdict.seeds_needed} seeds would decide it at this size and spread."
 
 
@@ -504,9 +506,6 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
         yield f"Differences smaller than the margin of {plan.margin:g} are not excluded."
     if verdict.outcome == "undecided" and verdict.p_adjusted <= plan.alpha:
         yield "The permutation test is significant, but the t interval includes zero: no claim."
-    if math.isfinite(d.check_low) and clear_of_zero(d) != (d.check_low > 0 or d.check_high < 0):
-        low_high = wording.interval(d.check_low, d.check_high, d.standard_error, verdict.within)
-        yield f"The bootstrap-t interval, {low_high}, disagrees with the t interval about zero."
     if verdict.outcome == "undecided" and d.sd > 0 and math.isfinite(verdict.detectable):
         yield f"This design had 80% power for a difference of {wording.compact(verdict.detectable, 2)}."
     if not verdict.contrast.primary:
@@ -515,7 +514,7 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
 
 def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
     """What so few seeds cannot show, whatever they are, and how many could."""
-    differ, equal = paired.fewest_seeds(plan.alpha, verdict.family if verdict.contrast.primary else 1)
+    differ, equal = power.min_seeds(plan.alpha, verdict.family if verdict.contrast.primary else 1)
     # Of a plan with looks no number is enough by itself: it depends on when the next look is.
     if verdict.floor > plan.alpha:
         takes = "" if verdict.look else f"; it takes at least {differ}"

@@ -110,7 +110,7 @@ def interval_cell(values: MeanInterval) -> str:
 
 def p_cell(p_adjusted: float, n: int) -> str:
     """A corrected p, never below what n seeds can reach; a dash without a test."""
-    return wording.p_value(p_adjusted, paired.p_floor(n)) if np.isfinite(p_adjusted) else wording.NOTHING
+    return wording.p_value(p_adjusted, paired.min_p(n)) if np.isfinite(p_adjusted) else wording.NOTHING
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:

@@ -42,7 +42,8 @@ RESPONSES = ("Response to single settings",)
 
 OPEN = (
     Question(
-        text="Does performance grow linearly, logarithmically, or as a power law with a floor, with unlabeled jets?",
+        text="Does performance grow linearly, logarithmically, or as a power law with an irreducible error, "
+        "with unlabeled jets?",
         parts=(Part(study="scaling", contrasts=False, sections=("Scaling",)),),
     ),
     Question(

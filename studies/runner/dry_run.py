@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.report.sections import components
-from analysis.stats.paired import detectable_effect, fewest_seeds, p_floor
+from analysis.stats.paired import min_p
+from analysis.stats.power import detectable_effect, min_seeds
 from analysis.stats.sequential import final_level
 from analysis.verdicts import wording
 from analysis.verdicts.wording import count
@@ -280,11 +281,11 @@ def power_lines(ahead: Outlook) -> list[str]:
         return ["the plan states no contrast: nothing is compared, every figure comes with its spread over seeds"]
     primary = [contrast for contrast in plan.contrasts if contrast.primary]
     n, family = len(plan.seeds), max(1, len(primary))
-    floor = p_floor(n, family)
+    floor = min_p(n, family)
     claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
     lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
     if floor > plan.alpha:
-        enough, equal = fewest_seeds(plan.alpha, family)
+        enough, equal = min_seeds(plan.alpha, family)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
         if n < equal:
             lines.append(f'CANNOT say "equivalent": that needs at least {equal} seeds')

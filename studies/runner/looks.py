@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from analysis.stats import sequential
-from analysis.stats.paired import minimum_detectable_effect
+from analysis.stats.power import minimum_detectable_effect
 from analysis.stats.sequential import Outlook
 from analysis.verdicts import tables, wording
 from analysis.verdicts.decide import Look, judge
@@ -160,8 +160,8 @@ def why_not(plan: Plan) -> str:
 
 def _look_line(plan: Plan, look: int, saved: float, unit: str) -> str:
     blocks, primary = len(plan.seeds), number_of_primary(plan)
-    course = sequential.course_of([one for one in plan.looks if one <= look], blocks)
-    smallest = primary * sequential.floor(course)
+    course = sequential.planned_history([one for one in plan.looks if one <= look], blocks)
+    smallest = primary * sequential.min_p(course)
     if sequential.can_differ(look, blocks, primary, plan.alpha):
         can = f"differences (smallest p {wording.p_value(smallest)}) or equivalence"
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from analysis.stats.paired import MOST_SEEDS
+from analysis.stats.power import MAX_SEEDS
 from analysis.verdicts import tables, wording
 from analysis.verdicts.decide import Verdict, judge
 from jbot.config import Config, from_dict, override
@@ -144,7 +144,7 @@ def still_open(
     for verdict in (one for one in verdicts if one.outcome == "undecided" and one.difference.n > 1):
         name, needed = wording.contrast(verdict.contrast.name), verdict.seeds_needed
         if needed is None:
-            lines.append(f"{name}: not even {MOST_SEEDS} seeds would decide it at this size and spread")
+            lines.append(f"{name}: not even {MAX_SEEDS} seeds would decide it at this size and spread")
             hours = None
             continue
         extra = max(0, needed - len(plan.seeds))

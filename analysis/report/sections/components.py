@@ -347,8 +347,8 @@ def _how_to_read(plan: Plan, n: int) -> str:
 def _floor(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
     """Says so where no number of this section could be shown with so few seeds."""
     n = max(one.interval.n for one in found)
-    if n > 1 and paired.p_floor(n) > plan.alpha:
-        floor = wording.p_value(paired.p_floor(n))
+    if n > 1 and paired.min_p(n) > plan.alpha:
+        floor = wording.p_value(paired.min_p(n))
         yield f"{n} seeds can show nothing here, as their smallest p is {floor}: what follows are leads."
 
 
@@ -441,7 +441,7 @@ def _effect_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
 
 def _nothing_shown(plan: Plan, effects: Sequence[Estimate]) -> str:
     seeds = max(one.interval.n for one in effects)
-    floor = paired.p_floor(seeds)
+    floor = paired.min_p(seeds)
     if floor <= plan.alpha:
         return "No effect of the factorial is shown after the correction."
     reached = wording.p_value(floor)

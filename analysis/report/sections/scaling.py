@@ -38,7 +38,7 @@ LEAST_SIZES = 3
 """Two training sets give a ratio, no line."""
 FIT_SIZES, FIT_SEEDS = 7, 3
 """What a fit of competing laws needs: simulated, five sizes and one seed choose the logarithm in all cases though the
-truth is a power law with a floor; seven log-spaced sizes and three seeds are right in all."""
+truth is a power law with an irreducible error; seven log-spaced sizes and three seeds are right in all."""
 LEAST_MODELS, LEAST_JOINT = 3, 5
 """Models and training sets of a joint law (assumed)."""
 COUNTED_IN_EPOCHS = ("train.epochs", "train.until", "optim.warmup_epochs", "probe.every")

@@ -13,7 +13,7 @@ from analysis.plots import study_figures
 from analysis.plots.trial_details import Picture
 from analysis.report.section import Table
 from analysis.stats import scaling_law
-from analysis.stats.curve_fit import FLATTEST, JOINT, POWER, REPEATED, REPETITION, STEEPEST, Form
+from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
 from analysis.verdicts import design, wording
 from analysis.verdicts.decide import SEED
@@ -97,9 +97,9 @@ def _place(size: tuple[float, ...]) -> str:
 
 
 def sentences(lines: Sequence[Fitted]) -> Iterator[str]:
-    """One paragraph per line: which form it follows, and what that foretells."""
+    """One paragraph per line: which form it follows, and what that predicts."""
     for one in lines:
-        yield " ".join([*_answer(one), *_foretold(one), *_left_out_words(one)])
+        yield " ".join([*_answer(one), *_predicted(one), *_left_out_words(one)])
 
 
 def _answer(one: Fitted) -> Iterator[str]:
@@ -110,8 +110,8 @@ def _answer(one: Fitted) -> Iterator[str]:
         rejected = f"{design.listed([law.form.name for law in others])} {_p_words(others)}"
         law = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
         yield f"{one.where}: {law} ({design_words}; rejected: {rejected})."
-        if found.foretelling is not named:
-            yield f"The largest two sizes alone are foretold better by the {found.foretelling.form.name} form."
+        if found.best_predictor is not named:
+            yield f"The largest two sizes alone are predicted better by the {found.best_predictor.form.name} form."
         if named.form is POWER and named.parameters["E"].low < ROUNDING:
             yield "That it has no floor (E = 0) is not excluded."
     elif found.seeds < 2:
@@ -150,24 +150,24 @@ def _p(p: float) -> str:
     return f"≤ {floor:g}" if p <= floor * 1.001 else f"= {wording.p_value(p)}"
 
 
-def _foretold(one: Fitted) -> Iterator[str]:
+def _predicted(one: Fitted) -> Iterator[str]:
     found = one.comparison
     if found.none_fits:
-        yield "So none foretells anything."
+        yield "So none predicts anything."
         return
     most = float(found.sizes[:, 0].max())
     told = [found.named] if found.named else list(found.standing)
     ahead = [law.at(AHEAD * most) for law in told]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
     if len(told) == 1:
-        yield f"{at} it foretells an error of {_estimate(ahead[0])}."
+        yield f"{at} it predicts an error of {_estimate(ahead[0])}."
     elif found.seeds > 1:
         # An error ends at 1, wherever a form goes on to.
         low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
-        yield f"{at} they foretell an error between {wording.compact(low, 2)} and {wording.compact(high, 2)}."
+        yield f"{at} they predict an error between {wording.compact(low, 2)} and {wording.compact(high, 2)}."
     else:
         each = [f"{wording.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
-        yield f"{at} they foretell an error of {design.listed(each)}."
+        yield f"{at} they predict an error of {design.listed(each)}."
 
 
 def _left_out_words(one: Fitted) -> Iterator[str]:
@@ -197,8 +197,8 @@ def _estimate(one: Estimate, name: str = "") -> str:
     if not math.isfinite(one.low):
         return value
     if name in ("α", "β"):
-        low = f"≤ {FLATTEST:g}" if one.low <= FLATTEST * 1.001 else low
-        high = f"≥ {STEEPEST:g}" if one.high >= STEEPEST * 0.999 else high
+        low = f"≤ {MIN_EXPONENT:g}" if one.low <= MIN_EXPONENT * 1.001 else low
+        high = f"≥ {MAX_EXPONENT:g}" if one.high >= MAX_EXPONENT * 0.999 else high
     return f"{value} ({low} to {high})"
 
 
@@ -220,12 +220,10 @@ def plane_sentence(one: Fitted) -> str:
     n = f"{wording.count(len(found.sizes), 'point')}, {wording.count(found.seeds, 'seed')}"
     said = f"Models and jets together, {one.kind}: {law.form.formula} with {_parameters(law, found.alpha, ', ')} ({n})."
     if law.p_fit <= found.alpha:
-        said += f" The means do not lie on it within their noise (p {_p(law.p_fit)}): it foretells nothing."
+        said += f" The means do not lie on it within their noise (p {_p(law.p_fit)}): it predicts nothing."
     else:
         ahead = law.at(float(weights), AHEAD * float(jets))
-        said += (
-            f" With {weights:,.0f} weights and {AHEAD * jets:,.0f} jets it foretells an error of {_estimate(ahead)}."
-        )
+        said += f" With {weights:,.0f} weights and {AHEAD * jets:,.0f} jets it predicts an error of {_estimate(ahead)}."
     return " ".join([said, *_left_out_words(one)])
 
 

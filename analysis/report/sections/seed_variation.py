@@ -19,6 +19,7 @@ from analysis.plots.trial_details import Picture
 from analysis.report import section as sections
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired as statistics
+from analysis.stats import power
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import convergence, design, tables, wording
 from jbot.store.plan import Plan, StudyRecords
@@ -109,7 +110,7 @@ def detectable(sd: float, n: int, correlation: float = 0.0) -> float:
     float
         In units of the metric; of a single contrast, without any correction.
     """
-    return statistics.detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
+    return power.detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
 
 
 def milestones(curves: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
@@ -214,7 +215,7 @@ def _gain_sentences(plan: Plan, gains: Sequence[Gain]) -> Iterator[str]:
         f"{start}Against the untrained encoder at the same seed, the trained one is {'; '.join(parts)} "
         f"(sign-flip tests, Benjamini-Hochberg over {len(gains)} metrics, {wording.count(n, 'seed')})."
     )
-    floor = statistics.p_floor(n)
+    floor = statistics.min_p(n)
     if n > 1 and floor > plan.alpha:
         yield f"{n} seeds cannot show more: the smallest p they can reach is {wording.p_value(floor)}."
 

@@ -317,9 +317,7 @@ def test_trials_are_priced_by_equal_ones_then_by_jets_of_the_same_model(tmp_path
 
 
 def difference(mean, low, high, n=6):
-    return PairedDifference(
-        n=n, mean=mean, sd=0.01, low=low, high=high, check_low=low, check_high=high, correlation=0.9, variance_ratio=2.0
-    )
+    return PairedDifference(n=n, mean=mean, sd=0.01, low=low, high=high, correlation=0.9, variance_ratio=2.0)
 
 
 def test_strips_share_a_scale_that_holds_the_margin_and_cut_long_intervals(tmp_path):

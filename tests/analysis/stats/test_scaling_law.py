@@ -96,24 +96,28 @@ def test_noise_is_about_the_level_and_slope_of_each_seed():
     assert noise == pytest.approx(0.02, rel=0.5)
 
 
-@pytest.mark.parametrize("name", ["linear", "logarithmic", "power law with floor"])
+@pytest.mark.parametrize("name", ["linear", "logarithmic", "power law with irreducible error"])
 def test_a_law_is_named_at_the_recommended_design(name):
     found = scaling_law.compare(SIZES, errors_of(name), np.random.default_rng(0))
     assert found.named.form.name == name
-    assert found.best is found.named is found.foretelling
+    assert found.best is found.named is found.best_predictor
     assert all(law.p <= 0.05 for law in found.laws if law is not found.named)
 
 
 def test_one_seed_names_nothing_and_has_no_interval():
     sizes = SIZES[[0, 2, 3, 4, 6]]
-    found = scaling_law.compare(sizes, errors_of("power law with floor", 1, sizes=sizes), np.random.default_rng(0))
+    found = scaling_law.compare(
+        sizes, errors_of("power law with irreducible error", 1, sizes=sizes), np.random.default_rng(0)
+    )
     assert found.named is None
     assert len(found.standing) == 3
     assert math.isnan(found.laws[0].at(1e7).low)
 
 
 def test_noise_makes_laws_not_separable_and_extrapolations_cover_more():
-    found = scaling_law.compare(SIZES, errors_of("power law with floor", noise=0.3), np.random.default_rng(0))
+    found = scaling_law.compare(
+        SIZES, errors_of("power law with irreducible error", noise=0.3), np.random.default_rng(0)
+    )
     assert found.named is None
     assert len(found.standing) > 1
 

@@ -13,7 +13,7 @@ from simulated import make_plan as plan_of_records
 from simulated import simulate
 
 from analysis.stats import paired, sequential
-from analysis.stats.sequential import Course, course_of
+from analysis.stats.sequential import InterimHistory, planned_history
 from analysis.verdicts.decide import decided, judge
 from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, Plan, PlanError, load_study
@@ -49,10 +49,10 @@ def study_of(scores, looks, blocks, failed=(), **changes):
 
 def course_p(d, looks, alpha=0.05, family=1):
     """The sequential p-value by the last look at which it could have stopped, a look at a time as a study does."""
-    whole = course_of(looks, looks[-1])
+    whole = planned_history(looks, looks[-1])
     found = []
     for k, n in enumerate(looks, start=1):
-        course = Course(shares=whole.shares[:k], pairs=whole.pairs[:k])
+        course = InterimHistory(shares=whole.shares[:k], pairs=whole.pairs[:k])
         found.append(sequential.sign_flip_test(d[:n], course, alpha, family))
     return found
 
@@ -84,9 +84,9 @@ def test_one_look_is_the_plain_test():
     d = np.random.default_rng(0).normal(0.6, 1, 9)
     rng = np.random.default_rng(0)
     plain = paired.sign_flip_test(d, rng)
-    found = sequential.sign_flip_test(d, course_of((9,), 9), 0.05, 1)
+    found = sequential.sign_flip_test(d, planned_history((9,), 9), 0.05, 1)
     assert plain <= found * (1 + 1e-12) <= plain * 1.033
-    assert sequential.confidence(course_of((9,), 9), 0.05) == pytest.approx(0.95)
+    assert sequential.confidence(planned_history((9,), 9), 0.05) == pytest.approx(0.95)
 
 
 def test_sequential_p_by_hand():
@@ -94,12 +94,12 @@ def test_sequential_p_by_hand():
     first, last = course_p(np.ones(12), (7, 12))
     assert first == pytest.approx(2 / 2**7 / (7 / 12) ** 2)
     assert last == pytest.approx(2 / 2**12)
-    assert sequential.floor(course_of((7,), 12)) == pytest.approx(first)
-    assert sequential.floor(course_of((7, 12), 12)) == pytest.approx(last)
+    assert sequential.min_p(planned_history((7,), 12)) == pytest.approx(first)
+    assert sequential.min_p(planned_history((7, 12), 12)) == pytest.approx(last)
 
 
 def test_random_signs_agree_with_all_signs(monkeypatch):
-    d, course = np.random.default_rng(2).normal(0.6, 1, 12), course_of((7, 9, 12), 12)
+    d, course = np.random.default_rng(2).normal(0.6, 1, 12), planned_history((7, 9, 12), 12)
     exact = sequential.sign_flip_test(d, course, 0.05, 1)
     monkeypatch.setattr(sequential, "EXACT_UP_TO", 6)
     drawn = sequential.sign_flip_test(d, course, 0.05, 1)
@@ -108,7 +108,7 @@ def test_random_signs_agree_with_all_signs(monkeypatch):
 
 def test_nominal_levels_agree_with_the_multivariate_t_in_the_limit_of_many_pairs():
     """With many pairs t is normal, and looks at n and 2n have correlation sqrt(1/2)."""
-    course = course_of((200, 400), 400)
+    course = planned_history((200, 400), 400)
     levels, nominal = sequential.nominal_levels(course, 2, 0.05, 1)
     first, last = nominal[:, np.searchsorted(levels, 0.05)]
     assert first == pytest.approx(0.05 / 4)
@@ -122,8 +122,8 @@ def test_repeated_intervals_cover_at_all_looks_together():
     rng, looks, missed = np.random.default_rng(8), (6, 9, 12), 0
     quantile = []
     for k in (1, 2, 3):
-        whole = course_of(looks, 12)
-        course = Course(shares=whole.shares[:k], pairs=whole.pairs[:k])
+        whole = planned_history(looks, 12)
+        course = InterimHistory(shares=whole.shares[:k], pairs=whole.pairs[:k])
         quantile.append(stats.t.isf((1 - sequential.confidence(course, 0.05)) / 2, looks[k - 1] - 1))
     draws = rng.normal(size=(20_000, 12))
     for d in (draws[:, :n] for n in looks):
@@ -134,7 +134,7 @@ def test_repeated_intervals_cover_at_all_looks_together():
 
 def test_equivalence_is_paid_for_too():
     """At the margin itself, at most 5% of courses ever say equivalent."""
-    rng, course, said = np.random.default_rng(9), course_of((5, 7, 9), 9), 0
+    rng, course, said = np.random.default_rng(9), planned_history((5, 7, 9), 9), 0
     for _ in range(600):
         said += sequential.tost(rng.normal(1.5, 1, 9), course, 1.5, 0.05, 1) <= 0.05
     assert said / 600 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
@@ -148,7 +148,7 @@ def test_default_looks_begin_where_a_difference_can_be_shown(blocks, contrasts, 
     found = sequential.default_looks(blocks, contrasts)
     assert found == looks
     for n in found[:-1]:
-        assert contrasts * sequential.floor(course_of((n,), blocks)) <= 0.05
+        assert contrasts * sequential.min_p(planned_history((n,), blocks)) <= 0.05
 
 
 def test_outlook_agrees_with_judged_studies():
