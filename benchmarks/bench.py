@@ -36,7 +36,7 @@ from benchmarks.timing import NotAvailable, Row, no_row
 from benchmarks.trainer import read_jets
 from benchmarks.trials import trials
 from jbot.cli import INTERRUPTED, Parser, bad_input
-from jbot.data.jetdata import DataError
+from jbot.data.jets import DataError
 from jbot.store.plan import load_study
 from jbot.store.record import RecordError
 from jbot.trainer.engines.select import ENGINES

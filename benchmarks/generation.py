@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.steps import Setting
 from benchmarks.timing import Row, quartiles, value_row
 from jbot.data import pythia
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 
 
 def generation(setting: Setting) -> list[Row]:

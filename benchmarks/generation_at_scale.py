@@ -28,7 +28,7 @@ from benchmarks.report import Row, show
 from jbot.cli import Parser
 from jbot.data import hdf5
 from jbot.data.chunks import CHUNK, Chunk, Made, generate_file, save_chunk
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 from jbot.data.pythia import Settings
 
 SETTINGS = Settings(seed=1)

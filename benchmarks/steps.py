@@ -34,7 +34,7 @@ from benchmarks.timing import (
 )
 from benchmarks.trainer import MODELS, MOST_STEPS, PARTS, Stretch
 from jbot.config import Config, override
-from jbot.data.jetdata import JetData
+from jbot.data.jets import JetData
 from jbot.trainer.engines.select import find_engine
 
 PAPER_PASSES = 700_000 * 80

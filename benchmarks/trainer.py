@@ -22,7 +22,7 @@ from benchmarks.counts import Traffic, tensor_bytes
 from benchmarks.timing import NotAvailable
 from jbot.config import JBOT_B, Config, override
 from jbot.data import hdf5
-from jbot.data.jetdata import CLASSES, JetData
+from jbot.data.jets import CLASSES, JetData
 from jbot.data.splits import jets_needed
 from jbot.store.record import Record, Storage
 from jbot.trainer.augment import Particles, augment

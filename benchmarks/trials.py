@@ -9,7 +9,7 @@ from benchmarks.steps import Setting, one_thread
 from benchmarks.timing import Row, no_row, value_row
 from benchmarks.trainer import enough, time_pack
 from jbot.config import Config, override
-from jbot.data.jetdata import JetData
+from jbot.data.jets import JetData
 from jbot.store.plan import load_study
 from jbot.store.record import Record
 from studies.presets import PRESETS

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jbot.data import JetData
-from jbot.data.jetdata import content_fingerprint
+from jbot.data.jets import content_fingerprint
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "tests/data/jets_sample.h5"

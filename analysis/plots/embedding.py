@@ -12,8 +12,6 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-CLASSES = ("q", "g", "W", "Z", "t")
-"""Names of the labels 0 to 4, in JetNet's order."""
 ITERATIONS = 500
 """Twice as many take twice as long and lower the divergence of 500 quick jets by 1%."""
 START_WIDTH = 1e-4

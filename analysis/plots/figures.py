@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.plots.embedding import CLASSES
 from analysis.report import headline
 from analysis.stats import paired as statistics
 from analysis.verdicts import wording
 from analysis.verdicts.decide import Verdict
+from jbot.data.jets import CLASS_LABELS
 
 INK, MUTED, FAINT, BAND = "#1d2329", "#68727d", "#d3d9df", "#e9edf0"
 # Petroff, arXiv:2107.02270: ten colours told apart in colour-vision deficiency, the sequence HEP experiments use.
@@ -325,7 +325,7 @@ def embedding_map(points: NDArray[np.float64], labels: NDArray[np.int64]) -> Fig
     figure = Figure(figsize=(3.0, 3.0), layout="constrained")
     axes = figure.subplots()
     for label in np.unique(labels):
-        name = CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
+        name = CLASS_LABELS[label] if 0 <= label < len(CLASS_LABELS) else str(label)
         chosen = points[labels == label]
         marker, colour = rf"$\mathrm{{{name}}}$", CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=28, marker=marker, color=colour, lw=0, alpha=0.9)
@@ -357,7 +357,7 @@ def example_jets(
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes, jet, hidden, label in zip(panels.flat, particles, masked.astype(bool), labels, strict=False):
         _jet(axes, jet[jet[:, 3] > 0.5], hidden[jet[:, 3] > 0.5])
-        name = CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
+        name = CLASS_LABELS[label] if 0 <= label < len(CLASS_LABELS) else str(label)
         axes.set_title(f"{name} jet", loc="left", pad=4)
     for axes in panels[:, 0]:
         axes.set_ylabel(r"$\phi_\mathrm{rel}$")

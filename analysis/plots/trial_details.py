@@ -21,9 +21,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots import embedding, figures, svg, trial_figures
-from analysis.plots.embedding import CLASSES
 from analysis.verdicts import wording
 from jbot.cli import Parser, bad_input, program
+from jbot.data.jets import CLASS_LABELS
 from jbot.data.splits import TARGETS, targets
 from jbot.store.record import (
     Record,
@@ -211,10 +211,10 @@ def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]
     if values.shape != labels.shape:
         raise RecordError(f"anomaly/{score} must have shape {labels.shape}, got {values.shape}")
     background, words = np.isin(labels, (0, 1)), f"anomaly score {wording.anomaly_score(score)}"
-    signals = {name: (labels == CLASSES.index(name)) for name in SIGNALS} | {"combined": ~background}
+    signals = {name: (labels == CLASS_LABELS.index(name)) for name in SIGNALS} | {"combined": ~background}
     pairs = {name: (values[chosen | background], chosen[chosen | background]) for name, chosen in signals.items()}
     yield _roc(f"roc-anomaly-{_slug(score)}", words, "each signal, and all together, against q and g", pairs)
-    samples = {"background": values[background]} | {name: values[labels == CLASSES.index(name)] for name in SIGNALS}
+    samples = {"background": values[background]} | {name: values[signals[name]] for name in SIGNALS}
     yield Picture(
         name=f"scores-anomaly-{_slug(score)}",
         figure=trial_figures.score_histograms({words: samples}, "anomaly score"),

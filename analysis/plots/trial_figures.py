@@ -23,8 +23,8 @@ from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from analysis.plots.embedding import CLASSES
 from analysis.plots.figures import CLASS_COLOURS, INK, MASKED, MUTED, PALETTE, WIDTH, styled
+from jbot.data.jets import CLASS_LABELS
 from jbot.evaluation.metrics import roc
 
 Floats = NDArray[np.floating]
@@ -44,7 +44,7 @@ DOT = MarkerStyle(
 ATTENTION = PALETTE[2]
 SHARES = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 """Steps of attention, the same in every figure. A head that looks everywhere gives 30 particles 0.03 each."""
-SIGNAL_COLOURS = {**dict(zip(CLASSES, CLASS_COLOURS, strict=True)), "combined": PALETTE[5], "qcd": PALETTE[8]}
+SIGNAL_COLOURS = {**dict(zip(CLASS_LABELS, CLASS_COLOURS, strict=True)), "combined": PALETTE[5], "qcd": PALETTE[8]}
 LEAST_BINS, MOST_BINS, TAIL = 8, 32, 0.5
 """Bins of a histogram, more of them for more jets; and the per cent of scores beyond either end of it."""
 ROC_POINTS = 101
@@ -368,7 +368,7 @@ def _line(number: int) -> str:
 
 
 def _name(label: int) -> str:
-    return CLASSES[label] if 0 <= label < len(CLASSES) else str(label)
+    return CLASS_LABELS[label] if 0 <= label < len(CLASS_LABELS) else str(label)
 
 
 def _colour(label: int) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from analysis.stats import paired
 from analysis.verdicts import tables, wording
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 from jbot.data.splits import COMPOSITION, TARGETS, targets
 from jbot.store.plan import PlannedTrial, StudyRecords
 from jbot.store.record import Record, RecordError

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from cluster.scheduling.run import ClusterError, check_storage
 from jbot.cli import Parser, bad_input, program
-from jbot.data.jetdata import CLASSES, JetData, content_fingerprint
+from jbot.data.jets import CLASSES, JetData, content_fingerprint
 from jbot.data.load import load_cached
 from jbot.store.record import RecordError, Storage, first_line, last_line, temporary_name, without_secret
 

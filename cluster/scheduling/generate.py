@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.scheduling.connection import connected
 from cluster.scheduling.run import ClusterError
 from jbot.cli import bad_input, program
-from jbot.data import DataError, pythia
+from jbot.data import DataError, generate, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
 from jbot.store.record import first_line, last_line
 
@@ -179,10 +179,10 @@ def wrong_generators(versions: dict[str, str]) -> str | None:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets on a cluster and say where they are. Exit codes: 0, 2 (bad request or cluster), 130."""
-    parser = pythia.parser("python -m cluster.generate", __doc__ or "")
+    parser = generate.parser("python -m cluster.generate", __doc__ or "")
     parser.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray started on this machine)")
     options = parser.parse_args(arguments)
     try:
-        return pythia.answer(options, cluster_executor(options.address, options.workers))
+        return generate.run(options, cluster_executor(options.address, options.workers))
     except ClusterError as error:
         return bad_input(error)

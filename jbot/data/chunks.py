@@ -43,7 +43,7 @@ from rich.text import Text
 
 from jbot.data import hdf5
 from jbot.data.files import cache_folder, remove_leftovers, written_whole
-from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, content_fingerprint
+from jbot.data.jets import CLASSES, Arrays, DataError, JetData, content_fingerprint, join_parts
 from jbot.data.pythia import CITATIONS, Settings, generate
 
 CHUNK = 1000
@@ -95,7 +95,7 @@ def generate_file(
     settings : Settings
         What decides the jets.
     workers : int, optional
-        Processes; default one a core. Has no influence on the jets.
+        Processes; default one per core. Has no influence on the jets.
     cache : Path, optional
         Cache folder; default $JBOT_CACHE or ~/.cache/jbot.
     out : Path, optional
@@ -164,24 +164,9 @@ def _request(
 
 
 def _put_together(counts: Mapping[str, int], chunks: Sequence[Chunk], settings: Settings) -> JetData:
-    """Finished chunks in one set of arrays, in which each jet is held once."""
-    total = sum(counts.values())
-    particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
-    start = 0
-    for some_particles, some_jets in _contents(chunks):
-        rows = slice(start, start + len(some_jets))
-        particles[rows], jets[rows] = some_particles, some_jets
-        start = rows.stop
-    labels = np.repeat([CLASSES.index(name) for name in counts], list(counts.values())).astype(np.int64)
+    """Finished chunks as one set of jets."""
     metadata = attributes(settings)
-    return JetData(
-        particles=particles,
-        labels=labels,
-        jets=jets,
-        fingerprint=content_fingerprint(particles, labels, jets),
-        source=metadata["source"],
-        metadata=metadata,
-    )
+    return join_parts(counts, _contents(chunks), metadata["source"], metadata)
 
 
 def settings_folder(settings: Settings, cache: Path | None) -> Path:
@@ -278,7 +263,7 @@ def save_chunk(chunk: Chunk, made: Made) -> None:
         file.attrs.update({"events": events, "fingerprint": content_fingerprint(particles, jets)})
 
 
-def _read_chunk(chunk: Chunk) -> hdf5.Arrays | None:
+def _read_chunk(chunk: Chunk) -> Arrays | None:
     """Arrays of a finished chunk, or the first of a longer one; None when neither is there with what was written."""
     for path in itertools.chain([chunk.path], _longer(chunk)):
         try:
@@ -314,7 +299,7 @@ def _assemble(path: Path, chunks: list[Chunk], counts: Mapping[str, int], settin
     hdf5.write(path, per_class, attributes(settings))
 
 
-def _contents(chunks: Sequence[Chunk]) -> Iterator[hdf5.Arrays]:
+def _contents(chunks: Sequence[Chunk]) -> Iterator[Arrays]:
     for chunk in chunks:
         arrays = _read_chunk(chunk)
         if arrays is None:

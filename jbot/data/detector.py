@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from jbot.data.jetdata import DataError
+from jbot.data.jets import DataError
 
 MIN_PT = 0.2
 """GeV; softer particles are dropped (fitted)."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jbot.data.jetdata import N_PARTICLES, DataError
+from jbot.data.jets import N_PARTICLES, DataError
 
 FPND_CLASSES = ("g", "q", "t")
 """Classes whose real statistics the jetnet package carries."""

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from jbot.data.files import written_whole
-from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError, JetData, blocks, content_fingerprint
+from jbot.data.jets import CLASSES, N_PARTICLES, Arrays, DataError, JetData, blocks, content_fingerprint, join_parts
 from jbot.store.record import first_line
 
 PARTICLES = "particle_features"
@@ -27,9 +27,6 @@ JET_COLUMNS = ("pT", "eta", "mass", "number of particles")
 
 Request = Mapping[str, int] | int | None
 """Jets wanted: per class, the same of every class, or None for all there are."""
-
-Arrays = tuple[np.ndarray, np.ndarray]
-"""particles (jet, 30, 4) float32, jets (jet, 4) float32."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Table:
 
 
 def read(path: Path, jets_per_class: Request = None) -> JetData:
-    """Read jets from one file with a group a class, or from a folder with a file a class.
+    """Read jets from one file with a group for each class, or from a folder with a file for each.
 
     Parameters
     ----------
@@ -147,31 +144,15 @@ def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Tab
 
 
 def read_tables(tables: list[Table], source: str, metadata: dict[str, str]) -> JetData:
-    """Read and check classes block by block, straight into the arrays of one `JetData`: each jet is held once.
+    """Read and check classes block by block, straight into the arrays of one `JetData`.
 
     Raises
     ------
     DataError
         Naming file, dataset and the first row that breaks a rule.
     """
-    total = sum(table.n_jets for table in tables)
-    particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
-    start = 0
-    for table in tables:
-        for rows in blocks(table.n_jets):
-            here = slice(start + rows.start, start + rows.stop)
-            particles[here], jets[here] = read_rows(table, rows)
-        start += table.n_jets
-    classes = np.array([CLASSES.index(table.name) for table in tables], np.int64)
-    labels = np.repeat(classes, [table.n_jets for table in tables])
-    return JetData(
-        particles=particles,
-        labels=labels,
-        jets=jets,
-        fingerprint=content_fingerprint(particles, labels, jets),
-        source=source,
-        metadata=metadata,
-    )
+    parts = (read_rows(table, rows) for table in tables for rows in blocks(table.n_jets))
+    return join_parts({table.name: table.n_jets for table in tables}, parts, source, metadata)
 
 
 def read_rows(table: Table, rows: slice) -> Arrays:

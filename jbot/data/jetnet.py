@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jbot.data import hdf5
 from jbot.data.files import cache_folder
-from jbot.data.jetdata import CLASSES, DataError, JetData
+from jbot.data.jets import CLASSES, DataError, JetData
 
 SOURCE = "JetNet (Zenodo 6975118)"
 CITATION = "R. Kansal et al., Particle cloud generation with message passing GANs (JetNet), arXiv:2106.11535"

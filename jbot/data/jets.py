@@ -1,168 +1,128 @@
-"""The jets of a study, by jet pT, and which of them a trial uses.
-
-A trial uses the first jets of each class, whatever else its study loads: it is the same trial in a study of more jets.
-"""
+"""A set of jets: the frozen container of its arrays, the class order, and the error every loader raises."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jbot.config import Config, digest
-from jbot.data.jetdata import CLASSES, DataError, JetData, rows_fingerprint
-from jbot.data.load import load, load_cached
-from jbot.data.splits import jets_needed
+if TYPE_CHECKING:
+    from torch import Tensor
 
-PT = "{pt}"
-"""Stands for the jet pT in a path: ``jets/{pt}.h5``."""
-STATED_PT = "jet_pt_gev"
-"""Attribute by which generated files state their jet pT."""
-JETNET_PT = 1000.0
-"""GeV (arXiv:2106.11535)."""
+CLASSES = ("q", "g", "w", "z", "t")
+"""Class order everywhere; labels are positions in it: light quark, gluon, W, Z, top."""
 
-Needed = dict[float, dict[str, int]]
-"""Jet pT [GeV] -> class -> jets."""
+CLASS_LABELS = ("q", "g", "W", "Z", "t")
+"""The same as figures and texts write them."""
 
+N_PARTICLES = 30
+"""Particles kept per jet, the leading ones in pT (JetNet, arXiv:2106.11535)."""
 
-class Jets(Mapping[float, JetData]):
-    """Jet pT [GeV] -> its jets; one entry in the ordinary case."""
-
-    def __init__(self, by_pt: Mapping[float, JetData]):
-        self._by_pt = {float(pt): by_pt[pt] for pt in sorted(by_pt)}
-        self._known: dict[Any, str] = {}
-
-    def __getitem__(self, pt: float) -> JetData:
-        return self._by_pt[pt]
-
-    def __iter__(self) -> Iterator[float]:
-        return iter(self._by_pt)
-
-    def __len__(self) -> int:
-        return len(self._by_pt)
-
-    @property
-    def source(self) -> str:
-        """One readable line."""
-        return "; ".join(f"{data.source}, {len(data.labels):,} jets" for data in self.values())
-
-    @property
-    def whole(self) -> str:
-        """Fingerprint of all jets there are, for the study."""
-        return _joined({pt: data.fingerprint for pt, data in self.items()})
-
-    def at(self, pt: float) -> JetData:
-        """The jets of a pT.
-
-        Raises
-        ------
-        DataError
-            When there are none.
-        """
-        if pt not in self:
-            raise DataError(f"jets of {pt:g} GeV are needed, there are those of {gev(self)}")
-        return self[pt]
-
-    def fingerprint(self, config: Config) -> str:
-        """sha256 (hex) of the jets that a trial of this Config uses, whatever else is loaded."""
-        return _joined({pt: self._first(pt, counts) for pt, counts in sorted(jets_used(config).items())})
-
-    def source_of(self, config: Config) -> str:
-        """Where the jets that a trial uses come from."""
-        return "; ".join(self.at(pt).source for pt in sorted(jets_used(config)))
-
-    def _first(self, pt: float, counts: Mapping[str, int]) -> str:
-        """Fingerprint of the first jets of each class of one pT: that of a JetData of these jets alone."""
-        key = (pt, *counts.items())
-        if key not in self._known:
-            data = self.at(pt)
-            rows = [np.flatnonzero(data.labels == CLASSES.index(name))[:count] for name, count in counts.items()]
-            self._known[key] = rows_fingerprint(np.concatenate(rows), data.particles, data.labels, data.jets)
-        return self._known[key]
+BLOCK = 100_000
+"""Jets looked at together where a large set is read, checked or hashed: 48 MB of particles."""
 
 
-def jets_used(config: Config) -> Needed:
-    """Jets of each class that a trial uses or sets aside: at its own pT, and where it is judged besides."""
-
-    def of(train_jets: int) -> dict[str, int]:
-        data = config.data
-        return jets_needed(task=data.task, train=train_jets, val=data.val_jets, test=data.test_jets)
-
-    return dict.fromkeys(config.probe.jet_pts, of(config.bank_jets)) | {config.data.jet_pt: of(config.data.set_aside)}
+class DataError(ValueError):
+    """Bad jets or a bad request for jets. Its message is one line that names the rule and the value received."""
 
 
-def needed_by(configs: Iterable[Config]) -> Needed:
-    """Jets that trials need: at each pT, of each class as many as the trial that wants most."""
-    needed: Needed = {}
-    for config in configs:
-        for pt, counts in jets_used(config).items():
-            most = needed.setdefault(pt, {})
-            most |= {name: max(count, most.get(name, 0)) for name, count in counts.items()}
-    return dict(sorted(needed.items()))
+Arrays = tuple[np.ndarray, np.ndarray]
+"""particles (jet, 30, 4) float32, jets (jet, 4) float32."""
 
 
-def load_jets(source: str, needed: Needed, **how: Any) -> Jets:
-    """Load, generate or download jets.
+@dataclass(frozen=True, kw_only=True)
+class JetData:
+    """Jets of one source, class by class in the order of `CLASSES`."""
+
+    particles: np.ndarray
+    """(jet, 30, 4) float32: eta_rel, phi_rel [rad], pt_rel, valid (0 or 1). Padding is zero."""
+    labels: np.ndarray
+    """(jet,) int64: position in `CLASSES`."""
+    jets: np.ndarray
+    """(jet, 4) float32: pT [GeV], pseudorapidity, mass [GeV], number of valid particles (at most 30)."""
+    fingerprint: str
+    """sha256, as hex digits, over the content of the three arrays."""
+    source: str
+    """One readable line for reports."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Settings, versions and citations, as the file states them."""
+
+
+def content_fingerprint(*arrays: Any) -> str:
+    """sha256 (hex) over dtype, shape and bytes of arrays or HDF5 datasets, in order; read block by block."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        for rows in blocks(len(array)):
+            digest.update(np.ascontiguousarray(array[rows]).data)
+    return digest.hexdigest()
+
+
+def rows_fingerprint(rows: np.ndarray, *arrays: np.ndarray) -> str:
+    """`content_fingerprint` of some rows of arrays, (row,) int64; never more than a block of them is copied."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{(len(rows), *array.shape[1:])}".encode())
+        for some in blocks(len(rows)):
+            digest.update(np.ascontiguousarray(array[rows[some]]).data)
+    return digest.hexdigest()
+
+
+def blocks(n_rows: int) -> Iterator[slice]:
+    """Row ranges that cover a table, each small enough for copies and temporaries of it not to matter."""
+    return (slice(first, min(first + BLOCK, n_rows)) for first in range(0, n_rows, BLOCK))
+
+
+def join_parts(
+    counts: Mapping[str, int], parts: Iterable[Arrays], source: str, metadata: dict[str, str] | None = None
+) -> JetData:
+    """Put parts together into one `JetData`, in which each jet is held once.
 
     Parameters
     ----------
-    source : str
-        As for :func:`jbot.data.load`; a path may hold ``{pt}``, which stands for the jet pT.
-    needed : mapping
-        As :func:`needed_by` says.
-    how
-        Further options of :func:`jbot.data.load`.
-
-    Raises
-    ------
-    DataError
-        One line; also when one file, or JetNet, is to give several pTs or another one than its own.
+    counts : mapping
+        Jets of each class.
+    parts : iterable of (particles, jets)
+        Class by class, in the order of `counts`; together as many jets.
     """
-    places = _places(source, needed)
-    return Jets({pt: _of_pt(pt, load(places[pt], jets_per_class=needed[pt], jet_pt=pt, **how)) for pt in needed})
+    total = sum(counts.values())
+    particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
+    start = 0
+    for some_particles, some_jets in parts:
+        rows = slice(start, start + len(some_jets))
+        particles[rows], jets[rows] = some_particles, some_jets
+        start = rows.stop
+    labels = np.repeat(np.array([CLASSES.index(name) for name in counts], np.int64), list(counts.values()))
+    return JetData(
+        particles=particles,
+        labels=labels,
+        jets=jets,
+        fingerprint=content_fingerprint(particles, labels, jets),
+        source=source,
+        metadata=metadata or {},
+    )
 
 
-def cached_jets(source: str, needed: Needed, cache: Path | None = None) -> Jets | None:
-    """The same where nothing has to be generated or downloaded, else None."""
-    places = _places(source, needed)
-    found: dict[float, JetData] = {}
-    for pt, counts in needed.items():
-        data = load_cached(places[pt], jets_per_class=counts, jet_pt=pt, cache=cache)
-        if data is None:
-            return None
-        found[pt] = _of_pt(pt, data)
-    return Jets(found)
+def shared_tensor(array: np.ndarray) -> Tensor:
+    """A CPU tensor on the memory of an array: the trials of one node read the same memory.
 
+    The array may be read-only, as those from Ray's object store are. The tensor must only be read (`index_select`,
+    `.to`, slices of it): writing into read-only memory, which torch does not know of, would change the jets of every
+    trial on the node or end the process.
 
-def gev(pts: Iterable[float]) -> str:
-    """``500, 1000 GeV``."""
-    return f"{', '.join(f'{pt:g}' for pt in pts)} GeV"
+    Parameters
+    ----------
+    array : C-contiguous numpy array of numbers
+        E.g. `JetData.particles`, (jet, 30, 4) float32.
+    """
+    import torch  # most that read jets do without
 
-
-def _places(source: str, pts: Iterable[float]) -> dict[float, str]:
-    """The source of each pT."""
-    pts = list(pts)
-    if source == "jetnet" and pts != [JETNET_PT]:
-        raise DataError(f"jetnet has jets of {JETNET_PT:g} GeV, needed are jets of {gev(pts)}")
-    if source != "pythia" and PT not in source and len(pts) > 1:
-        raise DataError(
-            f"jets of {gev(pts)} are needed: --data must be pythia or a path with {PT} in it, got {source!r}"
-        )
-    return {pt: source if source == "pythia" else source.replace(PT, f"{pt:g}") for pt in pts}
-
-
-def _of_pt(pt: float, data: JetData) -> JetData:
-    """The same jets, unless they state another pT."""
-    stated = [value for key, value in data.metadata.items() if key.split(": ")[-1] == STATED_PT]
-    if other := [value for value in stated if value != f"{pt:g}"]:
-        raise DataError(f"{data.source}: holds jets of {other[0]} GeV, needed are jets of {pt:g} GeV (data.jet_pt)")
-    return data
-
-
-def _joined(fingerprints: Mapping[float, str]) -> str:
-    """One fingerprint of the jets of several pTs; of one, its own."""
-    if len(fingerprints) == 1:
-        return next(iter(fingerprints.values()))
-    return digest({f"{pt:g}": one for pt, one in fingerprints.items()}, length=64)
+    if not array.flags.c_contiguous or array.dtype.kind not in "fiu":
+        raise ValueError(f"only contiguous arrays of numbers are shared, got dtype {array.dtype}, {array.strides=}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        return torch.from_numpy(array)

@@ -1,29 +1,24 @@
-"""Real physics made on the spot: proton collisions by Pythia, a fast detector, jets by FastJet.
-
-    python -m jbot.data.pythia --jets 3000 [--pt 1000] [--seed 1] [--classes q g] [--workers N] [--out FILE]
+"""Jets by physics: proton collisions by Pythia, a fast detector, jets by FastJet.
 
 JetNet's jets rebuilt at any jet pT and any number. Settings marked "fitted" were adjusted to published figures of
 JetNet (arXiv:2106.11535) at 1 TeV, never to the jets themselves; `python -m jbot.data.validate FILE` holds a sample
 against those figures. This file is the physics of one batch of events; `chunks` runs it in parallel and caches it, and
-`python -m cluster.generate` does so on all nodes of a Ray cluster.
+`generate` is its command.
 
 pythia8mc, fastjet and awkward (GPL-2.0-or-later) are the extra [pythia], imported here alone and only when used.
 """
 
-import argparse
 import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jbot.cli import Parser, bad_input, program
 from jbot.data.detector import Particles, simulate
-from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
+from jbot.data.jets import N_PARTICLES, DataError
 
 RECIPE = 1
 """Version of the physics below; raise it with any change that changes jets, so that cached jets are made again."""
@@ -375,50 +370,7 @@ def jet_features(p4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     return particles, jets.astype(np.float32)
 
 
-# --- command line -------------------------------------------------------------------------------------------------
+if __name__ == "__main__":  # the command's address of before
+    from jbot.data import generate as command
 
-
-@program
-def main(arguments: list[str] | None = None) -> int:
-    """Generate jets, or take them from the cache, and say where they are. Exit codes: 0, 2 (bad request), 130."""
-    return answer(parser("python -m jbot.data.pythia", __doc__ or "").parse_args(arguments))
-
-
-def answer(options: argparse.Namespace, executor: Any = None) -> int:
-    """Do what the command line asks for; `executor` as in `chunks.generate_file`."""
-    from jbot.data.chunks import generate_file  # chunks imports this module
-
-    try:
-        path = generate_file(
-            dict.fromkeys(options.classes, options.jets),
-            Settings(jet_pt=options.pt, radius=options.radius, seed=options.seed),
-            workers=options.workers,
-            cache=options.cache,
-            out=options.out,
-            executor=executor,
-        )
-    except DataError as error:
-        return bad_input(error)
-    except KeyboardInterrupt:
-        print("stopped; finished chunks are kept, the same command continues", file=sys.stderr)
-        return 130
-    print(path)
-    return 0
-
-
-def parser(program: str, about: str) -> Parser:
-    """The options of a generating command; `about` opens with the line that describes it."""
-    made = Parser(prog=program, description=about.splitlines()[0])
-    made.add_argument("--jets", type=int, required=True, help="jets of each class")
-    made.add_argument("--pt", type=float, default=1000.0, help="jet pT in GeV (default 1000)")
-    made.add_argument("--radius", type=float, help="anti-kT radius (default 0.4 * 1000 / pT)")
-    made.add_argument("--seed", type=int, default=1)
-    made.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES)
-    made.add_argument("--workers", type=int, help="chunks made at once (default: one a core)")
-    made.add_argument("--out", type=Path, help="also write the file here (default: only the cache)")
-    made.add_argument("--cache", type=Path, help="cache folder (default $JBOT_CACHE or ~/.cache/jbot)")
-    return made
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.main())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jbot.data.jetdata import CLASSES, DataError
+from jbot.data.jets import CLASSES, DataError
 
 PARTS = ("test", "val", "train")
 """Order in which a class's jets are handed out."""

@@ -29,7 +29,7 @@ from jbot import TRAINER_VERSION
 from jbot.cli import Parser, program
 from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
-from jbot.data.jetdata import CLASSES, DataError, blocks
+from jbot.data.jets import CLASSES, DataError, blocks
 from jbot.encoder.load import Encoder, check_pt_rel, load
 
 JET_FEATURES = ("pt", "eta", "mass", "n")

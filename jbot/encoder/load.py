@@ -24,8 +24,7 @@ import torch
 
 from jbot.config import Config, ConfigError, DataConfig, ModelConfig, from_dict
 from jbot.data.hdf5 import check_particles
-from jbot.data.jetdata import CLASSES, N_PARTICLES, DataError
-from jbot.data.shared import shared_tensor
+from jbot.data.jets import CLASSES, N_PARTICLES, DataError, shared_tensor
 from jbot.data.splits import TARGETS
 from jbot.encoder.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head
 from jbot.evaluation.evaluator import embed_on_device

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jbot.data.jetdata import DataError
+from jbot.data.jets import DataError
 from jbot.encoder.load import CheckpointError, as_jets, load
 from jbot.trainer.model import FEATURES
 

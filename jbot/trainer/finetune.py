@@ -32,7 +32,7 @@ from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
 from jbot.config import Config, ModelConfig
-from jbot.data.jetdata import DataError
+from jbot.data.jets import DataError
 from jbot.data.splits import TARGETS
 from jbot.evaluation.evaluator import GATHERED, embed_on_device
 from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier

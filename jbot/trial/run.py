@@ -25,7 +25,7 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import Config, DataConfig, at_epoch, digest, override, to_dict
 from jbot.data import JetData, Jets, split
-from jbot.data.shared import shared_tensor
+from jbot.data.jets import shared_tensor
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.evaluator import Evaluator, Judgement, LabeledJets, OtherJets, other_pts, own_pt_names
 from jbot.evaluation.metrics import Measured, classification, uncertainties

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jbot.config import from_dict, override
-from jbot.data.jets import Jets, Needed, cached_jets, load_jets, needed_by
+from jbot.data.load import Jets, Needed, cached_jets, load_jets, needed_by
 from jbot.store.plan import Plan
 
 

@@ -33,7 +33,7 @@ from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, tables, wording
 from analysis.verdicts.decide import Verdict
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics import share_below
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.scores import (
     BACKGROUND,
     LEAST_BANK,

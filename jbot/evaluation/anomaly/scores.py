@@ -30,7 +30,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
-from jbot.data.jetdata import CLASSES
+from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.autoencoder import fit_autoencoder
 
 BACKGROUND = ("q", "g")

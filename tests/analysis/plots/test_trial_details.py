@@ -16,6 +16,7 @@ from test_trial import Killed, always_save, changed, kill_after, run_trial, spec
 
 from analysis.plots import embedding, svg, trial_details, trial_figures
 from jbot.config import Config, override
+from jbot.data.jets import CLASS_LABELS
 from jbot.evaluation.evaluator import embed
 from jbot.evaluation.metrics import background_rejection, roc
 from jbot.store.record import RecordError, Storage, save_record, trial_folder
@@ -189,7 +190,7 @@ def test_a_panel_per_epoch(epochs):
     assert ["untrained", *(f"epoch {epoch}" for epoch in epochs[1:])] == [
         word for word in written if word.startswith(("untrained", "epoch"))
     ]
-    assert [word for word in written if word in embedding.CLASSES] == ["q", "g", "W", "t"]
+    assert [word for word in written if word in CLASS_LABELS] == ["q", "g", "W", "t"]
 
 
 # ROC

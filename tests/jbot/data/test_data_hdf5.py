@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import SAMPLE
 
-from jbot.data import CLASSES, DataError, hdf5, jetdata, load
+from jbot.data import CLASSES, DataError, hdf5, load
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
 
 def test_blocks_change_nothing_but_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load(str(SAMPLE), jets_per_class=None)
-    monkeypatch.setattr(jetdata, "BLOCK", 7)
+    monkeypatch.setattr("jbot.data.jets.BLOCK", 7)
     parts = load(str(SAMPLE), jets_per_class=None)
     np.testing.assert_array_equal(parts.particles, whole.particles)
     assert parts.fingerprint == whole.fingerprint
@@ -207,7 +207,7 @@ def test_blocks_change_nothing_but_the_memory(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_fault_behind_the_first_block_names_its_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jetdata, "BLOCK", 7)
+    monkeypatch.setattr("jbot.data.jets.BLOCK", 7)
     with h5py.File(copy, "r+") as file:
         file["g/jet_features"][23, 1] = np.nan
     with pytest.raises(DataError, match=r"g/jet_features, row 23: eta must be finite, got nan"):

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from jbot.data import DataError, chunks, jetdata, load, pythia
+from jbot.data import DataError, chunks, generate, load, pythia
 from jbot.data.chunks import Chunk, generate_file, make_chunk
 from jbot.data.files import STALE_SECONDS, remove_leftovers
 from jbot.data.pythia import Settings, card, jet_features
@@ -71,7 +71,7 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch,
         raise pythia.PackageNotFoundError(package)
 
     monkeypatch.setattr(pythia, "version", missing)
-    assert pythia.main(["--jets", "5"]) == 2
+    assert generate.main(["--jets", "5"]) == 2
     assert capsys.readouterr().err == (
         "error: generating jets needs pythia8mc: pip install 'jbot-studies[pythia]' (Python 3.11 or 3.12)\n"
     )
@@ -213,17 +213,17 @@ def test_classes_and_chunks_have_streams_of_their_own(tmp_path: Path, fake: list
 def test_command_line(tmp_path: Path, fake: list, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "out.h5"
     common = ["--cache", str(tmp_path), "--workers", "1"]
-    assert pythia.main(["--jets", "4", "--classes", "q", "g", "--out", str(out), *common]) == 0
+    assert generate.main(["--jets", "4", "--classes", "q", "g", "--out", str(out), *common]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert load(str(out), jets_per_class=None).labels.tolist() == [0] * 4 + [1] * 4
-    assert pythia.main(["--jets", "4", "--pt", "50", *common]) == 2
+    assert generate.main(["--jets", "4", "--pt", "50", *common]) == 2
     assert capsys.readouterr().err == "error: jet pT must lie in [200, 5000] GeV, got 50\n"
-    assert pythia.main(["--jets", "-4", *common]) == 2
-    assert pythia.main(["--jets", "4", "--cache", str(tmp_path), "--workers", "0"]) == 2
+    assert generate.main(["--jets", "-4", *common]) == 2
+    assert generate.main(["--jets", "4", "--cache", str(tmp_path), "--workers", "0"]) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(fake: list, capsys: pytest.CaptureFixture) -> None:
-    assert pythia.main(["--jets", "10", "--cache", "/proc/nowhere"]) == 2
+    assert generate.main(["--jets", "10", "--cache", "/proc/nowhere"]) == 2
     *_, said = capsys.readouterr().err.splitlines()  # a bar comes first
     assert said.startswith("error: ")
     assert "/proc/nowhere" in said
@@ -255,7 +255,7 @@ def test_putting_a_large_file_together_holds_a_chunk_at_a_time(
 ) -> None:
     """Peak of Python's own and numpy's allocations: 20,000 jets are 9.6 MB, chunks and blocks of 200 are 0.1 MB."""
     monkeypatch.setattr(chunks, "CHUNK", 200)
-    monkeypatch.setattr(jetdata, "BLOCK", 200)
+    monkeypatch.setattr("jbot.data.jets.BLOCK", 200)
     generate_file({"q": 20}, SETTINGS, workers=1, cache=tmp_path, progress=False)  # what is imported on first use
     tracemalloc.start()
     generate_file({"q": 20_000}, SETTINGS, workers=1, cache=tmp_path, progress=False)

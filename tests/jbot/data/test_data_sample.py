@@ -2,7 +2,7 @@
 
 It is made again, byte for byte, by
 
-    python -m jbot.data.pythia --jets 300 --seed 1 --out tests/data/jets_sample.h5
+    python -m jbot.data.generate --jets 300 --seed 1 --out tests/data/jets_sample.h5
 
 with the pinned pythia8mc and fastjet.
 """

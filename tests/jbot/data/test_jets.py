@@ -12,7 +12,7 @@ from helpers import ROOT, TINY, make_data
 from jbot.config import Config, ConfigError, override
 from jbot.data import CLASSES, DataError, JetData, Jets, chunks, jets_needed, load_jets, pythia
 from jbot.data.hdf5 import read, write
-from jbot.data.jets import cached_jets, jets_used, needed_by
+from jbot.data.load import cached_jets, jets_used, needed_by
 from jbot.evaluation.evaluator import metric_names
 from jbot.store.plan import load_study
 from jbot.store.record import Storage
@@ -91,8 +91,8 @@ def test_a_trial_is_the_same_in_a_study_of_more_jets(tiny, tmp_path, task):
 SCALING = """
 import sys
 sys.path.insert(0, {root!r})
-from studies.main import main
-from studies.study import Study
+from studies.runner.execute import main
+from studies.runner.study import Study
 
 main(Study(name={name!r}, question="How much do jets help?", arms={arms!r}, contrasts=(), margin=0.02))
 """

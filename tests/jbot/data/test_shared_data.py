@@ -13,7 +13,7 @@ import torch
 
 from jbot.config import DataConfig
 from jbot.data import JetData
-from jbot.data.shared import shared_tensor
+from jbot.data.jets import shared_tensor
 from jbot.trial.run import prepare, resident
 
 ray = pytest.importorskip("ray")

@@ -419,7 +419,7 @@ def test_the_command_line_end_to_end(trial: Path, data: JetData, jets_file: Path
 
 def test_files_are_streamed_in_blocks(trial: Path, jets_file: Path, tmp_path: Path, monkeypatch) -> None:
     assert run_command(jets_file, "--checkpoint", trial, "--out", tmp_path / "whole.parquet") == 0
-    monkeypatch.setattr("jbot.data.jetdata.BLOCK", 7)
+    monkeypatch.setattr("jbot.data.jets.BLOCK", 7)
     assert run_command(jets_file, "--checkpoint", trial, "--out", tmp_path / "blocks.parquet") == 0
     assert pq.ParquetFile(tmp_path / "blocks.parquet").num_row_groups == 5 * 9
     whole, blocks = pd.read_parquet(tmp_path / "whole.parquet"), pd.read_parquet(tmp_path / "blocks.parquet")
@@ -481,7 +481,7 @@ def test_a_fault_late_in_the_file_leaves_no_half_result(
     bad.write_bytes(jets_file.read_bytes())
     with h5py.File(bad, "r+") as file:
         file["t/particle_features"][55, 0, 2] = 400.0
-    monkeypatch.setattr("jbot.data.jetdata.BLOCK", 20)
+    monkeypatch.setattr("jbot.data.jets.BLOCK", 20)
     assert run_command(bad, "--checkpoint", trial, "--out", tmp_path / "e.parquet") == 2
     assert "t/particle_features, row 55: pt_rel is relative" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.hdf5"]
