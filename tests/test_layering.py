@@ -53,7 +53,6 @@ NOT_YET = {
 CIRCLES = {
     "cluster.search.relay, cluster.search.runner",
     "cluster.tracking.registry, cluster.tracking.view",
-    "jbot.data.chunks, jbot.data.pythia",
     "studies.runner.search, studies.runner.study",
 }
 """Modules that still import each other. It only shrinks, too."""
