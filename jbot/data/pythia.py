@@ -9,7 +9,7 @@ pythia8mc, fastjet and awkward (GPL-2.0-or-later) are the extra [pythia], import
 """
 
 import importlib
-import sys
+import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -371,6 +371,4 @@ def jet_features(p4: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 if __name__ == "__main__":  # the command's address of before
-    from jbot.data import generate as command
-
-    sys.exit(command.main())
+    runpy.run_module("jbot.data.generate", run_name="__main__")
