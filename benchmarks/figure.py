@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from analysis.plots.figures import INK, MARKERS, PALETTE, STYLE
+from analysis.plots.style import INK, MARKERS, PALETTE, STYLE
 from benchmarks.report import Section, number
 
 Rows = list[dict[str, Any]]

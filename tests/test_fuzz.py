@@ -29,10 +29,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulated import make_plan, simulate
 
-from analysis import compare, export
+from analysis import compare, export, pictures
 from analysis.index import page as index
 from analysis.paper import tables
-from analysis.plots import trial_details
 from analysis.plots.svg import is_harmless
 from analysis.report import build
 from analysis.report.sections.search import section as search_section
@@ -332,7 +331,7 @@ def test_plan_files(results, tmp_path_factory, data):
         with contextlib.suppress(RecordError):
             load_study(str(path.parent))
         tables_obey(results, tmp_path_factory.mktemp("out"))
-        obeys(trial_details.main, [results / "simulated", "--out", tmp_path_factory.mktemp("out")], results)
+        obeys(pictures.main, [results / "simulated", "--out", tmp_path_factory.mktemp("out")], results)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from analysis.plots import sparklines as strips
-from analysis.plots import svg
-from analysis.plots.sparklines import Strips
+from analysis.plots import sparklines, svg
+from analysis.plots.sparklines import Sparkline, Sparklines
 from analysis.stats.power import MAX_SEEDS
 from analysis.verdicts import arm_settings, convergence, tables, wording
 from analysis.verdicts.costs import Prices, device_hours, hours_text
@@ -51,7 +50,7 @@ class Entry:
     notices: list[str] = field(default_factory=list)
     """What a reader must know before the answer."""
     sentences: list[str] = field(default_factory=list)
-    strips: Strips | None = None
+    sparklines: Sparklines | None = None
     figure: Markup = Markup()  # noqa: RUF009 - a Markup cannot be changed
     facts: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -179,7 +178,7 @@ def _of_study(part: Part, found: Found, storage: Storage, prices: Prices, own: b
     return replace(
         entry,
         sentences=[*said, *described] if part.contrasts else [*described, *said],
-        strips=_strips(found, verdicts),
+        sparklines=_sparklines(found, verdicts),
         figure=_figure(found, storage, sections) if not (primary and part.contrasts) else Markup(),
     )
 
@@ -248,14 +247,14 @@ def _notices(found: Found) -> list[str]:
 
 
 def _sentences(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str]:
-    """Verdicts in words where they are few; the strips show them all."""
+    """Verdicts in words where they are few; the sparklines show them all."""
     said = [item.sentence for item in primary] if len(primary) <= 2 else []
     names = {item.contrast.name for item in primary}
     return [*said, *_elsewhere(part, found, primary), *_other_metrics(part, found, names), *_speed(part, found, names)]
 
 
 def _elsewhere(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str]:
-    """Exploratory contrasts in another metric than the strips': they have no place on their scale."""
+    """Exploratory contrasts in another metric than the sparklines': they have no place on their scale."""
     shown = primary[0].contrast.metric if primary else ""
     others = [item for item in _asked(part, found) if item.contrast.metric != shown and item.difference.n > 1]
     said = []
@@ -305,7 +304,7 @@ def _speed(part: Part, found: Found, names: set[str]) -> list[str]:
     return said
 
 
-def _strips(found: Found, verdicts: Sequence[Verdict]) -> Strips | None:
+def _sparklines(found: Found, verdicts: Sequence[Verdict]) -> Sparklines | None:
     """Primary contrasts, and a few others on the same scale: those of one metric."""
     drawn = [item for item in verdicts if item.contrast.primary][:MOST_ROWS]
     metric = drawn[0].contrast.metric if drawn else (verdicts[0].contrast.metric if verdicts else "")
@@ -313,7 +312,30 @@ def _strips(found: Found, verdicts: Sequence[Verdict]) -> Strips | None:
     drawn += more[: max(0, min(MOST_EXPLORATORY if drawn else MOST_ROWS, MOST_ROWS - len(drawn)))]
     side = "right is better" if found.plan.higher_is_better else "left is better"
     label = f"difference in {wording.quantity_on(metric or found.plan.metric)}, {side}; shaded: below the margin"
-    return strips.draw(drawn, found.plan.margin, label)
+    return sparklines.draw([sparkline(item) for item in drawn], found.plan.margin, label)
+
+
+def sparkline(verdict: Verdict) -> Sparkline:
+    """A contrast and what stands beside it."""
+    d, contrast = verdict.difference, verdict.contrast
+    # The label of the sparklines names the metric that they share.
+    name = wording.contrast(contrast.name.removesuffix(f" on {contrast.metric}" if contrast.metric else ""))
+    row = Sparkline(name=name, says=_why_none(verdict), exploratory=not contrast.primary)
+    if not d.n:
+        return row
+    value = wording.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True)
+    row = replace(row, value=value, tone=verdict.outcome, mean=d.mean, ends=verdict.ends, alt=f"{name}: {value}")
+    if d.n == 1:
+        return row
+    interval = wording.interval(d.low, d.high, d.standard_error, verdict.within)
+    return replace(row, says=verdict.outcome, alt=f"{row.alt}, interval {interval}")
+
+
+def _why_none(verdict: Verdict) -> str:
+    """Why a contrast has no verdict: failed trials, or none yet."""
+    failed = [f"{rate.arm} failed in {rate.failed} of {rate.ended}" for rate in verdict.failures if rate.failed]
+    seeds = ("no seed yet", "one seed so far")[min(1, verdict.difference.n)]
+    return ", ".join(failed) or seeds
 
 
 def _figure(found: Found, storage: Storage, sections: Sequence[Section]) -> Markup:
@@ -440,5 +462,5 @@ def _missing_seeds(
         said.append(f"not even {MAX_SEEDS} seeds would decide {names} at this size and spread")
     lost = [item for item in primary if item.difference.n < 2 and item.dropped]
     if lost and len(primary) > 1:
-        said.append("; ".join(dict.fromkeys(strips.lost(item) for item in lost)) + ": no difference can be formed")
+        said.append("; ".join(dict.fromkeys(_why_none(item) for item in lost)) + ": no difference can be formed")
     return said

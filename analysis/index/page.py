@@ -81,7 +81,7 @@ def tally(asked: Sequence[Card]) -> str:
 
 def _state(card: Card) -> str:
     """Of a card of several parts, the least decided one that has an answer."""
-    answered = [entry for entry in card.entries if entry.sentences or entry.strips]
+    answered = [entry for entry in card.entries if entry.sentences or entry.sparklines]
     if not answered or len(answered) < len(card.entries):
         return "without an answer" if not answered else "described"
     if any(entry.tone == "undecided" for entry in answered):

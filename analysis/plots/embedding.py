@@ -1,87 +1,68 @@
-"""Two-dimensional maps of embeddings, for the eye only: nothing is concluded from them."""
+"""Two-dimensional maps of embeddings (:mod:`analysis.stats.tsne`), coloured by class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.linalg import orthogonal_procrustes
-from sklearn.manifold import TSNE
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
-ITERATIONS = 500
-"""Twice as many take twice as long and lower the divergence of 500 quick jets by 1%."""
-START_WIDTH = 1e-4
-"""Standard deviation of a map at its start, as scikit-learn scales principal components to."""
+from analysis.plots.jets import DOT, legend_dot
+from analysis.plots.style import WIDTH, class_colour, class_name, legend_above, panels, styled
+
+Floats = NDArray[np.floating]
+Labels = NDArray[np.int64]
 
 
-def thin(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Indices of at most `most` jets, equally many of each class as far as they reach, first come first kept.
+@styled
+def embedding_map(points: Floats, labels: Labels) -> Figure:
+    """One encoder: every jet is the letter of its class.
 
     Parameters
     ----------
+    points : float array (jet, 2)
     labels : int array (jet,)
+        0 to 4: q, g, W, Z, t.
     """
-    classes = np.unique(labels)
-    each = max(1, most // max(1, len(classes)))
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in classes] or [np.array([], int)]))
+    figure = Figure(figsize=(3.0, 3.0), layout="constrained")
+    axes = figure.subplots()
+    for label in np.unique(labels):
+        marker, chosen = rf"$\mathrm{{{class_name(label)}}}$", points[labels == label]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=28, marker=marker, color=class_colour(label), lw=0, alpha=0.9)
+    _without_scale(axes)
+    axes.margins(0.04)
+    return figure
 
 
-def can_be_mapped(cls_embedding: NDArray[np.floating]) -> bool:
-    """Whether there are at least 5 jets, all values are finite, and not all jets look the same."""
-    x = np.asarray(cls_embedding)
-    return len(x) >= 5 and bool(np.isfinite(x).all()) and bool((x != x[0]).any())
-
-
-def tsne(
-    cls_embedding: NDArray[np.floating], seed: int = 0, start: NDArray[np.floating] | None = None
-) -> NDArray[np.float64]:
-    """t-SNE of standardised embeddings.
+@styled
+def embedding_evolution(maps: Mapping[int, Floats], labels: Labels) -> Figure:
+    """Small multiples of maps of the same jets, one panel per finished epoch.
 
     Parameters
     ----------
-    cls_embedding : float array (jet, dim)
-    start : float array (jet, 2), optional
-        Where the jets lie on another map, so that clusters keep their place; two principal components when None.
-
-    Returns
-    -------
-    float array (jet, 2)
-
-    Raises
-    ------
-    ValueError
-        With fewer than 5 jets, values that are not finite, or jets that all look the same.
-
-    References
-    ----------
-    van der Maaten & Hinton, JMLR 9 (2008) 2579, jmlr.org/papers/v9/vandermaaten08a.html.
+    maps : mapping
+        Epoch -> points (jet, 2), in the order drawn.
+    labels : int array (jet,)
+        0 to 4: q, g, W, Z, t.
     """
-    x = np.asarray(cls_embedding, dtype=np.float64)
-    if not can_be_mapped(x):
-        raise ValueError(f"t-SNE takes at least 5 finite embeddings that differ, got shape {x.shape}")
-    scaled = StandardScaler().fit_transform(x)
-    perplexity = min(30.0, (len(x) - 1) / 3)
-    init: Any = "pca" if start is None else (start / np.std(start[:, 0]) * START_WIDTH).astype(np.float32)
-    # Threads that wait for each other make so few jets slow on a busy machine, and their sums differ from run to run.
-    with threadpool_limits(limits=1):
-        found = TSNE(perplexity=perplexity, init=init, max_iter=ITERATIONS, random_state=seed).fit_transform(scaled)
-    points = np.asarray(found, dtype=np.float64)
-    return points if start is None else _turned_to(points, np.asarray(start, dtype=np.float64))
+    columns = min(3, max(1, len(maps)))
+    rows = -(-len(maps) // columns)
+    figure, grid = panels(0.35 + rows * (WIDTH / columns + 0.2), rows, columns, len(maps))
+    for (epoch, points), axes in zip(maps.items(), grid.flat, strict=False):
+        for label in np.unique(labels):
+            chosen = points[labels == label]
+            axes.scatter(chosen[:, 0], chosen[:, 1], s=6, marker=DOT, color=class_colour(label), lw=0, alpha=0.8)
+        axes.set_title("untrained" if epoch == 0 else f"epoch {epoch}", loc="left", pad=4)
+        _without_scale(axes)
+    handles = [legend_dot(class_colour(label), class_name(label)) for label in np.unique(labels)]
+    legend_above(figure, 5, handles, handletextpad=0.1)
+    return figure
 
 
-def evolution(embeddings: Sequence[NDArray[np.floating]], seed: int = 0) -> list[NDArray[np.float64]]:
-    """Maps of the same jets at several epochs, each started from the one before; see :func:`tsne`."""
-    maps: list[NDArray[np.float64]] = []
-    for one in embeddings:
-        maps.append(tsne(one, seed, maps[-1] if maps else None))
-    return maps
-
-
-def _turned_to(points: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The map, turned or reflected to lie on the other as well as it can: t-SNE knows no directions."""
-    points, other = points - points.mean(0), other - other.mean(0)
-    return points @ orthogonal_procrustes(points, other)[0]
+def _without_scale(axes: Axes) -> None:
+    """t-SNE has no unit: only who lies beside whom means anything."""
+    axes.set(xticks=[], yticks=[])
+    axes.minorticks_off()
+    axes.set_aspect("equal", adjustable="datalim")

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from analysis.plots import figures
+from analysis.plots import style
 
-THEMED = {figures.INK: "ink", figures.MUTED: "muted", figures.FAINT: "faint", figures.BAND: "band"} | {
-    colour: f"c{i}" for i, colour in enumerate(figures.PALETTE)
+THEMED = {style.INK: "ink", style.MUTED: "muted", style.FAINT: "faint", style.BAND: "band"} | {
+    colour: f"c{i}" for i, colour in enumerate(style.PALETTE)
 }
 """Colours of the figures and the CSS variables of the page that stand for them."""
 
@@ -52,17 +52,17 @@ def to_svg(figure: Figure) -> str:
     with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
     drawn = re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r"^ +", "", text.getvalue(), flags=re.MULTILINE))
-    return re.sub(rf'<g id="{figures.MARK}([^"]*)">', _marked, drawn)
+    return re.sub(rf'<g id="{style.MARK}([^"]*)">', _marked, drawn)
 
 
 def _marked(group: re.Match[str]) -> str:
-    """What :func:`analysis.plots.figures.tell` hid in an id, as attributes that a page's script reads."""
-    told = json.loads(unquote(group[1]))
-    attributes = {"data-arm": told["arm"], "data-tips": json.dumps(told["tips"], ensure_ascii=False)}
-    said = "".join(
+    """What :func:`analysis.plots.style.attach_tooltips` hid in an id, as attributes that a page's script reads."""
+    hidden = json.loads(unquote(group[1]))
+    attributes = {"data-arm": hidden["arm"], "data-tips": json.dumps(hidden["tips"], ensure_ascii=False)}
+    written = [
         f' {name}="{escape(value, quote=True)}"' for name, value in attributes.items() if value not in ("", "[]")
-    )
-    return f'<g class="mark"{said}>'
+    ]
+    return f'<g class="mark"{"".join(written)}>'
 
 
 def _rounded(attribute: re.Match[str]) -> str:
@@ -71,8 +71,7 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def is_harmless(svg: str) -> bool:
-    """Whether an SVG file draws and does no more: a storage may hold files of other hands, and a page would run what
-    is in them."""
+    """Whether an SVG file draws and does no more: others may write to a storage, and a page would run their scripts."""
     try:
         elements = [*ElementTree.fromstring(_element(svg)).iter()]
     except (ElementTree.ParseError, ValueError):

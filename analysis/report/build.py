@@ -19,8 +19,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.plots import figures, svg
-from analysis.plots.trial_details import Picture
+from analysis.plots import style, svg
+from analysis.plots.style import Picture
 from analysis.report import headline, latex, links, registry, section
 from analysis.report.section import Evidence
 from analysis.report.sections import two_level
@@ -103,7 +103,7 @@ def _content(evidence: Evidence, folder: Path) -> dict[str, Any]:
         "deviations": provenance.deviations(evidence.study),
         "trials": section.trials_section(evidence, found),
         "mlflow": found,
-        "swatches": json.dumps([[a, f"var(--c{i % len(figures.PALETTE)})"] for i, a in enumerate(plan.arms)]),
+        "swatches": json.dumps([[a, f"var(--c{i % len(style.PALETTE)})"] for i, a in enumerate(plan.arms)]),
         "verdict_count": len(evidence.verdicts),
         "n_trials": len(evidence.trials),
         "pictures": _pictures(evidence, more, folder),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.verdicts import arm_settings, wording
+from analysis.plots.forest import Difference
+from analysis.verdicts import arm_settings, tables, wording
 from analysis.verdicts.decide import Verdict
 from jbot.store.plan import Contrast, Plan, StudyRecords
 
@@ -104,6 +105,29 @@ def numbers(verdict: Verdict, metric: str = "") -> str:
     )
     needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
     return f"{estimate}, n = {d.n}, p = {p}{needed}"
+
+
+def forest_rows(verdicts: Sequence[Verdict], trials: pd.DataFrame, plan: Plan) -> tuple[list[Difference], str]:
+    """Rows and axis label of the figure of verdicts, :func:`analysis.plots.forest.paired_differences`."""
+    metrics = {item.contrast.metric or plan.metric for item in verdicts}
+    quantities = {wording.quantity(metric) for metric in metrics}
+    # What all rows share stands at the axis, not in each of them.
+    shared = f"{min(quantities)} " if len(quantities) == 1 else ""
+    rows = [
+        Difference(
+            name=(name := wording.contrast(item.contrast.name)),
+            short=name.replace(f"({shared}", "("),
+            outcome=standing(item),
+            primary=item.contrast.primary,
+            mean=item.difference.mean,
+            ends=item.ends,
+            seeds=tables.seed_differences(trials, plan, item),
+            numbers=numbers(item, plan.metric),
+        )
+        for item in verdicts
+    ]
+    what = {wording.quantity_on(metric) for metric in metrics} if len(metrics) == 1 else quantities
+    return rows, f"difference in {min(what)}" if len(what) == 1 else "difference"
 
 
 def _brief(verdict: Verdict, metric: str) -> str:

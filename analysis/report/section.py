@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.plots import figures
-from analysis.plots import trial_details as pictures
-from analysis.plots.trial_details import Picture
-from analysis.report import headline
+from analysis.plots import curves as curve_plots
+from analysis.plots import forest, scores
+from analysis.plots.style import Picture
+from analysis.report import headline, trial_pictures
 from analysis.report.links import Links
 from analysis.stats import paired as statistics
 from analysis.stats import power, sequential
@@ -437,8 +437,7 @@ def differences_picture(evidence: Evidence, most: int, name: str) -> Picture | N
     drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
     if not any(item.difference.n for item in drawn):
         return None
-    gaps = {item.contrast.name: tables.seed_differences(evidence.trials, plan, item) for item in drawn}
-    figure = figures.paired_differences(drawn, gaps, plan.margin, plan.metric)
+    figure = forest.paired_differences(*headline.forest_rows(drawn, evidence.trials, plan), plan.margin)
     said = "; ".join(f"{item.contrast.name}: {_contrast_row(item)[2]}, {headline.standing(item)}" for item in drawn)
     more = (
         f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
@@ -460,7 +459,7 @@ def scores_picture(evidence: Evidence) -> Picture | None:
     floors = evidence.arms.set_index("arm")["untrained"] if "untrained" in evidence.arms else None
     metric = evidence.study.plan.metric
     paired = any(contrast.of_arms for contrast in evidence.study.plan.contrasts)
-    figure = figures.scores_by_seed(evidence.scores, metric, evidence.shown, floors, paired)
+    figure = scores.scores_by_seed(evidence.scores, metric, evidence.shown, floors, paired)
     means = ", ".join(f"{row.arm} {wording.number(row.mean)}" for row in evidence.arms.itertuples())
     caption = "Dots: trials; dark ticks: means" + ("; grey lines join the trials of a seed." if paired else ".")
     caption += " Grey ticks: the untrained encoder." if floors is not None else ""
@@ -479,7 +478,7 @@ def curve_pictures(evidence: Evidence) -> Iterator[Picture]:
     if first and control:
         yield from _paired_curve_picture(evidence, first, control)
     for metric in sorted(comparable_curves(evidence.curves), key=lambda name: name != first):
-        figure = figures.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
+        figure = curve_plots.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.study.plan.arms))
         words = wording.quantity_on(metric)
         complete = evidence.curves[evidence.curves["state"] == "complete"]
         caption = f"{words}: {_spread_words(complete, metric, 'complete trials')}.{_not_all(evidence)}"
@@ -493,7 +492,7 @@ def _paired_curve_picture(evidence: Evidence, metric: str, control: str) -> Iter
     gaps = convergence.paired_curve_table(evidence.compared_curves, metric, control)
     if gaps.empty:
         return
-    figure = figures.paired_curves(gaps, metric, control, [a for a in evidence.shown if a != control], all_arms)
+    figure = curve_plots.paired_curves(gaps, metric, control, [a for a in evidence.shown if a != control], all_arms)
     words = wording.quantity_on(metric)
     spread = _spread_words(gaps, metric, "seeds")
     caption = f"Paired difference to {control} in {words}: {spread}.{_not_all(evidence)}"
@@ -501,11 +500,11 @@ def _paired_curve_picture(evidence: Evidence, metric: str, control: str) -> Iter
 
 
 def _spread_words(curves: pd.DataFrame, metric: str, over: str) -> str:
-    """What figures.learning_curves draws around a mean."""
+    """What curve_plots.learning_curves draws around a mean."""
     seeds = curves.dropna(subset=[metric]).groupby("arm")["seed"].nunique()
-    bands, lines = bool((seeds >= figures.LEAST_BAND).any()), bool((seeds < figures.LEAST_BAND).any())
+    bands, lines = bool((seeds >= curve_plots.MIN_BAND_SEEDS).any()), bool((seeds < curve_plots.MIN_BAND_SEEDS).any())
     parts = [f"mean over {over}", *["band: 95% interval"] * bands]
-    parts += [f"thin lines: single seeds, where they are fewer than {figures.LEAST_BAND}"] * lines
+    parts += [f"thin lines: single seeds, where they are fewer than {curve_plots.MIN_BAND_SEEDS}"] * lines
     return ", ".join(parts)
 
 
@@ -524,7 +523,7 @@ def _not_all(evidence: Evidence) -> str:
 def embedding_pictures(evidence: Evidence) -> Iterator[Picture]:
     """t-SNE maps over training, one trial per arm, all at one seed where possible."""
     for trial in _pictured_trials(evidence, "embedding"):
-        for picture in pictures.embedding_pictures(evidence.study.storage, trial.trial_id):
+        for picture in trial_pictures.embedding_pictures(evidence.study.storage, trial.trial_id):
             yield _of_arm(picture, trial)
 
 
@@ -537,14 +536,14 @@ def example_pictures(evidence: Evidence) -> Iterator[Picture]:
     for trial in _pictured_trials(evidence, "examples"):
         alike.setdefault(_shown_jets(evidence, trial), []).append(trial)
     for trials in alike.values():
-        for picture in pictures.jet_pictures(evidence.study.storage, trials[0].trial_id):
+        for picture in trial_pictures.jet_pictures(evidence.study.storage, trials[0].trial_id):
             yield _of_arm(picture, trials[0], ", ".join(trial.arm for trial in trials))
 
 
 def _shown_jets(evidence: Evidence, trial: PlannedTrial) -> bytes:
     """Digest of what a figure of example jets is made of."""
     arrays, digest = evidence.study.arrays(trial.trial_id, "examples") or {}, hashlib.sha256()
-    for name in pictures.JETS:
+    for name in trial_pictures.JETS:
         if name in arrays:
             array = np.ascontiguousarray(arrays[name])
             digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
@@ -563,7 +562,7 @@ def closer_pictures(evidence: Evidence) -> dict[str, list[Picture]]:
         most = max((len(of_arm) for of_arm in found.values()), default=0)
         if record is None or (len(found) >= len(first) and most * (len(found) + 1) > MOST_CLOSE):
             break
-        drawn = list(pictures.closer_pictures(evidence.study.storage, trial.trial_id, record))
+        drawn = list(trial_pictures.detail_pictures(evidence.study.storage, trial.trial_id, record))
         if len(first) > 1:
             drawn = sorted(drawn, key=_closeness)[: max(1, MOST_CLOSE // len(first))]
         found[f"{trial.arm}, seed {trial.seed}"] = [_of_arm(picture, trial) for picture in drawn]

@@ -17,10 +17,6 @@ from typing import Any
 
 DEFAULT_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens when nobody says otherwise."""
-COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#94a4a2", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
-)  # fmt: skip
-"""Of the arms, in the plan's order, as in the report (M. A. Petroff, arXiv:2107.02270)."""
 SAVED_VIEW = "mlflow.sharedViewState."
 MOST_CHARACTERS = 5000
 """Of a description in MLflow's registry; tags hold more."""
@@ -28,11 +24,6 @@ NAME = "attributes.`Run Name`"
 TABLE, CHARTS = "TABLE", "CHART"
 MODES = {"arms": TABLE, "curves": CHARTS, "trials": TABLE}
 """Saved views by the key in their address, and how each is meant to be looked at."""
-
-
-def colour(index: int) -> str:
-    """Of the arm at this place of the plan."""
-    return COLOURS[index % len(COLOURS)]
 
 
 def page(ui: str, experiment: str, view: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from cluster.tracking import pages as pages
 from cluster.tracking.registry import register_best
 from jbot.config import Config, digest, flatten, from_dict
+from jbot.store.arm_colours import arm_colour
 from jbot.store.record import (
     Record,
     RecordError,
@@ -324,7 +325,7 @@ class View:
         tags |= {"mlflow.parentRunId": parent} if parent else {}
         if arm := tags.get("arm"):
             place = self.info.arms.index(arm) if arm in self.info.arms else len(self.info.arms)
-            tags["mlflow.runColor"] = pages.colour(place)
+            tags["mlflow.runColor"] = arm_colour(place)
         if parent:
             tags["mlflow.runType"] = "evaluation"  # the UI then opens what it lies under: found is seen at once
         if (role, key) not in self._runs:  # another process may have made it since

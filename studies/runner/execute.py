@@ -340,7 +340,7 @@ def run_trials(
 
 def draw_figures(specs: list[TrialSpec], storage: Storage) -> None:
     """Draw trials that have ended, once. The report is out by now: this may wait."""
-    from analysis.plots.trial_details import draw_trials
+    from analysis.pictures import draw_trials
 
     if specs:
         say(f"drawing {len(specs)} trials for MLflow; nothing is lost by Ctrl-C, --figures none leaves it out")

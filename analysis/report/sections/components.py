@@ -30,8 +30,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.plots import study_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import forest
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
@@ -506,7 +506,7 @@ def _worth_pictures(plan: Plan, full: Sequence[Estimate], alone: Sequence[Estima
     rows = {name: {kind: group.get(name, np.empty(0)) for kind, group in seeds.items()} for name in names}
     label = f"worth in {wording.quantity_on(plan.metric)}"
     caption = f"Worth of each component. {MARKS} of {plan.margin:g}."
-    figure = study_figures.forest(rows, plan.margin, label, 1 - plan.alpha)
+    figure = forest.effects(rows, plan.margin, label, 1 - plan.alpha)
     yield Picture(name="components-worth", figure=figure, alt=f"{caption} {_sizes(full or alone)}.", caption=caption)
 
 
@@ -515,7 +515,7 @@ def _effect_pictures(plan: Plan, contrasts: Sequence[Column], effects: Sequence[
         return
     rows = {column.short: {"": one.seeds} for column, one in zip(contrasts, effects, strict=True)}
     caption = f"Main effects and two-factor interactions of the factorial. {MARKS} of {plan.margin:g}."
-    figure = study_figures.forest(rows, plan.margin, f"effect on {wording.quantity_on(plan.metric)}", 1 - plan.alpha)
+    figure = forest.effects(rows, plan.margin, f"effect on {wording.quantity_on(plan.metric)}", 1 - plan.alpha)
     yield Picture(name="components-effects", figure=figure, alt=f"{caption} {_sizes(effects)}.", caption=caption)
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.plots import study_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import scaling as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.report.sections import scaling_laws
 from analysis.report.sections.scaling_laws import Fitted
@@ -451,7 +451,7 @@ def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors:
 def _picture(
     plan: Plan, name: str, panels: Mapping[str, Mapping[str, pd.DataFrame]], size: str, caption: str, said: str
 ) -> Picture:
-    figure = study_figures.error_lines(panels, size, f"1 − {wording.quantity(plan.metric)}")
+    figure = plots.error_lines(panels, size, f"1 − {wording.quantity(plan.metric)}")
     return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.plots import study_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import scaling as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Table
 from analysis.stats import scaling_law
 from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form
@@ -294,15 +294,13 @@ def pictures(plan: Plan, lines: Sequence[Fitted]) -> Iterator[Picture]:
     if not lines:
         return
     drawn = list(lines[:MOST_PANELS])
-    panels = {
-        one.where: study_figures.LawPanel(errors=one.errors, curves=list(_curves(one.comparison))) for one in drawn
-    }
+    panels = {one.where: plots.LawPanel(errors=one.errors, curves=list(_curves(one.comparison))) for one in drawn}
     caption = (
         "Laws of the error, drawn to ten times the most jets; the dashed line is the most that were trained on. Full "
         f"lines, with {1 - plan.alpha:.0%} bands over seeds, are forms that are not rejected, dotted ones are. "
         "Small dots are seeds, large ones their means."
     )
-    figure = study_figures.law_lines(panels, "training jets", f"1 − {wording.quantity(plan.metric)}")
+    figure = plots.law_lines(panels, "training jets", f"1 − {wording.quantity(plan.metric)}")
     said = "; ".join(f"{one.where}: {_short(one.comparison)}" for one in drawn)
     yield Picture(name="scaling-laws", figure=figure, alt=f"{caption} {said}.", caption=caption)
 
@@ -311,11 +309,11 @@ def _short(found: Comparison) -> str:
     return found.named.form.name if found.named else "none fits" if found.none_fits else "not separable"
 
 
-def _curves(found: Comparison) -> Iterator[study_figures.LawCurve]:
+def _curves(found: Comparison) -> Iterator[plots.LawCurve]:
     sizes = np.geomspace(found.sizes[0, 0], AHEAD * found.sizes[-1, 0], 60)
     for law in found.laws:
         value, low, high = law.curve(sizes[:, None])
-        yield study_figures.LawCurve(
+        yield plots.LawCurve(
             name=law.form.name, stands=law in found.standing, sizes=sizes, value=value, low=low, high=high
         )
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from statsmodels.api import OLS, add_constant
 
-from analysis.plots import figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import scores as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired, variance
 from analysis.stats.paired import MeanInterval
@@ -453,7 +453,7 @@ def shares_picture(found: Components) -> Picture:
     alt = "Shares of the variance of the AUC. " + "; ".join(f"{name} {share:.0%}" for name, share in named) + "."
     caption = "Shares of the variance of the anomaly AUC over the grid. Blue: single factors; grey: two or more "
     caption += "together. A bank: the background jets that a score is made of."
-    return Picture(name="auc-shares", figure=figures.variance_shares(named), alt=alt, caption=caption)
+    return Picture(name="auc-shares", figure=plots.variance_shares(named), alt=alt, caption=caption)
 
 
 def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
@@ -475,7 +475,7 @@ def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
     said = "; ".join(f"{name} {one['low']:.3f} to {one['high']:.3f}" for name, one in drawn.items())
     return Picture(
         name="auc-by-score",
-        figure=figures.score_ranges(drawn),
+        figure=plots.score_ranges(drawn),
         alt=f"AUC of all signals by score over settings: {said}.",
         caption="AUC, all signals together, largest bank, mean over encoders and draws. Bar: over all settings; marks: "
         "as published, chosen on the pilot signal, chosen by the oracle for each bank and encoder; grey: untrained.",
@@ -490,7 +490,7 @@ def geometry_picture(gaps: pd.DataFrame) -> Picture | None:
     words: dict[str, str] = {name: wording.quantity(name) for name in known}
     return Picture(
         name="gap-geometry",
-        figure=figures.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),
+        figure=plots.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),
         alt=f"Gap between best and worst score against {', '.join(words.values())}, a point an encoder.",
         caption="Gap between best and worst score, as published, against the geometry. Filled: trained, coloured by "
         "arm; open: untrained.",

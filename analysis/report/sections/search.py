@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.plots import search_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import search as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.verdicts import wording
 from jbot.store.search_ledger import load_ledger
@@ -196,21 +196,21 @@ def _pictures(ledger: Ledger) -> Sequence[Picture]:
     made = [
         Picture(
             name="search-history",
-            figure=search_figures.history(ledger["points"], objective, ledger["directions"][objective], words),
+            figure=plots.history(ledger["points"], objective, ledger["directions"][objective], words),
             alt=f"{words} of each point in the order in which they were tried; best {_best(ledger, objective)}",
             caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: the best"
             " so far.",
         ),
         Picture(
             name="search-parallel",
-            figure=search_figures.parallel_coordinates(ledger["points"], axes, objective, words),
+            figure=plots.parallel_coordinates(ledger["points"], axes, objective, words),
             alt=f"Each point as a line over its {len(axes)} coordinates and {words}",
             caption="Each line a point, from the low to the high end of every axis (log where the table says so)."
             " Coloured: ran to the end. Grey: pruned.",
         ),
         Picture(
             name="search-slices",
-            figure=search_figures.slices(ledger["points"], axes, objective, words),
+            figure=plots.slices(ledger["points"], axes, objective, words),
             alt=f"{words} against each of {len(axes)} coordinates",
             caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its"
             " last value.",
@@ -222,7 +222,7 @@ def _pictures(ledger: Ledger) -> Sequence[Picture]:
         made.append(
             Picture(
                 name="search-front",
-                figure=search_figures.front(complete, ledger["front"], names, labels),
+                figure=plots.front(complete, ledger["front"], names, labels),
                 alt=f"{' against '.join(labels.values())}; {len(ledger['front'])} points on the front",
                 caption="Points that ran to the end. Filled: no other is better in every objective.",
             )

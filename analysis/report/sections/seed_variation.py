@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.plots import study_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import curves as curve_plots
+from analysis.plots.style import Picture
 from analysis.report import section as sections
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired as statistics
@@ -314,7 +314,7 @@ def _milestone_pictures(plan: Plan, points: dict[str, pd.DataFrame]) -> Iterator
     )
     said = "; ".join(wording.quantity_on(metric) for metric in drawn)
     panels = {_title(metric): table for metric, table in drawn.items()}
-    figure = study_figures.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
+    figure = curve_plots.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
     yield Picture(name="emergence", figure=figure, alt=f"{said}. {caption}", caption=caption)
 
 
@@ -330,7 +330,7 @@ def _gain_pictures(gains: Sequence[Gain]) -> Iterator[Picture]:
         f"{wording.quantity(gain.metric)}: {design.mean_cell(gain.interval, sign=True)}, {gain.outcome}"
         for gain in gains
     )
-    figure = study_figures.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
+    figure = curve_plots.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
     yield Picture(name="untrained-and-trained", figure=figure, alt=f"{caption} {said}.", caption=caption)
 
 

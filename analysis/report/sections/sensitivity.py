@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.plots import study_figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import sensitivity as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
@@ -238,7 +238,7 @@ def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, g
 def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) -> Picture:
     values = sorted({value for scan in found for value in scan.arms} | {found[0].base})
     curves = {scan.group: scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1) for scan in found}
-    figure = study_figures.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
+    figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
     words = wording.quantity_on(plan.metric)
     said = "; ".join(
         f"{design.value_words(value)}: {design.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from analysis.plots import figures
-from analysis.plots.trial_details import Picture
+from analysis.plots import transfer as plots
+from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
@@ -171,7 +168,17 @@ def _cell(mean: MeanInterval, sign: bool = False) -> str:
 
 
 def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Picture:
-    figure = draw(encoders, metric, pts)
+    lines = [
+        plots.EncoderScores(
+            arm=encoder.arm,
+            own=list(pts).index(encoder.own),
+            refitted=[encoder.values(metric, pt).to_numpy(dtype=float) for pt in pts],
+            shifted=[encoder.values(metric, pt, shifted=True).to_numpy(dtype=float) for pt in pts],
+        )
+        for encoder in encoders
+    ]
+    untrained = [_floor(encoders, metric, pt).to_numpy(dtype=float) for pt in pts]
+    figure = plots.scores_by_energy(lines, untrained, pts, wording.quantity(f"test/{metric}"))
     said = "; ".join(
         f"{encoder.arm}: "
         + ", ".join(f"{_cell(paired.mean_interval(encoder.values(metric, pt)))} on {pt:g} GeV" for pt in pts)
@@ -183,36 +190,3 @@ def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> 
     )
     alt = f"{wording.quantity(f'test/{metric}')} against the energy of the test jets. {said}."
     return Picture(name="transfer", figure=figure, alt=alt, caption=caption)
-
-
-@figures.styled
-def draw(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Figure:
-    """One line an encoder, over the energies of the test jets."""
-    figure = Figure(figsize=(figures.WIDTH, 3.3), layout="constrained")
-    axes = figure.subplots()
-    palette = figures.colours([encoder.arm for encoder in encoders])
-    for number, encoder in enumerate(encoders):
-        places = [place + 0.04 * (number - (len(encoders) - 1) / 2) for place in range(len(pts))]
-        look: dict[str, Any] = {"color": palette[encoder.arm], "marker": figures.MARKERS[number % len(figures.MARKERS)]}
-        _line(
-            axes, places, [encoder.values(metric, pt, shifted=True) for pt in pts], look | {"ls": "--", "mfc": "none"}
-        )
-        _line(axes, places, [encoder.values(metric, pt) for pt in pts], look | {"label": encoder.arm.lstrip("_")})
-        own = encoder.values(metric, encoder.own)
-        if len(own):
-            axes.plot(
-                places[list(pts).index(encoder.own)], own.mean(), "o", ms=11, mfc="none", color=palette[encoder.arm]
-            )
-    floors = [_floor(encoders, metric, pt) for pt in pts]
-    _line(axes, list(range(len(pts))), floors, {"color": figures.MUTED, "marker": "", "ls": ":", "label": "untrained"})
-    axes.set_xticks(range(len(pts)), [f"{pt:g}" for pt in pts])
-    axes.tick_params(axis="x", which="minor", bottom=False, top=False)
-    axes.set(xlabel="jet pT of the test jets [GeV]", ylabel=figures.upright(wording.quantity(f"test/{metric}"), 36))
-    figures.legend_above(figure, 2)
-    return figure
-
-
-def _line(axes: Axes, places: Sequence[float], values: Sequence[pd.Series], look: dict[str, Any]) -> None:
-    means = [paired.mean_interval(one.to_numpy(dtype=float)) for one in values]
-    bars = [mean.standard_error if mean.n > 1 else 0.0 for mean in means]
-    axes.errorbar(places, [mean.mean for mean in means], bars, elinewidth=0.9, **look)

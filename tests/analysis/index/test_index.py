@@ -117,7 +117,7 @@ def test_smoke_size_is_never_quoted_as_an_answer(tmp_path):
     entry = masking(tmp_path)
     assert (entry.word, entry.tone) == ("Path proven", "open")
     assert not entry.sentences
-    assert entry.strips is None
+    assert entry.sparklines is None
     assert "answers nothing" in entry.notices[0]
     assert entry.commands == ["python studies/masking_ablation.py"]
 
@@ -320,10 +320,10 @@ def difference(mean, low, high, n=6):
     return PairedDifference(n=n, mean=mean, sd=0.01, low=low, high=high, correlation=0.9, variance_ratio=2.0)
 
 
-def test_strips_share_a_scale_that_holds_the_margin_and_cut_long_intervals(tmp_path):
+def test_sparklines_share_a_scale_that_holds_the_margin_and_cut_long_intervals(tmp_path):
     (verdict,) = simulate(tmp_path, masking_plan(), helped(0.05)).verdicts
     wide = dataclasses.replace(verdict, difference=difference(0.01, -5.0, 5.0, n=2))
-    drawn = sparklines.draw([verdict, wide], margin=0.02, label="difference")
+    drawn = sparklines.draw([entries.sparkline(one) for one in (verdict, wide)], margin=0.02, label="difference")
     right = float(drawn.ticks[2].replace("−", "-"))
     assert 0.05 <= right <= 0.3
     assert drawn.ticks[0] == drawn.ticks[2].replace("+", "−")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.plots import figures
-from analysis.plots.figures import FAINT
+from analysis.plots import forest
+from analysis.plots.style import FAINT
 from analysis.report import build, headline, links, registry
 from analysis.report import section as sections
 from analysis.verdicts import convergence, provenance, tables, wording
@@ -673,8 +673,8 @@ def test_intervals_of_shares_stay_where_shares_can_be():
 
 @pytest.mark.parametrize("letters", [3, 44, 45, 130, 600])
 def test_no_name_of_a_contrast_runs_out_of_the_figure(letters):
-    lines = figures._wrapped("w" * letters + " - none, anomaly detection at chosen settings, all signals")
-    assert max(map(len, lines)) <= figures.FOREST_LETTERS
+    lines = forest._wrapped("w" * letters + " - none, anomaly detection at chosen settings, all signals")
+    assert max(map(len, lines)) <= forest.LETTERS
     assert len(lines) <= 4
 
 

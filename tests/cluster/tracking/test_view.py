@@ -14,7 +14,7 @@ import pytest
 from helpers import TINY, make_jets
 
 import jbot
-from analysis.plots.trial_details import draw_trials
+from analysis.pictures import draw_trials
 from cluster.scheduling.run import Resources, run_inline
 from cluster.tracking.mirror import main as mirror
 from jbot.config import Config, flatten, from_dict

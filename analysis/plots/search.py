@@ -1,5 +1,4 @@
-"""The figures of a hyperparameter search. They draw the points of a ledger (cluster.search.plan) and compute
-nothing."""
+"""The figures of a hyperparameter search, from the points of its ledger (cluster.search.plan)."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from analysis.plots.figures import FAINT, INK, MUTED, PALETTE, WIDTH, styled, upright
+from analysis.plots.style import FAINT, INK, MUTED, PALETTE, canvas, few_ticks, panels, styled, upright
 
 Point = Mapping[str, Any]
 Axis = Mapping[str, Any]
@@ -31,15 +30,14 @@ def value_of(point: Point, objective: str) -> float:
 @styled
 def history(points: Sequence[Point], objective: str, direction: str, label: str) -> Figure:
     """The objective by point, and the best so far of those that ran to the end."""
-    figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = canvas(2.6)
     better = np.fmax if direction == "maximize" else np.fmin
     values = np.array([value_of(p, objective) if p["state"] == "complete" else math.nan for p in points])
     axes.step([p["number"] for p in points], better.accumulate(values), where="post", color=MUTED, lw=1.0, zorder=1)
     _dots(axes, points, [point["number"] for point in points], objective)
     axes.set_xlabel("point")
-    axes.set_ylabel(upright(label), parse_math=False)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    upright(axes, label)
+    few_ticks(axes.xaxis, 6, integer=True)
     return figure
 
 
@@ -65,9 +63,8 @@ def share_along(axis: Axis, value: Any) -> float:
 
 @styled
 def parallel_coordinates(points: Sequence[Point], axes: Sequence[Axis], objective: str, label: str) -> Figure:
-    """Each point a line over all axes; those that ran to the end coloured by the objective."""
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    panel = figure.subplots()
+    """One line per point over all axes; those that ran to the end coloured by the objective."""
+    figure, panel = canvas(3.9)
     complete = [point for point in points if point["state"] == "complete"]
     values = [value_of(point, objective) for point in complete]
     scale = mpl.colors.Normalize(min(values), max(values) if max(values) > min(values) else min(values) + 1e-9)
@@ -97,9 +94,8 @@ def parallel_coordinates(points: Sequence[Point], axes: Sequence[Axis], objectiv
 def slices(points: Sequence[Point], axes: Sequence[Axis], objective: str, label: str) -> Figure:
     """The objective against each axis alone."""
     rows = -(-len(axes) // COLUMNS)
-    figure = Figure(figsize=(WIDTH, 1.35 * rows + 0.3), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True)
-    for panel, axis in zip(panels.flat, axes, strict=False):
+    figure, grid = panels(1.35 * rows + 0.3, rows, COLUMNS, len(axes), sharey=True)
+    for panel, axis in zip(grid.flat, axes, strict=False):
         known = axis["distribution"]["attributes"]
         values = [point["params"][axis["coordinate"]] for point in points]
         if "choices" in known:
@@ -113,9 +109,7 @@ def slices(points: Sequence[Point], axes: Sequence[Axis], objective: str, label:
             _scale(panel, known)
         panel.set_title(short_name(axis["coordinate"]), loc="left", fontsize=7.5, pad=3)
         panel.tick_params(labelsize=7)
-        panel.yaxis.set_major_locator(MaxNLocator(3))
-    for panel in panels.flat[len(axes) :]:
-        panel.set_axis_off()
+        few_ticks(panel.yaxis, 3)
     figure.supylabel(label, fontsize=9, parse_math=False)
     return figure
 
@@ -125,10 +119,8 @@ def _scale(panel: Axes, known: Mapping[str, Any]) -> None:
         panel.set_xscale("log")
         panel.xaxis.set_major_locator(LogLocator(numticks=4))
         panel.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        panel.xaxis.set_major_locator(MaxNLocator(3))
-    if known.get("step") == 1:
-        panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+    if not known["log"] or known.get("step") == 1:
+        few_ticks(panel.xaxis, 3, integer=known.get("step") == 1)
     panel.margins(x=0.06)
 
 
@@ -140,13 +132,12 @@ def short_name(coordinate: str) -> str:
 @styled
 def front(points: Sequence[Point], best: Sequence[int], names: Sequence[str], labels: Mapping[str, str]) -> Figure:
     """The first objective against each of the others, one panel each; filled what lies on the front."""
-    figure = Figure(figsize=(WIDTH, 2.5 * (len(names) - 1)), layout="constrained")
-    panels = figure.subplots(len(names) - 1, 1, squeeze=False)
-    for panel, other in zip(panels.flat, names[1:], strict=True):
+    figure, grid = panels(2.5 * (len(names) - 1), len(names) - 1)
+    for panel, other in zip(grid.flat, names[1:], strict=True):
         for on_front, face in ((False, "none"), (True, PALETTE[2])):
             chosen = [point for point in points if (point["number"] in best) == on_front]
             xy = [[point["values"][name] for point in chosen] for name in (other, names[0])]
             panel.plot(*xy, "o", ms=4.5, mfc=face, mec=MUTED, mew=0.7)
         panel.set_xlabel(labels[other], parse_math=False)
-        panel.set_ylabel(upright(labels[names[0]]), parse_math=False)
+        upright(panel, labels[names[0]])
     return figure
