@@ -10,14 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analysis.stats import scaling_law
+from analysis.stats import Floats, scaling_law
 from analysis.stats.curve_fit import LINEAR, LOGARITHMIC, POWER, Form
 from analysis.stats.scaling_law import AHEAD, Comparison
 from benchmarks.calibration_row import Kind, Row, rate
-
-Floats = NDArray[np.float64]
 
 FEWEST, MOST = 1600.0, 1e6
 """Training jets: those of the gpu preset of studies/scaling.py."""

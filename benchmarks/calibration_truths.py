@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from analysis.stats import Floats
 from analysis.verdicts import decide
 from analysis.verdicts.decide import Verdict
 from jbot.store.plan import Contrast, Plan
 
-Floats = NDArray[np.float64]
 Shape = Literal["normal", "skewed scores", "skewed differences", "heavy tails", "ties", "rare collapse"]
 Failing = Literal["none", "by chance", "low scores", "low scores of treatments"]
 Event = Literal["difference", "equivalence", "either", "share", "better", "decided"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import integrate
 from statsmodels.duration.survfunc import SurvfuncRight
 
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from jbot.store.plan import Contrast, Plan, StudyRecords
 
@@ -30,8 +30,6 @@ FRACTION = 0.5
 """Of the control arm's gain; see the module's docstring."""
 CLOCKS = {"epoch": "epochs", "device_seconds": "device seconds"}
 """Curve columns that measure the cost of training, and their units."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from analysis.plots import forest
 from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, wording
 from analysis.verdicts.design import Settings
@@ -48,7 +48,6 @@ LEAST_ARMS = 4
 """Of a factorial: two components, each in and out."""
 ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
 
-Floats = NDArray[np.float64]
 Signs = NDArray[np.int64]
 Effect = tuple[str, ...]
 """Components whose columns are multiplied: one of a main effect, two of an interaction."""

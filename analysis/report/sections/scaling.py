@@ -19,14 +19,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.plots import scaling as plots
 from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
 from analysis.report.sections import scaling_laws
 from analysis.report.sections.scaling_laws import Fitted
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.curve_fit import FORMS
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, wording
@@ -49,8 +48,6 @@ STEPS_TOLERANCE = 0.1
 EPOCHS, STEPS = "fixed epochs", "fixed steps"
 MOST_LINES = 6
 """Drawn in one panel, and told in words."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

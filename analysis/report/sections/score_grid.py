@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from statsmodels.api import OLS, add_constant
 
 from analysis.plots import scores as plots
 from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
-from analysis.stats import paired, variance
+from analysis.stats import Floats, paired, variance
 from analysis.stats.paired import MeanInterval
 from analysis.stats.variance import DRAW, SCORE, SEED, SETTING, Components
 from analysis.verdicts import wording
@@ -47,8 +46,6 @@ GEOMETRY = ("intrinsic_dimension", "effective_rank", "anisotropy", "hubness", "c
 LEAST_MODELS = 30
 """Trained models from which on a regression on geometry is made."""
 ANY = "any score"
-
-Floats = NDArray[np.float64]
 
 
 def section(evidence: Evidence) -> Extra | None:

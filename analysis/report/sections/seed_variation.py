@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.plots import curves as curve_plots
 from analysis.plots.style import Picture
 from analysis.report import section as sections
 from analysis.report.section import Evidence, Extra, Table
+from analysis.stats import Floats, power
 from analysis.stats import paired as statistics
-from analysis.stats import power
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import convergence, design, tables, wording
 from jbot.store.plan import Plan, StudyRecords
@@ -42,8 +41,6 @@ CLUSTERING = {
 """Metrics of clusters in the embedding, and the sign of what is better; 0 where neither is: a high rank may be noise,
 a low one a collapse."""
 MOST_PANELS = 6
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

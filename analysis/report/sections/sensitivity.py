@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.plots import sensitivity as plots
 from analysis.plots.style import Picture
 from analysis.report.section import Evidence, Extra, Table
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, wording
 from analysis.verdicts.decide import SEED
@@ -34,8 +33,6 @@ SHUFFLES = 1999
 """Of the arms within each seed. A p-value of 0.05 then carries a Monte Carlo error of 0.005."""
 LOG_REACH = 10.0
 """A scan over less than a factor of ten is drawn on a linear axis, however it is spaced (assumed)."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)

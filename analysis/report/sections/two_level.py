@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.report.section import Evidence, Extra, Table
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, tables, wording
 from analysis.verdicts.decide import Verdict
@@ -37,7 +37,6 @@ from jbot.data.jets import CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics import share_below
 
-Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 TOLERANCE = 1e-4
