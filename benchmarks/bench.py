@@ -1,11 +1,10 @@
-"""How fast the trainer is here: jets/s, parts of the step, limits, packs, memory, growth, trials an hour.
+"""How fast the trainer is here: jets/s, parts of the step, limits, packs, growth.
 
     make bench                                    everything: some ten minutes on two cores, five more when
                                                   torch.compile runs for the first time
     make bench ARGS="--quick"                     smaller batches, no compilation: under two minutes
     make bench ARGS="--only step,parts"           some sections; the others stay in the result as they are
     make bench ARGS="--device cuda"               the same on a GPU
-    make bench ARGS="--only trials --study results/masking_ablation"
 
 Speeds are compared within interleaved rounds of one run; see benchmarks/timing.py. Ctrl-C keeps the finished sections.
 """
@@ -30,26 +29,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from benchmarks import report
 from benchmarks.generation import generation
 from benchmarks.machine import environment, limits
-from benchmarks.memory import ROOT, memory
 from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
 from benchmarks.timing import NotAvailable, Row, no_row
 from benchmarks.trainer import read_jets
-from benchmarks.trials import trials
 from jbot.cli import INTERRUPTED, Parser, bad_input
 from jbot.data.jets import DataError
-from jbot.store.plan import load_study
-from jbot.store.record import RecordError
 from jbot.trainer.engines.select import ENGINES
 
+ROOT = Path(__file__).parent.parent
 SECTIONS: dict[str, tuple[str, Callable[[Setting, argparse.Namespace], list[Row]]]] = {
     "limits": ("limits of the machine", lambda s, o: limits(s.device, s.quick, s.advance)),
     "step": ("training steps", lambda s, o: step(s)),
     "parts": ("parts of the step", lambda s, o: parts(s)),
     "threads": ("threads and processes", lambda s, o: threads(s)),
     "packs": ("packs of trials", lambda s, o: packs(s)),
-    "memory": ("memory of a trial", lambda s, o: memory(s, path=o.data)),
     "growth": ("growth of the cost of a step", lambda s, o: growth(s)),
-    "trials": ("trials an hour of the masking study", lambda s, o: trials(s)),
     "generation": ("jets made by Pythia", lambda s, o: generation(s)),
     "gpu": ("on a GPU", lambda s, o: gpu(s)),
 }
@@ -62,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = chosen_sections(options.only)
         setting = make_setting(options)
         run(wanted, setting, options)
-    except (ValueError, NotAvailable) as error:  # DataError and RecordError are ValueErrors
+    except (ValueError, NotAvailable) as error:  # DataError is a ValueError
         return bad_input(error)
     except KeyboardInterrupt:
         print(f"interrupted: the finished sections are in {options.out}", file=sys.stderr)
@@ -92,7 +86,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--data", type=Path, default=ROOT / "tests/data/jets_sample.h5", help="jets in JetNet's layout, repeated"
     )
-    made.add_argument("--study", metavar="FOLDER", help="a finished study, for its trials an hour")
     return made
 
 
@@ -118,16 +111,14 @@ def make_setting(options: argparse.Namespace, **other: Any) -> Setting:
     ------
     NotAvailable
         When --device cuda finds none.
-    DataError, RecordError
-        For a file that holds no jets, or a folder that holds no study.
+    DataError
+        For a file that holds no jets.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailable(f"--device cuda needs a CUDA device, torch {torch.__version__} finds none")
-    if options.study:
-        load_study(options.study)
     options.data = options.data.resolve()
     device, data = torch.device(options.device), read_jets(options.data)
-    return Setting(device=device, quick=options.quick, engine=options.engine, data=data, study=options.study, **other)
+    return Setting(device=device, quick=options.quick, engine=options.engine, data=data, **other)
 
 
 def run(wanted: list[str], setting: Setting, options: argparse.Namespace) -> dict[str, report.Section]:
@@ -150,7 +141,7 @@ def run(wanted: list[str], setting: Setting, options: argparse.Namespace) -> dic
                 bar.start()
     finally:
         if sections:
-            finish(options.out, sections)
+            print(options.out / "bench.md", options.out / "bench.json", sep="\n")
     return sections
 
 
@@ -161,7 +152,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
     when = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         rows = function(setting, options)
-    except (NotAvailable, DataError, RecordError) as reason:
+    except (NotAvailable, DataError) as reason:
         rows = [no_row(title, "", str(reason), "not available")]
     return {
         "title": title,
@@ -173,20 +164,6 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.
         "load_averages": [[round(load, 2) for load in loads] for loads in (before, os.getloadavg())],
         "rows": [row.as_dict() for row in rows],
     }
-
-
-def finish(folder: Path, sections: dict[str, report.Section]) -> None:
-    """Draw the figure and say where everything is."""
-    try:
-        from benchmarks.figure import draw
-
-        figure = draw(folder, sections)
-    except ImportError as missing:  # matplotlib is in an extra
-        figure = None
-        print(f"no figure: {missing} (pip install 'jbot-studies[report]')", file=sys.stderr)
-    for path in (folder / "bench.md", folder / "bench.json", figure):
-        if path:
-            print(path)
 
 
 if __name__ == "__main__":

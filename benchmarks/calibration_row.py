@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +9,7 @@ from analysis.stats import paired
 
 Kind = Literal["at most", "equal", "at least", "shown"]
 CONFIDENCE = 0.999
-"""Of the Monte-Carlo interval: some fifty claims are looked at, and at 99% a sound one would often fall out."""
+"""Level of the Monte-Carlo interval: some fifty claims are looked at, and at 99% a sound one would often fall out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,6 @@ class Row:
             "equal": self.low <= self.nominal <= self.high,
             "shown": True,
         }[self.kind]
-
-    @property
-    def error(self) -> float:
-        """Monte-Carlo standard error of the rate."""
-        return math.sqrt(self.found * (1 - self.found) / self.repeats)
 
 
 def rate(what: str, claim: str, events: int, repeats: int, nominal: float, kind: Kind) -> Row:

@@ -7,7 +7,6 @@ training steps they are held against, since a shared machine's limits move.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -78,49 +77,29 @@ def fastest(variants: Sequence[Variant], device: torch.device, rounds: int = 3) 
 
 
 def limits(device: torch.device, quick: bool, advance: Advance | None = None) -> list[Row]:
-    """GEMM and memory limit, by precision and number of threads, the best size of each."""
-    mib = TRIAD_MIB_QUICK if quick else TRIAD_MIB
+    """GEMM and memory limit of one thread, the best size of each."""
     before = torch.get_num_threads()
-    rows: list[Row] = []
+    torch.set_num_threads(1)
     try:
-        for dtype, label in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
-            torch.set_num_threads(1)
-            best = fastest([gemm(side, dtype, device) for side in tiles(device, quick)], device)
-            rows += _by_threads(best, f"GEMM {label}", "GFLOP/s", device, quick, advance)
-        rows += _by_threads(triad(device, mib), "triad", "GB/s", device, quick, advance)
+        dtypes = {"GEMM fp32": torch.float32, "GEMM bf16": torch.bfloat16}
+        found = {
+            what: (fastest([gemm(side, dtype, device) for side in tiles(device, quick)], device), "GFLOP/s")
+            for what, dtype in dtypes.items()
+        }
+        found["triad"] = triad(device, TRIAD_MIB_QUICK if quick else TRIAD_MIB), "GB/s"
+        probes = [dataclasses.replace(probe, name=what) for what, (probe, _) in found.items()]
+        timed = interleave(probes, rounds=5 if quick else 15, budget=20, device=device, advance=advance)
     finally:
         torch.set_num_threads(before)
-    return rows
+    return [
+        rate_row(probe, timed, unit, note=of.name, settings={"device": device.type})
+        for probe, (of, unit) in zip(probes, found.values(), strict=True)
+    ]
 
 
 def tiles(device: torch.device, quick: bool) -> tuple[int, ...]:
     """Sides of the products tried."""
     return TILES_CUDA if device.type == "cuda" else TILES_CPU[:2] if quick else TILES_CPU
-
-
-def _by_threads(
-    probe: Variant, what: str, unit: str, device: torch.device, quick: bool, advance: Advance | None
-) -> list[Row]:
-    """One probe at one thread, two, and as many as there are cores; on CUDA as it is."""
-    cpu = device.type == "cpu"
-    counts = sorted({1, min(2, cores()), cores()}) if cpu else [torch.get_num_threads()]
-    names = [f"{what}, {thread_count(count)}" if cpu else what for count in counts]
-    variants = [
-        dataclasses.replace(probe, name=name, prepare=functools.partial(torch.set_num_threads, count))
-        for name, count in zip(names, counts, strict=True)
-    ]
-    found = interleave(variants, rounds=5 if quick else 15, budget=20, device=device, advance=advance)
-    return [
-        rate_row(
-            variant,
-            found,
-            unit,
-            variants[0],
-            note=probe.name,
-            settings={"probe": what, "threads": count, "device": device.type},
-        )
-        for variant, count in zip(variants, counts, strict=True)
-    ]
 
 
 def thread_count(threads: int) -> str:

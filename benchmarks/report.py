@@ -15,7 +15,7 @@ from rich.table import Table
 
 SCHEMA = 1
 COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
-ENGINE_SECTIONS = ("parts", "threads", "packs", "memory", "growth", "trials")
+ENGINE_SECTIONS = ("parts", "threads", "packs", "growth")
 """Sections of one engine, which --engine chooses."""
 RIGHT = ("median", "n", "wall s", "CPU s")
 

@@ -55,8 +55,6 @@ class Setting:
     data: JetData
     engine: str = "auto"
     """Of every section but `step` and `gpu`, which compare engines; in fp32."""
-    study: str | None = None
-    """Folder of a finished study."""
     advance: Advance | None = None
     batches: Mapping[str, int] | None = None
     """Jets a step by model, in place of the usual ones."""
@@ -149,7 +147,7 @@ def _step_of(setting: Setting, model: str) -> list[Row]:
         settings = _settings(setting, model, stretch) | shares
         note = ", ".join(f"{100 * share[0]:.0f}% of {limit.split('_')[0]} limit" for limit, share in shares.items())
         rows.append(rate_row(variants[name], found, "jets/s", base, settings=settings, note=note))
-    return [*rows, *other_rows, _flop_row(model, stretches[base.name], moved)]
+    return [*rows, *other_rows]
 
 
 def _by_engine(setting: Setting, model: str) -> tuple[dict[str, Stretch], list[Row]]:
@@ -226,19 +224,6 @@ def _shares_of_limits(
     if moved is not None:
         shares["memory_share"] = share(moved / 1e9, probes["memory"])
     return shares
-
-
-def _flop_row(model: str, plain: Stretch, moved: Mapping[str, float | None]) -> Row:
-    """What a step needs, and what the operations move."""
-    used = _used(plain)
-    full, needed = step_flop(plain.config) / 1e6, step_flop(plain.config, used) / 1e6
-    known = {name: count / plain.jets_a_step / 1e6 for name, count in moved.items() if count is not None}
-    note = (
-        f"of {full:.3g} MFLOP a jet and step, when the loss looks at {used:.3f} of the tokens (measured); MB a jet "
-        f"moved between operations, counted: {', '.join(f'{name} {count:.3g}' for name, count in known.items())}"
-    )
-    row = value_row(f"{model} FLOP needed", "MFLOP/jet", [needed], note=note)
-    return dataclasses.replace(row, state="derived")
 
 
 def _settings(setting: Setting, model: str, stretch: Stretch) -> dict[str, Any]:
@@ -426,7 +411,7 @@ def _packs_of(setting: Setting, batch: int, sizes: Sequence[int]) -> list[Row]:
 
 
 def growth(setting: Setting) -> list[Row]:
-    """Exponents of the cost: seconds of a step ~ size^exponent, by jets, particles, width and pack.
+    """Exponents of the cost: seconds of a step ~ size^exponent, by jets, particles and width.
 
     CPU seconds of one thread, wall seconds on CUDA; an exponent is fitted to each round.
     """
@@ -442,7 +427,6 @@ def growth(setting: Setting) -> list[Row]:
             (16, 32, 64) if short else (16, 32, 64, 128),
             lambda n: setting.stretch(setting.config("S", base, model__dim=n)),
         ),
-        "pack": ((1, 2, 4) if short else (1, 2, 4, 8), lambda n: setting.stretch(setting.config("S", 64), size=n)),
     }
     with one_thread(setting.device):
         return [row for name, (sizes, make) in sweeps.items() for row in _sweep(setting, name, sizes, make)]

@@ -7,11 +7,8 @@ A `Stretch` is what the trainer does in one call: consecutive steps of some tria
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,15 +19,12 @@ from benchmarks.counts import Traffic, tensor_bytes
 from benchmarks.timing import NotAvailable
 from jbot.config import JBOT_B, Config, override
 from jbot.data import hdf5
-from jbot.data.jets import CLASSES, JetData
-from jbot.data.splits import jets_needed
-from jbot.store.record import Record, Storage
+from jbot.data.jets import JetData
 from jbot.trainer.augment import Particles, augment
 from jbot.trainer.engines import fused
 from jbot.trainer.engines.select import Forward, find_engine
 from jbot.trainer.loop import (
     VIEW_JETS,
-    curve_epochs,
     init_state,
     losses,
     masked_rows,
@@ -43,7 +37,6 @@ from jbot.trainer.masking import Masked, mask_views
 from jbot.trainer.model import cls_rows
 from jbot.trainer.pack import Pack
 from jbot.trainer.rng import Draws
-from jbot.trial.run import Report, TrialSpec, run_pack
 
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
@@ -209,78 +202,9 @@ def _counting(kernel: fused.Kernel, counted: Traffic) -> Forward:
     return forward
 
 
-# --- whole trials ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PackParts:
-    """Wall seconds of the parts that a pack of trials is made of, all its trials together."""
-
-    size: int
-    start: float
-    """Everything before the first epoch: jets, first checkpoint, first point of the learning curves."""
-    epoch: float
-    point: float
-    """Another point of the learning curves."""
-    end: float
-    """Final metrics of trained and untrained encoder, pictures, records."""
-    cpu_per_wall: float
-    """CPU seconds in a second of all that: below 1 where other load shares the core."""
-
-    def training(self, config: Config) -> float:
-        """Seconds of the training steps of whole trials, derived."""
-        return config.train.epochs * self.epoch
-
-    def whole(self, config: Config) -> float:
-        """Seconds of a pack of whole trials, derived."""
-        points = len(curve_epochs(config)) - 1  # the first is part of the start
-        return self.start + self.training(config) + points * self.point + self.end
-
-
-def time_pack(config: Config, data: JetData, size: int, device: torch.device, engine: str = "auto") -> PackParts:
-    """A pack of trials of one epoch really run, with its probes, final metrics and records.
-
-    `data` must have the jets for it (:func:`enough`).
-    """
-    short = override(config, {"train.epochs": 1, "probe.every": 1})
-    told: list[float] = []
-    wall, cpu = time.perf_counter(), time.process_time()
-    records = run_trials(short, data, size, device, engine, lambda _: told.append(time.perf_counter()))
-    end = time.perf_counter()
-    busy = (time.process_time() - cpu) / (end - wall)
-    first, last = told  # a point before the epoch, and one behind it
-    epoch = sum(record.device_seconds - record.probe_seconds for record in records)
-    return PackParts(size, first - wall, epoch, last - first - epoch, end - last, busy)
-
-
-def run_trials(
-    config: Config, data: JetData, size: int, device: torch.device, engine: str = "auto", report: Report | None = None
-) -> list[Record]:
-    """A pack of trials at seeds 0 ... K-1, from nothing to its records, which are thrown away."""
-    configs = [dataclasses.replace(config, seed=seed) for seed in range(size)]
-    specs = [
-        TrialSpec(study="benchmark", arm="base", plan_hash="", config=one, data_fingerprint=data.fingerprint)
-        for one in configs
-    ]
-    with TemporaryDirectory(prefix="jbot-bench-") as folder:
-        records = run_pack(specs, data, Storage(folder), str(device), report, engine=engine)
-    if reasons := [record.reason for record in records if record.reason]:
-        raise NotAvailable(f"a trial of the benchmark failed: {reasons[0]}")
-    return records
-
-
 # --- jets -----------------------------------------------------------------------------------------------------------
 
 
 def read_jets(path: Path) -> JetData:
     """Jets of a file in JetNet's layout; DataError names what is wrong with it."""
     return hdf5.read(path)
-
-
-def enough(data: JetData, config: Config) -> JetData:
-    """As many jets as trials of this Config need, repeated: that changes what is learned, but not what it costs."""
-    wanted = config.data
-    needed = jets_needed(task=wanted.task, train=wanted.set_aside, val=wanted.val_jets, test=wanted.test_jets)
-    rows = [np.resize(np.flatnonzero(data.labels == CLASSES.index(name)), count) for name, count in needed.items()]
-    index = np.concatenate(rows)
-    return dataclasses.replace(data, particles=data.particles[index], labels=data.labels[index], jets=data.jets[index])

@@ -9,15 +9,12 @@ import torch
 from helpers import TINY, make_data
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, report, steps, trials
+from benchmarks import bench, report, steps
 from benchmarks.counts import Traffic, step_flop
-from benchmarks.memory import MIB, peak_growth
 from benchmarks.steps import Setting
 from benchmarks.timing import Clock, NotAvailable, Variant, interleave, quartiles, rate_row
-from benchmarks.trainer import MODELS, PARTS, Stretch, enough, steps_at_once, time_pack
+from benchmarks.trainer import MODELS, PARTS, Stretch, steps_at_once
 from jbot.config import Config, override
-from jbot.store.plan import Contrast, Plan, PlannedTrial, save_study
-from jbot.store.record import Record, Storage, save_record
 
 CPU = torch.device("cpu")
 
@@ -188,12 +185,11 @@ def measured(tmp_path_factory):
     return folder, bench.run(["step", "parts", "gpu"], setting, options)
 
 
-def test_sections_leave_json_table_and_figure(measured):
+def test_sections_leave_json_and_a_table(measured):
     folder, sections = measured
     content = json.loads((folder / "bench.json").read_text())
     assert list(content["sections"]) == ["step", "parts", "gpu"]
     assert content["sections"]["step"]["rows"] == json.loads(json.dumps(sections["step"]["rows"]))
-    assert (folder / "bench.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "bench.md").read_text()
     for wanted in ("S plain fp32", "B plain bf16", "S backward", "% of GEMM limit", "not measured", "torch 2."):
         assert wanted in text
@@ -287,7 +283,6 @@ def test_an_interrupted_run_keeps_what_is_finished(tmp_path, monkeypatch, capsys
     [
         (["--only", "steps"], "sections are limits, step"),
         (["--data", "nowhere.h5"], "no such file or folder"),
-        (["--only", "trials", "--study", "nowhere"], "no nowhere/study.json"),
     ],
 )
 def test_bad_requests_are_one_line(tmp_path, capsys, arguments, message):
@@ -322,68 +317,6 @@ def test_a_worker_process_steps_when_told(setting):
     setting = dataclasses.replace(setting, engine="plain")
     with steps.worker_processes(1, config, setting) as workers:
         assert steps._all_step(workers) > 0
-
-
-def test_memory_of_a_fresh_process_holds_the_activations():
-    path = bench.ROOT / "tests/data/jets_sample.h5"
-    trials, views, tokens, ffn_width = 1, 128, 31, 128
-    grown = peak_growth(CPU, "S", views // 2, trials, path, "plain") / MIB
-    assert trials * views * tokens * ffn_width * 4 / MIB < grown < 500
-
-
-def test_a_trial_is_the_sum_of_its_parts(setting):
-    changes = {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 20, "train.epochs": 5, "probe.every": 2}
-    config = override(Config(), {**TINY, **changes})
-    data = enough(setting.data, config)
-    assert len(data.labels) == 60
-    parts = time_pack(config, data, 2, CPU)
-    assert parts.size == 2
-    assert min(parts.start, parts.epoch, parts.point, parts.end, parts.cpu_per_wall) > 0
-    # Points at epochs 0, which is part of the start, 1, 2, 4 and 5.
-    assert parts.whole(config) == pytest.approx(parts.start + 5 * parts.epoch + 4 * parts.point + parts.end)
-
-
-def test_trials_an_hour_of_a_finished_study_by_hand(tmp_path):
-    """Two trials of 60 and 120 s, the second begun 60 s after the first: two in 180 s."""
-    contrast = Contrast(treatment="a", control="b", primary=True)
-    plan = Plan(
-        study="study",
-        question="?",
-        preset="smoke",
-        arms={"a": {}, "b": {"mask.scheme": "random"}},
-        base=dataclasses.asdict(Config()),
-        seeds=(0,),
-        metric="test/knn_accuracy",
-        higher_is_better=True,
-        margin=0.01,
-        contrasts=(contrast,),
-    )
-    storage = Storage(tmp_path)
-    save_study(storage, plan, {}, [PlannedTrial(arm=arm, seed=0, trial_id=arm) for arm in "ab"])
-    assert trials.recorded(str(tmp_path / "study"))[0].note.endswith("has no complete trial")
-    for arm, minute, seconds in (("a", 0, 60.0), ("b", 1, 120.0)):
-        record = Record(
-            trial_id=arm,
-            state="complete",
-            study="study",
-            arm=arm,
-            plan_hash=plan.hash,
-            config={"seed": 0},
-            data={},
-            trainer_version="1",
-            started=f"2026-01-01T00:0{minute}:00+00:00",
-            wall_seconds=seconds,
-            device_seconds=seconds,
-            probe_seconds=seconds / 4,
-        )
-        save_record(storage, record)
-    whole, *arms = trials.recorded(str(tmp_path / "study"))
-    assert whole.median == pytest.approx(2 / 180 * 3600)
-    assert whole.note.startswith("2 trials in 3.0 min, 1.0 at once")
-    assert [(row.what, row.median, row.note) for row in arms] == [
-        ("one trial of a", 60, "probes 25% of it"),
-        ("one trial of b", 120, "probes 25% of it"),
-    ]
 
 
 def test_numbers_are_short():
