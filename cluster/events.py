@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from jbot.store.attempts import attempts_begun, note_attempt
@@ -12,7 +12,7 @@ from jbot.trial.run import TrialSpec
 
 
 class Listener(Protocol):
-    """Called in the driver process. Must not raise: a broken view never stops a study."""
+    """Called in the driver process. Should not raise: see :class:`Listeners`."""
 
     def started(self, spec: TrialSpec) -> None:
         """A trial has been given to a worker, for the first time or again."""
@@ -33,20 +33,76 @@ class Listener(Protocol):
         """The study stops, finished or not."""
 
 
-class Deaths:
-    """Counts the attempts of workers that die before they can say themselves that they have begun.
+class Listeners:
+    """Several listeners as one. One that raises is dropped with a warning; the study and the others go on."""
+
+    def __init__(self, listeners: Iterable[Listener]):
+        self.listeners = list(listeners)
+
+    def started(self, spec: TrialSpec) -> None:
+        """See Listener.started."""
+        self._notify("started", spec)
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """See Listener.point."""
+        self._notify("point", spec, row)
+
+    def points(self, rows: Iterable[tuple[TrialSpec, dict[str, Any]]]) -> None:
+        """Rows of several trials, in order."""
+        for spec, row in rows:
+            self.point(spec, row)
+
+    def interrupted(self, spec: TrialSpec) -> None:
+        """See Listener.interrupted."""
+        self._notify("interrupted", spec)
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """See Listener.ended."""
+        self._notify("ended", spec, record)
+
+    def ended_elsewhere(self, spec: TrialSpec, storage: Storage) -> None:
+        """A worker has ended a trial: its record, read from the storage, says how; without one it is lost."""
+        try:
+            record, problem = load_record(storage, spec.trial_id), "it ended without a record"
+        except (RecordError, OSError) as error:
+            record, problem = None, str(error)
+        if record is None:
+            self.lost(spec, problem)
+        else:
+            self.ended(spec, record)
+
+    def lost(self, spec: TrialSpec, error: str) -> None:
+        """See Listener.lost."""
+        self._notify("lost", spec, error)
+
+    def close(self) -> None:
+        """See Listener.close."""
+        self._notify("close")
+
+    def _notify(self, event: str, *arguments: Any) -> None:
+        for listener in tuple(self.listeners):
+            try:
+                getattr(listener, event)(*arguments)
+            except Exception as error:  # whatever a terminal, a server or a library raises
+                self.listeners.remove(listener)
+                name, why = type(listener).__name__, f"{type(error).__name__}: {first_line(error)}"
+                print(f"warning: {name} has failed and hears no more of this run ({why})", file=sys.stderr)
+
+
+class LostAttempts:
+    """Counts the attempts of workers that die before they can note themselves that they have begun.
 
     Attributes
     ----------
     attempts : dict
-        Trial id -> attempts that have begun before the one that now runs.
+        Trial id -> attempts that had begun before the one that now runs.
     """
 
     def __init__(self, storage: Storage):
         self.storage = storage
         self.attempts: dict[str, int] = {}
 
-    def died(self, trial: str) -> None:
+    def count(self, trial: str) -> None:
         """The worker of a trial has died: this attempt is over, and noted."""
         number = self.attempts[trial] = self.attempts.get(trial, 0) + 1
         try:
@@ -54,16 +110,3 @@ class Deaths:
                 note_attempt(self.storage, trial, number)
         except (OSError, RecordError) as error:
             print(f"warning: attempt {number} at trial {trial} is not noted: {first_line(error)}", file=sys.stderr)
-
-
-def tell_end(listeners: Sequence[Listener], storage: Storage, spec: TrialSpec) -> None:
-    """A trial has ended, and its record says how."""
-    try:
-        record, problem = load_record(storage, spec.trial_id), "it ended without a record"
-    except (RecordError, OSError) as error:
-        record, problem = None, str(error)
-    for listener in listeners:
-        if record is None:
-            listener.lost(spec, problem)
-        else:
-            listener.ended(spec, record)

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.scheduling.run import ClusterError
+from cluster.resources import ClusterError
 from cluster.stop import interrupt
 from jbot.store.processes import begun, is_alive, place
 from jbot.store.record import RecordError, Storage, first_line
 
 FILE = "driver.json"
-BEAT = 5.0
+HEARTBEAT_S = 5.0
 """Seconds between two counts (assumed)."""
-DEAD = 4
-"""Beats without a count after which a driver counts as dead: a storage that is slow for seconds kills nobody."""
-SETTLE = 1.0
+MAX_MISSED = 4
+"""Heartbeats missed after which a driver is taken for dead: a storage that is slow for seconds kills nobody."""
+SETTLE_S = 1.0
 """Seconds in which the write of another driver that starts at the same time would have arrived (assumed)."""
 
 
@@ -55,18 +55,18 @@ def lease(
         _wait_for_death(storage, name, holder, say)
     mine = _myself()
     storage.write_json(name, mine | {"count": 0})
-    time.sleep(SETTLE if holder is not None or not storage.local else SETTLE / 10)
+    time.sleep(SETTLE_S if holder is not None or not storage.local else SETTLE_S / 10)
     if _nonce(_holder(storage, name)) != mine["nonce"]:
         raise ClusterError(_held(storage, study, _holder(storage, name)))
-    beat = _Beat(storage, name, mine, say)
-    beat.start()
+    heartbeat = _Heartbeat(storage, name, mine, say)
+    heartbeat.start()
     try:
         yield
     finally:
-        beat.end()
+        heartbeat.end()
 
 
-class _Beat(threading.Thread):
+class _Heartbeat(threading.Thread):
     """Counts in the file. A storage that fails for a while is no reason to stop: trials say so when they need it."""
 
     def __init__(self, storage: Storage, name: str, mine: dict[str, Any], say: Callable[[str], None]):
@@ -76,7 +76,7 @@ class _Beat(threading.Thread):
 
     def run(self) -> None:
         count = 0
-        while not self.over.wait(BEAT):
+        while not self.over.wait(HEARTBEAT_S):
             try:
                 other = _holder(self.storage, self.file)
                 if other and _nonce(other) != self.mine["nonce"]:
@@ -109,10 +109,10 @@ def _wait_for_death(storage: Storage, name: str, holder: dict[str, Any], say: Ca
         if _runs(holder):
             raise ClusterError(_held(storage, study, holder))
         return
-    say(f"{_who(holder)} was running this study: watching for {BEAT * DEAD:g} s whether it still is")
-    until = time.monotonic() + BEAT * DEAD
+    say(f"{_who(holder)} was running this study: watching for {HEARTBEAT_S * MAX_MISSED:g} s whether it still is")
+    until = time.monotonic() + HEARTBEAT_S * MAX_MISSED
     while time.monotonic() < until:
-        time.sleep(min(BEAT, BEAT * DEAD) / 2)
+        time.sleep(min(HEARTBEAT_S, HEARTBEAT_S * MAX_MISSED) / 2)
         now = _holder(storage, name)
         if now is None:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from jbot.evaluation.evaluator import fine_tunings
@@ -31,12 +32,56 @@ def styled(line: str) -> Text:
     return text.append(line[end:])
 
 
-class TimeLeft(ProgressColumn):
-    """Time left, from the epochs done in this run."""
+class Bar:
+    """A bar with a line of text, drawn by rich on a terminal; elsewhere the line is printed now and then.
 
-    def render(self, task: Task) -> Text:
-        """``4:10 left``, once there is something to judge by."""
-        return Text(task.fields["left"], style="cyan")
+    Parameters
+    ----------
+    done : float
+        What was there before: it says nothing about speed.
+    time_left : bool
+        Whether the total is known well enough for a time left.
+    """
+
+    def __init__(
+        self, title: str, total: float, done: float = 0.0, *, console: Console | None = None, time_left: bool = True
+    ):
+        self.console, self.logged, self.line = console or Console(stderr=True), -math.inf, ""
+        columns = [TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[line]}")]
+        times = [TimeElapsedColumn(), *([TimeRemainingColumn()] if time_left else [])]
+        self.progress = Progress(
+            *columns,
+            *times,
+            console=self.console,
+            disable=not self.console.is_terminal,
+            speed_estimate_period=math.inf,  # an epoch may take minutes
+        )
+        self.time_left = time_left
+        self.task = self.progress.add_task(title, total=total, completed=done, line="")  # type: ignore[arg-type]
+        self.progress.start()
+
+    def show(self, done: float, line: str) -> None:
+        """Move the bar."""
+        self.progress.update(self.task, completed=done, line=line)
+        self.line = f"{line} {self.left()}".rstrip()
+        if time.monotonic() - self.logged > LOG_SECONDS:
+            self._log()
+
+    def left(self) -> str:
+        """``0:04:10 left``, once there is something to judge by."""
+        seconds = self.progress.tasks[0].time_remaining if self.time_left else None
+        return f"{timedelta(seconds=seconds)} left" if seconds else ""
+
+    def close(self) -> None:
+        """Leave the last state to be seen."""
+        if self.line:
+            self._log()
+        self.progress.stop()
+
+    def _log(self) -> None:
+        if not self.console.is_terminal:
+            self.logged, line, self.line = time.monotonic(), self.line, ""
+            self.console.print(line, highlight=False)
 
 
 def epochs_of(spec: TrialSpec) -> float:
@@ -45,37 +90,26 @@ def epochs_of(spec: TrialSpec) -> float:
 
 
 class StudyProgress:
-    """A bar over all trials, moved by every reported epoch."""
+    """A bar over all epochs of all trials, and a line that counts blocks and trials."""
 
     def __init__(self, specs: list[TrialSpec], done: list[Record], console: Console | None = None):
-        self.console = console or Console(stderr=True)
-        self.specs = specs
         self.running: set[str] = set()
-        # Sums are kept up to date, as every event asks for them: made anew they would cost each event all trials.
-        self.whole = {spec.trial_id: epochs_of(spec) for spec in specs}
-        self.epochs = dict.fromkeys(self.whole, 0.0)
-        self.total, self.work = sum(self.whole.values()), 0.0
-        self.states: dict[str, str] = {}
-        self.failed = 0
         known = {spec.trial_id: spec for spec in specs}
+        # Sums are kept up to date, as every event asks for them: computed again they would cost each event all trials.
+        self.whole = {trial: epochs_of(spec) for trial, spec in known.items()}
+        self.epochs = dict.fromkeys(self.whole, 0.0)
+        self.work = 0.0
+        self.states: dict[str, str] = {}
+        self.failed, self.trials = 0, len(specs)
         self.open_in_block = Counter(spec.config.seed for spec in known.values())
         self.blocks = len(self.open_in_block)
         for record in done:
             self._settle(known[record.trial_id], record.state)
-        self.begun, self.logged = time.monotonic(), 0.0
-        self.before = self.work
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TimeLeft(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("trials", total=len(specs), completed=len(self.states), detail="", left="")
-        self.bar.start()
+        self.bar = self.make_bar(console)
+
+    def make_bar(self, console: Console | None) -> Bar:
+        """The bar, as far as it has come when the run begins."""
+        return Bar("trials", sum(self.whole.values()), self.work, console=console)
 
     def started(self, spec: TrialSpec) -> None:
         """Count it as running."""
@@ -86,7 +120,7 @@ class StudyProgress:
         """Move the bar."""
         if "epoch" in row:
             self._reach(spec, max(self.epochs[spec.trial_id], row["epoch"]))
-        else:  # of a fine-tuning, which sees a share of the jets
+        else:  # a row of a fine-tuning, which sees a share of the jets
             share = next(share for name, share in fine_tunings(spec.config).items() if f"{name}/epoch" in row)
             self._reach(spec, self.epochs[spec.trial_id] + share)
         self._show()
@@ -95,7 +129,6 @@ class StudyProgress:
         """Count it as waiting."""
         self.running.discard(spec.trial_id)
         self._say(f"[yellow]{spec.arm}, seed {spec.config.seed} lost its worker[/] and will be started again")
-        self._show()
 
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """Count it as done or failed."""
@@ -110,38 +143,32 @@ class StudyProgress:
         self.running.discard(spec.trial_id)
         why = last_line(error) if error.strip() else "worker died"
         self._say(f"[red]{spec.arm}, seed {spec.config.seed} was given up:[/] {why}")
-        self._show()
 
     def close(self) -> None:
         """Draw the last state."""
-        self.logged = 0.0
         self._show()
-        self.bar.stop()
+        self.bar.close()
+
+    def done(self) -> float:
+        """How far the bar has come."""
+        return self.work
 
     def summary(self) -> str:
-        """``block 3 of 6, 14 of 24 trials done, 2 running, 0 failed``."""
+        """``blocks 3/6 · trials 14/24 done · 2 running · 0 failed``."""
         closed = self.blocks - len(self.open_in_block)
         return (
-            f"blocks {closed}/{self.blocks} · trials {len(self.states)}/{len(self.specs)} done · "
+            f"blocks {closed}/{self.blocks} · trials {len(self.states)}/{self.trials} done · "
             f"{len(self.running)} running · {self.failed} failed"
         )
 
-    def time_left(self) -> str:
-        """From the share of all epochs done since this run began."""
-        gained, seconds = self.work - self.before, time.monotonic() - self.begun
-        if gained <= 0 or len(self.states) == len(self.specs):
-            return ""
-        left = int(seconds * (self.total - self.work) / gained)
-        return f"{timedelta(seconds=left)} left"
-
     def _reach(self, spec: TrialSpec, epochs: float) -> None:
-        """So far has it come; one that has ended stays there."""
+        """A trial has come so far; one that has ended stays there."""
         if spec.trial_id not in self.states:
             self.work += epochs - self.epochs[spec.trial_id]
             self.epochs[spec.trial_id] = epochs
 
     def _settle(self, spec: TrialSpec, state: str) -> None:
-        """It has ended, however far it came."""
+        """A trial has ended, however far it came."""
         trial, block = spec.trial_id, spec.config.seed
         if trial in self.whole and trial not in self.states:  # a search may end what was not planned when it began
             self._reach(spec, self.whole[trial])
@@ -152,11 +179,8 @@ class StudyProgress:
         self.states[trial] = state
 
     def _say(self, line: str) -> None:
-        self.console.print(styled(line))
+        self.bar.console.print(styled(line))
+        self._show()
 
     def _show(self) -> None:
-        summary, left = self.summary(), self.time_left()
-        self.bar.update(self.task, completed=len(self.states), detail=summary, left=left)
-        if not self.console.is_terminal and time.monotonic() - self.logged > LOG_SECONDS:
-            self.logged = time.monotonic()
-            self.console.print(f"{summary} {left}".rstrip(), highlight=False)
+        self.bar.show(self.done(), self.summary())

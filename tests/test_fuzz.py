@@ -38,7 +38,7 @@ from analysis.report.sections.search import section as search_section
 from analysis.verdicts import study_index as found
 from analysis.verdicts.tables import trial_table
 from cluster.deploy import launch_files
-from cluster.doctor import check
+from cluster.doctor import command as doctor
 from cluster.tracking import mirror
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value
 from jbot.data import CLASSES, DataError, hdf5, validate
@@ -340,7 +340,7 @@ def searched(tmp_path_factory):
     pytest.importorskip("optuna")
     from test_search import AXES, plan_of, run_made_up
 
-    from cluster.search.plan import Searcher
+    from cluster.search.searcher import Searcher
 
     return run_made_up(Searcher(plan_of(Config(), AXES), 16, Storage(tmp_path_factory.mktemp("points")), "x"))
 
@@ -350,7 +350,7 @@ def searched(tmp_path_factory):
 def test_ledgers_of_searches(searched, data):
     from test_search import evidence_of
 
-    from cluster.search.plan import Searcher
+    from cluster.search.searcher import Searcher
 
     searcher = searched
     evidence, path = evidence_of(searcher), Path(searcher.storage.uri) / "s/search.json"
@@ -740,8 +740,8 @@ def test_no_secret_is_written_or_said(jets_file, tmp_path, monkeypatch, capfd):
     assert mirror.main([written, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 0
     assert mirror.main([written, "--tracking-uri", f"postgresql://user:{SECRET}@127.0.0.1:9/db"]) == 1
     bad = f"s3://key:{SECRET}@/x"
-    for program in (build.main, index.main, mirror.main, check.main):
-        assert answer(program, [bad] if program is not check.main else ["--storage", bad])[0] == 2
+    for program in (build.main, index.main, mirror.main, doctor.main):
+        assert answer(program, [bad] if program is not doctor.main else ["--storage", bad])[0] == 2
     for words in ([*common, "--storage", bad], [*common, "--storage", f"no://user:{SECRET}@host/x"]):
         with pytest.raises(SystemExit):
             main(words)

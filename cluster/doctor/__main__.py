@@ -1,5 +1,5 @@
 import sys
 
-from cluster.doctor.check import main
+from cluster.doctor.command import main
 
 sys.exit(main())

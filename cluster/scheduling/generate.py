@@ -14,10 +14,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.scheduling.connection import connected
-from cluster.scheduling.run import ClusterError
+from cluster.connection import connected
+from cluster.doctor.nodes import on_node
+from cluster.resources import ClusterError
 from jbot.cli import bad_input, program
 from jbot.data import DataError, generate, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
@@ -103,7 +103,7 @@ def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: in
 
 
 def _room() -> int:
-    """Asked anew each time: nodes come and go."""
+    """Asked again each time: nodes come and go."""
     return max(1, WAITING_PER_CPU * int(ray.cluster_resources().get("CPU", 0)))
 
 
@@ -143,10 +143,7 @@ def check_generators(versions: dict[str, str]) -> None:
         raise ClusterError("generating jets needs a node with a CPU, and this cluster has none")
     task = ray.remote(num_cpus=0)(wrong_generators)
     asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(versions): (
-            node["NodeManagerAddress"]
-        )
-        for node in nodes
+        task.options(scheduling_strategy=on_node(node)).remote(versions): node["NodeManagerAddress"] for node in nodes
     }
     problems = {address: problem for ref, address in asked.items() if (problem := _answer(ref))}
     if problems:

@@ -6,16 +6,15 @@ stops this, the same command continues.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cluster.progress import LOG_SECONDS, styled
-from cluster.scheduling.run import ClusterError, Resources
+from cluster.progress import Bar, styled
+from cluster.resources import Resources
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file, make_grid
 from jbot.store.record import Storage, first_line, load_record
@@ -44,7 +43,7 @@ def run_grids(
     Parameters
     ----------
     specs : sequence of TrialSpec
-        Of the study: those that are not complete are left out.
+        The study's: those that are not complete are left out.
     inline : bool
         In this process, without Ray.
     address : str, optional
@@ -55,24 +54,18 @@ def run_grids(
     ClusterError
         When there is no cluster at the address, or no GPU here where one is asked for.
     """
-    console, todo = console or Console(stderr=True), open_grids(grid, specs, storage)
+    todo, lost = open_grids(grid, specs, storage), 0
     if not todo:
         return 0
     work = (grid, data, storage, resources)
-    ended, lost, logged = _inline(todo, *work) if inline else _ray(todo, *work, address), 0, time.monotonic()
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("anomaly grids", total=len(todo))
+    ended = _inline(todo, *work) if inline else _ray(todo, *work, address)
+    with closing(Bar("anomaly grids", len(todo), console=console)) as bar:
         for done, (spec, error) in enumerate(ended, 1):
             if error is not None:
                 lost += 1
                 words = f"[red]no anomaly grid of {spec.arm}, seed {spec.config.seed}:[/] {first_line(error)}"
-                console.print(styled(words))
-            bar.advance(task)
-            if not console.is_terminal and (time.monotonic() - logged > LOG_SECONDS or done == len(todo)):
-                logged = time.monotonic()
-                console.print(f"anomaly grids {done}/{len(todo)} done", highlight=False)
+                bar.console.print(styled(words))
+            bar.show(done, f"anomaly grids {done}/{len(todo)} done")
     return lost
 
 
@@ -81,9 +74,7 @@ Ended = Iterator[tuple[TrialSpec, Exception | None]]
 
 def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: Jets, storage: Storage, resources: Resources) -> Ended:
     """One after another. A bug is raised, for a debugger."""
-    if resources.gpus > 0 and not torch.cuda.is_available():
-        raise ClusterError(f"grids ask for {resources.gpus:g} GPUs and there is none here; use --gpus 0")
-    torch.set_num_threads(resources.threads)
+    resources.begin_inline("grids")
     for spec in todo:
         make_grid(grid, spec, data, storage, resources.device)
         yield spec, None
@@ -100,8 +91,8 @@ def _ray(
     """Tasks that hold what a pack holds, in the order in which they end."""
     import ray
 
-    from cluster.scheduling.connection import connected
-    from cluster.scheduling.tune import check_nodes
+    from cluster.connection import connected
+    from cluster.scheduling.nodes import check_nodes
 
     with connected(address):
         check_nodes(storage, resources)

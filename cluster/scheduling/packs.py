@@ -1,7 +1,7 @@
 """Which trials train together, and how many a device holds.
 
 On a CPU a pack gains nothing, and one process a core is best: packs of one. On a GPU small models are bound by the
-launching of kernels, so a pack holds as many trials as fit in memory, but there are never fewer packs than places.
+launching of kernels, so a pack holds as many trials as fit in memory, but there are never fewer packs than slots.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.8
 
 
 def form_packs(
-    specs: Sequence[TrialSpec], *, size: int | None = None, free_bytes: int | None = None, places: int = 1
+    specs: Sequence[TrialSpec], *, size: int | None = None, free_bytes: int | None = None, slots: int = 1
 ) -> list[list[TrialSpec]]:
     """Trials in packs: those that can share one, in block order; packs in the order of their first trials.
 
@@ -34,8 +34,8 @@ def form_packs(
         Trials of a pack; chosen here when None.
     free_bytes : int, optional
         What a pack may take of a GPU's memory; None on a CPU.
-    places : int
-        Packs that can run at once. Unless `size` is given, trials are spread over all places before packs are filled.
+    slots : int
+        Packs that can run at once. Unless `size` is given, trials are spread over all slots before packs are filled.
     """
     groups: dict[Hashable, list[TrialSpec]] = {}
     for spec in specs:
@@ -46,8 +46,8 @@ def form_packs(
         if size is not None:
             packs += [group[begin : begin + size] for begin in range(0, len(group), size)]
             continue
-        own_places = min(-(-places * len(group) // len(specs)), len(group))
-        count = max(-(-len(group) // fitting(group[0].config, free_bytes)), own_places)
+        own_slots = min(-(-slots * len(group) // len(specs)), len(group))
+        count = max(-(-len(group) // fitting(group[0].config, free_bytes)), own_slots)
         edges = [len(group) * number // count for number in range(count + 1)]
         packs += [group[begin:end] for begin, end in itertools.pairwise(edges)]
     order = {spec.trial_id: number for number, spec in enumerate(specs)}
@@ -74,7 +74,7 @@ def trial_bytes(config: Config) -> int:
     block = 4 * inner + 2 * model.heads * tokens + 6 * d + 2 * FFN_WIDTH * d
     head = 2 * HEAD_WIDTH * model.projection + 3 * model.projection
     weights = sum(math.prod(shape) for shape in weight_shapes(model).values())
-    # A fine-tuning sees one view, and steps together with its twin.
+    # A fine-tuning sees one view, and steps together with its supervised baseline.
     jets = 2 * max(config.train.batch, config.finetune.batch if config.finetune.fractions else 0)
     activations = jets * tokens * (2 * d + model.layers * block + head) * FLOAT
     return 7 * weights * FLOAT + activations + jets * tokens**2 * 12

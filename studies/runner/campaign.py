@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import studies
-from cluster.scheduling.run import ClusterError, Resources
+from cluster.resources import ClusterError, Resources
 from cluster.stop import stopped_by_sigterm
 from jbot.cli import BAD_INPUT, INTERRUPTED, Parser, bad_input
 from jbot.config import Config, ConfigError

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from cluster.events import Listener
 from cluster.progress import styled
-from cluster.scheduling.run import Resources, run_inline
+from cluster.resources import Resources
+from cluster.scheduling.run import run_inline
 from cluster.tracking.mirror import default_tracking_uri, see
 from jbot.data import Jets
 from jbot.store.plan import Plan

@@ -17,8 +17,9 @@ from analysis.stats.power import detectable_effect, min_seeds
 from analysis.stats.sequential import final_level
 from analysis.verdicts import wording
 from analysis.verdicts.wording import count
+from cluster.resources import Resources
 from cluster.scheduling.packs import form_packs, trial_bytes
-from cluster.scheduling.run import Resources, open_trials
+from cluster.scheduling.run import open_trials
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.anomaly.grid import grid_file, grid_seconds
 from jbot.store.plan import FILE, Contrast, Plan, load_study

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cluster.scheduling.run import Resources
+from cluster.resources import Resources
 from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import CLASSES, JetData, jets_needed
 from jbot.data.splits import TARGETS
@@ -372,8 +372,8 @@ def places_at(address: str, held: Resources) -> int:
     ClusterError
         When there is no cluster at the address.
     """
-    from cluster.scheduling.connection import connected
-    from cluster.scheduling.tune import places
+    from cluster.connection import connected
+    from cluster.scheduling.nodes import slots
 
     with connected(address):
-        return places(held)
+        return slots(held)

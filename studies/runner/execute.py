@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.verdicts.wording import count
+from cluster.doctor.storage import check_storage
 from cluster.lease import lease
 from cluster.progress import StudyProgress
+from cluster.resources import ClusterError, Resources
 from cluster.scheduling.grids import run_grids
-from cluster.scheduling.run import ClusterError, Resources, check_storage, open_trials, tidy
+from cluster.scheduling.run import cleanup, open_trials
 from cluster.stop import stopped_by_sigterm, was_interrupted
 from jbot.cli import Parser, bad_input, one_line
 from jbot.config import ConfigError, digest, from_dict, parse_value
@@ -182,7 +184,7 @@ def run_plan(
     released = released_folder(study, plan, options)
     data = load_plan_jets(plan, options.data, options.address)
     specs = trial_specs(plan, from_dict(plan.base), data)
-    tidy(specs, storage, plan.study)
+    cleanup(specs, storage, plan.study)
     keep_other_plan(storage, plan, data)
     save_study(storage, plan, origin(data), planned_trials(specs))
     if options.until_decided and not plan.looks:

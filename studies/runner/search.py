@@ -1,7 +1,7 @@
 """A hyperparameter search as part of a study: points chosen on validation jets at a seed of their own, then the winner
 against the base as an ordinary study on fresh seeds.
 
-    search, frozen        -> points (cluster.search.plan): many recipes, one seed, most of them given up early
+    search, frozen        -> points (cluster.search.searcher): many recipes, one seed, most of them given up early
     winner, frozen        -> arms base and winner, the preset's seeds, test jets: the only claim
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cluster.scheduling.run import ClusterError, Resources
+from cluster.resources import ClusterError, Resources
 from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, Plan
@@ -204,16 +204,16 @@ def run_search(
         When Optuna is not installed, or as for any study.
     """
     wanted, points = search_plan(study, plan, options, data), points_of(study, plan.preset, options.points)
-    from cluster.search import runner
-    from cluster.search.plan import load_entries, winner
+    from cluster.search.point import ANOMALY_TASK, Job
+    from cluster.search.searcher import load_entries, winner
 
     keep_other_search(storage, wanted)
     entries = load_entries(storage, wanted)
     ended = [entry for entry in entries[:points] if entry["state"] != "open"]
     if len(ended) < points:
         base = from_dict(wanted.base)
-        tasks = {base.data.task, *([runner.ANOMALY_TASK] if "anomaly" in wanted.objectives else [])}
-        job = runner.Job(
+        tasks = {base.data.task, *([ANOMALY_TASK] if "anomaly" in wanted.objectives else [])}
+        job = Job(
             plan=wanted,
             storage=storage,
             resources=held,
@@ -278,7 +278,7 @@ def keep_other_search(storage: Storage, plan: SearchPlan) -> None:
 
 def describe_search(study: Study, plan: Plan, storage: Storage, held: Resources, options: argparse.Namespace) -> Plan:
     """Print what the search would run and cost; returns the plan of what comes after it."""
-    from cluster.search.plan import winner
+    from cluster.search.searcher import winner
     from studies.runner.estimate import Costs, ended_records
     from studies.runner.jets import cached_plan_jets
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.verdicts.paper_values import RECIPES
-from cluster.scheduling.run import Resources
+from cluster.resources import Resources
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid

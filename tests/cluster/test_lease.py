@@ -14,7 +14,7 @@ from helpers import ROOT, SAMPLE
 
 from cluster import lease as module
 from cluster.lease import lease
-from cluster.scheduling.run import ClusterError
+from cluster.resources import ClusterError
 from jbot.store.processes import begun, is_alive, place
 from jbot.store.record import Storage, is_left_over
 
@@ -23,7 +23,7 @@ import sys, time
 from cluster import lease as module
 from cluster.stop import stopped_by_sigterm
 from jbot.store.record import Storage
-module.BEAT = 0.1
+module.HEARTBEAT_S = 0.1
 try:
     with stopped_by_sigterm(), module.lease(Storage(sys.argv[1]), "study", say=print):
         print("runs", flush=True)
@@ -35,8 +35,8 @@ except KeyboardInterrupt:
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    monkeypatch.setattr(module, "BEAT", 0.1)
-    monkeypatch.setattr(module, "SETTLE", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(module, "SETTLE_S", 0.05)
     return Storage(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_a_second_driver_is_refused_at_once_and_changes_nothing(storage, driver)
     refused = rf"is run by another driver, process {driver.pid} on .* --take-over"
     with pytest.raises(ClusterError, match=refused), lease(storage, "study"):
         pass
-    assert time.monotonic() - begun < 0.1 * module.DEAD
+    assert time.monotonic() - begun < 0.1 * module.MAX_MISSED
     assert content(storage)["pid"] == driver.pid
 
 

@@ -26,11 +26,11 @@ def test_a_trial_is_its_epochs_and_those_of_its_fine_tunings(spec):
 def test_every_reported_epoch_moves_the_bar(spec):
     progress = StudyProgress([spec], [], Console(file=io.StringIO()))
     progress.started(spec)
-    assert progress.time_left() == ""
+    assert progress.bar.left() == ""
     for row in ({"epoch": 0}, {"epoch": 8}, {"finetune_10/epoch": 1}, {"supervised_100/epoch": 1}):
         progress.point(spec, row)
     assert progress.epochs[spec.trial_id] == pytest.approx(8 + 0.1 + 1.0)
-    assert progress.time_left().endswith("left")
+    assert progress.bar.left().endswith("left")
     progress.close()
 
 

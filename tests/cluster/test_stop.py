@@ -18,7 +18,7 @@ from jbot.store.processes import is_pending
 DRIVER = """
 import sys
 from cluster.stop import stopped_by_sigterm
-from cluster.scheduling.connection import connected
+from cluster.connection import connected
 try:
     with stopped_by_sigterm():
         print("begins", flush=True)

@@ -19,7 +19,8 @@ from test_shared_encoder import JETS, JUDGED, spec_of
 
 import jbot.trial.run
 import studies.runner.execute
-from cluster.scheduling.run import Resources, open_trials, run_inline, scratch_place, tidy
+from cluster.resources import Resources
+from cluster.scheduling.run import cleanup, open_trials, run_inline, scratch_storage
 from jbot.config import Config, override
 from jbot.store.attempts import is_newest, note_attempt
 from jbot.store.processes import place
@@ -347,8 +348,8 @@ def test_what_tune_left_here_goes_where_the_storage_is_elsewhere(tmp_path, monke
     storage = Storage(tmp_path / "records")
     storage.local = False  # as of a bucket
     for study in (NAME, "other"):
-        scratch_place(storage).write(f".ray-{study}/state.json", b"{}")
-    tidy([], storage, NAME)
+        scratch_storage(storage).write(f".ray-{study}/state.json", b"{}")
+    cleanup([], storage, NAME)
     assert [path.name for path in (tmp_path / "tmp").rglob(".ray-*")] == [".ray-other"]
     assert not (tmp_path / "records").exists()
 

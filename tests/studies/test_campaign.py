@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY
 
-from cluster.scheduling.run import Resources
+from cluster.resources import Resources
 from jbot.config import Config, from_dict, override
 from jbot.data import JetData
 from jbot.data.hdf5 import write

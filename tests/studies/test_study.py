@@ -8,7 +8,8 @@ from helpers import SAMPLE, TINY
 
 from analysis.verdicts.decide import Verdict, judge
 from analysis.verdicts.tables import scores_and_states, trial_table
-from cluster.scheduling.run import Resources, run_inline
+from cluster.resources import Resources
+from cluster.scheduling.run import run_inline
 from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import JetData, Jets
 from jbot.store.plan import Contrast, PlanError, load_study, save_study

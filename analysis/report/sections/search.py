@@ -1,6 +1,6 @@
 """The report's section on the hyperparameter search a study began with, from its ledger ``search.json``.
 
-Importance and front are computed by the search when it ends (cluster.search.plan) and stand in the ledger.
+Importance and front are computed by the search when it ends (cluster.search.searcher) and stand in the ledger.
 """
 
 from __future__ import annotations

@@ -10,18 +10,29 @@ import psutil
 import pytest
 from helpers import ROOT, SAMPLE
 
-from cluster.doctor import check
-from cluster.doctor.check import Node, code_digest, judge, look, this_machine
-from cluster.scheduling.run import ClusterError, check_storage
+from cluster.doctor import machine, nodes
+from cluster.doctor.code import code_digest
+from cluster.doctor.finding import Finding, Node
+from cluster.doctor.nodes import clock_skew, evaluate, on_each, probe_node, this_machine
+from cluster.doctor.storage import check_storage
+from cluster.resources import ClusterError
 from jbot.store.record import Storage, without_secret
 
-GPU = {"name": "H100", "driver": "570", "free": 70 * 2**30, "total": 80 * 2**30}
+GPU = {"name": "H100", "free": 70 * 2**30, "total": 80 * 2**30}
 GB = 10**9
-VERSIONS = ("torch 2.13.0", "numpy 2.1", "scipy 1", "scikit-learn 1", "pyarrow 9", "safetensors 1", "h5py 3")
-TOLD = {
+VERSIONS = (
+    "python 3.11.7",
+    "torch 2.13.0",
+    "numpy 2.1",
+    "scipy 1",
+    "scikit-learn 1",
+    "pyarrow 9",
+    "safetensors 1",
+    "h5py 3",
+)
+FACTS = {
     "storage": "",
     "code": "abc",
-    "python": "3.11.7",
     "versions": dict(text.split() for text in VERSIONS),
     "gpus": [],
     "disks": {"Ray's files": (50 * GB, 100 * GB)},
@@ -30,12 +41,12 @@ TOLD = {
 }
 
 
-def node(address: str = "10.0.0.1", places: int = 4, promised: float = 0.0, skew: float = 0.0, **told) -> Node:
-    return Node(address=address, places=places, gpus_promised=promised, told=TOLD | told, skew=skew)
+def node(address: str = "10.0.0.1", slots: int = 4, promised: float = 0.0, skew: float = 0.0, **facts) -> Node:
+    return Node(address=address, slots=slots, gpus_promised=promised, facts=FACTS | facts, skew=skew)
 
 
 def wrong(*nodes: Node) -> list[str]:
-    found = judge(nodes, Storage("/shared"), "abc")
+    found = evaluate(nodes, Storage("/shared"), "abc")
     assert all(str(finding).count("\n") == 0 for finding in found)
     return [f"{'' if finding.fatal else 'warning: '}{finding}" for finding in found if not finding.ok]
 
@@ -57,50 +68,50 @@ def test_nodes_that_are_alike_are_well():
         ({"files": 1024}, "warning: b: open files: up to 1,024; ulimit -n 65536"),
         ({"promised": 2.0, "gpus": [GPU]}, "b: GPUs: 1 x H100, least free memory 70.0 GiB, Ray promises 2; start Ray"),
         ({"promised": 1.0}, "b: GPUs: none, Ray promises 1; start Ray there with --num-gpus"),
-        ({"versions": TOLD["versions"] | {"torch": "2.1.0"}}, "b: torch: 2.1.0, other nodes 2.13.0; install the same"),
-        ({"versions": TOLD["versions"] | {"h5py": "2"}}, "warning: b: h5py: 2, other nodes 3; install the same"),
-        ({"python": "3.12.1"}, "warning: b: python: 3.12.1, other nodes 3.11.7"),
+        ({"versions": FACTS["versions"] | {"torch": "2.1.0"}}, "b: torch: 2.1.0, other nodes 2.13.0; install the same"),
+        ({"versions": FACTS["versions"] | {"h5py": "2"}}, "warning: b: h5py: 2, other nodes 3; install the same"),
+        ({"versions": FACTS["versions"] | {"python": "3.12.1"}}, "warning: b: python: 3.12.1, other nodes 3.11.7"),
     ],
 )
-def test_each_failure_is_one_line_with_what_mends_it(changes, says):
+def test_each_failure_is_one_line_with_its_remedy(changes, says):
     (found,) = wrong(node("a"), node("c"), node("b", **changes))
     assert found.startswith(says)
 
 
 def test_a_head_that_trains_nothing_may_have_another_torch():
-    head = node("head", places=0, versions=TOLD["versions"] | {"torch": "2.13.0+cpu"})
+    head = node("head", slots=0, versions=FACTS["versions"] | {"torch": "2.13.0+cpu"})
     assert wrong(head, node("a", promised=1.0, gpus=[GPU]), node("b", promised=1.0, gpus=[GPU])) == []
 
 
 def test_a_token_that_is_not_there_is_an_unshared_storage(tmp_path):
     storage = Storage(tmp_path)
-    assert look(storage, "token")["storage"] == "is not seen"
+    assert probe_node(storage, "token")["storage"] == "is not seen"
     token = check_storage(storage)
-    assert look(storage, token)["storage"] == ""
+    assert probe_node(storage, token)["storage"] == ""
     assert storage.names() == [token]  # its own file is gone
     storage.write(token, b"other")
-    assert look(storage, token)["storage"] == "has another content than here"
+    assert probe_node(storage, token)["storage"] == "has another content than here"
 
 
 def test_code_is_known_by_its_content(tmp_path):
     assert code_digest() == code_digest()
-    assert this_machine(Storage(tmp_path), check_storage(Storage(tmp_path))).told["code"] == code_digest()
+    assert this_machine(Storage(tmp_path), check_storage(Storage(tmp_path))).facts["code"] == code_digest()
 
 
 def test_the_time_a_question_takes_is_no_skew():
-    assert check._skew(lambda: time.sleep(0.05) or time.time()) == 0.0
-    assert check._skew(lambda: time.time() + 100) == pytest.approx(100, abs=1)
-    assert check._skew(lambda: time.time() - 100) == pytest.approx(-100, abs=1)
+    assert clock_skew(lambda: time.sleep(0.05) or time.time()) == 0.0
+    assert clock_skew(lambda: time.time() + 100) == pytest.approx(100, abs=1)
+    assert clock_skew(lambda: time.time() - 100) == pytest.approx(-100, abs=1)
 
 
 def test_nvidia_smi_is_read_as_it_writes(monkeypatch):
-    said = "NVIDIA H200, 570.86, 142000, 143771\nNVIDIA A100, 570.86, [N/A], [N/A]\n"
+    said = "NVIDIA H200, 142000, 143771\nNVIDIA A100, [N/A], [N/A]\n"
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout=said))
-    first, second = check.gpus()
-    assert first == {"name": "NVIDIA H200", "driver": "570.86", "free": 142000 * 2**20, "total": 143771 * 2**20}
+    first, second = machine.gpus()
+    assert first == {"name": "NVIDIA H200", "free": 142000 * 2**20, "total": 143771 * 2**20}
     assert second["free"] is None
     (finding,) = [
-        f for f in judge([node(promised=2.0, gpus=[first, second])], Storage("/s"), "abc") if f.what == "GPUs"
+        f for f in evaluate([node(promised=2.0, gpus=[first, second])], Storage("/s"), "abc") if f.what == "GPUs"
     ]
     assert finding.says == "1 x NVIDIA H200, 1 x NVIDIA A100, least free memory 138.7 GiB"
 
@@ -137,12 +148,12 @@ def test_memory_within_a_container_is_what_its_limit_leaves(tmp_path, own, files
         path = tmp_path / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    assert list(check._limits(groups, tmp_path / "fs")) == limits
-    assert list(check._limits(tmp_path / "none", tmp_path / "fs")) == []
+    assert list(machine.group_limits(groups, tmp_path / "fs")) == limits
+    assert list(machine.group_limits(tmp_path / "none", tmp_path / "fs")) == []
 
 
 def test_memory_of_this_machine_is_within_what_it_has():
-    free, total = check._memory()
+    free, total = machine.memory()
     assert 0 < free <= total <= psutil.virtual_memory().total
 
 
@@ -187,7 +198,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path, arguments, says):
 def cluster_of(monkeypatch, alive: dict[str, bool | Exception]) -> list[dict]:
     """Nodes that answer with their own name, or as told; the ones that are False have gone when they are asked."""
     ray = pytest.importorskip("ray")
-    nodes = [{"NodeID": name * 56, "NodeManagerAddress": f"10.0.0.{name}"} for name in alive]
+    made = [{"NodeID": name * 56, "NodeManagerAddress": f"10.0.0.{name}"} for name in alive]
 
     class Task:
         def options(self, scheduling_strategy):
@@ -204,27 +215,27 @@ def cluster_of(monkeypatch, alive: dict[str, bool | Exception]) -> list[dict]:
 
     monkeypatch.setattr(ray, "remote", lambda **held: lambda function: Task())
     monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(check, "_alive", lambda: [node for node in nodes if alive[node["NodeID"][0]]])
-    return nodes
+    monkeypatch.setattr(nodes, "alive_nodes", lambda: [node for node in made if alive[node["NodeID"][0]]])
+    return made
 
 
 def test_a_node_that_goes_while_it_is_asked_is_left_out(monkeypatch):
-    nodes = cluster_of(monkeypatch, {"a": True, "b": False, "c": True})
-    assert [(node["NodeID"][0], told) for node, told in check.on_each(nodes, look)] == [("a", "a"), ("c", "c")]
-    nodes = cluster_of(monkeypatch, {"a": False})
+    made = cluster_of(monkeypatch, {"a": True, "b": False, "c": True})
+    assert [(node["NodeID"][0], told) for node, told in on_each(made, probe_node)] == [("a", "a"), ("c", "c")]
+    made = cluster_of(monkeypatch, {"a": False})
     with pytest.raises(ClusterError, match="every node has gone"):
-        check.on_each(nodes, look)
+        on_each(made, probe_node)
 
 
 def test_a_node_that_cannot_run_this_code_is_named(monkeypatch):
     ray = pytest.importorskip("ray")
     error = ray.exceptions.RaySystemError("Traceback ...\nModuleNotFoundError: No module named 'rich'\n")
-    nodes = cluster_of(monkeypatch, {"a": True, "b": error})
+    made = cluster_of(monkeypatch, {"a": True, "b": error})
     with pytest.raises(ClusterError, match=r"^node 10\.0\.0\.b cannot be asked: ModuleNotFoundError: No module .*'$"):
-        check.on_each(nodes, look)
+        on_each(made, probe_node)
 
 
 def test_a_finding_says_where_and_what():
-    finding = check.Finding(what="clock", where="a", says="late", mend="set it")
+    finding = Finding(what="clock", where="a", says="late", remedy="set it")
     assert str(finding) == "a: clock: late; set it"
-    assert dataclasses.replace(finding, mend="").ok
+    assert dataclasses.replace(finding, remedy="").ok

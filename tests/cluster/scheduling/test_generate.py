@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from cluster.scheduling.run import ClusterError
+from cluster.resources import ClusterError
 from jbot.data import DataError, chunks, load, pythia
 from jbot.data.chunks import Chunk, generate_file
 from jbot.data.pythia import Settings
 
 ray = pytest.importorskip("ray")
+from cluster.connection import connected  # noqa: E402 - needs ray
 from cluster.scheduling import generate  # noqa: E402 - needs ray
-from cluster.scheduling.connection import connected  # noqa: E402 - needs ray
 
 SETTINGS = Settings(seed=3)
 

@@ -20,7 +20,7 @@ TOKEN = "0123456789abcdef" * 4
 STUDY = """
 import sys
 from helpers import TINY, make_data
-from cluster.scheduling.run import ClusterError, Resources
+from cluster.resources import ClusterError, Resources
 from cluster.scheduling.tune import run_ray
 from jbot.config import Config, override
 from jbot.store.record import Storage

@@ -31,7 +31,7 @@ UNLIKE = ALIKE | {"wide": {"model.dim": 64}}
 
 def test_on_a_cpu_each_trial_is_a_pack_in_block_order():
     specs = specs_of(UNLIKE, 2)
-    assert form_packs(specs, places=8) == [[spec] for spec in specs]
+    assert form_packs(specs, slots=8) == [[spec] for spec in specs]
 
 
 def test_packs_are_filled_in_block_order_with_what_can_share():
@@ -41,14 +41,14 @@ def test_packs_are_filled_in_block_order_with_what_can_share():
     assert names(form_packs(unequal, size=4)) == ["a0 a1", "less0 less1"]
 
 
-@pytest.mark.parametrize(("places", "sizes"), [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (9, [1] * 6)])
-def test_no_place_stays_empty(places, sizes):
-    packs = form_packs(specs_of(ALIKE, 3), free_bytes=10**12, places=places)
+@pytest.mark.parametrize(("slots", "sizes"), [(1, [6]), (2, [3, 3]), (4, [1, 2, 1, 2]), (9, [1] * 6)])
+def test_no_place_stays_empty(slots, sizes):
+    packs = form_packs(specs_of(ALIKE, 3), free_bytes=10**12, slots=slots)
     assert [len(pack) for pack in packs] == sizes
 
 
-def test_places_are_shared_out_by_the_number_of_trials():
-    packs = form_packs(specs_of(UNLIKE, 4), free_bytes=10**12, places=3)
+def test_slots_are_shared_out_by_the_number_of_trials():
+    packs = form_packs(specs_of(UNLIKE, 4), free_bytes=10**12, slots=3)
     assert names(packs) == ["a0 b0 a1 b1", "wide0 wide1 wide2 wide3", "a2 b2 a3 b3"]
 
 

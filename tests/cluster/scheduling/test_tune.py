@@ -13,15 +13,17 @@ import psutil
 import pytest
 from helpers import ROOT, SAMPLE, TINY
 
-from cluster.doctor import check
-from cluster.scheduling.run import ClusterError, Resources, open_trials, run_inline
+from cluster.doctor import command as doctor
+from cluster.resources import ClusterError, Resources
+from cluster.scheduling.run import open_trials, run_inline
 from jbot.config import Config, override
 from jbot.store.record import Storage, load_record
 from jbot.trial.run import TrialSpec
 
 ray = pytest.importorskip("ray")
-from cluster.scheduling import connection, tune  # noqa: E402
-from cluster.scheduling.connection import connected  # noqa: E402
+from cluster import connection  # noqa: E402
+from cluster.connection import connected  # noqa: E402
+from cluster.scheduling import nodes, tune  # noqa: E402
 from cluster.scheduling.tune import run_ray  # noqa: E402
 
 
@@ -142,7 +144,7 @@ def test_what_no_node_can_hold_is_said_at_once(two_nodes, tiny_data, tmp_path):
 
 def test_the_doctor_asks_every_node(two_nodes, tmp_path, capsys):
     sample = SAMPLE
-    assert check.main(["--address", two_nodes, "--storage", str(tmp_path), "--data", str(sample)]) == 0
+    assert doctor.main(["--address", two_nodes, "--storage", str(tmp_path), "--data", str(sample)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("is read and written") == 2
     assert said.count("ok 127.0.0.1") + said.count("clock as here") >= 2
@@ -153,18 +155,18 @@ def test_the_doctor_asks_every_node(two_nodes, tmp_path, capsys):
 @pytest.mark.parametrize("comes", [True, False])
 def test_a_node_is_asked_for_until_one_comes_or_nobody_waits(monkeypatch, comes):
     """The autoscaler keeps what was asked for, whether the driver that asked lives or not."""
-    asked, looks = [], iter([0, 0, 1] if comes else [0, 0])
+    asked, counts = [], iter([0, 0, 1] if comes else [0, 0])
 
-    def look(resources: Resources) -> int:
-        if (found := next(looks, None)) is None:
+    def count(resources: Resources) -> int:
+        if (found := next(counts, None)) is None:
             raise KeyboardInterrupt
         return found
 
-    monkeypatch.setattr(tune, "request_resources", lambda bundles: asked.append(bundles))
-    monkeypatch.setattr(tune, "present_places", look)
-    monkeypatch.setattr(tune, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(nodes, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(nodes, "present_slots", count)
+    monkeypatch.setattr(nodes, "POLL_S", 0.0)
     with contextlib.nullcontext() if comes else pytest.raises(KeyboardInterrupt):
-        tune._wait_for_place(Resources(gpus=0.5))
+        nodes._wait_for_slot(Resources(gpus=0.5))
     assert asked == [[{"CPU": 1.0, "GPU": 0.5}], []]
 
 
@@ -174,9 +176,9 @@ def test_gpus_are_measured_only_where_packs_depend_on_it(tiny_data, tmp_path, mo
     asked, packs = [], []
     monkeypatch.setattr(tune, "connected", lambda address: contextlib.nullcontext())
     monkeypatch.setattr(tune, "check_nodes", lambda storage, resources: None)
-    monkeypatch.setattr(tune, "places", lambda resources: 1)
+    monkeypatch.setattr(tune, "slots", lambda resources: 1)
     monkeypatch.setattr(tune, "free_bytes", lambda resources: asked.append(resources) or 10**12)
-    monkeypatch.setattr(tune, "_fit", lambda formed, *others: packs.extend(formed))
+    monkeypatch.setattr(tune, "_run_packs", lambda formed, *others: packs.extend(formed))
     run_ray(specs_of(tiny_data), tiny_data, Storage(tmp_path), [], resources=Resources(gpus=1, pack=pack))
     assert len(asked) == measured
     assert sum(map(len, packs)) == 4
@@ -215,23 +217,23 @@ def test_no_cluster_at_the_address(tiny_data, tmp_path):
 def test_what_tune_saves_with_every_trial_does_not_grow_with_the_study(tiny_data):
     from ray import cloudpickle
 
-    from cluster.scheduling.tune import Names
+    from cluster.scheduling.tune import TrialNames
 
-    names = Names([[spec] for spec in specs_of(tiny_data, seeds=20)])
+    names = TrialNames([[spec] for spec in specs_of(tiny_data, seeds=20)])
     assert len(cloudpickle.dumps(names)) < 200
     trial = type("Trial", (), {"config": {"pack": 3}})
     assert copy.deepcopy(names)(trial).startswith("none-seed1-")
 
 
-def test_packs_come_from_the_shelf_by_their_number(two_nodes, tiny_data, monkeypatch):
-    from cluster.scheduling.tune import Shelf
+def test_packs_come_from_the_object_store_by_their_number(two_nodes, tiny_data, monkeypatch):
+    from cluster.scheduling.tune import PackRefs
 
-    monkeypatch.setattr(Shelf, "SIZE", 3)
+    monkeypatch.setattr(PackRefs, "SIZE", 3)
     packs = [[spec] for spec in specs_of(tiny_data, seeds=4)]
     with connected(two_nodes):
-        shelf = Shelf(packs)
-        assert len(shelf.parts) == 3
-        assert [shelf[number] for number in range(len(packs))] == packs
+        refs = PackRefs(packs)
+        assert len(refs.parts) == 3
+        assert [refs[number] for number in range(len(packs))] == packs
 
 
 def test_equal_trials_of_a_study_are_run_once(tiny_data, tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from helpers import TINY, make_data
 
 from analysis.report.sections.search import section
-from cluster.scheduling.run import Resources, open_trials
+from cluster.resources import Resources
+from cluster.scheduling.run import open_trials
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.store.attempts import attempts_begun, note_attempt
@@ -31,11 +32,13 @@ from studies.runner.execute import changes_of
 from studies.runner.study import Study
 
 optuna = pytest.importorskip("optuna")
-from cluster.search import runner  # noqa: E402
-from cluster.search.plan import (  # noqa: E402 - needs optuna
-    LEAST_COMPLETE,
+from cluster.events import Listeners  # noqa: E402
+from cluster.search.plan import SearchPlan  # noqa: E402 - needs optuna
+from cluster.search.point import Job, run_point  # noqa: E402
+from cluster.search.runner import SearchProgress, search_inline  # noqa: E402
+from cluster.search.searcher import (  # noqa: E402
+    MIN_COMPLETE,
     Searcher,
-    SearchPlan,
     history,
     importance,
     load_entries,
@@ -43,7 +46,6 @@ from cluster.search.plan import (  # noqa: E402 - needs optuna
     pareto_front,
     winner,
 )
-from cluster.search.runner import Job, SearchProgress, search_inline  # noqa: E402
 
 # --- the space ----------------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ def test_a_suggestion_can_be_typed(undisturbed):
 
 def test_importance_is_of_complete_points_alone(undisturbed, tmp_path):
     few = importance(undisturbed.plan, undisturbed.entries[:3])
-    assert few["n"] < LEAST_COMPLETE
+    assert few["n"] < MIN_COMPLETE
     assert "fanova" not in few
     many = run_made_up(Searcher(plan_of(Config(), first_rung=0), 24, Storage(tmp_path), "x"))
     found = importance(many.plan, many.entries)
@@ -294,7 +296,7 @@ def job_of(data, storage: Storage, **changes) -> Job:
     return Job(plan=plan, storage=storage, resources=Resources(), git_commit=None, fingerprints=prints)
 
 
-class Stop(Exception):  # noqa: N818 - what a test stops a run with
+class Stop(BaseException):  # what a test stops a run with, as Ctrl-C does
     pass
 
 
@@ -326,7 +328,7 @@ def test_an_inline_search_goes_on_where_it_was_stopped_and_trains_nothing_twice(
     search_inline(job, 6, tiny_data, [log])
     entries = load_entries(job.storage, job.plan)
     assert {entry["state"] for entry in entries} == {"complete", "pruned"}
-    assert log.ended_points() == 6
+    assert log.done() == 6
     assert log.summary().startswith("points 6/6 done · 0 running")
     for entry in entries:
         record = load_record(job.storage, entry["trials"][0]["trial_id"])
@@ -357,7 +359,7 @@ def test_a_point_that_another_search_has_pruned_is_run_whole_where_nothing_is_pr
     searcher = Searcher(whole.plan, 6, job.storage)
     searcher.entries = [pruned | {"number": 0, "state": "open", "reason": None, "points": [], "place": ""}]
     log = Counting(whole.plan, 1, [])
-    runner.run_point(searcher.claim("0"), whole, tiny_data, searcher, runner._Told([log]))
+    run_point(searcher.claim("0"), whole, tiny_data, searcher, Listeners([log]))
     assert searcher.entries[0]["state"] == "complete"
     assert searcher.entries[0]["values"]["accuracy"] == searcher.entries[0]["points"][-1][1]
     assert log.starts == ["point-000"]
@@ -396,7 +398,7 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
     assert len(entries) == 5
     assert all(entry["state"] in ("complete", "pruned") for entry in entries)
     assert sorted(log.starts) == [f"point-{number:03d}" for number in range(5)]
-    assert log.ended_points() == 5
+    assert log.done() == 5
     assert sorted(job.storage.names()) == ["encoders", "floors", "s", "trials"]  # nothing of Ray's own is left behind
     again = Counting(job.plan, 5, entries)
     search_ray(job, 5, tiny_data, [again], address=None)
@@ -406,22 +408,22 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
 def test_attempts_of_workers_that_died_before_they_could_say_so_are_counted(tiny_data, tmp_path):
     """In the words of Tune, whose workers die here at three moments."""
     pytest.importorskip("ray")
-    from cluster.search.relay import SearchRelay
+    from cluster.search.callback import SearchCallback
 
     job = job_of(tiny_data, Storage(tmp_path))
     entry = Searcher(job.plan, 1, job.storage).claim("0")
-    relay, place = SearchRelay(job, []), SimpleNamespace(trial_id="a", get_error=lambda: None)
+    callback, slot = SearchCallback(job, []), SimpleNamespace(trial_id="a", get_error=lambda: None)
     begun = {"entry": entry, "trial": 0}
     (trial,) = [spec.trial_id for spec in job.specs(entry)]
     seen = []
-    relay.on_trial_result(0, [], place, begun | {"started": 0})
-    relay.on_trial_recover(0, [], place)
+    callback.on_trial_result(0, [], slot, begun | {"started": 0})
+    callback.on_trial_recover(0, [], slot)
     seen.append(attempts_begun(job.storage, trial))
-    relay.on_trial_recover(0, [], place)
+    callback.on_trial_recover(0, [], slot)
     seen.append(attempts_begun(job.storage, trial))
-    relay.on_trial_result(0, [], place, begun | {"started": 2})
+    callback.on_trial_result(0, [], slot, begun | {"started": 2})
     note_attempt(job.storage, trial, 3)
-    relay.on_trial_error(0, [], place)
+    callback.on_trial_error(0, [], slot)
     seen.append(attempts_begun(job.storage, trial))
     assert seen == [1, 2, 3]
 
@@ -547,7 +549,7 @@ def test_the_report_shows_the_search(tmp_path):
     text = " ".join(extra.text)
     assert "48 points were drawn by TPE" in text
     n = sum(entry["state"] == "complete" for entry in searcher.entries)
-    assert n >= LEAST_COMPLETE
+    assert n >= MIN_COMPLETE
     assert f"from the {n} points that ran to the end and no other" in text
     command, arm = extra.code.values()
     changes = evidence_of(searcher).study.plan.arms["winner"]

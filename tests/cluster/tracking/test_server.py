@@ -18,7 +18,8 @@ import pytest
 import server
 from helpers import ROOT, TINY, make_data
 
-from cluster.scheduling.run import Resources, run_inline
+from cluster.resources import Resources
+from cluster.scheduling.run import run_inline
 from jbot.config import from_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study

@@ -9,8 +9,9 @@ import torch
 from helpers import TINY, make_data
 from test_anomaly import PILOT, TEST, TRAIN
 
+from cluster.resources import Resources
 from cluster.scheduling.grids import open_grids, run_grids
-from cluster.scheduling.run import Resources, run_inline
+from cluster.scheduling.run import run_inline
 from jbot.config import Config, ConfigError, override
 from jbot.data import Jets
 from jbot.evaluation.anomaly.detect import SIGNALS, choose, detect, draw_bank

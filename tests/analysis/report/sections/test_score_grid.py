@@ -11,8 +11,9 @@ from scipy.stats import kendalltau
 from analysis.report import section
 from analysis.report.sections import score_grid
 from analysis.stats.variance import jackknife, shares, variance_components
+from cluster.resources import Resources
 from cluster.scheduling.grids import run_grids
-from cluster.scheduling.run import Resources, run_inline
+from cluster.scheduling.run import run_inline
 from jbot.config import from_dict
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file

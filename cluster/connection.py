@@ -23,7 +23,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
-from cluster.scheduling.run import ClusterError
+from cluster.resources import ClusterError
 from cluster.stop import held_back, own_sigterm
 from jbot.cli import one_line
 from jbot.store.processes import is_pending
@@ -78,13 +78,13 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _close(folder: Path | None) -> None:
-    """End the connection, and the Ray that keeps its session in a folder, if one was started. Twice is as once."""
+    """End the connection, and the Ray that was started with this session folder. A second call does nothing."""
     with held_back():
         # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
         # process ("core worker has already been shutdown"), so they are freed before.
         gc.collect()
         own = _processes_of(folder) if folder else []
-        with _hastened(own):
+        with _kill_children(own):
             ray.shutdown()
         if folder:
             _end(own)
@@ -92,7 +92,7 @@ def _close(folder: Path | None) -> None:
 
 
 def _in_one_line(said: logging.LogRecord) -> bool:
-    """Of a worker or node that died Tune logs its own stack too, which helps nobody. Keeps every message."""
+    """Filter that keeps every message, without the stack of Tune's own when a worker or node died: it helps nobody."""
     error = said.exc_info[1] if said.exc_info else None
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):  # the latter is an error in our code
         said.msg, said.args, said.exc_info = f"{said.getMessage()}: {first_line(error)}", (), None
@@ -100,7 +100,7 @@ def _in_one_line(said: logging.LogRecord) -> bool:
 
 
 def _session_folder() -> Path:
-    """Where a Ray of this process alone keeps sockets and logs; those of drivers that were killed are taken away.
+    """The folder of a Ray of this process alone, for sockets and logs; those of killed drivers are removed.
 
     The path is short, as those of sockets must be.
     """
@@ -112,8 +112,8 @@ def _session_folder() -> Path:
 
 
 def _processes_of(folder: Path) -> list[psutil.Process]:
-    """Of the Ray that keeps its session there: those this process has started, which are called with its path, and
-    all that they have started."""
+    """Processes of the Ray that keeps its session there: children of this one that were called with its path, and all
+    that they have started."""
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # ended meanwhile
@@ -123,9 +123,9 @@ def _processes_of(folder: Path) -> list[psutil.Process]:
 
 
 @contextmanager
-def _hastened(processes: list[psutil.Process]) -> Iterator[None]:
-    """Kill at once what Ray tells to end: these processes do not hear SIGTERM (see `own_sigterm`), and Ray would wait a
-    second for each of the five before it kills it."""
+def _kill_children(processes: list[psutil.Process]) -> Iterator[None]:
+    """Meanwhile, kill at once each process that Ray tells to end: they do not hear SIGTERM (see `own_sigterm`), and Ray
+    would wait a second for each of the five before it kills it."""
     over = threading.Event()
 
     def kill() -> None:
@@ -145,8 +145,8 @@ def _hastened(processes: list[psutil.Process]) -> Iterator[None]:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Idle workers see only after seconds that their node is gone, and of a Ray whose start was interrupted
-    ray.shutdown knows nothing."""
+    """Kill what ray.shutdown has left: idle workers see only after seconds that their node is gone, and a Ray whose
+    start was interrupted is unknown to it."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -154,7 +154,7 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """What was just ending may still write."""
+    """Remove the session's folder, into which what was just ending may still write."""
     until = time.monotonic() + ENDING_S
     while folder.exists() and time.monotonic() < until:
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +162,7 @@ def _remove(folder: Path) -> None:
 
 
 def _join(options: dict[str, Any]) -> None:
-    """ray.init, with one line for what may go wrong. Ray tells a refused token to stderr alone, for 20 seconds."""
+    """Call ray.init, with one line for what may go wrong. Ray tells a refused token to stderr alone, for 20 seconds."""
     address = options["address"]
     with tempfile.TemporaryFile() as said:
         stderr = os.dup(2)
