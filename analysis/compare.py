@@ -272,8 +272,8 @@ def verdicts_section(found: Comparison) -> Table:
         if name in other:
             same = "same" if one[name].outcome == other[name].outcome else "CHANGED"
             rows.append([wording.contrast(name), _verdict_cell(one[name]), _verdict_cell(other[name]), same])
-    words = frozenset({0, 1, 2, 3})
-    return Table(label=f"{found.name}: verdicts", head=["contrast", "A", "B", ""], rows=rows, wordy=words)
+    words = range(4)
+    return Table(label=f"{found.name}: verdicts", head=["contrast", "A", "B", ""], rows=rows, text_columns=words)
 
 
 def _judged(study: StudyRecords) -> list[Verdict]:
@@ -396,7 +396,9 @@ def _terminal_table(table: Table, narrow: bool) -> TerminalTable:
         title += f" (first {MOST_METRICS} of {len(table.rows)}; --out writes all)"
     made = TerminalTable(title=title, title_justify="left")
     for i in kept:
-        made.add_column(table.head[i], justify="left" if i in table.wordy else "right", overflow="fold", no_wrap=i == 0)
+        made.add_column(
+            table.head[i], justify="left" if i in table.text_columns else "right", overflow="fold", no_wrap=i == 0
+        )
     for row in table.rows[:MOST_METRICS]:
         made.add_row(*(escape(row[i]) for i in kept))
     return made

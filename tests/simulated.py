@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from analysis.report.section import gather
+from analysis.report.evidence import gather
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import Plan, PlannedTrial, load_study, save_study
 from jbot.store.record import Record, Storage, save_record, trial_folder, trial_id

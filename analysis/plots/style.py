@@ -94,6 +94,8 @@ class Picture:
     figure: Figure
     alt: str
     caption: str = ""
+    pdf: bool = True
+    """Saved as PDF too."""
 
 
 def styled(draw: Draw) -> Draw:

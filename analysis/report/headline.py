@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from analysis.plots.forest import Difference
+from analysis.plots.style import Picture
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section
 from analysis.verdicts import arm_settings, tables, wording
 from analysis.verdicts.decide import Verdict
+from analysis.verdicts.outcome import FAILED, ORDER, numbers, outcome_label
+from analysis.verdicts.questions import judged_by_sections
+from analysis.verdicts.study_index import base_name
 from jbot.store.plan import Contrast, Plan, StudyRecords
 
-FAILED = "failed"
-"""How a contrast stands that has no difference because trials of an arm failed. The verdict on it is undecided; the
-failure is what was found."""
-ORDER = ("better", "worse", "equivalent", FAILED, "undecided")
 MEANS = {
     "better": "a difference is shown",
     "worse": "a difference is shown",
     "equivalent": "any difference is smaller than the margin",
     "undecided": "a difference is neither shown nor excluded",
 }
-MOST_PAIRS = 8
+MAX_PRIMARY = 2
+"""Primary contrasts beside which the first screen also has what sections answer (assumed)."""
+MAX_PAIRS = 8
 """Contrasts or arms listed in one box (assumed); the tables have all."""
-MOST_ARMS, MOST_LETTERS = 6, 160
+MAX_ARMS, MAX_LETTERS = 6, 160
 """Arms that the first screen explains, and how long it is about one (assumed)."""
 SAME_SIZE = 0.5
 """Share of the paper's training from which on a study is of its size (assumed)."""
@@ -50,22 +54,89 @@ class Answer:
     href: str = ""
 
 
-def standing(verdict: Verdict) -> str:
-    """The outcome, or `failed` where fewer than two seeds are left because trials failed."""
-    return FAILED if verdict.difference.n < 2 and verdict.dropped else verdict.outcome
+def chosen(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Verdicts that the first screen is about: the primary ones, else all."""
+    return [v for v in verdicts if v.contrast.primary] or list(verdicts)
 
 
-def answers(verdicts: Sequence[Verdict], metric: str = "") -> list[Answer]:
-    """Primary contrasts, else the exploratory ones, by outcome: what was decided comes first.
+def status(evidence: Evidence) -> str:
+    """Whether the study is finished, in one line; empty when it is."""
+    n, pending = len(evidence.trials), int((evidence.trials["state"] == tables.PENDING).sum())
+    look = evidence.verdicts[0].look if evidence.verdicts else None
+    if look and look.decided and look.blocks < look.of:
+        left = f"{pending} of {n} planned trials were not needed" if pending else "the others had run before"
+        where = f"the planned look after {look.blocks} of {look.of} blocks"
+        return f"Stopped at {where}, as every primary contrast is decided: {left}."
+    if not pending:
+        return ""
+    if look:
+        decided = f"the look after {look.blocks} blocks" if look.blocks else "no look yet"
+        after = f"; the next is after {look.next}" if look.next else ""
+        return f"Unfinished: {n - pending} of {n} trials have ended. Judged is {decided}{after}."
+    return (
+        f"Unfinished: {n - pending} of {n} trials have ended. Compared are the "
+        f"{wording.count(len(evidence.compared), 'block')} of {len(evidence.states)} in which every arm has ended."
+    )
 
-    `metric` is the plan's: it says what intervals are cut at.
+
+def below_baseline(evidence: Evidence) -> str:
+    """Names the arms that training did not help, in one line; empty when there is none."""
+    arms, contrasts = evidence.arms, evidence.plan.contrasts
+    if "untrained" not in arms:
+        return ""
+    gain = (arms["mean"] - arms["untrained"]) * (1 if evidence.plan.higher_is_better else -1)
+    lost = [str(arm) for arm in arms.loc[gain <= 0, "arm"]]
+    if not lost:
+        return ""
+    compared = [arm for arm in lost if any(arm in (c.treatment, c.control) for c in contrasts)]
+    warning = f" Comparisons with {', '.join(compared)} say little." if compared else ""
+    return f"No better than the untrained encoder on average: {', '.join(lost)}.{warning}"
+
+
+def answers(evidence: Evidence, sections: Sequence[Section]) -> list[Answer]:
+    """Verdicts and what sections answer; these come first where the question asks for no winner."""
+    plan = evidence.plan
+    verdicts = by_outcome(evidence.verdicts) or measured(plan, evidence.arms)
+    said = [
+        Answer(outcome="described", title=one.title, aside="described", lines=one.answer, href=f"#{one.anchor}")
+        for one in sections
+        if one.answer
+    ]
+    if _by_sections(plan):
+        return [*said, *verdicts]
+    # Where many verdicts stand, what sections say of the same arms is not said twice.
+    return [*verdicts, *said] if sum(contrast.primary for contrast in plan.contrasts) <= MAX_PRIMARY else verdicts
+
+
+def _by_sections(plan: Plan) -> bool:
+    name = base_name(plan.study, plan.preset)
+    return judged_by_sections(name) or not any(contrast.primary for contrast in plan.contrasts)
+
+
+def lead(plan: Plan, sections: Sequence[Section]) -> tuple[Picture | None, list[Section]]:
+    """The figure of the first screen, and the sections without it.
+
+    It is that of the first section that answers, where sections do: it stands there too, so under a name of its own.
+    Else it is taken out of the paired differences, or of the arms where nothing can be compared.
     """
-    chosen = [v for v in verdicts if v.contrast.primary] or list(verdicts)
-    groups = {name: [v for v in chosen if standing(v) == name] for name in ORDER}
-    return [_answer(name, group, len(chosen), metric) for name, group in groups.items() if group]
+    if _by_sections(plan) and (said := [one for one in sections if one.answer and one.figures]):
+        first = said[0].figures[0]
+        return dataclasses.replace(first, name=f"lead-{first.name}"), list(sections)
+    for i, one in enumerate(sections):
+        if one.anchor in ("differences", "arms") and one.figures:
+            rest = dataclasses.replace(one, figures=one.figures[1:])
+            return one.figures[0], [*sections[:i], rest, *sections[i + 1 :]]
+    return None, list(sections)
 
 
-def _answer(outcome: str, group: Sequence[Verdict], total: int, metric: str) -> Answer:
+def by_outcome(verdicts: Sequence[Verdict]) -> list[Answer]:
+    """Primary contrasts, else the exploratory ones, by outcome: what was decided comes first."""
+    first = chosen(verdicts)
+    groups = {name: [v for v in first if outcome_label(v) == name] for name in ORDER}
+    return [_answer(name, group, len(first)) for name, group in groups.items() if group]
+
+
+def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
     first = group[0]
     title = outcome.capitalize() + (" so far" if first.interim else "")
     kind = "" if first.contrast.primary else "exploratory"
@@ -77,9 +148,9 @@ def _answer(outcome: str, group: Sequence[Verdict], total: int, metric: str) -> 
         return Answer(outcome=outcome, title=title, aside=aside, text=_failed(group), notes=shared)
     if not several:
         return Answer(outcome=outcome, title=title, aside=aside, text=first.sentence, notes=first.notes)
-    pairs = [(wording.contrast(v.contrast.name), _brief(v, metric)) for v in group[:MOST_PAIRS]]
-    if len(group) > MOST_PAIRS:
-        pairs.append((f"and {len(group) - MOST_PAIRS} more, in the table below", ""))
+    pairs = [(wording.contrast(v.contrast.name), _brief(v)) for v in group[:MAX_PAIRS]]
+    if len(group) > MAX_PAIRS:
+        pairs.append((f"and {len(group) - MAX_PAIRS} more, in the table below", ""))
     return Answer(outcome=outcome, title=title, aside=aside, pairs=pairs, notes=_shared(group))
 
 
@@ -92,47 +163,9 @@ def _shared(group: Sequence[Verdict]) -> list[str]:
     return [*(note for note in group[0].notes if all(note in v.notes for v in group)), *said]
 
 
-def numbers(verdict: Verdict, metric: str = "") -> str:
-    """``+0.120 ± 0.023 (0.022 to 0.218), n = 3, p = 1.00``, and how many seeds an undecided one takes."""
-    d, error = verdict.difference, verdict.difference.standard_error
-    if d.n < 2:
-        return f"n = {d.n}"
-    p = wording.p_value(verdict.p_adjusted, verdict.floor)
-    if verdict.outcome == "equivalent":
-        p = wording.p_value(verdict.p_equivalent_adjusted)
-    estimate = (
-        f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error, verdict.within)})"
-    )
-    needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
-    return f"{estimate}, n = {d.n}, p = {p}{needed}"
-
-
-def forest_rows(verdicts: Sequence[Verdict], trials: pd.DataFrame, plan: Plan) -> tuple[list[Difference], str]:
-    """Rows and axis label of the figure of verdicts, :func:`analysis.plots.forest.paired_differences`."""
-    metrics = {item.contrast.metric or plan.metric for item in verdicts}
-    quantities = {wording.quantity(metric) for metric in metrics}
-    # What all rows share stands at the axis, not in each of them.
-    shared = f"{min(quantities)} " if len(quantities) == 1 else ""
-    rows = [
-        Difference(
-            name=(name := wording.contrast(item.contrast.name)),
-            short=name.replace(f"({shared}", "("),
-            outcome=standing(item),
-            primary=item.contrast.primary,
-            mean=item.difference.mean,
-            ends=item.ends,
-            seeds=tables.seed_differences(trials, plan, item),
-            numbers=numbers(item, plan.metric),
-        )
-        for item in verdicts
-    ]
-    what = {wording.quantity_on(metric) for metric in metrics} if len(metrics) == 1 else quantities
-    return rows, f"difference in {min(what)}" if len(what) == 1 else "difference"
-
-
-def _brief(verdict: Verdict, metric: str) -> str:
+def _brief(verdict: Verdict) -> str:
     """Size and interval; p and n only of what was decided, as the table has them all."""
-    whole = numbers(verdict, metric)
+    whole = numbers(verdict)
     return whole.split(", n = ")[0] if verdict.outcome == "undecided" else whole
 
 
@@ -140,20 +173,20 @@ def _failed(group: Sequence[Verdict]) -> str:
     """Arms that leave nothing to compare, worst first, each once."""
     rates = {rate.arm: rate for v in group for rate in v.failures if rate.failed}
     worst = sorted(rates.values(), key=lambda rate: rate.failed / rate.ended, reverse=True)
-    said = "; ".join(map(str, worst[:MOST_PAIRS]))
-    more = f"; and {len(worst) - MOST_PAIRS} more" if len(worst) > MOST_PAIRS else ""
+    said = "; ".join(map(str, worst[:MAX_PAIRS]))
+    more = f"; and {len(worst) - MAX_PAIRS} more" if len(worst) > MAX_PAIRS else ""
     return f"{said}{more}. Too few trials are left to compare: the failure is what was found."
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
     """``Of 10 primary contrasts: 8 undecided, 2 failed.``; empty where one box says it."""
-    chosen = [v for v in verdicts if v.contrast.primary] or list(verdicts)
-    found = [standing(v) for v in chosen]
+    first = chosen(verdicts)
+    found = [outcome_label(v) for v in first]
     if len(set(found)) < 2:
         return ""
-    kind = "primary" if chosen[0].contrast.primary else "exploratory"
+    kind = "primary" if first[0].contrast.primary else "exploratory"
     counts = ", ".join(f"{found.count(name)} {name}" for name in ORDER if name in found)
-    return f"Of {len(chosen)} {kind} contrasts: {counts}."
+    return f"Of {len(first)} {kind} contrasts: {counts}."
 
 
 def measured(plan: Plan, arms: pd.DataFrame) -> list[Answer]:
@@ -161,9 +194,9 @@ def measured(plan: Plan, arms: pd.DataFrame) -> list[Answer]:
     done = arms[arms["n"] > 0]
     if done.empty:
         return []
-    pairs = [(str(row["arm"]), _mean(row)) for _, row in done.head(MOST_PAIRS).iterrows()]
-    if len(done) > MOST_PAIRS:
-        pairs.append((f"and {len(done) - MOST_PAIRS} more, in the table below", ""))
+    pairs = [(str(row["arm"]), _mean(row)) for _, row in done.head(MAX_PAIRS).iterrows()]
+    if len(done) > MAX_PAIRS:
+        pairs.append((f"and {len(done) - MAX_PAIRS} more, in the table below", ""))
     aside = f"{wording.quantity_on(plan.metric)}, mean ± standard error over seeds"
     return [Answer(outcome="undecided", title="Measured", aside=aside, pairs=pairs)]
 
@@ -173,12 +206,6 @@ def _mean(row: pd.Series) -> str:
     n = wording.count(int(row["n"]), "seed")
     value = wording.with_error(row["mean"], error) if error > 0 else wording.number(row["mean"])
     return f"{value} ({n})"
-
-
-def described(title: str, anchor: str, lines: Sequence[str]) -> Answer:
-    """What a section answers, with the way to it."""
-    aside = "described"
-    return Answer(outcome="described", title=title, aside=aside, lines=lines, href=f"#{anchor}")
 
 
 def facts(study: StudyRecords, arms: pd.DataFrame) -> dict[str, str]:
@@ -194,9 +221,9 @@ def _measured_in(plan: Plan) -> str:
     better = f"{'higher' if plan.higher_is_better else 'lower'} is better"
     if not plan.contrasts:
         return f"{wording.quantity_on(plan.metric)}, {better}"
-    chosen = _headlines(plan)
-    metrics = [c.metric or plan.metric for c in chosen]
-    metrics += [c.control_metric for c in chosen if c.control_metric and not c.floor]
+    first = _headlines(plan)
+    metrics = [c.metric or plan.metric for c in first]
+    metrics += [c.control_metric for c in first if c.control_metric and not c.floor]
     known = list(dict.fromkeys(map(wording.quantity_on, metrics)))
     what = " and ".join(known) if len(known) <= 2 else "the metric named"
     return f"{what}, {better}; a difference below {plan.margin:g} does not matter"
@@ -222,11 +249,11 @@ def changes(plan: Plan) -> dict[str, str]:
     """What the compared arms are, where they are few: arm -> changes against the base. The table of arms has all."""
     for contrasts in (plan.contrasts, _headlines(plan)):
         arms = list(dict.fromkeys(arm for c in contrasts for arm in (c.treatment, c.control)))
-        if 1 < len(arms) <= MOST_ARMS:
+        if 1 < len(arms) <= MAX_ARMS:
             return {arm: _change(plan.arms[arm]) for arm in arms}
     return {}
 
 
 def _change(changes: Mapping[str, Any]) -> str:
     text = arm_settings.words(changes)
-    return text if len(text) <= MOST_LETTERS else f"{len(changes)} settings changed, see the table of arms"
+    return text if len(text) <= MAX_LETTERS else f"{len(changes)} settings changed, see the table of arms"

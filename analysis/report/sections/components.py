@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 
 from analysis.plots import forest
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, wording
@@ -295,22 +296,22 @@ class Estimate:
     """1 or -1 when it is significantly above or below zero, else 0."""
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """The components of the study; None when its plan names none, or no arms that tell of them."""
-    plan = evidence.study.plan
+    plan = evidence.plan
     alone, full, crossed = added_alone(plan), left_out(plan), factorial(plan)
     if not (alone or full or crossed):
         return None
-    scores = design.compared(evidence.scores, evidence.states)
+    scores = evidence.compared
     contrasts = columns(crossed) if crossed else []
     sizes = [(worth.component, design.gaps(scores, worth.treatment, worth.control)) for worth in (*full, *alone)]
     sizes += [(column.name, effect_sizes(crossed, column, scores)) for column in contrasts if crossed]
     found = _estimates(plan, sizes)
     of_full, of_alone = found[: len(full)], found[len(full) : len(full) + len(alone)]
     effects = found[len(full) + len(alone) :]
-    return Extra(
+    return Section(
         title="Worth of each component",
-        text=[
+        sentences=[
             _how_to_read(plan, len(found)),
             *_floor(plan, found),
             *_worth_sentences(plan, of_full, of_alone, evidence),
@@ -320,7 +321,7 @@ def section(evidence: Evidence) -> Extra | None:
         method=[*alias_lines(plan)[:1], *([EFFECT] if effects else [])],
         answer=list(_worth_sentences(plan, of_full, of_alone, evidence)),
         tables=_tables(plan, of_full, of_alone, effects),
-        pictures=[*_worth_pictures(plan, of_full, of_alone), *_effect_pictures(plan, contrasts, effects)],
+        figures=[*_worth_pictures(plan, of_full, of_alone), *_effect_pictures(plan, contrasts, effects)],
     )
 
 

@@ -22,7 +22,8 @@ import pandas as pd
 
 from analysis.plots import scaling as plots
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.report.sections import scaling_laws
 from analysis.report.sections.scaling_laws import Fitted
 from analysis.stats import Floats, paired
@@ -232,22 +233,22 @@ def slopes(runs: Sequence[Run], sizes: Sequence[float], errors: pd.DataFrame) ->
     return np.asarray(np.log(rows) @ x / (x @ x), dtype=float) if len(rows) else np.empty(0)
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """Scaling of the study; None when its metric is no 1 - error, or its arms lie on no line over training sets."""
-    plan = evidence.study.plan
+    plan = evidence.plan
     lines = lines_over_jets(plan) if has_error(plan.metric) else []
     if not lines:
         return None
     models = lines_over_models(plan)
-    errors = 1 - design.compared(evidence.scores, evidence.states)
+    errors = 1 - evidence.compared
     found = [one for line in lines if (one := _fitted(plan, line, errors))]
     planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
     repeats = list(_repetitions(plan, lines, errors))
     laws = list(scaling_laws.sentences(found[:MOST_LINES]))
-    return Extra(
+    return Section(
         title="Scaling",
         answer=laws[:2],
-        text=[
+        sentences=[
             _intro(plan),
             *laws,
             *(scaling_laws.plane_sentence(one) for one in planes),
@@ -258,7 +259,7 @@ def section(evidence: Evidence) -> Extra | None:
         ],
         method=[scaling_laws.method(plan.alpha)] if found else [],
         tables=[*scaling_laws.tables(found, planes, repeats), *_tables(plan, lines, models, errors)],
-        pictures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
+        figures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
     )
 
 
@@ -397,14 +398,14 @@ def _tables(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: p
     head = ["model", "held", "jets", "passes over each", "steps", "n", "error", level]
     fitted = [_slope_row("jets", line, line.kind, _slope(plan, line, errors)) for line in lines]
     fitted += [_slope_row("weights", line, "both", _slope(plan, line, errors, over_models=True)) for line in models]
-    words = frozenset({0, 1})
+    words = (0, 1)
     found = [
-        Table(label="Error against training jets", head=head, rows=points, wordy=words),
+        Table(label="Error against training jets", head=head, rows=points, text_columns=words),
         Table(
             label="Slopes of log error",
             head=["line", "held", "against", "sizes", "n", "slope", level, "error left at ten times"],
             rows=fitted,
-            wordy=frozenset({0, 1, 2}),
+            text_columns=(0, 1, 2),
         ),
     ]
     if models:
@@ -414,7 +415,7 @@ def _tables(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: p
             for run in line.runs
         ]
         head = ["jets and epochs", "weights", "arm", "n", "error", level]
-        found.append(Table(label="Error against model size", head=head, rows=rows, wordy=frozenset({0, 2})))
+        found.append(Table(label="Error against model size", head=head, rows=rows, text_columns=(0, 2)))
     return found
 
 

@@ -260,11 +260,11 @@ def tables(lines: Sequence[Fitted], planes: Sequence[Fitted], repeats: Sequence[
         "error at ten times",
     ]
     rows = [_row(one, law, _ahead(one, law)) for one in [*lines, *planes] for law in one.comparison.laws]
-    found = [Table(label="Laws of the error", head=head, rows=rows, wordy=frozenset({0, 1, 2, 3}))] if rows else []
+    found = [Table(label="Laws of the error", head=head, rows=rows, text_columns=(0, 1, 2, 3))] if rows else []
     rows = [_row(one, law, "")[:-2] for one in repeats for law in one.comparison.laws]
     if rows:
         head = ["model", "held", *head[2:-2]]
-        found.append(Table(label="Passes over the same jets", head=head, rows=rows, wordy=frozenset({0, 1, 2, 3})))
+        found.append(Table(label="Passes over the same jets", head=head, rows=rows, text_columns=(0, 1, 2, 3)))
     return found
 
 

@@ -17,7 +17,8 @@ from statsmodels.api import OLS, add_constant
 
 from analysis.plots import scores as plots
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired, variance
 from analysis.stats.paired import MeanInterval
 from analysis.stats.variance import DRAW, SCORE, SEED, SETTING, Components
@@ -48,7 +49,7 @@ LEAST_MODELS = 30
 ANY = "any score"
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """The section; None where the arms of no block have a grid each."""
     grid, left_out = grid_table(evidence.study)
     if grid.empty:
@@ -75,8 +76,13 @@ def section(evidence: Evidence) -> Extra | None:
         tables.append(regression_section(gaps[gaps["trained"]], models))
     if drawn := geometry_picture(gaps):
         pictures.append(drawn)
-    return Extra(
-        title="Scores, settings and geometry", text=text, method=method, tables=tables, pictures=pictures, answer=answer
+    return Section(
+        title="Scores, settings and geometry",
+        sentences=text,
+        method=method,
+        tables=tables,
+        figures=pictures,
+        answer=answer,
     )
 
 
@@ -402,7 +408,7 @@ def geometry_section(gaps: pd.DataFrame) -> Table:
         for row in ordered.to_dict("records")
     ]
     head = ["encoder", "gap", "best score", "worst score", *(wording.quantity(name) for name in GEOMETRY)]
-    return Table(label="Gap between scores, and geometry", head=head, rows=rows, wordy=frozenset({0, 2, 3}))
+    return Table(label="Gap between scores, and geometry", head=head, rows=rows, text_columns=(0, 2, 3))
 
 
 def _geometry_words(gaps: pd.DataFrame) -> str:

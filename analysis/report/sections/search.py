@@ -12,7 +12,8 @@ from typing import Any
 
 from analysis.plots import search as plots
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.verdicts import wording
 from jbot.store.search_ledger import load_ledger
 
@@ -25,7 +26,7 @@ Point = Mapping[str, Any]
 Ledger = Mapping[str, Any]
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """How the winner was found; None for a study without a search, or with one that has not ended.
 
     Raises
@@ -37,12 +38,12 @@ def section(evidence: Evidence) -> Extra | None:
     ledger = load_ledger(study.storage, study.plan.study)
     if ledger is None or "winner" not in ledger or not _is_of(ledger, study.plan.arms):
         return None
-    return Extra(
+    return Section(
         title="The search",
-        text=[*_story(ledger), *_importance_words(ledger)],
+        sentences=[*_story(ledger), *_importance_words(ledger)],
         code=_recipe(evidence),
         tables=[*_best_table(ledger), _axes_table(ledger)],
-        pictures=list(_pictures(ledger)),
+        figures=list(_pictures(ledger)),
     )
 
 
@@ -172,7 +173,7 @@ def _axes_table(ledger: Ledger) -> Table:
     ]
     heads = {"ped_anova": "PED-ANOVA", "fanova": "fANOVA"}
     head = ["axis", "searched", "winner", *(heads[name] for name in names), "why this range"]
-    return Table(label="Search region", head=head, rows=rows, wordy=frozenset({0, 1, len(head) - 1}))
+    return Table(label="Search region", head=head, rows=rows, text_columns=(0, 1, len(head) - 1))
 
 
 def search_range(axis: Mapping[str, Any]) -> str:

@@ -15,8 +15,9 @@ import pandas as pd
 
 from analysis.plots import curves as curve_plots
 from analysis.plots.style import Picture
-from analysis.report import section as sections
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
+from analysis.report.sections.curves import comparable
 from analysis.stats import Floats, power
 from analysis.stats import paired as statistics
 from analysis.stats.paired import MeanInterval
@@ -59,25 +60,25 @@ class Gain:
     """`better`, `worse`, `larger`, `smaller`, or `not shown`."""
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """Spread over seeds, and emergence; None when the study has arms to compare, or no complete trial."""
-    plan = evidence.study.plan
+    plan = evidence.plan
     values = metric_values(evidence.trials, plan)
     if len(plan.arms) != 1 or not values:
         return None
     gains, points = trained_gains(evidence.trials, plan), milestones(evidence.curves, plan)
     spread = _spread_table(values, evidence.study)
     by_seeds, gained = list(_seed_sentences(plan, values, evidence.study)), list(_gain_sentences(plan, gains))
-    return Extra(
+    return Section(
         title="Seeds and emergence",
         answer=[*by_seeds[:1], *gained],
-        text=[
+        sentences=[
             *by_seeds,
             *gained,
             *_milestone_sentence(points),
         ],
         tables=[spread, *_power_tables(plan, values), *_gain_tables(gains, evidence), *_milestone_tables(points)],
-        pictures=[*_milestone_pictures(plan, points), *_gain_pictures(gains)],
+        figures=[*_milestone_pictures(plan, points), *_gain_pictures(gains)],
     )
 
 
@@ -125,7 +126,7 @@ def milestones(curves: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
     at = complete[complete["epoch"].isin(epochs)]
     found = {}
     first = convergence.validation_metric(plan, curves)
-    for metric in sorted(sections.comparable_curves(curves), key=lambda name: name != first):
+    for metric in sorted(comparable(curves), key=lambda name: name != first):
         table = at.pivot_table(index="seed", columns="epoch", values=metric, aggfunc="last").astype(float)
         if not table.empty:
             found[metric] = table
@@ -274,7 +275,7 @@ def _power_tables(plan: Plan, values: dict[str, Floats]) -> Iterator[Table]:
 def _gain_tables(gains: Sequence[Gain], evidence: Evidence) -> Iterator[Table]:
     if not gains:
         return
-    plan, rows = evidence.study.plan, []
+    plan, rows = evidence.plan, []
     for gain in gains:
         raw = tables.scores_and_states(evidence.trials, plan, f"raw/{gain.metric}")[0].stack().mean()
         before, after = (design.mean_cell(statistics.mean_interval(one)) for one in (gain.before, gain.after))
@@ -282,9 +283,7 @@ def _gain_tables(gains: Sequence[Gain], evidence: Evidence) -> Iterator[Table]:
         cells += [design.mean_cell(gain.interval, sign=True), design.interval_cell(gain.interval)]
         rows.append([*cells, str(gain.interval.n), design.p_cell(gain.p, gain.interval.n)])
     head = ["metric", "trained", "raw features", "untrained", "trained", "difference", f"{1 - plan.alpha:.0%} interval"]
-    yield Table(
-        label="Untrained against trained", head=[*head, "n", "p, corrected"], rows=rows, wordy=frozenset({0, 1})
-    )
+    yield Table(label="Untrained against trained", head=[*head, "n", "p, corrected"], rows=rows, text_columns=(0, 1))
 
 
 def _milestone_tables(points: dict[str, pd.DataFrame]) -> Iterator[Table]:

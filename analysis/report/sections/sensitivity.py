@@ -17,7 +17,8 @@ import pandas as pd
 
 from analysis.plots import sensitivity as plots
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, wording
@@ -145,22 +146,22 @@ def _by_chance(rows: Floats) -> tuple[float, float]:
     return float(spans.mean()), float((np.count_nonzero(reached) + 1) / (SHUFFLES + 1))
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """Response curves of the study; None when its arms scan nothing."""
-    plan = evidence.study.plan
+    plan = evidence.plan
     found = scans(plan)
     if not found:
         return None
-    scores = design.compared(evidence.scores, evidence.states)
+    scores = evidence.compared
     fields = list(dict.fromkeys(scan.field for scan in found))
     by_field = {field: [scan for scan in found if scan.field == field] for field in fields}
     said = _sentences(plan, found, scores)
-    return Extra(
+    return Section(
         title="Response to single settings",
-        text=(_how_to_read(plan, scores), *said),
+        sentences=(_how_to_read(plan, scores), *said),
         answer=said,
         tables=_tables(plan, by_field, scores),
-        pictures=tuple(_picture(plan, field, of, scores) for field, of in by_field.items()),
+        figures=tuple(_picture(plan, field, of, scores) for field, of in by_field.items()),
     )
 
 
@@ -209,9 +210,9 @@ def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -
         cells[scan.field].append(_row(plan, scan, value, arm, scores, gaps, p))
     level = f"{1 - plan.alpha:.0%} interval"
     head = ["arm", "n", "mean", level, "difference to base", level, "pairs", "p, corrected"]
-    words = frozenset({0, 1})
     return tuple(
-        Table(label=f"Response to {name}", head=[name, *head], rows=of, wordy=words) for name, of in cells.items()
+        Table(label=f"Response to {name}", head=[name, *head], rows=of, text_columns=(0, 1))
+        for name, of in cells.items()
     )
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.plots import transfer as plots
 from analysis.plots.style import Picture
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import wording
@@ -38,30 +39,30 @@ class Encoder:
         return self.records[column].dropna() if column in self.records else pd.Series(dtype=float)
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """The matrix of pre-training energy against test energy; None where no encoder is judged at another energy."""
     encoders = _encoders(evidence)
-    metric = _metric(evidence.study.plan.metric)
+    metric = _metric(evidence.plan.metric)
     pts = sorted({pt for encoder in encoders for pt in encoder.judged})
     if not any(len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.judged if pt != encoder.own):
         return None
     shown = list(dict.fromkeys([metric, *METRICS[:2]]))
     how, said = _how_to_read(), _widest_steps(encoders, metric, pts)
-    return Extra(
+    return Section(
         title="Transfer between jet energies",
-        text=[*how, *said],
+        sentences=[*how, *said],
         answer=said,
         tables=[
             *(_matrix(encoders, one, pts) for one in shown),
             *(_matrix(encoders, one, pts, shifted=True) for one in shown),
             *_costs(encoders, metric, pts),
         ],
-        pictures=[_picture(encoders, metric, pts)],
+        figures=[_picture(encoders, metric, pts)],
     )
 
 
 def _encoders(evidence: Evidence) -> list[Encoder]:
-    plan, trials = evidence.study.plan, evidence.trials
+    plan, trials = evidence.plan, evidence.trials
     base, found = from_dict(plan.base), []
     for arm, changes in plan.arms.items():
         config = override(base, changes)

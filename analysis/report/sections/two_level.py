@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.report.section import Evidence, Extra, Table
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, tables, wording
@@ -207,7 +208,7 @@ def bootstrap_means(
     return found
 
 
-def section(evidence: Evidence) -> Extra | None:
+def section(evidence: Evidence) -> Section | None:
     """Both errors of contrasts and arms; None where no per-jet outcomes of the primary metric are kept."""
     kept = _kept(evidence)
     if kept is None:
@@ -215,11 +216,11 @@ def section(evidence: Evidence) -> Extra | None:
     contrasts, arms = list(_of_contrasts(evidence, kept)), list(_of_arms(evidence, kept))
     if not contrasts and not arms:
         return None
-    level = f"{1 - evidence.study.plan.alpha:.0%} interval"
+    level = f"{1 - evidence.plan.alpha:.0%} interval"
     head = ["", "n", "test jets", "mean", "error of seeds", "error of test jets", f"{level}, seeds", f"{level}, both"]
     rows = [*(_row(found, True) for found, _ in contrasts), *(_row(found, False) for found in arms)]
     table = Table(label="Errors of seeds and of test jets", head=head, rows=rows)
-    return Extra(title="Seeds and test jets", text=[*_sentences(contrasts, arms)], tables=[table])
+    return Section(title="Seeds and test jets", sentences=[*_sentences(contrasts, arms)], tables=[table])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +251,8 @@ def _kept(evidence: Evidence) -> _Kept | None:
 
 def _of_contrasts(evidence: Evidence, kept: _Kept) -> Iterator[tuple[Levels, Verdict]]:
     """Paired differences at the seeds that the verdict compares, where outcomes of both arms are kept for all."""
-    confidence = 1 - evidence.study.plan.alpha
-    compared = design.compared(evidence.scores, evidence.states)
+    confidence = 1 - evidence.plan.alpha
+    compared = evidence.compared
     for item in evidence.verdicts:
         contrast = item.contrast
         gaps = (compared[contrast.treatment] - compared[contrast.control]).dropna()
@@ -264,13 +265,13 @@ def _of_contrasts(evidence: Evidence, kept: _Kept) -> Iterator[tuple[Levels, Ver
 
 def _of_arms(evidence: Evidence, kept: _Kept) -> Iterator[Levels]:
     """Means of arms over complete trials, where outcomes of all are kept."""
-    for arm in evidence.study.plan.arms:
+    for arm in evidence.plan.arms:
         scores = evidence.scores[arm].dropna()
         have = [(arm, int(seed)) for seed in scores.index]
         if len(have) > 1 and all(one in kept.parts for one in have):
             parts = np.stack([kept.parts[one] for one in have])
             values = scores.to_numpy(dtype=float)
-            yield levels(arm, values, parts, kept.labels, 1 - evidence.study.plan.alpha)
+            yield levels(arm, values, parts, kept.labels, 1 - evidence.plan.alpha)
 
 
 def _row(found: Levels, sign: bool) -> list[str]:
@@ -305,17 +306,3 @@ def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Level
 
 def _spans(found: Levels) -> bool:
     return found.low <= 0 <= found.high
-
-
-def trial_error(evidence: Evidence) -> str:
-    """The error of one trial from its test jets, as recorded, beside the spread over seeds; empty where neither is."""
-    records = evidence.study.records.values()
-    metric, spread = evidence.study.plan.metric, float(evidence.arms["sd"].mean())
-    errors = [r.uncertainties.get(metric, {}).get("error") for r in records if r is not None and r.state == "complete"]
-    known = [float(error) for error in errors if error is not None and math.isfinite(error)]
-    if not known or not math.isfinite(spread):
-        return ""
-    return (
-        f"One trial carries a test-jet error of {wording.compact(float(np.mean(known)), 2)}; "
-        f"over seeds an arm varies by {wording.compact(spread, 2)} (standard deviation)."
-    )

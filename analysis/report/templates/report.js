@@ -54,9 +54,10 @@
     for (const mark of all(".mark[data-arm]")) mark.classList.toggle("off", hidden.has(mark.dataset.arm));
     for (const button of all(".toggles button")) button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.arm)));
   };
-  for (const place of all("[data-toggles]")) {
+  const swatches = JSON.parse(document.querySelector("main").dataset.swatches);
+  for (const place of all(".figures")) {
     const drawn = new Set(all(".mark[data-arm]", place).map((mark) => mark.dataset.arm));
-    const arms = JSON.parse(place.dataset.toggles).filter(([arm]) => drawn.has(arm));
+    const arms = swatches.filter(([arm]) => drawn.has(arm));
     if (arms.length < 2) continue;
     const bar = document.createElement("div");
     bar.className = "toggles"; bar.setAttribute("role", "group"); bar.setAttribute("aria-label", "Arms shown in the figures");

@@ -158,9 +158,7 @@ def test_links_of_the_page_arrive(browser, address):
     page = opened(browser, address)
     inner = page.eval_on_selector_all('a[href^="#"]', "all => all.map(a => a.getAttribute('href').slice(1))")
     assert [name for name in inner if page.locator(f"[id='{name}']").count() != 1] == []
-    records = page.eval_on_selector_all(
-        '#trials ~ details a[href^="../"]', "all => all.map(a => a.getAttribute('href'))"
-    )
+    records = page.eval_on_selector_all('#trials ~ .wide a[href^="../"]', "all => all.map(a => a.getAttribute('href'))")
     folder = Path(address.removeprefix("file://")).parent
     assert len(records) == 20
     assert all((folder / name).exists() for name in records)

@@ -16,7 +16,9 @@ import pytest
 from analysis.plots import forest
 from analysis.plots.style import FAINT
 from analysis.report import build, headline, links, registry
-from analysis.report import section as sections
+from analysis.report.evidence import gather
+from analysis.report.section import Section, Table
+from analysis.report.sections import arms, curves, differences, example_jets, failures, other_metrics, single_trials
 from analysis.verdicts import convergence, provenance, tables, wording
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.evaluator import metric_names
@@ -182,7 +184,7 @@ def test_page_is_self_contained_and_every_figure_has_words(page):
 
 def test_failed_seed_is_counted_in_arm_and_verdict(folder, page):
     study = load_study(str(folder))
-    arms = sections.gather(study).arms.set_index("arm")
+    arms = gather(study).arms.set_index("arm")
     assert (arms.loc["none", "n"], arms.loc["none", "failed"]) == (5, 1)
     assert arms.loc["none", "failure_low"] == pytest.approx(0.0301, abs=1e-4)
     assert arms.loc["none", "failure_high"] == pytest.approx(0.5635, abs=1e-4)
@@ -225,9 +227,9 @@ def test_same_records_same_page(tmp_path):
 def test_unfinished_study_says_so_and_compares_whole_blocks_only(tmp_path):
     pending = dict.fromkeys([("none", 4), ("random", 5), ("none", 5)])
     study = load_study(str(write_study(tmp_path, make_plan(), changes=pending)))
-    evidence = sections.gather(study)
+    evidence = gather(study)
     status = "Unfinished: 15 of 18 trials have ended. Compared are the 4 blocks of 6 in which every arm has ended."
-    assert sections.status(evidence) == status
+    assert headline.status(evidence) == status
     assert [item.difference.n for item in evidence.verdicts] == [4, 4, 4]
     assert all(item.interim for item in evidence.verdicts)
     assert status in build.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
@@ -248,7 +250,7 @@ def test_study_of_failures_only(tmp_path):
     text = build.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert "No complete trial has left a learning curve." in text
     assert "6 seeds are left out because a trial failed: momentum failed in 6 of 6 (95% interval 61% to 100%)" in text
-    assert all(item.outcome == "undecided" for item in sections.gather(study).verdicts)
+    assert all(item.outcome == "undecided" for item in gather(study).verdicts)
 
 
 def test_deviations_are_listed(tmp_path):
@@ -304,11 +306,11 @@ def test_hostile_strings_stay_text(tmp_path):
 def test_metric_that_is_not_finite_counts_as_failed(tmp_path):
     plan = make_plan()
     study = load_study(str(write_study(tmp_path, plan, changes={("random", 0): {"metrics": {"test/knn_auc": 0.5}}})))
-    evidence = sections.gather(study)
+    evidence = gather(study)
     first = evidence.verdicts[0]
     assert (first.difference.n, first.dropped, first.failures[1].failed) == (5, 1, 1)
     assert ["random", "0", "complete", "left no test/knn_accuracy: counted as failed"] in [
-        list(row) for row in sections.failures_section(evidence).rows
+        list(row) for row in failures.section(evidence).tables[0].rows
     ]
 
 
@@ -440,9 +442,9 @@ def test_arms_below_the_untrained_encoder_are_named(tmp_path, folder):
     metrics = {"test/knn_accuracy": 0.2, "untrained/test/knn_accuracy": 0.35}
     plan = make_plan(seeds=(0, 1))
     study = load_study(str(write_study(tmp_path, plan, changes={("none", s): {"metrics": metrics} for s in (0, 1)})))
-    said = sections.below_floor(sections.gather(study))
+    said = headline.below_baseline(gather(study))
     assert said == "No better than the untrained encoder on average: none. Comparisons with none say little."
-    assert sections.below_floor(sections.gather(load_study(str(folder)))) == ""
+    assert headline.below_baseline(gather(load_study(str(folder)))) == ""
 
 
 def test_tidy_table_keeps_trials_that_have_not_ended(tmp_path):
@@ -493,8 +495,8 @@ def test_floors_are_those_of_the_task(tmp_path):
     changes = {
         (arm, seed): {"metrics": metrics | {"untrained/test/knn_auc": floor[arm]}} for arm in arms for seed in (0, 1)
     }
-    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
-    table = sections.metrics_section(evidence, ["test/knn_auc"])
+    evidence = gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
+    table = other_metrics.means_table(evidence, ["test/knn_auc"])
     assert table.head == ["arm", "k-NN AUC"]
     shown = {row[0]: float(row[1].split()[0]) for row in table.rows}
     assert shown["untrained encoder, task all"] == pytest.approx(0.35)
@@ -507,7 +509,7 @@ def test_many_metrics_are_set_below_each_other_and_accuracies_first(tmp_path):
     names += ["anomaly_gmm_auc", "anomaly_gmm_auc_t", "anomaly_gmm_oracle_auc", "anomaly_gmm_optimism", "alignment"]
     metrics = {f"test/{name}": 0.5 for name in [*names, "knn_accuracy"]}
     changes = {(arm, 0): {"metrics": metrics} for arm in plan.arms}
-    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
+    evidence = gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
     shown = tables.other_metrics(evidence.trials, plan)
     assert [name.removeprefix("test/") for name in shown] == [
         *(f"finetune_{share}_accuracy" for share in (1, 5, 10, 100)),
@@ -515,7 +517,7 @@ def test_many_metrics_are_set_below_each_other_and_accuracies_first(tmp_path):
         "anomaly_gmm_auc",
         "alignment",
     ]
-    table = sections.metrics_section(evidence, shown)
+    table = other_metrics.means_table(evidence, shown)
     assert table.head == ["metric", *plan.arms]
     assert table.rows[0][0] == "fine-tuning on 1% of labels, accuracy"
 
@@ -525,9 +527,9 @@ def test_without_contrasts_nothing_is_joined_or_warned_of(tmp_path):
     plan = make_plan(seeds=(0, 1), contrasts=())
     changes = {("none", seed): {"metrics": metrics} for seed in (0, 1)}
     study = load_study(str(write_study(tmp_path, plan, changes=changes, files=True)))
-    evidence = sections.gather(study)
-    assert sections.below_floor(evidence) == "No better than the untrained encoder on average: none."
-    picture = sections.scores_picture(evidence)
+    evidence = gather(study)
+    assert headline.below_baseline(evidence) == "No better than the untrained encoder on average: none."
+    (picture,) = arms.section(evidence).figures
     assert "join" not in picture.caption
     assert FAINT not in [line.get_color() for line in picture.figure.axes[0].lines]
     text = build.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
@@ -538,8 +540,8 @@ def test_without_contrasts_nothing_is_joined_or_warned_of(tmp_path):
 @pytest.mark.parametrize(("seeds", "bands"), [(3, 0), (4, 3)])
 def test_few_seeds_are_drawn_one_by_one(tmp_path, seeds, bands):
     plan = make_plan(seeds=tuple(range(seeds)), contrasts=())
-    evidence = sections.gather(load_study(str(write_study(tmp_path, plan, files=True))))
-    picture = next(sections.curve_pictures(evidence))
+    evidence = gather(load_study(str(write_study(tmp_path, plan, files=True))))
+    picture = next(curves.pictures(evidence))
     (axes,) = picture.figure.axes
     assert len(axes.collections) == bands
     assert len(axes.lines) == len(plan.arms) * (1 if bands else 1 + seeds)
@@ -556,7 +558,7 @@ def test_jets_that_are_the_same_in_all_arms_are_drawn_once(tmp_path):
     study = load_study(str(root))
     trials = {trial.arm: f"{trial_folder(trial.trial_id)}/examples.safetensors" for trial in study.trials}
     study.storage.write_arrays(trials["none"], study.storage.read_arrays(trials["momentum"]))
-    captions = [picture.caption for picture in sections.example_pictures(sections.gather(study))]
+    captions = [picture.caption for picture in example_jets.section(gather(study)).figures]
     assert [caption.partition(":")[0] for caption in captions] == ["momentum, none, seed 0", "random, seed 0"]
 
 
@@ -570,8 +572,8 @@ def test_single_trials_show_one_of_each_task(tmp_path, monkeypatch):
         scores = {f"{probe}/probability": rng.dirichlet(np.ones(classes), size=40) for probe in ("knn", "linear")}
         scores = {name: one.astype(np.float32) for name, one in scores.items()} | {"label": labels}
         study.storage.write_arrays(f"{trial_folder(trial.trial_id)}/scores.safetensors", scores)
-    monkeypatch.setattr(sections, "MOST_CLOSE", 4)
-    drawn = sections.closer_pictures(sections.gather(study))
+    monkeypatch.setattr(single_trials, "MAX_FIGURES", 4)
+    drawn = single_trials.pictures(gather(study))
     assert {trial: [picture.name for picture in found] for trial, found in drawn.items()} == {
         "a, seed 0": ["training-a", "roc-knn-a"],
         "c, seed 0": ["training-c", "roc-knn-c"],
@@ -580,10 +582,10 @@ def test_single_trials_show_one_of_each_task(tmp_path, monkeypatch):
 
 def test_sections_of_their_own_are_in_both_reports(tmp_path, monkeypatch):
     def section(evidence):
-        table = sections.Table(label="Worth", head=["component", "worth"], rows=[["<b>", "0.1 ± 0.2"]])
-        return sections.Extra(title="Components & more", text=["Plain words <i>."], tables=[table])
+        table = Table(label="Worth", head=["component", "worth"], rows=[["<b>", "0.1 ± 0.2"]])
+        return Section(title="Components & more", sentences=["Plain words <i>."], tables=[table])
 
-    monkeypatch.setattr(registry, "SECTIONS", (section, lambda evidence: None))
+    monkeypatch.setattr(registry, "PARTS", {"Evidence": (section, lambda evidence: None)})
     study = load_study(str(write_study(tmp_path, make_plan())))
     page = build.build_report(study, tmp_path / "out").read_text(encoding="utf-8")
     assert '<h2 id="components-more">Components &amp; more</h2>' in page
@@ -606,9 +608,9 @@ def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
     plan = make_plan(arms=arms, contrasts=contrasts, seeds=(0, 1, 2), margin=1e-6)
     failed = {("dead", seed): FAILED for seed in plan.seeds}
     study = load_study(str(write_study(tmp_path, plan, changes=failed)))
-    verdicts = sections.gather(study).verdicts
+    verdicts = gather(study).verdicts
     assert [v.outcome for v in verdicts] == ["undecided"] * 3
-    found = headline.answers(verdicts)
+    found = headline.by_outcome(verdicts)
     assert [item.title for item in found] == ["Failed", "Undecided"]
     assert "dead failed in 3 of 3" in found[0].text
     assert [name for name, _ in found[1].pairs] == ["base − a", "base − b"]
@@ -680,8 +682,8 @@ def test_no_name_of_a_contrast_runs_out_of_the_figure(letters):
 
 def test_tables_name_the_level_of_the_plan_and_keep_their_columns(tmp_path):
     few = make_plan(arms={"momentum": {}, "random": ARMS["random"]}, contrasts=make_plan().contrasts[:1], alpha=0.1)
-    evidence = sections.gather(load_study(str(write_study(tmp_path, few))))
-    shown = [sections.arms_section(evidence), sections.contrasts_section(evidence)]
+    evidence = gather(load_study(str(write_study(tmp_path, few))))
+    shown = [arms.arms_table(evidence), differences.contrasts_table(evidence)]
     assert all("90% interval" in table.head and "95% interval" not in table.head for table in shown)
     columns = tables.contrasts_table(evidence.verdicts).columns
     assert list(tables.contrasts_table([]).columns) == list(columns)

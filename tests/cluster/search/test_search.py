@@ -545,23 +545,23 @@ def evidence_of(searcher: Searcher) -> SimpleNamespace:
 def test_the_report_shows_the_search(tmp_path):
     pytest.importorskip("matplotlib")
     searcher = run_made_up(Searcher(plan_of(Config()), 48, Storage(tmp_path), "x"))
-    extra = section(evidence_of(searcher))
-    text = " ".join(extra.text)
+    made = section(evidence_of(searcher))
+    text = " ".join(made.sentences)
     assert "48 points were drawn by TPE" in text
     n = sum(entry["state"] == "complete" for entry in searcher.entries)
     assert n >= MIN_COMPLETE
     assert f"from the {n} points that ran to the end and no other" in text
-    command, arm = extra.code.values()
+    command, arm = made.code.values()
     changes = evidence_of(searcher).study.plan.arms["winner"]
     words = shlex.split(command.replace("\\\n", ""))
     assert changes_of(words[5::2]) == changes  # python studies/baseline.py --preset <preset> --set a=b --set ...
     assert ast.literal_eval("{" + arm + "}") == {"winner": changes}
-    assert [picture.name for picture in extra.pictures] == ["search-history", "search-parallel", "search-slices"]
-    region = extra.tables[-1]
+    assert [picture.name for picture in made.figures] == ["search-history", "search-parallel", "search-slices"]
+    region = made.tables[-1]
     assert region.head == ["axis", "searched", "winner", "PED-ANOVA", "fANOVA", "why this range"]
     assert {row[0] for row in region.rows} == {axis.coordinate for axis in AXES}
     few = run_made_up(Searcher(plan_of(Config(), seed=3), 6, Storage(tmp_path / "few"), "x"))
-    assert "Importance is not given: it takes at least 10 points" in " ".join(section(evidence_of(few)).text)
+    assert "Importance is not given: it takes at least 10 points" in " ".join(section(evidence_of(few)).sentences)
 
 
 def test_the_report_says_nothing_of_a_search_that_is_not_its_own(undisturbed):

@@ -87,8 +87,8 @@ def test_component_that_is_out_of_the_base_is_named_and_not_measured(tmp_path):
     factors = FACTORS | {"dropout": {"augment.split_fraction": 1.0}}
     plan = make_plan(arms_of([(), ("KoLeo",)]), factors=factors)
     assert list(components.components(plan)) == NAMES
-    extra = components.section(simulate(tmp_path, plan, noisy))
-    assert "Already out of the base, so not measured: dropout." in extra.text
+    made = components.section(simulate(tmp_path, plan, noisy))
+    assert "Already out of the base, so not measured: dropout." in made.sentences
 
 
 def test_worths_are_paired_differences_with_failures_counted(tmp_path):
@@ -97,20 +97,20 @@ def test_worths_are_paired_differences_with_failures_counted(tmp_path):
     plan = make_plan(arms_of([(), *singles, tuple(NAMES), *others]), factors=FACTORS, seeds=10)
     lost = {(arm_name(("centering",)), 3): FAILED}
     evidence = simulate(tmp_path, plan, noisy, lost)
-    extra = components.section(evidence)
-    rows = {row[0]: row for row in extra.tables[0].rows}
+    made = components.section(evidence)
+    rows = {row[0]: row for row in made.tables[0].rows}
     gaps = (evidence.scores["full"] - evidence.scores["no_centering"]).dropna()
     assert gaps.mean() == pytest.approx(0.07, abs=0.005)
     assert rows["centering"][1].startswith(f"+{gaps.mean():.4f}"[:6])
     assert (rows["centering"][3], rows["KoLeo"][3]) == ("9", "10")
-    assert any(line.startswith("Trials failed without centering (1)") for line in extra.text)
-    full = next(line for line in extra.text if line.startswith("Left out of the full recipe"))
+    assert any(line.startswith("Trials failed without centering (1)") for line in made.sentences)
+    full = next(line for line in made.sentences if line.startswith("Left out of the full recipe"))
     assert "rotation (+0.03" in full
     assert "help" in full
     assert "nothing is shown for particle loss and KoLeo" in full
-    together = next(line for line in extra.text if line.startswith("All components together"))
+    together = next(line for line in made.sentences if line.startswith("All components together"))
     assert "so they need each other" in together  # of 0.09 together, 0.10 is lost one by one
-    assert [picture.name for picture in extra.pictures] == ["components-worth"]
+    assert [picture.name for picture in made.figures] == ["components-worth"]
 
 
 def test_barest_recipe_may_keep_a_component_without_which_nothing_is_learnt(tmp_path):
@@ -124,7 +124,7 @@ def test_barest_recipe_may_keep_a_component_without_which_nothing_is_learnt(tmp_
     assert found["particle loss"] == (arm_name(("centering", "rotation")), arm_name(other))
     assert list(found) == NAMES
     assert components.alias_lines(plan) == []
-    text = " ".join(components.section(simulate(tmp_path, plan, noisy)).text)
+    text = " ".join(components.section(simulate(tmp_path, plan, noisy)).sentences)
     assert (
         f"Added alone, to {arm_name(other)} (particle loss) and {arm_name(bare)} (KoLeo, centering and rotation)"
         in text
@@ -134,7 +134,7 @@ def test_barest_recipe_may_keep_a_component_without_which_nothing_is_learnt(tmp_
 
 def test_few_seeds_show_nothing_and_the_section_says_so(tmp_path):
     plan = make_plan(arms_of([(), *((name,) for name in NAMES)]), factors=FACTORS, seeds=3)
-    text = " ".join(components.section(simulate(tmp_path, plan, noisy)).text)
+    text = " ".join(components.section(simulate(tmp_path, plan, noisy)).sentences)
     assert "3 seeds can show nothing here, as their smallest p is 0.25" in text
     assert "though the interval excludes zero: centering (+0.07" in text
     assert " help" not in text.replace("that it helps", "")
@@ -142,16 +142,16 @@ def test_few_seeds_show_nothing_and_the_section_says_so(tmp_path):
 
 def test_one_seed_gives_numbers_without_intervals(tmp_path):
     plan = make_plan(arms_of(whole()), factors=FACTORS, seeds=1)
-    extra = components.section(simulate(tmp_path, plan, noisy))
-    assert {row[2] for row in extra.tables[0].rows} == {"–"}
-    assert {row[4] for row in extra.tables[1].rows} == {"–"}
+    made = components.section(simulate(tmp_path, plan, noisy))
+    assert {row[2] for row in made.tables[0].rows} == {"–"}
+    assert {row[4] for row in made.tables[1].rows} == {"–"}
 
 
 def test_study_without_any_score(tmp_path):
     plan = make_plan(arms_of(whole()), factors=FACTORS, seeds=2)
     lost = {(arm, seed): FAILED for arm in plan.arms for seed in plan.seeds}
-    extra = components.section(simulate(tmp_path, plan, noisy, lost))
-    assert {row[1] for row in extra.tables[0].rows} == {"–"}
+    made = components.section(simulate(tmp_path, plan, noisy, lost))
+    assert {row[1] for row in made.tables[0].rows} == {"–"}
 
 
 def test_no_components_no_section(tmp_path):

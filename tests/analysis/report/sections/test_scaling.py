@@ -87,16 +87,16 @@ def test_slope_of_a_known_law_and_its_sentences(tmp_path):
     errors = 1 - evidence.scores
     line = scaling.lines_over_jets(plan)[0]
     np.testing.assert_allclose(scaling.slopes(line.runs, SIZES, errors), EXPONENT, atol=1e-12)
-    extra = scaling.section(evidence)
-    text = " ".join(extra.text)
+    made = scaling.section(evidence)
+    text = " ".join(made.sentences)
     assert "jBOT-S, fixed epochs, 1,250 to 80,000 jets: slope −0.2" in text
     assert "ten times the jets leave 63% of the error" in text
     assert "At fixed steps each jet is seen 64 times with 1,250 jets and once with 80,000" in text
     assert "at least 7 sizes, evenly spaced in the logarithm, at 3 seeds each; this study has 7 sizes and 3" in text
     assert "Up to 2,500 training jets the probes have fewer labels than the 5,000 elsewhere" in text
-    assert [picture.name for picture in extra.pictures] == ["scaling-laws", "scaling-jets"]
-    assert [axes.get_title(loc="left") for axes in extra.pictures[1].figure.axes] == [scaling.EPOCHS, scaling.STEPS]
-    (points,) = [table for table in extra.tables if table.label == "Error against training jets"]
+    assert [picture.name for picture in made.figures] == ["scaling-laws", "scaling-jets"]
+    assert [axes.get_title(loc="left") for axes in made.figures[1].figure.axes] == [scaling.EPOCHS, scaling.STEPS]
+    (points,) = [table for table in made.tables if table.label == "Error against training jets"]
     assert [row[2:5] for row in points.rows][-1] == ["80,000", "1", "5,000"]
     assert "jBOT-S, fixed epochs: power law with irreducible error, E = 0 (0 to" in text
     assert "At 800,000 jets, 10 times the most here, it predicts an error of 0.2" in text
@@ -112,7 +112,7 @@ def test_labels_that_are_kept_are_no_second_reason_to_fall(tmp_path):
     plan = make_plan(arms, base=BASE, seeds=2)
     (line,) = scaling.lines_over_jets(plan)
     assert len(line.runs) == 7
-    assert "fewer labels" not in " ".join(scaling.section(simulate(tmp_path, plan, power_law)).text)
+    assert "fewer labels" not in " ".join(scaling.section(simulate(tmp_path, plan, power_law)).sentences)
 
 
 def test_slope_against_least_squares_with_noise():
@@ -129,10 +129,10 @@ def test_slope_against_least_squares_with_noise():
 def test_seed_with_a_failed_size_has_no_slope(tmp_path):
     plan = make_plan(epochs_arms(), base=BASE, seeds=3)
     evidence = simulate(tmp_path, plan, power_law, {("s2500", 1): FAILED})
-    extra = scaling.section(evidence)
-    (slopes,) = [table for table in extra.tables if table.label == "Slopes of log error"]
+    made = scaling.section(evidence)
+    (slopes,) = [table for table in made.tables if table.label == "Slopes of log error"]
     assert slopes.rows[0][4] == "2"
-    assert "Left out, as trials are missing or without an error: size 2,500." in extra.text[1]
+    assert "Left out, as trials are missing or without an error: size 2,500." in made.sentences[1]
 
 
 def test_error_of_zero_has_no_logarithm():
@@ -145,27 +145,27 @@ def test_error_of_zero_has_no_logarithm():
 
 
 def test_one_seed_has_a_slope_and_no_interval(tmp_path):
-    text = scaling.section(simulate(tmp_path, make_plan(epochs_arms(), base=BASE, seeds=1), power_law)).text
+    text = scaling.section(simulate(tmp_path, make_plan(epochs_arms(), base=BASE, seeds=1), power_law)).sentences
     assert "slope −0.200, ten times the jets leave 63% of the error (one seed, no interval)" in " ".join(text)
 
 
 def test_study_without_any_score(tmp_path):
     plan = make_plan(epochs_arms(), base=BASE, seeds=1)
-    extra = scaling.section(simulate(tmp_path, plan, power_law, {(arm, 0): FAILED for arm in plan.arms}))
-    assert "no seed has all sizes yet" in " ".join(extra.text)
-    assert extra.pictures == []
+    made = scaling.section(simulate(tmp_path, plan, power_law, {(arm, 0): FAILED for arm in plan.arms}))
+    assert "no seed has all sizes yet" in " ".join(made.sentences)
+    assert made.figures == []
 
 
 def test_interval_that_reaches_zero_is_not_drawn_on_a_logarithmic_axis(tmp_path):
     plan = make_plan(epochs_arms(SIZES[:3]), base=BASE, seeds=2)
     evidence = simulate(tmp_path, plan, lambda c, seed, rng: 0.2 + 0.6 * seed)
-    (axes,) = scaling.section(evidence).pictures[0].figure.axes
+    (axes,) = scaling.section(evidence).figures[0].figure.axes
     assert axes.get_ylim()[0] > 0.1
 
 
 def test_flat_error_is_not_called_a_law(tmp_path):
     plan = make_plan(epochs_arms(), base=BASE, seeds=4)
-    text = scaling.section(simulate(tmp_path, plan, lambda c, s, rng: 0.5 + 0.02 * rng.normal())).text
+    text = scaling.section(simulate(tmp_path, plan, lambda c, s, rng: 0.5 + 0.02 * rng.normal())).sentences
     assert "that the error does not change is not excluded" in " ".join(text)
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY, make_data
 from scipy.stats import kendalltau
 
-from analysis.report import section
+from analysis.report.evidence import gather
 from analysis.report.sections import score_grid
 from analysis.stats.variance import jackknife, shares, variance_components
 from cluster.resources import Resources
@@ -132,19 +132,19 @@ def found_in(judged):
 
 
 def test_the_section_has_shares_rankings_optimism_and_geometry(judged):
-    extra = score_grid.section(section.gather(found_in(judged)))
-    labels = [table.label for table in extra.tables]
+    made = score_grid.section(gather(found_in(judged)))
+    labels = [table.label for table in made.tables]
     assert labels[0].startswith("Shares of the variance")
     assert [label.split(" ")[0] for label in labels[1:]] == ["Kendall's", "AUC", "Gap"]
-    listed = dict.fromkeys(row[0] for row in extra.tables[0].rows)
+    listed = dict.fromkeys(row[0] for row in made.tables[0].rows)
     assert {"score", "setting within score", "bank draw", "bank size", "signal", "training seed", "encoder arm"} <= set(
         listed
     )
     assert "score × training seed" in listed
-    assert sum(float(row[1].rstrip("%")) for row in extra.tables[0].rows) == pytest.approx(100, abs=1)
-    assert any("needs at least 30 trained models, here are 6, so none is made" in line for line in extra.text)
-    assert [picture.name for picture in extra.pictures] == ["auc-shares", "auc-by-score", "gap-geometry"]
-    assert len(extra.tables[-1].rows) == 12  # six trained encoders and their starts
+    assert sum(float(row[1].rstrip("%")) for row in made.tables[0].rows) == pytest.approx(100, abs=1)
+    assert any("needs at least 30 trained models, here are 6, so none is made" in line for line in made.sentences)
+    assert [picture.name for picture in made.figures] == ["auc-shares", "auc-by-score", "gap-geometry"]
+    assert len(made.tables[-1].rows) == 12  # six trained encoders and their starts
 
 
 def test_the_oracle_is_never_behind(judged):

@@ -74,8 +74,8 @@ def test_detectable_difference_follows_the_correlation():
 
 def test_spread_of_every_metric_beside_the_error_of_test_jets(tmp_path):
     evidence = baseline(tmp_path)
-    extra = seed_variation.section(evidence)
-    spread = extra.tables[0]
+    made = seed_variation.section(evidence)
+    spread = made.tables[0]
     rows = {row[0]: row for row in spread.rows}
     scores = evidence.scores["base"]
     assert spread.rows[0][0] == "k-NN accuracy on test jets"
@@ -87,8 +87,10 @@ def test_spread_of_every_metric_beside_the_error_of_test_jets(tmp_path):
     )
     assert "effective rank on test jets" in rows
     times = f"{scores.std() / 0.008:.2g}"
-    assert f"The error of one trial from its test jets is 0.008: seeds move it {times} times as far." in extra.text[0]
-    assert [row[0] for row in extra.tables[1].rows] == ["0", "0.5", "0.9", "0.99"]
+    assert (
+        f"The error of one trial from its test jets is 0.008: seeds move it {times} times as far." in made.sentences[0]
+    )
+    assert [row[0] for row in made.tables[1].rows] == ["0", "0.5", "0.9", "0.99"]
 
 
 def test_gains_of_training_are_paired_and_judged(tmp_path):
@@ -109,7 +111,7 @@ def trials_and_plan(evidence):
 
 
 def test_sentences_name_what_is_better_and_what_is_not(tmp_path):
-    line = next(line for line in seed_variation.section(baseline(tmp_path)).text if "untrained encoder" in line)
+    line = next(line for line in seed_variation.section(baseline(tmp_path)).sentences if "untrained encoder" in line)
     assert "better in k-NN accuracy and neural collapse NC1; worse in k-means AMI; not shown for silhouette" in line
     assert "Clustering emerges" not in line
 
@@ -120,10 +122,10 @@ def test_milestones_are_the_epochs_that_exist(tmp_path):
     assert list(points) == ["val/knn_accuracy", "val/effective_rank"]
     assert list(points["val/knn_accuracy"].columns) == [0, 1, 10, 20]
     assert list(points["val/effective_rank"].mean()) == [1, 2, 11, 21]
-    extra = seed_variation.section(evidence)
-    assert "of that way it has gone 5% after 1 epoch and 50% after 10 epochs" in extra.text[-1]
-    assert extra.tables[-1].head == ["metric", "untrained", "epoch 1", "epoch 10", "epoch 20"]
-    assert [picture.name for picture in extra.pictures] == ["emergence", "untrained-and-trained"]
+    made = seed_variation.section(evidence)
+    assert "of that way it has gone 5% after 1 epoch and 50% after 10 epochs" in made.sentences[-1]
+    assert made.tables[-1].head == ["metric", "untrained", "epoch 1", "epoch 10", "epoch 20"]
+    assert [picture.name for picture in made.figures] == ["emergence", "untrained-and-trained"]
 
 
 def test_failed_trials_enter_nothing(tmp_path):
@@ -135,14 +137,14 @@ def test_failed_trials_enter_nothing(tmp_path):
 
 
 def test_one_seed_and_no_curves(tmp_path):
-    extra = seed_variation.section(baseline(tmp_path, n=1))
-    assert extra.text[0].startswith("One seed has ended")
-    assert extra.tables[0].rows[0][3:5] == ["–", "–"]
-    assert [picture.name for picture in extra.pictures] == ["untrained-and-trained"]
+    made = seed_variation.section(baseline(tmp_path, n=1))
+    assert made.sentences[0].startswith("One seed has ended")
+    assert made.tables[0].rows[0][3:5] == ["–", "–"]
+    assert [picture.name for picture in made.figures] == ["untrained-and-trained"]
 
 
 def test_few_seeds_say_what_they_cannot_show(tmp_path):
-    text = " ".join(seed_variation.section(baseline(tmp_path, n=4)).text)
+    text = " ".join(seed_variation.section(baseline(tmp_path, n=4)).sentences)
     assert "4 seeds cannot show more: the smallest p they can reach is 0.12" in text
 
 

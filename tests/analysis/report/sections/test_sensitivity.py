@@ -94,7 +94,7 @@ def test_span_of_a_known_truth(tmp_path):
     assert found.size == pytest.approx(0.03, abs=0.004)
     assert found.by_chance < found.size
     assert found.p == 1 / (sensitivity.SHUFFLES + 1)
-    text = sensitivity.section(evidence).text
+    text = sensitivity.section(evidence).sentences
     assert text[1].startswith("loss.koleo_weight from 0 to 1: the means lie 0.03")
     assert "(p = 0.0005, n = 5 seeds)" in text[1]
 
@@ -118,7 +118,7 @@ def test_ties_are_no_effect():
 
 def test_no_effect_is_said_and_corrected_over_all_scans(tmp_path):
     plan = make_plan({**koleo_arms(), **RATIOS})
-    text = sensitivity.section(simulate(tmp_path, plan, flat)).text
+    text = sensitivity.section(simulate(tmp_path, plan, flat)).sentences
     assert len(text) == 3
     assert all("no effect is shown" in line and "over 2 scans" in line for line in text[1:])
 
@@ -149,26 +149,26 @@ def test_arm_without_any_score_is_left_out_of_the_span(tmp_path):
 def test_study_of_failures_only(tmp_path):
     plan = make_plan(koleo_arms(), seeds=2)
     lost = {(arm, seed): FAILED for arm in plan.arms for seed in plan.seeds}
-    extra = sensitivity.section(simulate(tmp_path, plan, peaked, lost))
-    assert "nothing can be said yet" in extra.text[1]
-    assert {row[3] for row in extra.tables[0].rows} == {"–"}
+    made = sensitivity.section(simulate(tmp_path, plan, peaked, lost))
+    assert "nothing can be said yet" in made.sentences[1]
+    assert {row[3] for row in made.tables[0].rows} == {"–"}
 
 
 def test_one_seed_has_no_p(tmp_path):
-    text = sensitivity.section(simulate(tmp_path, make_plan(koleo_arms(), seeds=1), peaked)).text
+    text = sensitivity.section(simulate(tmp_path, make_plan(koleo_arms(), seeds=1), peaked)).sentences
     assert "One seed has no spread" in text[1]
 
 
 def test_unfinished_blocks_are_not_compared(tmp_path):
     plan = make_plan(koleo_arms(), seeds=2)
     running = {("base", seed): None for seed in plan.seeds}
-    text = sensitivity.section(simulate(tmp_path, plan, peaked, running)).text
+    text = sensitivity.section(simulate(tmp_path, plan, peaked, running)).sentences
     assert "nothing can be said yet" in text[1]
 
 
 def test_figure_has_a_zero_behind_a_gap_and_the_base_marked(tmp_path):
     plan = make_plan(koleo_arms((1024, 2048)), seeds=3)
-    (picture,) = sensitivity.section(simulate(tmp_path, plan, peaked)).pictures
+    (picture,) = sensitivity.section(simulate(tmp_path, plan, peaked)).figures
     upper, lower = picture.figure.axes
     assert picture.name == "response-loss-koleo-weight"
     labels = [upper.xaxis.get_major_formatter()(at) for at in upper.xaxis.get_majorticklocs()]
@@ -183,4 +183,4 @@ def test_figure_has_a_zero_behind_a_gap_and_the_base_marked(tmp_path):
 
 def test_sections_are_in_the_report(tmp_path):
     evidence = simulate(tmp_path, make_plan(koleo_arms(), seeds=2), peaked)
-    assert "Response to single settings" in [extra.title for extra in registry.gather(evidence)]
+    assert "Response to single settings" in [section.title for section in registry.gather(evidence)["Evidence"]]

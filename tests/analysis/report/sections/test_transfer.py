@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis.report import build, registry, section
+from analysis.report import build, registry
+from analysis.report.evidence import gather
 from analysis.report.sections import transfer
 from analysis.verdicts import wording
 from jbot.config import from_dict, override, to_dict
@@ -50,8 +51,8 @@ def write_records(root, seeds=7, without=()):
 
 
 def test_the_matrix_is_that_of_the_records(tmp_path):
-    extra = transfer.section(section.gather(write_records(tmp_path)))
-    refitted, linear, shifted, _, costs = extra.tables
+    made = transfer.section(gather(write_records(tmp_path)))
+    refitted, linear, shifted, _, costs = made.tables
     assert refitted.head == ["arm", "pre-trained at [GeV]", "n", "on 500 GeV", "on 1000 GeV", "on 2000 GeV"]
     assert refitted.label == "k-NN accuracy, probes refitted"
     assert linear.label == "linear-probe accuracy, probes refitted"
@@ -63,8 +64,11 @@ def test_the_matrix_is_that_of_the_records(tmp_path):
     assert len(costs.rows) == 6
     assert costs.rows[0][:3] == ["pre_1000 − pre_500", "500", "7"]
     assert costs.rows[0][3].startswith("−0.0500")
-    assert "Pre-trained at 500 GeV, judged at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100" in extra.text[2]
-    (picture,) = extra.pictures
+    assert (
+        "Pre-trained at 500 GeV, judged at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100"
+        in made.sentences[2]
+    )
+    (picture,) = made.figures
     assert len(picture.figure.axes) == 1
     assert "pre_2000: 0.5030 ± 0.0008 on 500 GeV" in picture.alt
 
@@ -75,7 +79,7 @@ def test_the_report_has_the_section_and_the_verdicts(tmp_path):
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     assert "Transfer between jet energies" in text
     assert r"pre\_500 - pre\_1000 on test\_1000/knn\_accuracy" in text
-    verdicts = {item.contrast.name: item for item in section.gather(found).verdicts}
+    verdicts = {item.contrast.name: item for item in gather(found).verdicts}
     assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].difference.mean == pytest.approx(-0.05)
     assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].outcome == "worse"  # two primary, seven seeds
     floors = [item for item in verdicts.values() if item.contrast.treatment == item.contrast.control]
@@ -84,17 +88,17 @@ def test_the_report_has_the_section_and_the_verdicts(tmp_path):
 
 def test_an_unfinished_study_shows_what_it_has(tmp_path):
     missing = {("pre_500", seed) for seed in range(7)} | {("pre_2000", 1)}
-    extra = transfer.section(section.gather(write_records(tmp_path, without=missing)))
-    assert extra.tables[0].rows[0][2:] == ["0", *[f"{wording.NOTHING}{own}" for own in (" (own)", "", "")]]
-    assert extra.tables[0].rows[2][2] == "6"
+    made = transfer.section(gather(write_records(tmp_path, without=missing)))
+    assert made.tables[0].rows[0][2:] == ["0", *[f"{wording.NOTHING}{own}" for own in (" (own)", "", "")]]
+    assert made.tables[0].rows[2][2] == "6"
 
 
 def test_other_studies_have_no_such_section(tmp_path):
     found = write_records(tmp_path, seeds=1)
     base = to_dict(override(from_dict(found.plan.base), {"probe.jet_pts": ()}))
-    evidence = section.gather(dataclasses.replace(found, plan=dataclasses.replace(found.plan, base=base)))
+    evidence = gather(dataclasses.replace(found, plan=dataclasses.replace(found.plan, base=base)))
     assert transfer.section(evidence) is None
-    assert transfer.section in registry.SECTIONS
+    assert transfer.section in registry.PARTS["Evidence"]
 
 
 def test_metrics_at_other_energies_are_named_in_words():

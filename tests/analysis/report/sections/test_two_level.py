@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from simulated import make_plan, simulate
 
-from analysis.report.section import gather
+from analysis.report.evidence import gather
 from analysis.report.sections import two_level
+from analysis.report.sections.arms import trial_error
 from analysis.report.sections.two_level import jet_covariance, jet_parts, levels
 from jbot.evaluation.metrics import auc, classification
 from jbot.store.plan import Contrast
@@ -124,13 +125,13 @@ def study(root, shared, seeds=6):
 
 
 def test_section_of_a_report_has_arms_and_contrasts(tmp_path):
-    extra = two_level.section(study(tmp_path, shared=True))
-    assert extra.title == "Seeds and test jets"
-    (table,) = extra.tables
+    made = two_level.section(study(tmp_path, shared=True))
+    assert made.title == "Seeds and test jets"
+    (table,) = made.tables
     assert [row[0] for row in table.rows] == ["b − a", "a", "b"]
     assert {row[2] for row in table.rows} == {"300"}
     assert float(table.rows[0][5]) > 0
-    assert "the same 300 test jets" in extra.text[0]
+    assert "the same 300 test jets" in made.sentences[0]
 
 
 def test_outcomes_that_contradict_the_record_are_not_used(tmp_path):
@@ -139,12 +140,12 @@ def test_outcomes_that_contradict_the_record_are_not_used(tmp_path):
     arrays = evidence.study.arrays(trial.trial_id, "scores")
     arrays["knn/probability"] = arrays["knn/probability"][::-1]
     evidence.study.storage.write_arrays(f"{trial_folder(trial.trial_id)}/scores.safetensors", arrays)
-    extra = two_level.section(evidence)
-    assert trial.arm not in [row[0] for row in extra.tables[0].rows]
+    made = two_level.section(evidence)
+    assert trial.arm not in [row[0] for row in made.tables[0].rows]
 
 
 def test_nothing_is_said_where_outcomes_are_not_kept(tmp_path):
     evidence = simulate(tmp_path, make_plan({"a": {}}), lambda config, seed, rng: 0.5 + 0.01 * seed)
     assert two_level.section(evidence) is None
-    assert two_level.trial_error(evidence).startswith("One trial carries a test-jet error of 0.008; over seeds")
+    assert trial_error(evidence).startswith("One trial carries a test-jet error of 0.008; over seeds")
     assert dataclasses.is_dataclass(gather(evidence.study))

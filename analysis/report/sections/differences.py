@@ -1,0 +1,152 @@
+"""Paired differences between arms, and the verdict on each contrast of the plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.plots.forest import Difference, paired_differences
+from analysis.plots.style import Picture
+from analysis.report import headline
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
+from analysis.verdicts import tables, wording
+from analysis.verdicts.decide import Verdict
+from analysis.verdicts.outcome import FAILED, numbers, outcome_label
+from analysis.verdicts.wording import NOTHING
+from jbot.store.plan import Plan
+
+MAX_ROWS = 10
+"""Contrasts drawn on the first screen; where there are more, a second figure has them."""
+MAX_CONTRASTS = 30
+"""Contrasts drawn and described in sentences; the table has all."""
+FAILED_NOTE = (
+    " “failed”: trials of an arm failed, so that fewer than two seeds are left to compare; the verdict is undecided."
+)
+
+
+def section(evidence: Evidence) -> Section:
+    """Estimate, test and verdict of every contrast, with the checks behind them."""
+    if not evidence.verdicts:
+        return Section(key="differences", title="Paired differences", sentences=["No contrasts were planned."])
+    shown = contrasts_table(evidence)
+    failed = any(FAILED in row[1] for row in shown.rows)
+    drawn = [_figure(evidence, MAX_ROWS, "paired-differences")]
+    if len(evidence.verdicts) > MAX_ROWS:
+        drawn.append(_figure(evidence, MAX_CONTRASTS, "paired-differences-all"))
+    return Section(
+        key="differences",
+        title="Paired differences",
+        figures=[one for one in drawn if one],
+        tables=[shown],
+        notes=[
+            "First-named arm minus the second, at the same seeds; ± is the standard error of the mean."
+            + FAILED_NOTE * failed
+        ],
+        details=[*_in_words(evidence), _checks(evidence)],
+    )
+
+
+def contrasts_table(evidence: Evidence) -> Table:
+    """One row per contrast."""
+    head = ["contrast", "verdict", "difference", evidence.level, "n", "p, corrected", "seeds to decide"]
+    rows = [_row(item) for item in evidence.verdicts]
+    return Table(label="Paired differences", head=head, rows=rows, text_columns=(0, 1))
+
+
+def _row(item: Verdict) -> list[str]:
+    d, error = item.difference, item.difference.standard_error
+    kind = "" if item.contrast.primary else " (exploratory)"
+    return [
+        wording.contrast(item.contrast.name),
+        f"{outcome_label(item)}{kind}",
+        wording.with_error(d.mean, error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True),
+        wording.interval(d.low, d.high, error, item.within),
+        str(d.n),
+        wording.p_value(item.p_adjusted, item.floor) if d.n > 1 else NOTHING,
+        str(item.seeds_needed) if item.seeds_needed else NOTHING,
+    ]
+
+
+def _in_words(evidence: Evidence) -> list[Section]:
+    """The verdicts that the first screen does not give in a sentence: it does so with a single one."""
+    first = headline.chosen(evidence.verdicts)
+    said = [v for v in first if len(first) == 1 and outcome_label(v) != FAILED]
+    rest = [v for v in evidence.verdicts if v not in said][:MAX_CONTRASTS]
+    title = f"{'Verdicts' if len(rest) == len(evidence.verdicts) else 'Other verdicts'} in words ({len(rest)})"
+    facts = {wording.contrast(v.contrast.name): " ".join([v.sentence, *v.notes]) for v in rest}
+    return [Section(title=title, facts=facts)] if rest else []
+
+
+def _checks(evidence: Evidence) -> Section:
+    """The limits of both tests, and what pairing gained."""
+    head = ["contrast", "smallest p", "equivalence p", "detectable"]
+    head += ["correlation", "gain of pairing", "seeds left out"]
+    rows = [_check_row(item) for item in evidence.verdicts]
+    return Section(
+        title="Checks of these verdicts: limits of the tests, gain of pairing",
+        tables=[Table(label="Checks of the paired differences", head=head, rows=rows)],
+        notes=[
+            "Smallest p: what so many seeds can reach after correction. Detectable: the difference this design finds "
+            "with 80% power. Gain of pairing: how many times the trials an unpaired comparison would need."
+        ],
+    )
+
+
+def _check_row(item: Verdict) -> list[str]:
+    d = item.difference
+    return [
+        wording.contrast(item.contrast.name),
+        wording.p_value(item.floor),
+        wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
+        wording.compact(item.detectable, 2),
+        wording.number(d.correlation, 3),
+        f"{wording.compact(d.variance_ratio, 2)}×" if math.isfinite(d.variance_ratio) else NOTHING,
+        str(item.dropped + item.pruned),
+    ]
+
+
+def _figure(evidence: Evidence, most: int, name: str) -> Picture | None:
+    """Primary contrasts first; None when nothing can be compared."""
+    plan = evidence.plan
+    drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
+    if not any(item.difference.n for item in drawn):
+        return None
+    said = "; ".join(f"{item.contrast.name}: {_row(item)[2]}, {outcome_label(item)}" for item in drawn)
+    more = (
+        f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
+    )
+    hollow = " Open diamonds: exploratory." if len({item.contrast.primary for item in drawn}) == 2 else ""
+    return Picture(
+        name=name,
+        figure=paired_differences(*forest_rows(drawn, evidence.trials, plan), plan.margin),
+        alt=f"Paired differences. {said}.",
+        caption="First-named arm minus the second, at the same seeds: "
+        f"{'right' if plan.higher_is_better else 'left'} of zero the first is better. Diamond and bar: mean and "
+        f"{evidence.level}; circles: seeds; shaded: differences below the margin of {plan.margin:g}.{hollow}{more}",
+    )
+
+
+def forest_rows(verdicts: Sequence[Verdict], trials: pd.DataFrame, plan: Plan) -> tuple[list[Difference], str]:
+    """Rows and axis label of the figure of verdicts, :func:`analysis.plots.forest.paired_differences`."""
+    metrics = {item.contrast.metric or plan.metric for item in verdicts}
+    quantities = {wording.quantity(metric) for metric in metrics}
+    # What all rows share stands at the axis, not in each of them.
+    shared = f"{min(quantities)} " if len(quantities) == 1 else ""
+    rows = [
+        Difference(
+            name=(name := wording.contrast(item.contrast.name)),
+            short=name.replace(f"({shared}", "("),
+            outcome=outcome_label(item),
+            primary=item.contrast.primary,
+            mean=item.difference.mean,
+            ends=item.ends,
+            seeds=tables.seed_differences(trials, plan, item),
+            numbers=numbers(item),
+        )
+        for item in verdicts
+    ]
+    what = {wording.quantity_on(metric) for metric in metrics} if len(metrics) == 1 else quantities
+    return rows, f"difference in {min(what)}" if len(what) == 1 else "difference"

@@ -1,0 +1,91 @@
+"""The final metrics besides the primary one, per arm and as exploratory paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section, Table
+from analysis.stats import paired
+from analysis.verdicts import tables, wording
+from analysis.verdicts.design import mean_cell
+
+MAX_COLUMNS = 8
+"""Metrics beside each other; more are set one below the other, with arms across."""
+NOTE = (
+    "On test jets: mean ± standard error over complete trials. Numbers of single classes, at single cuts and at other "
+    "settings are in trials.csv."
+)
+UNEQUAL_WIDTH = (
+    "The arms differ in embedding width: AMI, silhouette, effective rank and the geometry of the embedding are not "
+    "comparable between them."
+)
+
+
+def section(evidence: Evidence) -> Section:
+    """Means of the other metrics, and their differences folded away."""
+    metrics = tables.other_metrics(evidence.trials, evidence.plan)
+    if not metrics:
+        return Section(
+            key="metrics", title="Other metrics and clustering", sentences=["The records hold no other metrics."]
+        )
+    differences = _differences(evidence, metrics)
+    title = f"Paired differences of these metrics ({len(differences.rows)}, exploratory, Benjamini-Hochberg over all "
+    return Section(
+        key="metrics",
+        title="Other metrics and clustering",
+        tables=[means_table(evidence, metrics)],
+        notes=[NOTE, *[UNEQUAL_WIDTH] * (not equal_width(evidence))],
+        details=[Section(title=f"{title}of them)", tables=[differences])] if differences.rows else [],
+    )
+
+
+def means_table(evidence: Evidence, metrics: Sequence[str]) -> Table:
+    """Mean ± standard error per arm, then of the baselines; arms across if that fits better.
+
+    Arms with other data or another model have baselines of their own.
+    """
+    plan = evidence.plan
+    columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
+    rows = [[arm, *(_cell(column[arm]) for column in columns)] for arm in plan.arms]
+    for name, words in tables.REFERENCES.items():
+        baselines = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
+        for group, arms in tables.floor_groups(plan).items():
+            if any(one[arms].notna().any(axis=None) for one in baselines):
+                cells = [_cell(one[arms].mean(axis=1)) for one in baselines]
+                rows.append([f"{words}, {group}" if group else words, *cells])
+    names = [wording.quantity(name) if name.startswith("test/") else wording.quantity_on(name) for name in metrics]
+    table = [["arm", *names], *rows]
+    if len(metrics) > max(MAX_COLUMNS, len(rows)):
+        table = [list(cells) for cells in zip(*table, strict=True)]
+        table[0][0] = "metric"
+    return Table(label="Other metrics", head=table[0], rows=table[1:])
+
+
+def _cell(values: pd.Series) -> str:
+    return mean_cell(paired.mean_interval(values.dropna()))
+
+
+def _differences(evidence: Evidence, metrics: Sequence[str]) -> Table:
+    frame = tables.metric_differences(evidence.trials, evidence.plan, metrics)
+    rows = []
+    for _, row in frame.iterrows():
+        error, n = row["sd"] / math.sqrt(row["n"]), int(row["n"])
+        within = wording.bounds(row["metric"], of_difference=True)
+        names = [wording.quantity_on(row["metric"]), wording.contrast(row["contrast"])]
+        estimate = [
+            wording.with_error(row["mean"], error, True),
+            wording.interval(row["low"], row["high"], error, within),
+        ]
+        rows.append([*names, *estimate, str(n), wording.p_value(row["p_adjusted"], paired.min_p(n))])
+    head = ["metric", "contrast", "difference", evidence.level, "n", "p, corrected"]
+    return Table(label="Differences of other metrics", head=head, rows=rows, text_columns=(0, 1))
+
+
+def equal_width(evidence: Evidence) -> bool:
+    """Whether all arms embed in the same dimension: cluster metrics are comparable only then."""
+    ended = [record for record in evidence.study.records.values() if record is not None]
+    return len({tables.lookup(record.config, "model.dim") for record in ended}) <= 1

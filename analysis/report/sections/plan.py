@@ -1,0 +1,57 @@
+"""The plan of the study, as it was stated before the study ran."""
+
+from __future__ import annotations
+
+from analysis.report.evidence import Evidence
+from analysis.report.section import Section
+from analysis.stats import paired, power, sequential
+from analysis.verdicts import wording
+from jbot.store.plan import Plan
+
+STATED = "Stated before the study ran; its hash is in every record."
+
+
+def section(evidence: Evidence) -> Section:
+    """The design, and what it can find."""
+    plan = evidence.plan
+    families = {kind: [wording.contrast(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
+    facts = {
+        "Primary metric": f"{wording.quantity_on(plan.metric)} ({plan.metric}), "
+        f"{'higher' if plan.higher_is_better else 'lower'} is better",
+        "Margin": f"{plan.margin:g}: smaller differences do not matter",
+        "Primary contrasts": ", ".join(families[True]) or "none",
+        "Exploratory contrasts": ", ".join(families[False]) or "none",
+        "Arms and seeds": f"{wording.count(len(plan.arms), 'arm')} × {wording.count(len(plan.seeds), 'seed')}"
+        f" = {wording.count(len(evidence.study.trials), 'trial')}",
+        "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
+        **({"Looks": _looks(plan)} if plan.looks else {}),
+        "What it can find": _power(plan),
+        "Preset": plan.preset,
+    }
+    return Section(title="Plan", sentences=[STATED], facts=facts)
+
+
+def _looks(plan: Plan) -> str:
+    """When the contrasts are decided, and how that is paid for."""
+    after = ", ".join(map(str, plan.looks))
+    return (
+        f"after {after} blocks, and no further than every primary contrast is decided; after a share s of the blocks at"
+        " most s² of the error level is spent"
+    )
+
+
+def _power(plan: Plan) -> str:
+    """Smallest p and power of the full design, before any data."""
+    if not plan.contrasts:
+        return "nothing is compared: every figure comes with its spread over seeds"
+    n, family = len(plan.seeds), max(1, sum(c.primary for c in plan.contrasts))
+    smallest = paired.min_p(n, family)
+    if smallest > plan.alpha:
+        equal = power.min_seeds(plan.alpha, family)[1]
+        best = "Equivalence at best." if n >= equal else f"Nor equivalence, which takes {equal} seeds."
+        return f"no difference: with {n} seeds the smallest p is {wording.p_value(smallest)}. {best}"
+    effect = power.detectable_effect(n, sequential.final_level(plan.looks, plan.alpha), family)
+    return (
+        f"smallest p {wording.p_value(smallest)}; 80% power for {effect:.2f} standard deviations of the paired "
+        "difference"
+    )
