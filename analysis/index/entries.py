@@ -1,17 +1,20 @@
-"""Cards of the index: a question, what is known, at which size, what is missing and what that would cost."""
+"""Entries of the index: a question, what is known, at which size, what is missing and what that would cost."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from analysis.plots import sparklines, svg
 from analysis.plots.sparklines import Sparkline, Sparklines
+from analysis.report.links import Link
+from analysis.stats.paired import MeanInterval
 from analysis.stats.power import MAX_SEEDS
 from analysis.verdicts import arm_settings, convergence, tables, wording
 from analysis.verdicts.costs import Prices, device_hours, hours_text
@@ -21,24 +24,14 @@ from analysis.verdicts.study_index import Found, Holdings, Search
 from analysis.verdicts.summary import Section
 from jbot.store.record import RecordError, Storage
 
-MOST_ROWS = 12
-"""Contrasts drawn on one card."""
-MOST_EXPLORATORY = 4
-"""Of these, exploratory ones (assumed)."""
+MAX_ROWS, MAX_EXPLORATORY = 12, 4
+"""Contrasts drawn in one entry; of these, exploratory ones (heuristic)."""
 DECIDED = ("better", "worse", "equivalent")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """To a page beside the index."""
-
-    text: str
-    href: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What a card says of one part of its question."""
+class PartEntry:
+    """What an entry says of one part of its question."""
 
     about: str = ""
     word: str
@@ -56,91 +49,132 @@ class Entry:
     missing: list[str] = field(default_factory=list)
     """What is not there yet, each with its cost."""
     links: list[Link] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
+    command: str = ""
     others: list[str] = field(default_factory=list)
     """Other plans and presets of the study."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class Entry:
     """One question."""
 
     anchor: str
-    number: str
+    number: str = ""
     question: str
-    entries: list[Entry]
+    parts: list[PartEntry]
 
 
-def open_questions(holdings: Holdings, prices: Prices) -> list[Card]:
-    """Of the paper: one each, whether or not anybody has looked."""
+@dataclass(frozen=True, kw_only=True)
+class _Study:
+    """A part of a question and the study that answers it."""
+
+    part: Part
+    found: Found
+    storage: Storage
+    prices: Prices
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """Verdicts on what the part asks, the primary ones first."""
+        chosen = [
+            item
+            for item in self.found.verdicts
+            if _asks_for(self.part, item.contrast.treatment) or _asks_for(self.part, item.contrast.control)
+        ]
+        return sorted(chosen, key=lambda item: not item.contrast.primary)
+
+    @property
+    def primary(self) -> list[Verdict]:
+        """The primary ones."""
+        return [item for item in self.verdicts if item.contrast.primary]
+
+    @property
+    def sections(self) -> list[Section]:
+        """Sections of the report that answer the part."""
+        return [one for one in self.found.sections or [] if one.title in self.part.sections]
+
+    @property
+    def unit(self) -> str:
+        """Device its hours are of, ``core`` or ``GPU``."""
+        units = Counter(device_hours(record)[1] for record in self.found.study.records.values() if record is not None)
+        return units.most_common(1)[0][0] if units else self.prices.unit
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether trials of its plan have not ended."""
+        return self.found.ended < len(self.found.study.trials)
+
+
+def open_questions(holdings: Holdings, prices: Prices) -> list[Entry]:
+    """The paper's questions, whether or not anybody has looked."""
     return [
-        _card(f"q{number}", str(number), question, holdings, prices) for number, question in enumerate(OPEN, start=1)
+        _entry(f"q{number}", question, holdings, prices, number=str(number)) for number, question in enumerate(OPEN, 1)
     ]
 
 
-def further_questions(holdings: Holdings, prices: Prices) -> list[Card]:
-    """Of the other studies of studies/ that somebody has begun."""
+def further_questions(holdings: Holdings, prices: Prices) -> list[Entry]:
+    """Questions of the other studies of studies/ that somebody has started."""
     asked = [question for question in FURTHER if any(part.study in holdings.names for part in question.parts)]
-    return [_card(question.parts[0].study, "", question, holdings, prices) for question in asked]
+    return [_entry(question.parts[0].study, question, holdings, prices) for question in asked]
 
 
-def own_studies(holdings: Holdings, prices: Prices) -> list[Card]:
-    """Of studies that are not ours."""
+def own_studies(holdings: Holdings, prices: Prices) -> list[Entry]:
+    """Questions of studies that are not ours."""
     ours = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
-    cards = []
-    for name in (name for name in holdings.names if name not in ours):
-        asked = [*(one.plan.question for one in holdings.of(name))]
-        asked += [one.question for one in holdings.searches if one.name == name]
-        question = Question(text=asked[0], parts=(Part(study=name),))
-        cards.append(_card(f"own-{name}", "", question, holdings, prices, own=True))
-    return cards
+    asked = {one.name: one.question for one in reversed(holdings.searches)}
+    asked |= {one.name: one.plan.question for name in holdings.names for one in reversed(holdings.of(name))}
+    own = {name: Question(text=asked[name], parts=(Part(study=name),)) for name in holdings.names if name not in ours}
+    return [_entry(f"own-{name}", question, holdings, prices, own=True) for name, question in own.items()]
 
 
-def not_begun() -> list[Part]:
-    """Every further study of studies/, for the line that names those without a card."""
-    return [part for question in FURTHER for part in question.parts]
+def _entry(
+    anchor: str, question: Question, holdings: Holdings, prices: Prices, number: str = "", own: bool = False
+) -> Entry:
+    parts = [_part(part, holdings, prices, own) for part in question.parts]
+    return Entry(anchor=anchor, number=number, question=question.text, parts=parts)
 
 
-def _card(anchor: str, number: str, question: Question, holdings: Holdings, prices: Prices, own: bool = False) -> Card:
-    entries = [_entry(part, holdings, prices, own) for part in question.parts]
-    return Card(anchor=anchor, number=number, question=question.text, entries=entries)
-
-
-def _entry(part: Part, holdings: Holdings, prices: Prices, own: bool) -> Entry:
+def _part(part: Part, holdings: Holdings, prices: Prices, own: bool) -> PartEntry:
     plans = holdings.of(part.study)
-    with_arms = [found for found in plans if _has_arms(part, found)]
-    searches = [search for search in holdings.searches if search.name == part.study]
+    with_arms = [found for found in plans if any(_asks_for(part, arm) for arm in found.plan.arms)]
+    searches = [_search_line(search) for search in holdings.searches if search.name == part.study]
     if not with_arms:
-        return _not_looked_at(part, plans, searches, holdings)
+        return _not_run(part, plans, searches, holdings)
     best, *others = with_arms
-    entry = _of_study(part, best, holdings.storage, prices, own)
-    rest = [_state_line(found) for found in others] + [_search_line(search) for search in searches]
-    return replace(entry, others=rest)
+    entry = _of_study(_Study(part=part, found=best, storage=holdings.storage, prices=prices))
+    other = [*map(_state_line, others), *searches]
+    return replace(entry, others=other, command="" if own else entry.command)
 
 
-def _has_arms(part: Part, found: Found) -> bool:
-    return not part.arms or any(re.fullmatch(part.arms, arm) for arm in found.plan.arms)
+def _asks_for(part: Part, arm: str) -> bool:
+    return not part.arms or bool(re.fullmatch(part.arms, arm))
 
 
 # --- without a study ------------------------------------------------------------------------------------------------
 
 
-def _not_looked_at(part: Part, plans: Sequence[Found], searches: Sequence[Search], holdings: Holdings) -> Entry:
-    preset = "" if part.least == "quick" else f" --preset {part.least}"
-    command = f"python studies/{part.study}.py{preset}"
+def _not_run(part: Part, plans: Sequence[Found], searches: Sequence[str], holdings: Holdings) -> PartEntry:
+    command = _command(part, part.least)
     if searches:
-        ended = ", ".join(_search_line(search) for search in searches)
-        return Entry(about=part.about, word="No answer yet", where="a search runs", notices=[ended], commands=[command])
+        return PartEntry(
+            about=part.about,
+            word="No answer yet",
+            where="a search runs",
+            notices=[", ".join(searches)],
+            command=command,
+        )
+    missing = _estimate(part.study, holdings) or "everything; this command with --dry-run says what it would cost here"
     if plans:
-        shown = f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.least} on there are."
-        return Entry(about=part.about, word="Not run", missing=[shown], commands=[command])
-    known = _estimate(part.study, holdings)
-    cost = known or "everything; this command with --dry-run says what it would cost here"
-    return Entry(about=part.about, word="Not run", missing=[cost], commands=[command])
+        missing = f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.least} on there are."
+    return PartEntry(about=part.about, word="Not run", missing=[missing], command=command)
+
+
+def _command(part: Part, preset: str) -> str:
+    return f"python studies/{part.study}.py" + ("" if preset == "quick" else f" --preset {preset}")
 
 
 def _estimate(study: str, holdings: Holdings) -> str:
-    """What studies/all.py has written of a study that nobody has begun."""
+    """What studies/all.py has written of a study that nobody has started."""
     for name in holdings.storage.names():
         if re.fullmatch(r"all_\w+\.json", name):
             try:
@@ -153,166 +187,148 @@ def _estimate(study: str, holdings: Holdings) -> str:
     return ""
 
 
-# --- of one study ---------------------------------------------------------------------------------------------------
+# --- from a study ---------------------------------------------------------------------------------------------------
 
 
-def _of_study(part: Part, found: Found, storage: Storage, prices: Prices, own: bool) -> Entry:
-    verdicts = _asked(part, found)
-    primary = [item for item in verdicts if item.contrast.primary]
-    sections = [one for one in found.sections or [] if one.title in part.sections]
-    word, tone = _word(part, found, primary, sections)
-    entry = Entry(
+def _of_study(study: _Study) -> PartEntry:
+    part, found = study.part, study.found
+    word, tone = _word(study)
+    entry = PartEntry(
         about=part.about,
         word=word,
         tone=tone,
-        where=_where(part, found, primary, sections),
+        where=_where(study),
         notices=_notices(found),
-        facts=_facts(found, storage),
-        missing=_missing(part, found, primary, prices),
-        links=_links(found, storage, sections),
-        commands=[] if own else [_command(part, found)],
+        facts=_facts(found),
+        missing=_missing(study),
+        links=_links(study),
+        command=_command(part, part.least if found.proves_the_path else found.plan.preset),
     )
     if found.proves_the_path or found.blocks == 0:
         return entry
-    said, described = _sentences(part, found, primary), [line for one in sections for line in one.answer]
+    decided, described = _sentences(study), [line for one in study.sections for line in one.answer]
     return replace(
         entry,
-        sentences=[*said, *described] if part.contrasts else [*described, *said],
-        sparklines=_sparklines(found, verdicts),
-        figure=_figure(found, storage, sections) if not (primary and part.contrasts) else Markup(),
+        sentences=[*decided, *described] if part.contrasts else [*described, *decided],
+        sparklines=_sparklines(study),
+        figure=Markup() if study.primary and part.contrasts else _figure(study),
     )
 
 
-def _asked(part: Part, found: Found) -> list[Verdict]:
-    """Verdicts on what the part asks: the primary ones, then some exploratory ones."""
-    if not part.arms:
-        chosen = found.verdicts
-    else:
-        sides = [(item, (item.contrast.treatment, item.contrast.control)) for item in found.verdicts]
-        chosen = [item for item, arms in sides if any(re.fullmatch(part.arms, arm) for arm in arms)]
-    primary = [item for item in chosen if item.contrast.primary]
-    exploratory = [item for item in chosen if not item.contrast.primary]
-    return [*primary, *exploratory]
-
-
-def _word(part: Part, found: Found, primary: Sequence[Verdict], sections: Sequence[Section]) -> tuple[str, str]:
+def _word(study: _Study) -> tuple[str, str]:
     """The answer in a word or two, and its colour."""
+    found, primary, so_far = study.found, study.primary, " so far" * study.unfinished
     if found.proves_the_path:
-        return ("Path proven" if found.ended == len(found.study.trials) else "Path begun"), "open"
+        return ("Path begun" if study.unfinished else "Path proven"), "open"
     if found.blocks == 0:
         return "No answer yet", "open"
-    so_far = " so far" if found.ended < len(found.study.trials) else ""
-    if not primary or not part.contrasts:
-        described = any(one.answer for one in sections) or any(item.difference.n > 1 for item in found.verdicts)
+    if not primary or not study.part.contrasts:
+        described = any(one.answer for one in study.sections) or any(item.difference.n > 1 for item in found.verdicts)
         return (f"Described{so_far}" if described else f"Seen, no verdict planned{so_far}"), "open"
-    words = Counter("lost" if item.difference.n < 2 else item.outcome for item in primary)
+    words = Counter("lost to failures" if item.difference.n < 2 else item.outcome for item in primary)
+    lost, outcome = words["lost to failures"], primary[0].outcome
     if len(primary) == 1:
-        outcome = primary[0].outcome
-        return ("Lost to failures" if words["lost"] and primary[0].dropped else outcome.capitalize()) + so_far, outcome
-    told = [f"{words[name]} {name}" for name in (*DECIDED, "undecided") if words[name]]
-    told += [f"{words['lost']} lost to failures"] * bool(words["lost"])
+        return ("Lost to failures" if lost and primary[0].dropped else outcome.capitalize()) + so_far, outcome
+    counts = [f"{words[name]} {name}" for name in (*DECIDED, "undecided", "lost to failures") if words[name]]
     decided = [name for name in DECIDED if words[name]]
     tone = decided[0] if len(decided) == 1 and not words["undecided"] else "undecided"
-    return ", ".join(told).capitalize() + so_far, tone
+    return ", ".join(counts).capitalize() + so_far, tone
 
 
-def _where(part: Part, found: Found, primary: Sequence[Verdict], sections: Sequence[Section]) -> str:
-    said = [f"preset {found.plan.preset}", f"n = {found.blocks}" if found.blocks else "no whole block"]
-    answer = next((line for one in sections for line in one.answer), "")
-    if not part.contrasts:
-        first = answer.split(". ")[0].rstrip(".")
-        return (
-            f"{first}; {', '.join(said)}" if first and found.blocks and not found.proves_the_path else ", ".join(said)
-        )
-    if len(primary) == 1 and primary[0].difference.n > 1 and not found.proves_the_path:
-        d, name = primary[0].difference, wording.contrast(primary[0].contrast.name)
-        said.insert(0, f"{name} {wording.with_error(d.mean, d.standard_error, sign=True)}")
-    return ", ".join(said)
+def _where(study: _Study) -> str:
+    found, primary, answers = study.found, study.primary, [line for one in study.sections for line in one.answer]
+    size = f"preset {found.plan.preset}, {f'n = {found.blocks}' if found.blocks else 'no whole block'}"
+    if found.proves_the_path:
+        return size
+    if not study.part.contrasts:
+        first = answers[0].split(". ")[0].rstrip(".") if answers and found.blocks else ""
+        return f"{first}; {size}" if first else size
+    if len(primary) == 1 and primary[0].difference.n > 1:
+        return f"{wording.contrast(primary[0].contrast.name)} {_estimate_of(primary[0].difference)}, {size}"
+    return size
+
+
+def _estimate_of(mean: MeanInterval, most: int = 8) -> str:
+    return wording.with_error(mean.mean, mean.standard_error, sign=True, most=most)
 
 
 def _notices(found: Found) -> list[str]:
-    said = []
+    notices = []
     if found.proves_the_path:
-        said.append("This size proves the path and answers nothing: no verdict is quoted from it.")
+        notices.append("This size proves the path and answers nothing: no verdict is quoted from it.")
     if 0 < found.ended < len(found.study.trials) or (found.ended and not found.blocks):
-        said.append(
+        notices.append(
             f"Unfinished: {found.ended} of {len(found.study.trials)} trials have ended, "
             f"{wording.count(found.blocks, 'whole block')} of {len(found.states)}."
         )
     if not found.ended:
-        said.append("Begun, but no trial has ended yet.")
+        notices.append("Begun, but no trial has ended yet.")
     if not found.current:
-        said.append(f"These are the records of an earlier plan, kept in {found.folder}: it has more to say.")
-    return said
+        notices.append(f"These are the records of an earlier plan, kept in {found.folder}: it has more to say.")
+    return notices
 
 
-def _sentences(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str]:
+def _sentences(study: _Study) -> list[str]:
     """Verdicts in words where they are few; the sparklines show them all."""
-    said = [item.sentence for item in primary] if len(primary) <= 2 else []
-    names = {item.contrast.name for item in primary}
-    return [*said, *_elsewhere(part, found, primary), *_other_metrics(part, found, names), *_speed(part, found, names)]
+    verdicts = [item.sentence for item in study.primary] if len(study.primary) <= 2 else []
+    return [*verdicts, *_elsewhere(study), *_other_metrics(study), *_speed(study)]
 
 
-def _elsewhere(part: Part, found: Found, primary: Sequence[Verdict]) -> list[str]:
+def _elsewhere(study: _Study) -> list[str]:
     """Exploratory contrasts in another metric than the sparklines': they have no place on their scale."""
-    shown = primary[0].contrast.metric if primary else ""
-    others = [item for item in _asked(part, found) if item.contrast.metric != shown and item.difference.n > 1]
-    said = []
-    for item in [one for one in others if not one.contrast.primary][:MOST_EXPLORATORY]:
-        d = item.difference
-        size = wording.with_error(d.mean, d.standard_error, sign=True)
-        name = wording.contrast(item.contrast.name)
-        said.append(f"{name}: {item.outcome} (exploratory), {size}, n = {d.n} seeds.")
-    return said
+    shown = study.primary[0].contrast.metric if study.primary else ""
+    others = [item for item in study.verdicts if not item.contrast.primary and item.difference.n > 1]
+    return [
+        f"{wording.contrast(item.contrast.name)}: {item.outcome} (exploratory), {_estimate_of(item.difference)}, "
+        f"n = {item.difference.n} seeds."
+        for item in [one for one in others if one.contrast.metric != shown][:MAX_EXPLORATORY]
+    ]
 
 
-def _other_metrics(part: Part, found: Found, names: set[str]) -> list[str]:
+def _other_metrics(study: _Study) -> list[str]:
     """``k-means AMI: momentum − random_count +0.004 ± 0.006 (...)``."""
-    wanted = [name for name in part.also if name in found.trials]
-    frame = tables.metric_differences(found.trials, found.plan, wanted)
-    said = []
+    found, names = study.found, {item.contrast.name for item in study.primary}
+    frame = tables.metric_differences(found.trials, found.plan, [m for m in study.part.also if m in found.trials])
+    sentences = []
     for row in frame.to_dict("records"):
         if row["contrast"] in names and row["n"] > 1:
             error = row["sd"] / row["n"] ** 0.5
             size = wording.with_error(row["mean"], error, sign=True)
             within = wording.bounds(row["metric"], of_difference=True)
             interval = wording.interval(row["low"], row["high"], error, within)
-            said.append(
+            sentences.append(
                 f"In {wording.quantity(row['metric'])}: {wording.contrast(row['contrast'])} is {size} "
                 f"({1 - found.plan.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
             )
-    return said
+    return sentences
 
 
-def _speed(part: Part, found: Found, names: set[str]) -> list[str]:
+def _speed(study: _Study) -> list[str]:
     """Which arm learns faster, in epochs."""
-    if not part.speed:
+    if not study.part.speed:
         return []
+    found, names = study.found, {item.contrast.name for item in study.primary}
     curves = convergence.curve_table(found.study)
     ended = found.states.index[~(found.states == tables.PENDING).any(axis=1)]
     clock = convergence.converge(found.plan, curves[curves["seed"].isin(ended)], "epoch")
-    said = []
-    for pair in clock.contrasts if clock else ():
-        if clock and pair.contrast in names and pair.time.n > 1:
-            t, name = pair.time, wording.contrast(pair.contrast)
-            size = wording.with_error(t.mean, t.standard_error, sign=True, most=2)
-            interval = wording.interval(t.low, t.high, t.standard_error)
-            said.append(
-                f"Speed: until {wording.quantity(clock.metric)} {clock.threshold:.2f}, {name} is {size} epochs "
-                f"(negative is faster; {1 - found.plan.alpha:.0%} interval {interval}, n = {t.n} seeds, exploratory)."
-            )
-    return said
+    return [
+        f"Speed: until {wording.quantity(clock.metric)} {clock.threshold:.2f}, {wording.contrast(pair.contrast)} is "
+        f"{_estimate_of(t, most=2)} epochs (negative is faster; {1 - found.plan.alpha:.0%} interval "
+        f"{wording.interval(t.low, t.high, t.standard_error)}, n = {t.n} seeds, exploratory)."
+        for pair in (clock.contrasts if clock else ())
+        if clock and pair.contrast in names and (t := pair.time).n > 1
+    ]
 
 
-def _sparklines(found: Found, verdicts: Sequence[Verdict]) -> Sparklines | None:
+def _sparklines(study: _Study) -> Sparklines | None:
     """Primary contrasts, and a few others on the same scale: those of one metric."""
-    drawn = [item for item in verdicts if item.contrast.primary][:MOST_ROWS]
-    metric = drawn[0].contrast.metric if drawn else (verdicts[0].contrast.metric if verdicts else "")
-    more = [item for item in verdicts if not item.contrast.primary and item.contrast.metric == metric]
-    drawn += more[: max(0, min(MOST_EXPLORATORY if drawn else MOST_ROWS, MOST_ROWS - len(drawn)))]
-    side = "right is better" if found.plan.higher_is_better else "left is better"
-    label = f"difference in {wording.quantity_on(metric or found.plan.metric)}, {side}; shaded: below the margin"
-    return sparklines.draw([sparkline(item) for item in drawn], found.plan.margin, label)
+    plan, drawn = study.found.plan, study.primary[:MAX_ROWS]
+    metric = study.verdicts[0].contrast.metric if study.verdicts else ""
+    more = [item for item in study.verdicts if not item.contrast.primary and item.contrast.metric == metric]
+    drawn += more[: min(MAX_EXPLORATORY if drawn else MAX_ROWS, MAX_ROWS - len(drawn))]
+    side = "right is better" if plan.higher_is_better else "left is better"
+    label = f"difference in {wording.quantity_on(metric or plan.metric)}, {side}; shaded: below the margin"
+    return sparklines.draw([sparkline(item) for item in drawn], plan.margin, label)
 
 
 def sparkline(verdict: Verdict) -> Sparkline:
@@ -323,7 +339,7 @@ def sparkline(verdict: Verdict) -> Sparkline:
     row = Sparkline(name=name, says=_why_none(verdict), exploratory=not contrast.primary)
     if not d.n:
         return row
-    value = wording.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True)
+    value = _estimate_of(d) if d.n > 1 else wording.number(d.mean, sign=True)
     row = replace(row, value=value, tone=verdict.outcome, mean=d.mean, ends=verdict.ends, alt=f"{name}: {value}")
     if d.n == 1:
         return row
@@ -334,35 +350,33 @@ def sparkline(verdict: Verdict) -> Sparkline:
 def _why_none(verdict: Verdict) -> str:
     """Why a contrast has no verdict: failed trials, or none yet."""
     failed = [f"{rate.arm} failed in {rate.failed} of {rate.ended}" for rate in verdict.failures if rate.failed]
-    seeds = ("no seed yet", "one seed so far")[min(1, verdict.difference.n)]
-    return ", ".join(failed) or seeds
+    return ", ".join(failed) or ("one seed so far" if verdict.difference.n else "no seed yet")
 
 
-def _figure(found: Found, storage: Storage, sections: Sequence[Section]) -> Markup:
+def _figure(study: _Study) -> Markup:
     """The first figure of a section, as its report has saved it."""
-    for one in sections:
-        name = f"{found.folder}/figures/{one.figure}.svg"
-        if one.figure and storage.exists(name):
-            drawn = storage.read(name).decode("utf-8", "replace")
+    folder = study.found.folder
+    for one in study.sections:
+        name = f"{folder}/figures/{one.figure}.svg"
+        if one.figure and study.storage.exists(name):
+            drawn = study.storage.read(name).decode("utf-8", "replace")
             if svg.is_harmless(drawn):  # drawn by matplotlib, which escapes the text in it: not escaped again
-                ids = re.sub(r"[^\w-]", "-", f"{found.folder}-{one.figure}")
-                return Markup(svg.inline(drawn, ids, one.alt))
+                return Markup(svg.inline(drawn, re.sub(r"[^\w-]", "-", f"{folder}-{one.figure}"), one.alt))
     return Markup()
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-def _facts(found: Found, storage: Storage) -> dict[str, str]:
+def _facts(found: Found) -> dict[str, str]:
     plan, records = found.plan, [one for one in found.study.records.values() if one is not None]
-    lost = Counter(record.state for record in records)
+    states = Counter(record.state for record in records)
     ended = f"{found.ended} of {wording.count(len(found.study.trials), 'trial')}"
-    ended += "".join(f", {lost[state]} {state}" for state in ("failed", "pruned") if lost[state])
-    hours: dict[str, float] = {}
+    ended += "".join(f", {states[state]} {state}" for state in ("failed", "pruned") if states[state])
+    hours: dict[str, float] = defaultdict(float)
     for record in records:
         spent, unit = device_hours(record)
-        own = spent * record.own_seconds / record.device_seconds if record.device_seconds else 0.0
-        hours[unit] = hours.get(unit, 0.0) + own
+        hours[unit] += spent * record.own_seconds / record.device_seconds if record.device_seconds else 0.0
     facts = {
         "Size": f"preset {plan.preset}: {arm_settings.size(plan)}",
         "Data": str(found.study.data.get("source") or "not recorded"),
@@ -374,36 +388,30 @@ def _facts(found: Found, storage: Storage) -> dict[str, str]:
     return facts
 
 
-def _links(found: Found, storage: Storage, sections: Sequence[Section]) -> list[Link]:
+def _links(study: _Study) -> list[Link]:
     """The report, if there is one, and its sections that answer; a report of other records is called so."""
-    if not storage.exists(f"{found.folder}/report.html"):
+    folder = study.found.folder
+    if not study.storage.exists(f"{folder}/report.html"):
         return []
-    folder = quote(found.folder)  # else javascript: could be the name of one
-    page = f"{folder}/report.html"
-    if found.sections is None:
-        return [Link(text="report (perhaps of older records)", href=page)]
-    links = [Link(text="report", href=page)]
-    links += [Link(text=one.title, href=f"{page}#{one.anchor}") for one in sections]
-    if storage.exists(f"{found.folder}/paper_tables.html"):
-        links.append(Link(text="the paper’s tables", href=f"{folder}/paper_tables.html"))
+    place = quote(folder)  # else javascript: could be the name of one
+    page = f"{place}/report.html"
+    if study.found.sections is None:
+        return [Link("report (perhaps of older records)", page)]
+    links = [Link("report", page), *(Link(one.title, f"{page}#{one.anchor}") for one in study.sections)]
+    if study.storage.exists(f"{folder}/paper_tables.html"):
+        links.append(Link("the paper’s tables", f"{place}/paper_tables.html"))
     return links
-
-
-def _command(part: Part, found: Found) -> str:
-    """What continues it, or gives an answer."""
-    preset = part.least if found.proves_the_path else found.plan.preset
-    return f"python studies/{part.study}.py" + ("" if preset == "quick" else f" --preset {preset}")
 
 
 def _state_line(found: Found) -> str:
     """Another plan or preset of a study in one line."""
     kind = f"preset {found.plan.preset}" + ("" if found.current else f", an earlier plan ({found.folder})")
-    done = f"{found.ended} of {len(found.study.trials)} trials ended"
-    if found.proves_the_path or found.blocks < 2:
-        return f"{kind}: {done}"
+    line = f"{kind}: {found.ended} of {len(found.study.trials)} trials ended"
     words = Counter(item.outcome for item in found.verdicts if item.contrast.primary and item.difference.n > 1)
-    told = ", ".join(f"{n} {word}" if sum(words.values()) > 1 else word for word, n in words.items())
-    return f"{kind}: {done}" + (f"; {told}, n = {found.blocks}" if told else "")
+    if found.proves_the_path or found.blocks < 2 or not words:
+        return line
+    outcomes = ", ".join(f"{n} {word}" if words.total() > 1 else word for word, n in words.items())
+    return f"{line}; {outcomes}, n = {found.blocks}"
 
 
 def _search_line(search: Search) -> str:
@@ -413,54 +421,48 @@ def _search_line(search: Search) -> str:
 # --- what is missing ------------------------------------------------------------------------------------------------
 
 
-def _missing(part: Part, found: Found, primary: Sequence[Verdict], prices: Prices) -> list[str]:
+def _missing(study: _Study) -> list[str]:
+    found = study.found
     if found.proves_the_path:
         return ["an answer: that takes a larger preset"]
-    block = prices.of_block(found.plan, _unit(found, prices))
-    said = [*_missing_trials(found, block, prices), *_missing_seeds(found, primary, block, prices)]
-    if part.sections and found.sections is None and found.blocks:
-        said.append(f"a report of these records, to be quoted here: python -m analysis.report <storage>/{found.folder}")
-    return said
+    block = study.prices.of_block(found.plan, study.unit)
+    missing = [*_missing_trials(study, block), *_missing_seeds(study, block)]
+    if study.part.sections and found.sections is None and found.blocks:
+        command = f"python -m analysis.report <storage>/{found.folder}"
+        missing.append(f"a report of these records, to be quoted here: {command}")
+    return missing
 
 
-def _unit(found: Found, prices: Prices) -> str:
-    units = Counter(device_hours(record)[1] for record in found.study.records.values() if record is not None)
-    return units.most_common(1)[0][0] if units else prices.unit
-
-
-def _missing_trials(found: Found, block: dict[str, float | None], prices: Prices) -> list[str]:
+def _missing_trials(study: _Study, block: dict[str, float | None]) -> list[str]:
+    found = study.found
     pending = [trial.arm for trial in found.study.trials if found.study.records[trial.trial_id] is None]
-    if not pending:
-        return []
-    costs = [block.get(arm) for arm in pending]
-    hours = [cost for cost in costs if cost is not None]
-    known = len(hours) == len(costs)
-    about = f"about {hours_text(sum(hours), _unit(found, prices))}" if known else "no record tells what they cost"
-    return [f"{wording.count(len(pending), 'trial')} that the plan has: {about}"]
+    hours = [one for arm in pending if (one := block.get(arm)) is not None]
+    cost = f"about {hours_text(sum(hours), study.unit)}"
+    if len(hours) < len(pending):
+        cost = "no record tells what they cost"
+    return [f"{wording.count(len(pending), 'trial')} that the plan has: {cost}"] if pending else []
 
 
-def _missing_seeds(
-    found: Found, primary: Sequence[Verdict], block: dict[str, float | None], prices: Prices
-) -> list[str]:
+def _missing_seeds(study: _Study, block: dict[str, float | None]) -> list[str]:
     """Seeds that would probably decide the undecided, and what they cost."""
+    primary, missing = study.primary, []
     undecided = [item for item in primary if item.outcome == "undecided" and item.difference.n > 1]
     never = [wording.contrast(item.contrast.name) for item in undecided if item.seeds_needed is None]
     needed = sorted(item.seeds_needed for item in undecided if item.seeds_needed is not None)
-    said = []
     if needed:
-        more = max(0, needed[-1] - len(found.plan.seeds))
-        span = f"{needed[0]}" if needed[0] == needed[-1] else f"{needed[0]} to {needed[-1]}"
+        more = max(0, needed[-1] - len(study.found.plan.seeds))
+        span = " to ".join(map(str, dict.fromkeys((needed[0], needed[-1]))))
         what = "it" if len(undecided) == 1 else f"{len(needed)} undecided contrasts"
-        known = [cost for cost in block.values() if cost is not None]
-        cost = f", {hours_text(more * sum(known), _unit(found, prices))}" if len(known) == len(block) else ""
-        said.append(
+        hours = [one for one in block.values() if one is not None]
+        cost = f", {hours_text(more * sum(hours), study.unit)}" if len(hours) == len(block) else ""
+        missing.append(
             f"about {span} seeds would decide {what}, at this size and spread: "
             f"{wording.count(more, 'block')} beyond the plan{cost}"
         )
     if never:
         names = ", ".join(never) if len(primary) > 1 else "it"
-        said.append(f"not even {MAX_SEEDS} seeds would decide {names} at this size and spread")
-    lost = [item for item in primary if item.difference.n < 2 and item.dropped]
+        missing.append(f"not even {MAX_SEEDS} seeds would decide {names} at this size and spread")
+    lost = [_why_none(item) for item in primary if item.difference.n < 2 and item.dropped]
     if lost and len(primary) > 1:
-        said.append("; ".join(dict.fromkeys(_why_none(item) for item in lost)) + ": no difference can be formed")
-    return said
+        missing.append("; ".join(dict.fromkeys(lost)) + ": no difference can be formed")
+    return missing

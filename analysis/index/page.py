@@ -1,9 +1,9 @@
-"""What is known: the paper's open questions, one card each, from the records of a storage.
+"""What is known: the paper's open questions, one entry each, from the records of a storage.
 
     python -m analysis.index results        writes results/index.html
 
-Every study writes it anew when it ends (studies/runner/execute.py). It reads records and judges them; of reports it
-quotes what they say of themselves (analysis/verdicts/summary.py), and only where they are of the same records.
+Every study writes it again when it ends (studies/runner/execute.py). It decides from the records; of reports it quotes
+what they say of themselves (analysis/verdicts/summary.py), and only where they are of the same records.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.index import entries
-from analysis.index.entries import Card
+from analysis.index.entries import Entry
 from analysis.report.build import environment, write
 from analysis.report.headline import SAME_SIZE
 from analysis.verdicts.costs import Prices
-from analysis.verdicts.questions import OPEN
+from analysis.verdicts.questions import FURTHER, OPEN
 from analysis.verdicts.study_index import Holdings, look
 from jbot.cli import Parser, program
 from jbot.store.record import RecordError, Storage
@@ -31,14 +31,14 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
     Parameters
     ----------
     storage : Storage
-        The records; empty is allowed, then every card says how to begin.
+        The records; empty is allowed, then every entry says how to begin.
     out : Path, optional
         File to write (default: index.html in the storage, or in ``results`` where that is an object store).
 
     Returns
     -------
     Path
-        Of the page.
+        The page.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def _content(holdings: Holdings) -> dict[str, Any]:
         "asked": asked,
         "further": further,
         "own": entries.own_studies(holdings, prices),
-        "not_begun": [part.study for part in entries.not_begun() if part.study not in holdings.names],
+        "not_run": [part.study for one in FURTHER for part in one.parts if part.study not in holdings.names],
         "errors": holdings.errors,
         "tally": tally(asked),
         "caution": caution(holdings),
@@ -70,23 +70,22 @@ def _content(holdings: Holdings) -> dict[str, Any]:
     }
 
 
-def tally(asked: Sequence[Card]) -> str:
+def tally(asked: Sequence[Entry]) -> str:
     """``8 open questions: 1 decided, 2 undecided, 1 described, 4 without an answer``."""
     counts = dict.fromkeys(("decided", "undecided", "described", "without an answer"), 0)
-    for card in asked:
-        counts[_state(card)] += 1
-    told = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    return f"{len(OPEN)} open questions of the paper: {told}"
+    for entry in asked:
+        counts[_state(entry)] += 1
+    return f"{len(OPEN)} open questions of the paper: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}"
 
 
-def _state(card: Card) -> str:
-    """Of a card of several parts, the least decided one that has an answer."""
-    answered = [entry for entry in card.entries if entry.sentences or entry.sparklines]
-    if not answered or len(answered) < len(card.entries):
+def _state(entry: Entry) -> str:
+    """How far a question is answered; of several parts, the least decided one counts."""
+    answered = [part for part in entry.parts if part.sentences or part.sparklines]
+    if not answered or len(answered) < len(entry.parts):
         return "without an answer" if not answered else "described"
-    if any(entry.tone == "undecided" for entry in answered):
+    if any(part.tone == "undecided" for part in answered):
         return "undecided"
-    return "decided" if all(entry.tone != "open" for entry in answered) else "described"
+    return "decided" if all(part.tone != "open" for part in answered) else "described"
 
 
 def caution(holdings: Holdings) -> str:
@@ -97,7 +96,7 @@ def caution(holdings: Holdings) -> str:
     largest = float(f"{100 * max(shares):.2g}")
     return (
         f"Nothing here has run at the paper’s size: the largest training had {largest:g}% of its jet passes. "
-        "Answers hold for the sizes named on the cards."
+        "Answers hold for the sizes named in the entries."
     )
 
 

@@ -1,4 +1,4 @@
-"""The questions that the paper leaves open (arXiv:2601.11719), and which study answers each: cards of the index.
+"""The questions that the paper leaves open (arXiv:2601.11719), and which study answers each: entries of the index.
 
 The questions are the paper's, so they stand here whether or not anybody has run their studies.
 """
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One card."""
+    """One entry."""
 
     text: str
     parts: tuple[Part, ...]

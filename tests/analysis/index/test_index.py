@@ -44,10 +44,10 @@ def helped(gain):
 
 
 def masking(storage):
-    """What the third card says."""
+    """What the third entry says."""
     holdings = look(Storage(storage))
     prices = Prices(one for found in holdings.studies for one in found.study.records.values() if one is not None)
-    return entries.open_questions(holdings, prices)[2].entries[0]
+    return entries.open_questions(holdings, prices)[2].parts[0]
 
 
 class Page(HTMLParser):
@@ -119,7 +119,7 @@ def test_smoke_size_is_never_quoted_as_an_answer(tmp_path):
     assert not entry.sentences
     assert entry.sparklines is None
     assert "answers nothing" in entry.notices[0]
-    assert entry.commands == ["python studies/masking_ablation.py"]
+    assert entry.command == "python studies/masking_ablation.py"
 
 
 def test_a_quick_preset_made_as_small_as_smoke_is_treated_as_smoke(tmp_path):
@@ -211,14 +211,14 @@ def test_a_part_whose_arms_the_preset_lacks_names_the_preset_that_has_them(tmp_p
     simulate(tmp_path, masking_plan(), helped(0.05))
     ratio = next(
         entry
-        for entry in entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].entries
+        for entry in entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].parts
         if entry.about == "masking ratio"
     )
     assert ratio.word == "Not run"
-    assert ratio.commands == ["python studies/masking_ablation.py --preset gpu"]
+    assert ratio.command == "python studies/masking_ablation.py --preset gpu"
 
 
-def test_own_studies_have_cards_and_damaged_ones_a_line(tmp_path):
+def test_own_studies_have_entries_and_damaged_ones_a_line(tmp_path):
     plan = make_plan(MASKING, base=QUICK, study="my_question", contrasts=(PRIMARY,), question="Is <b>mine</b> better?")
     simulate(tmp_path, plan, helped(0.05))
     (tmp_path / "broken").mkdir()
@@ -267,7 +267,7 @@ def test_the_answer_of_a_section_is_quoted_from_a_report_of_the_same_records_onl
     folder = tmp_path / "koleo_sweep"
 
     def koleo():
-        return entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].entries[0]
+        return entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].parts[0]
 
     assert any("a report of these records" in line for line in koleo().missing)
     assert not koleo().links
@@ -284,13 +284,13 @@ def test_the_answer_of_a_section_is_quoted_from_a_report_of_the_same_records_onl
     record.write_text(json.dumps(dataclasses.asdict(first) | {"device_seconds": 99.0}))
     stale = koleo()
     assert not any("the means lie" in line for line in stale.sentences)
-    assert stale.links[0].text == "report (perhaps of older records)"
+    assert stale.links[0] == "report (perhaps of older records)"
 
 
 def test_what_all_py_has_estimated_is_said_of_a_study_nobody_has_begun(tmp_path):
     row = {"study": "cross_energy", "open": ["21 trials missing: 0.4 core hours"], "open_hours": 0.4}
     Storage(tmp_path).write_json("all_quick.json", [row])
-    entry = entries.open_questions(look(Storage(tmp_path)), Prices([]))[5].entries[0]
+    entry = entries.open_questions(look(Storage(tmp_path)), Prices([]))[5].parts[0]
     assert entry.missing == ["21 trials missing: 0.4 core hours (as studies/all.py has estimated)"]
 
 
