@@ -25,7 +25,7 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-# Each fault by itself, then all of them at random, by a seed; fails when the promise of docs/faults.md is broken.
+# Each fault by itself, then all of them at random, by a seed; fails when the promise of docs/operations.md is broken.
 chaos: $(VENV)/installed
 	JBOT_CHAOS=1 $(BIN)/python -m pytest tests/faults/test_faults_long.py tests/cluster/tracking/test_server.py
 	$(BIN)/python tests/faults/chaos.py $(ARGS)

@@ -11,10 +11,10 @@ seconds of all its threads. The result is a ratio, released / ours; absolute tim
     whole   the step as trained: the next batch, its augmentation (the released code's goes jet by jet), and the model
 
 Before anything is timed, parity is checked, in the same processes: from the released encoder weights, on views and
-masks that the released code made, each term of the loss must agree within 1e-4 over eight steps (docs/parity.md), and
-our augmentation and masking must give the same from the same random numbers. If not, no figure is printed and the exit
-code is 1; bad input is one line and exit code 2. The timed steps compute what was compared, the `reference` variants,
-unless `--variant corrected` times the variants that our studies train with.
+masks that the released code made, each term of the loss must agree within 1e-4 over eight steps (docs/performance.md),
+and our augmentation and masking must give the same from the same random numbers. If not, no figure is printed and the
+exit code is 1; bad input is one line and exit code 2. The timed steps compute what was compared, the `reference`
+variants, unless `--variant corrected` times the variants that our studies train with.
 
 The interpreter of `--python` needs what the released code imports: tensorflow (its CPU build will do: the benchmark
 is of the CPU), h5py, pandas, matplotlib, seaborn, scikit-learn. Cost: S about 2 minutes, B about 8, on one core each.

@@ -166,7 +166,7 @@ class Released:
         np.savez(out / "head.npz", mask_token=masker.mask_token.numpy(), **head)
         recorded = record_views(utils, jets[:batch])
         np.savez(out / "recorded.npz", **recorded)
-        # Smeared padding lies up to 1000 away, where rounding grows tenfold a step in either code: see docs/parity.md.
+        # Smeared padding lies up to 1000 away, where rounding grows tenfold a step in both codes (docs/performance.md).
         views = recorded["views"] * recorded["views"][..., 3:]
         np.savez(out / "ready_made.npz", views=views, masked=recorded["masked"])
         self.ready_made = {"views": views, "masked": recorded["masked"]}

@@ -45,6 +45,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Lead links of the repository to their pages here."""
     here, at = repository_path(page.file.src_uri), posixpath.dirname(page.file.src_uri)
+    if at == "studies":
+        markdown = study_page((ROOT / "studies" / f"{posixpath.basename(here)[:-3]}.py").read_text(), markdown)
 
     def moved(link: re.Match[str]) -> str:
         target = resolve(here, link[0])
@@ -56,6 +58,19 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Roles of docstrings, ``:func:`jbot.load` ``, are code like any other name."""
     return re.sub(r":(?:func|class|mod|meth|data|attr):(?=<code>)", "", html)
+
+
+def study_page(code: str, markdown: str) -> str:
+    """A study's page: its question, source, design, commands and reading from its file, then what the page has.
+
+    Of the page itself the title and the line that points to the file go.
+    """
+    question, _, parts = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")
+    told = [f"# {question}"]
+    for name, text in re.findall(r"^(\w+) +(.*(?:\n +.*)*)", parts, re.MULTILINE):
+        lines = [line.strip() for line in text.split("\n")]
+        told.append(fenced("\n".join(lines), "bash") if name == "Command" else f"**{name}.** {' '.join(lines)}")
+    return "\n\n".join([*told, markdown.split("\n\n", 2)[2]])
 
 
 def repository_path(src_uri: str) -> str:

@@ -1,6 +1,6 @@
 """A compact jBOT trainer: self-distillation pre-training on LHC jets (arXiv:2601.11719).
 
-For those who only want the embedding: :func:`jbot.load` and :class:`jbot.JetEmbedding`, see docs/embedding.md.
+For those who only want the embedding: :func:`jbot.load` and :class:`jbot.JetEmbedding`, see docs/encoder.md.
 """
 
 import importlib

@@ -5,7 +5,7 @@ Design   An arm is the jet pT of pre-training; each frozen encoder is judged at 
          (test_<pt>/...) and with those of its own pT (shifted_<pt>/...). At each pT the encoder pre-trained there is
          the control: same test jets, probes and initial weights. The cone goes as 1/pT, so the boosted W, Z and t stay
          as contained as at 1 TeV, and angles shrink as pT grows.
-Command  python studies/cross_energy.py                            (docs/cross_energy.md says what it takes)
+Command  python studies/cross_energy.py                            (docs/studies/cross_energy.md says what it takes)
          python studies/cross_energy.py --preset gpu
          python studies/cross_energy.py --data 'jets/{pt}.h5'      your own files, one a pT
 Read     The verdicts on pre_500 and pre_2000 at 1 TeV: "equivalent" means that pre-training transfers up, or down.

@@ -4,7 +4,7 @@ Source   arXiv:2601.11719 gives one training of each model; its spreads are fold
          difference is luck of the seed is unknown. Two of its tables, and what it says of five classes, stand here.
 Design   jBOT-S and B, pre-trained for five classes, top tagging and anomaly detection by the paper's recipe, with its
          splits scaled to the preset's jets; k-NN, linear probe, fine-tuning against a supervised twin, anomaly scores.
-Command  python studies/paper_tables.py                            see docs/paper_tables.md for the time it takes
+Command  python studies/paper_tables.py                            (time: docs/studies/paper_tables.md)
          python studies/paper_tables.py --released FOLDER          the authors' checkpoints as rows, on our test jets
          python studies/paper_tables.py --address auto --preset paper --data jetnet
 Read     paper_tables.html: paper, ours and each spread, line under line. Only preset paper on JetNet is the paper's

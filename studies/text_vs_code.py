@@ -7,7 +7,7 @@ Design   `text` is the paper's text, the default everywhere here. The other arms
 Command  python studies/text_vs_code.py                            some ten minutes on two cores (30 x 37 s)
          python studies/text_vs_code.py --preset gpu               on one GPU (not timed yet)
          python studies/text_vs_code.py --address auto --preset paper --data jetnet
-Read     The verdict on code - text; each slip alone is exploratory. Slips that cannot be arms: docs/text_vs_code.md.
+Read     The verdict on code - text; each alone is exploratory. Those that cannot be arms: docs/studies/text_vs_code.md.
 """
 
 from studies import Contrast, Study, main

@@ -58,7 +58,7 @@ def share_spent(blocks: int, of: int) -> float:
     """Share of the error level that may be spent by a look after so many of all planned blocks: (blocks / of)^2.
 
     Between the spending of Pocock, which at 8 to 12 blocks costs power, and of O'Brien and Fleming, which spends less
-    early than the smallest p-value that so few sign flips can reach: figures in docs/until_decided.md.
+    early than the smallest p-value that so few sign flips can reach: figures in docs/running.md.
 
     References
     ----------

@@ -40,7 +40,7 @@ from studies.runner.looks import describe_looks, needed_seeds
 from studies.runner.study import Study, trial_specs
 
 JETS_A_SECOND = 90.0
-"""Of one core that generates (docs/generation.md: 80 to 100)."""
+"""Of one core that generates (docs/performance.md: 80 to 100)."""
 
 
 @dataclass(frozen=True, kw_only=True)
