@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Advance, Row, Variant, busy_rates, interleave, quartiles, rate_row
-from jbot.trial.run import git_commit, hardware, library_versions
+from jbot.trial.provenance import git_commit, hardware, library_versions
 
 TILES_CPU = (256, 384, 512, 1024)
 """Sides of square products: 3 * 4 bytes * 512^2 = 3 MiB, the cache of one core."""

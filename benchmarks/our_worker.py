@@ -21,7 +21,7 @@ from jbot.trainer.loop import TERMS, ema_momentum, epoch_order, init_state, lear
 from jbot.trainer.masking import SCHEMES, Scene
 from jbot.trainer.model import pack
 from jbot.trainer.pack import Pack
-from jbot.trial.run import git_commit, hardware, library_versions
+from jbot.trial.provenance import git_commit, hardware, library_versions
 
 SIZES = {"S": {}, "B": JBOT_B}
 VARIANTS = ("model.padding", "augment.smear_variant", "augment.split_variant")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from jbot.store.attempts import attempts_begun, note_attempt
 from jbot.store.record import Record, RecordError, Storage, first_line, load_record, load_whole
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 
 class Listener(Protocol):

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jbot.evaluation.evaluator import fine_tunings
 from jbot.store.record import Record, last_line
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 LOG_SECONDS = 15.0
 """Between lines where there is no terminal to draw a bar in."""

@@ -18,7 +18,7 @@ from cluster.resources import Resources
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file, make_grid
 from jbot.store.record import Storage, first_line, load_record
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 
 def open_grids(grid: AnomalyGrid, specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:

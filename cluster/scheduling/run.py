@@ -18,7 +18,8 @@ from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.store.attempts import checkpoint_folder
 from jbot.store.record import Storage, for_each, load_whole_records
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.run import run_pack
 
 
 def open_trials(specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:

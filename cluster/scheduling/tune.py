@@ -21,7 +21,8 @@ from cluster.scheduling.packs import form_packs
 from cluster.scheduling.run import open_trials, scratch_storage
 from jbot.data import JetData, Jets
 from jbot.store.record import Record, Storage
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.run import run_pack
 
 
 def run_ray(

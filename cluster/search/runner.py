@@ -22,7 +22,7 @@ from cluster.search.searcher import Entry, Searcher
 from jbot.data import Jets
 from jbot.store.attempts import attempts_begun
 from jbot.store.record import Record
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 
 def search_inline(job: Job, points: int, data: Jets, listeners: Sequence[Listener]) -> None:

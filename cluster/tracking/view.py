@@ -39,7 +39,7 @@ from jbot.store.record import (
     without_user,
 )
 from jbot.store.search_ledger import load_ledger
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 # A server that is down must cost seconds, not MLflow's default of several minutes a call.
 for _name, _value in {

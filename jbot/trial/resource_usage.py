@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 
-class Meter:
-    """Measures from its making on."""
+class ResourceUsage:
+    """What a pack takes from when this is made."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -36,8 +36,8 @@ from jbot.store.plan import Plan
 from jbot.store.record import RecordError, Storage
 from jbot.trainer.classifier import pack_classifier
 from jbot.trainer.finetune import class_probabilities_of
+from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.loop import MIN_SPREAD, TrialFailed, init_state
-from jbot.trial.run import prepare, resident
 
 CLASSIFIERS = {
     "finetune_100": ("ft", ""),

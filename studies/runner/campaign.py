@@ -33,8 +33,8 @@ from jbot.config import Config, ConfigError
 from jbot.data import DataError
 from jbot.store.plan import FILE, Plan, PlanError, load_study
 from jbot.store.record import RecordError, Storage
+from jbot.store.trial_spec import TrialSpec
 from jbot.trial.reuse import plain
-from jbot.trial.run import TrialSpec
 from studies.runner import execute
 from studies.runner.console import say
 from studies.runner.dry_run import device, further_work, hours_text, look_ahead, places, planned_configs, wall_line

@@ -19,7 +19,7 @@ from cluster.tracking.mirror import default_tracking_uri, see
 from jbot.data import Jets
 from jbot.store.plan import Plan
 from jbot.store.record import Storage, first_line, without_secret
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 console = Console(stderr=True)
 NO_VIEW = "none"

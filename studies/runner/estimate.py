@@ -26,11 +26,11 @@ from jbot.evaluation.evaluator import Evaluator, fine_tunings
 from jbot.store.record import Record, Storage, load_records
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_knobs
+from jbot.trainer.inputs import prepare
 from jbot.trainer.loop import VIEW_JETS, TrialFailed, init_state, is_probed, run_steps
 from jbot.trainer.model import init_weights
 from jbot.trainer.pack import Pack
 from jbot.trial.reuse import plain
-from jbot.trial.run import prepare
 
 REPEATS = 5
 """Of what is timed, after a first one that warms up. The median counts: other programs may be running."""

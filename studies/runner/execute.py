@@ -23,8 +23,8 @@ from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.store.plan import FILE, Plan, PlanError, load_study, save_study
 from jbot.store.record import RecordError, Storage, first_line, load_records, load_whole_records
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import ENGINES
-from jbot.trial.run import TrialSpec
 from studies.presets import PRESETS
 from studies.runner.author_checkpoints import find_released, judge_released
 from studies.runner.console import console, run_specs, say, say_lost, watched

@@ -16,7 +16,7 @@ from analysis.verdicts.decide import Look, judge
 from jbot.config import ConfigError
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Storage
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 DEFAULT = "default"
 """What --until-decided means without a list of blocks."""

@@ -22,7 +22,7 @@ from jbot.data import Jets
 from jbot.store.plan import Contrast, Plan
 from jbot.store.record import Storage
 from jbot.store.search_ledger import LEDGER, load_ledger
-from jbot.trial.run import git_commit
+from jbot.trial.provenance import git_commit
 from search_spaces.axis import Axis
 from studies.runner.console import console, say, watched
 

@@ -21,7 +21,8 @@ from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid
 from jbot.evaluation.evaluator import metric_names
 from jbot.store.plan import Contrast, Plan, PlannedTrial
-from jbot.trial.run import TrialSpec, git_commit
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.provenance import git_commit
 from studies.presets import PRESETS, Preset
 from studies.runner.search import Search
 

@@ -17,15 +17,16 @@ from helpers import TINY
 from promise import NAME, Before, Undisturbed, is_temporary, results
 from test_shared_encoder import JETS, JUDGED, spec_of
 
-import jbot.trial.run
 import studies.runner.execute
 from cluster.resources import Resources
 from cluster.scheduling.run import cleanup, open_trials, run_inline, scratch_storage
 from jbot.config import Config, override
-from jbot.store.attempts import is_newest, note_attempt
+from jbot.store.attempts import checkpoint_folder, is_newest, note_attempt
 from jbot.store.processes import place
 from jbot.store.record import RecordError, Storage, UnreadableError, load_record
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.checkpoint import read_state
+from jbot.trial.run import run_pack
 from studies.masking_ablation import study as masking_ablation
 
 SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
@@ -33,7 +34,7 @@ SHORT = ["--set", "train.epochs=4", "--set", "probe.every=2"]
 
 @pytest.fixture(autouse=True)
 def checkpoints_after_every_epoch(monkeypatch):
-    monkeypatch.setattr(jbot.trial.run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("jbot.trial.checkpoint.CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +154,14 @@ def test_a_storage_that_fails_is_no_bad_input(monkeypatch, capsys):
 def test_no_bit_of_a_checkpoint_can_change_unseen(tiny_data, tmp_path):
     storage, rng = Storage(tmp_path), random.Random(2)
     interrupt(tiny_data, storage, epoch=2)
-    checkpoint = jbot.trial.run.Checkpoint(storage, spec(tiny_data).trial_id)
-    right = checkpoint._read("state")[0]
-    for name in storage.names(checkpoint.folder):
-        content = storage.read(path := f"{checkpoint.folder}/{name}")
+    folder = checkpoint_folder(spec(tiny_data).trial_id)
+    right = read_state(storage, folder, "state")[0]
+    for name in storage.names(folder):
+        content = storage.read(path := f"{folder}/{name}")
         for at in rng.sample(range(len(content)), 100) if name.startswith("state") else ():
             storage.write(path, content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :])
             with contextlib.suppress(RecordError, KeyError, TypeError):
-                assert checkpoint._read("state")[0] == right, (name, at)  # as where a space has become a tab
+                assert read_state(storage, folder, "state")[0] == right, (name, at)  # as where a space has become a tab
         storage.write(path, content)
 
 

@@ -11,7 +11,7 @@ from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, save_study
 from jbot.store.record import Storage
 from jbot.trial.reuse import plain
-from jbot.trial.run import Ride
+from jbot.trial.run import PackRun
 from studies.runner import campaign as tour
 from studies.runner.campaign import blocks_that_fit, chosen, decided_plan, find_studies, in_order
 from studies.runner.estimate import Bill, Cost, Costs, ended_records
@@ -214,7 +214,7 @@ def test_a_dry_run_counts_shared_trials_once_and_writes_nothing(call, tmp_path, 
 
 
 def test_ctrl_c_leaves_a_table_and_the_same_command_continues(call, tmp_path, monkeypatch, capsys):
-    real, pressed = Ride.conclude, []
+    real, pressed = PackRun.conclude, []
 
     def press(self, trial):
         if self.specs[trial].arm == "soft" and not pressed:
@@ -222,7 +222,7 @@ def test_ctrl_c_leaves_a_table_and_the_same_command_continues(call, tmp_path, mo
             raise KeyboardInterrupt
         real(self, trial)
 
-    monkeypatch.setattr(Ride, "conclude", press)
+    monkeypatch.setattr(PackRun, "conclude", press)
     assert call() == 130
     assert "interrupted" in capsys.readouterr().err
     rows = summary(tmp_path)

@@ -12,8 +12,9 @@ from analysis.report.sections.components import added_alone, alias_lines, left_o
 from analysis.report.sections.scaling import lines_over_jets, lines_over_models
 from jbot.config import Config, ConfigError, flatten, from_dict, override
 from jbot.store.record import Storage, trial_folder
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.model import weight_count
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.trial.run import run_pack
 from search_spaces import components
 from search_spaces.augmentation import PAPER, PHYSICS, only
 from search_spaces.scaling import MODELS, SIZES

@@ -29,10 +29,11 @@ from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, Anomal
 from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import rank_auc
 from jbot.store.record import Storage, trial_folder
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
+from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.loop import TrainState, init_state
 from jbot.trainer.model import pack
-from jbot.trial.run import TrialSpec, prepare, resident
 
 Row = dict[str, Any]
 

@@ -18,7 +18,7 @@ from cluster.resources import ClusterError, Resources
 from cluster.scheduling.run import open_trials, run_inline
 from jbot.config import Config, override
 from jbot.store.record import Storage, load_record
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 ray = pytest.importorskip("ray")
 from cluster import connection  # noqa: E402

@@ -20,7 +20,8 @@ from jbot.data import Jets
 from jbot.store.attempts import attempts_begun, note_attempt
 from jbot.store.plan import StudyRecords
 from jbot.store.record import RecordError, Storage, load_record, load_whole
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.run import run_pack
 from search_spaces.axis import Axis
 from search_spaces.joint import COST, joint
 from studies.hyperparameters import study

@@ -16,7 +16,8 @@ from jbot.data.load import cached_jets, jets_used, needed_by
 from jbot.evaluation.evaluator import metric_names
 from jbot.store.plan import load_study
 from jbot.store.record import Storage
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.run import run_pack
 
 
 def first(data: JetData, count: int) -> JetData:

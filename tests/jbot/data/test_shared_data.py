@@ -14,7 +14,7 @@ import torch
 from jbot.config import DataConfig
 from jbot.data import JetData
 from jbot.data.jets import shared_tensor
-from jbot.trial.run import prepare, resident
+from jbot.trainer.inputs import prepare, resident
 
 ray = pytest.importorskip("ray")
 

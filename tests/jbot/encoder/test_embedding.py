@@ -33,10 +33,11 @@ from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import CheckpointError, check_jets
 from jbot.evaluation.evaluator import embed, metric_names
 from jbot.store.record import Storage, load_record
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.model import pack, weight_shapes
 from jbot.trial.card import model_card
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.trial.run import run_pack
 
 RELEASED = ModelConfig(dim=8, heads=3, layers=3, projection=4, padding="reference")
 THIS_CODE = os.environ | {"PYTHONPATH": str(Path(jbot.__file__).parents[1])}

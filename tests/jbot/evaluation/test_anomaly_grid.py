@@ -19,7 +19,7 @@ from jbot.evaluation.anomaly.grid import AnomalyGrid, bank_rows, bank_sizes, gri
 from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError
 from jbot.evaluation.metrics import MetricError, auc, rank_auc
 from jbot.store.record import Storage
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 from studies.runner.study import Study
 
 SMALL = AnomalyGrid(scores=("knn", "gmm"), draws=2)

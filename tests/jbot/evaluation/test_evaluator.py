@@ -39,7 +39,7 @@ from jbot.evaluation.probes import (
 from jbot.trainer.loop import TrialFailed, init_state, run_steps
 from jbot.trainer.model import encode, hidden_keys, relative_entropy, unpack
 from jbot.trainer.pack import Pack
-from jbot.trial.run import final_metrics
+from jbot.trial.evaluate import final_metrics
 
 CPU = torch.device("cpu")
 DEVICES = [

@@ -22,10 +22,11 @@ from jbot.config import (
     to_dict,
 )
 from jbot.store.record import Storage, load_curves, load_record, trial_folder, trial_id
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.loop import init_state, learning_rate, run_steps
 from jbot.trainer.pack import Pack
 from jbot.trial.reuse import load_state
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.trial.run import run_pack
 
 SCHEDULE = ["1 optim.lr=0.01", "2 loss.koleo_weight=0.5", "2 mask.ratio_high=0.9", "2 augment.rotation=0"]
 
@@ -286,7 +287,7 @@ def test_a_damaged_state_is_not_started_from(tiny, tiny_data, tmp_path, damage, 
 
 
 def test_a_killed_trial_remembers_whose_state_it_started_from(tiny, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(jbot.trial.run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("jbot.trial.checkpoint.CHECKPOINT_SECONDS", 0.0)
     storage = Storage(tmp_path)
     first = train_one(override(tiny, {"train.until": 1}), tiny_data, storage)
 

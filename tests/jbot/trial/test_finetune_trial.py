@@ -10,9 +10,10 @@ import jbot.trial.run
 from jbot.config import override
 from jbot.evaluation.evaluator import metric_names
 from jbot.store.record import Record, Storage, load_finetune_curves, load_record, trial_folder
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits
 from jbot.trainer.model import cls_rows, encode
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.trial.run import run_pack
 
 RUNS = ["finetune_20", "supervised_20", "finetune_100", "supervised_100"]
 TUNED = {
@@ -32,7 +33,7 @@ def spec(tiny, tiny_data) -> TrialSpec:
 
 @pytest.fixture
 def always_save(monkeypatch):
-    monkeypatch.setattr(jbot.trial.run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("jbot.trial.checkpoint.CHECKPOINT_SECONDS", 0.0)
 
 
 def changed(spec: TrialSpec, **changes) -> TrialSpec:
@@ -138,7 +139,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch, epochs: int):
     """A context in which the machine dies after so many epochs of fine-tuning of a pack."""
-    context, after, count = monkeypatch.context(), jbot.trial.run.Ride.after_finetune_epoch, [0]
+    context, after, count = monkeypatch.context(), jbot.trial.run.PackRun.after_finetune_epoch, [0]
 
     def dying(self, members, done):
         after(self, members, done)
@@ -147,7 +148,7 @@ def killed_at(monkeypatch, epochs: int):
             raise Killed
 
     patch = context.__enter__()
-    patch.setattr(jbot.trial.run.Ride, "after_finetune_epoch", dying)
+    patch.setattr(jbot.trial.run.PackRun, "after_finetune_epoch", dying)
     return context
 
 

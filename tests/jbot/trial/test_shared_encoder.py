@@ -8,8 +8,9 @@ import jbot.trial.run
 from jbot.config import override
 from jbot.data import Jets
 from jbot.store.record import Storage, load_curves, trial_folder
+from jbot.store.trial_spec import TrialSpec
 from jbot.trial.reuse import plain
-from jbot.trial.run import TrialSpec, run_pack
+from jbot.trial.run import run_pack
 
 JETS = Jets({500.0: make_data(60, seed=1), 1000.0: make_data(60)})
 JUDGED = {

@@ -8,8 +8,10 @@ import torch
 import jbot.trial.run
 from jbot.config import ConfigError, override
 from jbot.store.record import Storage, load_curves, load_record, trial_folder
+from jbot.store.trial_spec import TrialSpec
+from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.pack import PackError
-from jbot.trial.run import TrialSpec, prepare, resident, run_pack
+from jbot.trial.run import run_pack
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def kill_after(epoch: int):
 
 @pytest.fixture
 def always_save(monkeypatch):
-    monkeypatch.setattr(jbot.trial.run, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("jbot.trial.checkpoint.CHECKPOINT_SECONDS", 0.0)
 
 
 def test_a_killed_trial_resumes_to_the_same_weights(spec, tiny_data, tmp_path, always_save):

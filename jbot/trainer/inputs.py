@@ -1,0 +1,31 @@
+"""The jets of a trial, on its device."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from jbot.config import DataConfig
+from jbot.data import JetData, split
+from jbot.data.jets import shared_tensor
+from jbot.evaluation.evaluator import LabeledJets
+
+
+def resident(
+    data: JetData, particles: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "jet particle 4"]:
+    """All jets, with their leading particles, once on the device for every trial; on a CPU without a copy."""
+    return shared_tensor(data.particles)[:, :particles].to(device, dtype)
+
+
+def prepare(
+    wanted: DataConfig, bank_jets: int, *, data: JetData, particles: Float[Tensor, "jet particle 4"]
+) -> tuple[Int64[Tensor, "train"], dict[str, LabeledJets]]:
+    """Which jets to train on, as rows of `particles`; and those that evaluate: bank (the head of train), val, test."""
+    parts = split(data.labels, task=wanted.task, train=wanted.set_aside, val=wanted.val_jets, test=wanted.test_jets)
+    labeled = {}
+    for name, rows in {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test}.items():
+        index = torch.from_numpy(rows).to(particles.device)
+        labeled[name] = LabeledJets(particles=particles, rows=index, labels=data.labels[rows])
+    return torch.from_numpy(parts.train[: wanted.train_jets]).to(particles.device), labeled

@@ -1,0 +1,254 @@
+"""A training state in files: arrays, then the JSON file that names them with their checksum and so makes them valid.
+
+An unfinished trial leaves its state in its checkpoint folder at the end of an epoch, and goes on from there after a
+crash, alone or in another pack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jbot.config import Config
+from jbot.store.attempts import attempts_begun, checkpoint_folder, is_newest, note_attempt
+from jbot.store.checksum import sealed, unsealed
+from jbot.store.record import RecordError, Storage, UnreadableError, trial_folder
+from jbot.store.validation import misfit
+from jbot.trainer.finetune import FinetuneProgress, FinetuneState, Run, init_finetune
+from jbot.trainer.loop import PackState, Progress, TrainState, init_state
+
+CHECKPOINT_SECONDS = float(os.environ.get("JBOT_CHECKPOINT_SECONDS") or 20.0)
+"""Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class SavedProgress(TypedDict):
+    """What is kept of a trial's :class:`jbot.trainer.loop.Progress`."""
+
+    epoch: int
+    train_seconds: float
+    probe_seconds: float
+    curves: list[dict[str, Any]]
+
+
+class SavedFinetuneProgress(TypedDict):
+    """What is kept of a run's :class:`jbot.trainer.finetune.FinetuneProgress`: all of it."""
+
+    epoch: int
+    seconds: float
+    best_accuracy: float
+    since_best: int
+    curves: list[dict[str, Any]]
+    reason: str | None
+
+
+class History(TypedDict):
+    """What the attempts at a trial leave to the next one, and to its record."""
+
+    attempts: int
+    wall_seconds: float
+    started: str
+    continues: str | None
+    """The trial whose beginning or encoder it took."""
+    shared_seconds: float
+    """Device seconds of that trial which it did not spend."""
+
+
+class Checkpoint:
+    """The state of one unfinished trial, and the attempt that owns it."""
+
+    def __init__(self, storage: Storage, trial: str):
+        self.storage, self.trial, self.folder = storage, trial, checkpoint_folder(trial)
+        self.attempt, self.name = 0, ""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self.history = History(attempts=0, wall_seconds=0.0, started=started, continues=None, shared_seconds=0.0)
+        self.is_first = True
+        """Whether this attempt found nothing to go on from."""
+        self.started = self.saved = time.perf_counter()
+
+    def claim(self) -> None:
+        """Begin an attempt, even one that dies at once: what earlier ones left half written goes."""
+        self.attempt = attempts_begun(self.storage, self.trial) + 1
+        self.name = note_attempt(self.storage, self.trial, self.attempt)
+        for folder in (trial_folder(self.trial), self.folder):
+            self.storage.sweep(folder)
+
+    def is_ours(self) -> bool:
+        """Whether no other attempt has begun since, and none has ended the trial."""
+        return is_newest(self.storage, self.trial, self.attempt, self.name)
+
+    def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> TrainState:
+        """The saved state, or a fresh one; `history` is then that of the earlier attempts.
+
+        Raises
+        ------
+        UnreadableError
+            When the storage fails: a checkpoint that may be whole is not to be replaced by a fresh one.
+        """
+        fresh = init_state(config, [config.seed], device, dtype)
+        if self.storage.exists(f"{self.folder}/state.json"):
+            with damage_warned(f"checkpoint of trial {self.folder} is damaged, starting over"):
+                saved, arrays = read_state(self.storage, self.folder, "state")
+                state = restored(fresh, arrays, saved["state"])
+                self.history = History(**checked(saved["history"], History))
+                self.is_first = self.history["attempts"] == 0
+                return state
+        return fresh
+
+    def begin(self, state: TrainState) -> None:
+        """Count this attempt, which begins with `state`, and save that at once."""
+        self.history["attempts"] = max(self.history["attempts"] + 1, self.attempt)
+        self.started = time.perf_counter()
+        self.save(state)
+
+    def reuses(self) -> bool:
+        """Whether this attempt has begun with what another trial has trained."""
+        return self.is_first and self.history["continues"] is not None
+
+    def wall_seconds(self) -> float:
+        """Seconds of all attempts so far."""
+        return float(self.history["wall_seconds"] + time.perf_counter() - self.started)
+
+    def load_tuned(self, runs: Sequence[Run], trained: TrainState) -> dict[str, FinetuneState]:
+        """The saved state of each fine-tuning, a pack of one; a fresh one when none was saved. Raises as `load`."""
+        device, dtype = trained.student.device, trained.student.dtype
+        fresh = {run.name: init_finetune([run], device, dtype) for run in runs}
+        if self.storage.exists(f"{self.folder}/finetune.json"):
+            with damage_warned(f"fine-tunings of {self.folder} are damaged, starting them over"):
+                saved, arrays = read_state(self.storage, self.folder, "finetune")
+                return {
+                    name: state.of(
+                        like(state, arrays, f"{name}/"),
+                        [FinetuneProgress(**checked(saved["runs"][name], SavedFinetuneProgress))],
+                    )
+                    for name, state in fresh.items()
+                }
+        return fresh
+
+    def save_if_due(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
+        """Save when the last one is old enough."""
+        if time.perf_counter() - self.saved >= CHECKPOINT_SECONDS:
+            self.save(state, tuned)
+
+    def save(self, state: TrainState, tuned: Mapping[str, FinetuneState] | None = None) -> None:
+        """Save now, unless the trial is another attempt's by now. A crash in the middle leaves the previous one."""
+        self.saved = time.perf_counter()
+        if not self.is_ours():
+            return
+        history = {**self.history, "wall_seconds": self.wall_seconds()}
+        self._write("state", state.epoch, state.tensors(), {"state": progress_of(state), "history": history})
+        if tuned:
+            tensors = {f"{run}/{name}": x for run, one in tuned.items() for name, x in one.tensors().items()}
+            progress = {run: one.progress[0] for run, one in tuned.items()}
+            runs = {run: vars(one) | {"curves": finite(one.curves)} for run, one in progress.items()}
+            self._write("finetune", sum(one.epoch for one in progress.values()), tensors, {"runs": runs})
+
+    def _write(self, part: str, number: int, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
+        """Arrays under a name of their own, then the JSON file, then away with the arrays of before."""
+        arrays = f"{part}-{number:06d}.safetensors"
+        write_state(self.storage, self.folder, part, arrays, tensors, content)
+        for name in self.storage.names(self.folder):
+            if name.startswith(f"{part}-") and name != arrays:
+                self.storage.remove_file(f"{self.folder}/{name}")
+
+    def remove(self) -> None:
+        """The record has replaced it."""
+        self.storage.remove(self.folder)
+
+
+def write_state(
+    storage: Storage, folder: str, part: str, arrays: str, tensors: Mapping[str, Tensor], content: dict[str, Any]
+) -> None:
+    """Write the arrays under the name `arrays`, then ``<part>.json``, which makes them valid."""
+    checksum = storage.write_arrays(f"{folder}/{arrays}", as_arrays(tensors))
+    storage.write_json(f"{folder}/{part}.json", sealed({"arrays": arrays, "sha256": checksum} | content))
+
+
+def read_state(storage: Storage, folder: str, part: str) -> tuple[dict[str, Any], Arrays]:
+    """Content and arrays that :func:`write_state` has written.
+
+    Raises
+    ------
+    RecordError, KeyError, TypeError
+        When they are missing or damaged.
+    """
+    saved = unsealed(storage.read_json(f"{folder}/{part}.json"))
+    name = f"{folder}/{saved.get('arrays', f'{part}.safetensors')}"
+    check_file(storage, name, saved.get("sha256"))
+    return saved, storage.read_arrays(name)
+
+
+def check_file(storage: Storage, name: str, checksum: str | None) -> None:
+    """Raise a RecordError where a file is not what was written; files of old have no checksum."""
+    if checksum is not None and hashlib.sha256(storage.read(name)).hexdigest() != checksum:
+        raise RecordError(f"{name} is not what was written")
+
+
+@contextmanager
+def damage_warned(consequence: str) -> Iterator[None]:
+    """Warn where what is read inside is damaged, and go on behind.
+
+    A storage that fails raises its UnreadableError: what may be whole is not made again.
+    """
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        warnings.warn(f"{consequence}: {why}", stacklevel=4)
+
+
+def restored(fresh: TrainState, arrays: Arrays, progress: Any) -> TrainState:
+    """A saved state on the device of a fresh one, which it must be like."""
+    return fresh.of(like(fresh, arrays), [Progress(**checked(progress, SavedProgress))])
+
+
+def checked(values: Any, kind: type[Any]) -> dict[str, Any]:
+    """The entries that a TypedDict names; a TypeError where one is missing or of another type."""
+    if wrong := misfit(values, kind, ""):
+        raise TypeError(wrong)
+    return {name: values[name] for name in kind.__annotations__}
+
+
+def like(state: PackState, arrays: Arrays, prefix: str = "") -> dict[str, Tensor]:
+    """Saved tensors by the names of a state, on its device, each checked to be as there."""
+    tensors = {}
+    for name, value in state.tensors().items():
+        tensors[name] = torch.from_numpy(arrays[f"{prefix}{name}"]).to(value.device)
+        if tensors[name].shape != value.shape or tensors[name].dtype != value.dtype:
+            raise RecordError(f"{prefix}{name} is of another model")
+    return tensors
+
+
+def progress_of(state: TrainState) -> dict[str, Any]:
+    """How far a trial is, as JSON can hold it."""
+    (progress,) = state.progress
+    return {name: getattr(progress, name) for name in SavedProgress.__annotations__} | {
+        "curves": finite(progress.curves)
+    }
+
+
+def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    """Tensors as safetensors files hold them."""
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+
+
+def finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """NaN as missing: Parquet readers and JSON agree on that."""
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or not np.isfinite(value) else value
+
+    return [{name: known(value) for name, value in row.items()} for row in rows]

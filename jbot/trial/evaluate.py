@@ -1,0 +1,66 @@
+"""What is measured of a trained trial, beside the baselines it must beat: untrained, and without an encoder."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from jbot import TRAINER_VERSION
+from jbot.config import Config, digest, to_dict
+from jbot.data.splits import TARGETS, targets
+from jbot.evaluation.evaluator import Evaluator, Judgement, LabeledJets, own_pt_names
+from jbot.evaluation.metrics import Measured, classification, uncertainties
+from jbot.store.checksum import sealed, unsealed
+from jbot.store.record import RecordError, Storage
+from jbot.trainer.engines.select import Forward
+from jbot.trainer.finetune import FinetuneState, Run, class_probabilities_of
+from jbot.trainer.loop import TrainState, init_state
+
+
+def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
+    """The trained encoder on the test jets, also of other pTs; and its metrics beside those before training.
+
+    Counted as probe seconds.
+    """
+    started = time.perf_counter()
+    untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
+    before, result = evaluator.final(untrained, folds=False), evaluator.final(state, scan=config.anomaly.scan)
+    measured = {f"test/{name}": one for name, one in result.measured.items()}
+    measured |= {f"untrained/test/{name}": one for name, one in before.measured.items()}
+    measured |= evaluator.elsewhere(state)
+    measured |= {f"untrained/{name}": one for name, one in evaluator.elsewhere(untrained, floor=True).items()}
+    measured |= {alias: measured[name] for alias, name in own_pt_names(config).items()}
+    state.progress[0].probe_seconds += time.perf_counter() - started
+    return result, measured
+
+
+def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluator) -> dict[str, Measured]:
+    """Metrics without an encoder. They are the same in every trial with these jets: the first one leaves them here."""
+    config = evaluator.config
+    asked = [fingerprint, to_dict(config)["data"], config.probe.bank_jets, config.probe.knn_k, TRAINER_VERSION]
+    name = f"floors/raw-{digest(asked)}.json"
+    try:
+        found = {metric: Measured(**parts) for metric, parts in unsealed(storage.read_json(name)).items()}
+    except (RecordError, AttributeError, TypeError):  # not there yet, or damaged: made again
+        found = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
+        known = uncertainties(found)
+        saved = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
+        storage.write_json(name, sealed(saved))
+    return {f"raw/test/{metric}": one for metric, one in found.items()}
+
+
+def classifier_metrics(
+    run: Run,
+    state: FinetuneState,
+    particles: Float[Tensor, "jet particle 4"],
+    test: LabeledJets,
+    forward: Forward,
+) -> tuple[Float[np.ndarray, "jet class"], dict[str, Measured]]:
+    """A fine-tuned classifier on the test jets: class probabilities, and metrics by key."""
+    config = run.config
+    found = class_probabilities_of(state.best, particles, test.rows, config, run.classes, forward).cpu().numpy()
+    named = classification(found, targets(test.labels, config.data.task), list(TARGETS[config.data.task]))
+    return found, {f"test/{run.name}_{metric}": one for metric, one in named.items()}
