@@ -31,10 +31,11 @@ from jbot.cli import Parser, bad_input
 from jbot.config import Config, override
 from jbot.data import DataError, JetData, hdf5
 from jbot.evaluation import evaluator
-from jbot.evaluation.evaluator import LabeledJets
 from jbot.trainer.engines.select import find_engine
-from jbot.trainer.loop import TrainState, curve_epochs, init_state, run_steps
+from jbot.trainer.inputs import LabeledJets
+from jbot.trainer.loop import curve_epochs, run_steps
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import TrainState, init_state
 from studies.presets import PRESETS
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"

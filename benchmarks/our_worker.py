@@ -17,10 +17,12 @@ from jbot.config import JBOT_B, Config, override
 from jbot.encoder.keras_weights import load_backbone
 from jbot.trainer.augment import PT, rotate, smear, split
 from jbot.trainer.engines.select import find_engine
-from jbot.trainer.loop import TERMS, ema_momentum, epoch_order, init_state, learning_rate, run_steps, train_step
+from jbot.trainer.loop import ema_momentum, learning_rate, run_steps
 from jbot.trainer.masking import SCHEMES, Scene
 from jbot.trainer.model import pack
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import epoch_order, init_state
+from jbot.trainer.step import TERMS, train_step
 from jbot.trial.provenance import git_commit, hardware, library_versions
 
 SIZES = {"S": {}, "B": JBOT_B}
@@ -73,9 +75,9 @@ class Ours:
 
     def step_on_ready_made_views(self) -> dict[str, torch.Tensor]:
         """The model part."""
-        knobs = self.pack.knobs((0,))
+        hyper = self.pack.hyper((0,))
         return train_step(
-            self.state, self.views[None], self.masked[None], knobs, self.lr, self.momentum, self.engine.forward
+            self.state, self.views[None], self.masked[None], hyper, self.lr, self.momentum, self.engine.forward
         )
 
     def whole_step(self) -> dict[str, torch.Tensor]:

@@ -23,20 +23,13 @@ from jbot.data.jets import JetData
 from jbot.trainer.augment import Particles, augment
 from jbot.trainer.engines import fused
 from jbot.trainer.engines.select import Forward, find_engine
-from jbot.trainer.loop import (
-    VIEW_JETS,
-    init_state,
-    losses,
-    masked_rows,
-    run_steps,
-    stretches,
-    update,
-    views_of_steps,
-)
+from jbot.trainer.loop import VIEW_JETS, run_steps, step_groups, views_of_steps
 from jbot.trainer.masking import Masked, mask_views
 from jbot.trainer.model import cls_rows
 from jbot.trainer.pack import Pack
 from jbot.trainer.rng import Draws
+from jbot.trainer.state import init_state
+from jbot.trainer.step import losses, masked_rows, update
 
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
@@ -121,7 +114,7 @@ class Stretch:
     def run_parts(self, timed: Timed) -> None:
         """All steps, each part of them through `timed`; on CUDA without a graph."""
         state, forward, model = self.state, self.engine.forward, self.config.model
-        knobs = self.pack.knobs(self.members)
+        hyper = self.pack.hyper(self.members)
         batches = timed("gather", self._gather)
         for views, masked in zip(*self._views(batches, timed), strict=True):
             particles = views.flatten(1, 2)
@@ -129,28 +122,28 @@ class Stretch:
             taught = timed("teacher", _taught, forward, state.teacher, particles, model)
             student = state.student.detach().requires_grad_()
             raw, predicted = timed("student", forward, student, particles, model, masked.flatten(1, 2), rows)
-            terms = timed("losses", losses, state, raw, predicted, taught, rows, weight, knobs)
+            terms = timed("losses", losses, state, raw, predicted, taught, rows, weight, hyper)
             (gradient,) = timed("backward", torch.autograd.grad, terms["loss"].sum(), student)
             with torch.no_grad():
-                timed("update", update, state, gradient, taught, views[..., 3], knobs, self.lr, self.momentum)
+                timed("update", update, state, gradient, taught, views[..., 3], hyper, self.lr, self.momentum)
 
     def _gather(self) -> Tensor:
         return self.jets.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
 
     def _views(self, batches: Tensor, timed: Timed) -> tuple[Tensor, Tensor]:
         """What :func:`jbot.trainer.loop.views_of_steps` does, in its two parts."""
-        knobs = self.pack.knobs(self.members, self.steps)
+        hyper = self.pack.hyper(self.members, self.steps)
         steps = self.state.step + torch.arange(self.steps, device=self.device)[:, None]
-        seeds: Any = knobs.seed
+        seeds: Any = hyper.seed
         draws = Draws(seeds, steps.flatten())
-        views = timed("augment", augment, batches.flatten(0, 1), draws, knobs.augment)
-        masked = timed("mask", mask_views, views, draws, knobs.mask)
+        views = timed("augment", augment, batches.flatten(0, 1), draws, hyper.augment)
+        masked = timed("mask", mask_views, views, draws, hyper.mask)
         return views.unflatten(0, steps.shape), masked.unflatten(0, steps.shape)
 
     def used_share(self) -> float:
         """Share of the student's tokens that the loss looks at, in the jets that are chosen."""
-        knobs = self.pack.knobs(self.members, self.steps)
-        _, masked = views_of_steps(self._gather(), self.state.step, knobs)
+        hyper = self.pack.hyper(self.members, self.steps)
+        _, masked = views_of_steps(self._gather(), self.state.step, hyper)
         of_views = masked[..., 0].numel()
         return (of_views + int(masked.sum())) / (of_views * (masked.shape[-1] + 1))
 
@@ -171,7 +164,7 @@ def steps_at_once(batch: int, size: int, device: torch.device) -> int:
     """Steps that the trainer makes in one call."""
     most = VIEW_JETS[device.type]
     epoch = dict.fromkeys(range(size), batch * max(1, most // batch))
-    _, _, steps, _ = next(stretches(epoch, batch, most))
+    _, _, steps, _ = next(step_groups(epoch, batch, most))
     return steps
 
 

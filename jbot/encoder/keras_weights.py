@@ -11,7 +11,7 @@ the functions nor the files here make them up. The released encoder has no atten
 `model.padding = "reference"`. From Python:
 
     model, backbone = load_backbone("all_backbone_pretrain_32_4_2.weights.h5")
-    cls = jbot.evaluation.evaluator.embed(frozen_student(model, backbone), jets, Config(model=model))
+    cls = jbot.trainer.embed.embed(frozen_student(model, backbone), jets, Config(model=model))
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def load_head(path: str | os.PathLike[str]) -> Arrays:
 
 
 def frozen_student(config: ModelConfig, backbone: Arrays) -> Flat:
-    """A student of one trial, (1, weight), for :func:`jbot.evaluation.evaluator.embed`: it embeds, and cannot be
+    """A student of one trial, (1, weight), for :func:`jbot.trainer.embed.embed`: it embeds, and cannot be
     trained on.
 
     The weights that were not released are NaN: the embedding never reads them, and whatever does shows it at once.

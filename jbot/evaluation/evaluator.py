@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64
 from sklearn.metrics import adjusted_mutual_info_score
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
@@ -32,16 +32,15 @@ from jbot.evaluation.probes import (
     nearest,
     silhouette,
 )
+from jbot.trainer.embed import CHUNK, GATHERED, Embedding, embed_on_device
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.loop import Metrics, TrainState, TrialFailed
+from jbot.trainer.inputs import LabeledJets
+from jbot.trainer.loop import Metrics, TrialFailed
 from jbot.trainer.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
 from jbot.trainer.rng import numpy_generator
+from jbot.trainer.state import TrainState
 
-CHUNK = {"cpu": 128, "cuda": 8192}
-"""Jets embedded at once: keeps activations in a CPU's cache, or fills a GPU (assumed)."""
 KMEANS_STARTS = 4
-GATHERED = 8_192
-"""Jets copied together from those of the node."""
 SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
@@ -51,7 +50,6 @@ ELSEWHERE = ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc")
 """What is measured at other jet pTs. No anomaly scores: they are of the jets an encoder was trained for."""
 UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
 
-Embedding = Float[Tensor, "jet dim"]
 Labels = Int64[Tensor, "jet"]
 Bank = Float[Tensor, "bank dim"]
 BankLabels = Int64[Tensor, "bank"]
@@ -72,46 +70,12 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledJets:
-    """Jets of one split: rows of all jets, which splits and trials share, and their class labels."""
-
-    particles: Float[Tensor, "all particle 4"]
-    """On the device; on a CPU perhaps the memory of all trials of the node: it is only read."""
-    rows: Int64[Tensor, "jet"]
-    labels: Int[np.ndarray, "jet"]
-
-    def take(self, which: slice | Tensor) -> Float[Tensor, "some particle 4"]:
-        """A copy of some of these jets."""
-        return self.particles.index_select(0, self.rows[which])
-
-
-@dataclass(frozen=True, kw_only=True)
 class OtherJets:
     """Jets of another pT, by which an encoder is judged too."""
 
     bank: LabeledJets
     """Training jets whose labels the probes may use."""
     test: LabeledJets
-
-
-def embed(
-    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
-) -> Float[np.ndarray, "jet dim"]:
-    """Raw [CLS] embedding of each jet by the first trial of a pack, float32."""
-    return embed_on_device(student, jets, config, forward).cpu().numpy()
-
-
-def embed_on_device(
-    student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config, forward: Forward = forward
-) -> Embedding:
-    """The same, left on the device."""
-    slots = jets.shape[1]
-    with torch.no_grad():
-        parts = [
-            forward(student[:1], part[None], config.model, rows=cls_rows(1, len(part), slots, part.device))[0][0]
-            for part in jets.split(CHUNK[jets.device.type])
-        ]
-    return torch.cat(parts).float()
 
 
 def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> float:

@@ -2,14 +2,15 @@
 
     while some run is unfinished: one epoch of those furthest behind
         each step: dropout, cross-entropy, finetune_step(state, particles, targets, ...)
-        judge each on its validation jets; keep the weights of the best accuracy
+        evaluate each on its validation jets; keep the weights of the best accuracy
 
-The supervised twin of a fine-tuning is the same run from fresh encoder weights, with layer_decay 1. Every tensor has a
-leading axis, called trial as everywhere: here one row is one run (a trial has one for each fraction of its labels, and
-as many twins). Runs of equal shapes step together, and none feels the others; those of a trial share its seed: a
-fine-tuning and its twin begin with the same head, and see the same jets and the same dropout at each step.
+The supervised baseline of a fine-tuning is the same run from fresh encoder weights, with layer_decay 1. Every tensor
+has a leading axis, called trial as everywhere: here one row is one run (a trial has one for each fraction of its
+labels, and as many baselines). Runs of equal shapes step together, and none feels the others; those of a trial share
+its seed: a fine-tuning and its baseline begin with the same head, and see the same jets and the same dropout at each
+step.
 
-Differences from the released code (arXiv:2601.11719, `finetune` in its utils.py), which are slips there:
+Differences from the released code (arXiv:2601.11719, `finetune` in its utils.py), which are mistakes there:
 - it multiplies the *gradients* by the layer's decay, which Adam undoes: its step is the gradient over its own size;
 - it looks the factors up by a variable's short name ("kernel", "bias"), which many variables share, the head's among
   them: most factors are 1.
@@ -34,20 +35,20 @@ from torch import Tensor
 from jbot.config import Config, ModelConfig
 from jbot.data.jets import DataError
 from jbot.data.splits import TARGETS
-from jbot.evaluation.evaluator import GATHERED, embed_on_device
 from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier
 from jbot.trainer.dropout import cut_and_scale, factors
+from jbot.trainer.embed import GATHERED, embed_on_device
 from jbot.trainer.engines.graphs import StepGraphs
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.loop import PackState
 from jbot.trainer.model import Flat, Weights, encode_cls, forward, init_weights, unpack, weight_count, weight_shapes
-from jbot.trainer.rng import Draws, numpy_generator
+from jbot.trainer.rng import Draws
+from jbot.trainer.state import PackState, diverged, epoch_order, furthest_behind
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-7
 """Adam's defaults in Keras, which the released code leaves as they are."""
 
 TERMS = ("loss", "correct")
-"""What a step tells of itself: sums over its jets."""
+"""What a step returns of itself: sums over its jets."""
 
 Particles = Float[Tensor, "trial jet particle 4"]
 Targets = Int64[Tensor, "trial jet"]
@@ -85,7 +86,7 @@ class Run:
     name: str
     """As in its metrics and files: finetune_10, supervised_100."""
     config: Config
-    """Of its trial: what counts here is `model`, `finetune` and `seed`."""
+    """Its trial's: what counts here is `model`, `finetune` and `seed`."""
     encoder: Float[Tensor, "weight"]
     """The encoder to begin with, in the order of :func:`jbot.trainer.model.weight_shapes`."""
     layer_decay: float
@@ -107,7 +108,7 @@ class FinetuneProgress:
     since_best: int = 0
     """Epochs without a better one."""
     curves: list[dict[str, Any]] = field(default_factory=list)
-    """One row an epoch: epoch, device_seconds, train_loss, train_accuracy, val_loss, val_accuracy."""
+    """One row per epoch: epoch, device_seconds, train_loss, train_accuracy, val_loss, val_accuracy."""
     reason: str | None = None
     """Why it failed; it takes no further step."""
 
@@ -127,8 +128,8 @@ class FinetuneState(PackState):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knobs:
-    """The settings of runs that step together, on the device."""
+class RunHyper:
+    """The hyperparameters of runs that step together, on the device."""
 
     model: ModelConfig
     classes: int
@@ -137,13 +138,13 @@ class Knobs:
     """Learning rate of each weight."""
     cut: Int16[Tensor, "trial 1"]
     scale: Float[Tensor, "trial 1"]
-    """Of dropout, see :func:`jbot.trainer.dropout.cut_and_scale`."""
+    """For dropout, see :func:`jbot.trainer.dropout.cut_and_scale`."""
     dropping: bool
     """Whether any run has dropout."""
 
 
 def runs_of(config: Config, encoder: Float[Tensor, "weight"], train: LabeledRows, val: LabeledRows) -> list[Run]:
-    """A trial's fine-tunings, one for each fraction of its labels, and their twins, as its Config wants them.
+    """A trial's fine-tunings, one for each fraction of its labels, and their baselines, as its Config wants them.
 
     Raises
     ------
@@ -214,20 +215,20 @@ def finetune(
     if len(set(map(pack_key, runs))) > 1:
         raise ValueError("runs that step together must agree in model, classes, batch and number of training jets")
     device, dtype = state.weights.device, state.weights.dtype
-    knobs = functools.cache(lambda members: stack_knobs([runs[run] for run in members], device, dtype))
+    hyper = functools.cache(lambda members: stack_hyper([runs[run] for run in members], device, dtype))
     graphs = StepGraphs() if device.type == "cuda" else None
-    while members := furthest_behind(runs, state.progress):
+    while members := furthest_behind(state.progress, list(map(has_ended, runs, state.progress))):
         started, some = time.perf_counter(), [runs[run] for run in members]
         # Some of the runs step on a copy of their state, which has another address each time: no graph.
         recorded = graphs if len(members) == len(runs) else None
         with state.only(members) as part:
-            sums = run_epoch(some, particles, part, knobs(tuple(members)), recorded)
-            judged = [judge(run, particles, part.row(row), forward) for row, run in enumerate(some)]
+            sums = run_epoch(some, particles, part, hyper(tuple(members)), recorded)
+            validation = [validate(run, particles, part.row(row), forward) for row, run in enumerate(some)]
             seconds = (time.perf_counter() - started) / len(members)
             for row, run in enumerate(some):
                 jets = len(run.train.rows)
                 trained = {"train_loss": sums[row][0] / jets, "train_accuracy": sums[row][1] / jets}
-                finish_epoch(run, part.row(row), trained | judged[row], seconds)
+                finish_epoch(run, part.row(row), trained | validation[row], seconds)
         after_epoch(members)
     return state
 
@@ -235,12 +236,6 @@ def finetune(
 def pack_key(run: Run) -> tuple[ModelConfig, int, int, int]:
     """Runs with equal keys can step together."""
     return run.config.model, run.classes, run.config.finetune.batch, len(run.train.rows)
-
-
-def furthest_behind(runs: Sequence[Run], progress: Sequence[FinetuneProgress]) -> list[int]:
-    """The unfinished runs with the fewest epochs: after a crash they may stand at different ones."""
-    left = {number: one.epoch for number, one in enumerate(progress) if not has_ended(runs[number], one)}
-    return [number for number, epoch in left.items() if epoch == min(left.values())]
 
 
 def has_ended(run: Run, progress: FinetuneProgress) -> bool:
@@ -253,17 +248,20 @@ def run_epoch(
     runs: Sequence[Run],
     particles: Float[Tensor, "jet particle 4"],
     state: FinetuneState,
-    knobs: Knobs,
+    hyper: RunHyper,
     graphs: StepGraphs | None,
 ) -> list[list[float]]:
     """One epoch of runs that stand at the same one; for each, the sums of TERMS."""
-    orders = [epoch_order(len(run.train.rows), run.config.seed, state.epoch).to(particles.device) for run in runs]
+    orders = [
+        epoch_order(len(run.train.rows), run.config.seed, state.epoch, "finetune_order").to(particles.device)
+        for run in runs
+    ]
     rows = torch.stack([run.train.rows[order] for run, order in zip(runs, orders, strict=True)])
     targets = torch.stack([run.train.targets[order] for run, order in zip(runs, orders, strict=True)])
     sums = torch.zeros(len(TERMS), len(runs), device=particles.device, dtype=torch.float64)
 
     def step(state: FinetuneState, jets: Particles, classes: Targets) -> dict[str, Tensor]:
-        return finetune_step(state, jets, classes, knobs)
+        return finetune_step(state, jets, classes, hyper)
 
     batch = runs[0].config.finetune.batch
     for index, classes in zip(rows.split(batch, dim=1), targets.split(batch, dim=1), strict=True):
@@ -273,13 +271,8 @@ def run_epoch(
     return sums.T.tolist()  # waits for the device
 
 
-def epoch_order(jets: int, seed: int, epoch: int) -> Int64[Tensor, "jet"]:
-    """The order in which an epoch goes through the labeled jets."""
-    return torch.from_numpy(numpy_generator(seed, "finetune_order", epoch).permutation(jets))
-
-
 def finetune_step(
-    state: FinetuneState, particles: Particles, targets: Targets, knobs: Knobs
+    state: FinetuneState, particles: Particles, targets: Targets, hyper: RunHyper
 ) -> dict[str, Float[Tensor, "trial"]]:
     """One step of Adam on the mean cross-entropy of a batch, with dropout. Nothing is read on the host.
 
@@ -289,23 +282,23 @@ def finetune_step(
         TERMS by name, sums over the jets, each (trial,) in nats or jets; `state` is changed in place.
     """
     jets, slots = particles.shape[1:3]
-    draws = Draws(knobs.seeds, state.step)
-    drop = Dropout(draws, knobs, dropout_sizes(knobs.model, jets, slots)) if knobs.dropping else None
+    draws = Draws(hyper.seeds, state.step)
+    drop = Dropout(draws, hyper, dropout_sizes(hyper.model, jets, slots)) if hyper.dropping else None
     flat = state.weights.detach().requires_grad_()
-    encoder, head = unpack_classifier(flat, knobs.model, knobs.classes)
-    logits = classifier_logits(head, encode_cls(encoder, particles, knobs.model, drop), drop)
+    encoder, head = unpack_classifier(flat, hyper.model, hyper.classes)
+    logits = classifier_logits(head, encode_cls(encoder, particles, hyper.model, drop), drop)
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).sum(1)
     (gradient,) = torch.autograd.grad((loss / jets).sum(), flat)
     with torch.no_grad():
-        adam(state, gradient, knobs.rates)
+        adam(state, gradient, hyper.rates)
     return {"loss": loss.detach(), "correct": (logits.detach().argmax(-1) == targets).sum(1)}
 
 
 class Dropout:
     """Dropout of one step, see :mod:`jbot.trainer.dropout`."""
 
-    def __init__(self, draws: Draws, knobs: Knobs, sizes: dict[str, int]):
-        drawn = factors(draws, sum(sizes.values()), knobs.cut, knobs.scale).split(list(sizes.values()), dim=1)
+    def __init__(self, draws: Draws, hyper: RunHyper, sizes: dict[str, int]):
+        drawn = factors(draws, sum(sizes.values()), hyper.cut, hyper.scale).split(list(sizes.values()), dim=1)
         self.factors = dict(zip(sizes, drawn, strict=True))
 
     def __call__(self, name: str, values: Float[Tensor, "trial row width"]) -> Float[Tensor, "trial row width"]:
@@ -333,14 +326,14 @@ def adam(state: FinetuneState, gradient: Flat, rates: Flat) -> None:
     state.weights.addcdiv_(move, state.moment2.sqrt().add_(EPS))
 
 
-def stack_knobs(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = torch.float32) -> Knobs:
-    """The settings of runs that step together."""
+def stack_hyper(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = torch.float32) -> RunHyper:
+    """The hyperparameters of runs that step together."""
     model, classes, wanted = runs[0].config.model, runs[0].classes, [run.config.finetune for run in runs]
     factors = torch.stack([decay_factors(model, classes, run.layer_decay) for run in runs])
     lr = torch.tensor([one.lr for one in wanted], dtype=torch.float64)
     drops = torch.tensor([one.dropout for one in wanted], dtype=torch.float64, device=device)
     cut, scale = cut_and_scale(drops, dtype)
-    return Knobs(
+    return RunHyper(
         model=model,
         classes=classes,
         seeds=torch.tensor([run.config.seed for run in runs], device=device),
@@ -365,7 +358,7 @@ def decay_factors(model: ModelConfig, classes: int, decay: float) -> Float[Tenso
     return torch.tensor(factors, dtype=torch.float64).repeat_interleave(sizes)
 
 
-def judge(
+def validate(
     run: Run, particles: Float[Tensor, "jet particle 4"], state: FinetuneState, forward: Forward
 ) -> dict[str, float]:
     """Loss and accuracy on the validation jets, without dropout."""
@@ -382,10 +375,9 @@ def finish_epoch(run: Run, state: FinetuneState, means: dict[str, float], second
     progress.epoch += 1
     progress.seconds += seconds
     progress.curves.append({"epoch": progress.epoch, "device_seconds": round(progress.seconds, 3)} | means)
-    for name in ("train_loss", "val_loss"):
-        if not math.isfinite(means[name]):
-            progress.reason = f"diverged: {name} is not finite in epoch {progress.epoch}"
-            return
+    progress.reason = diverged({name: means[name] for name in ("train_loss", "val_loss")}, progress.epoch)
+    if progress.reason is not None:
+        return
     progress.since_best += 1
     if means["val_accuracy"] > progress.best_accuracy + run.config.finetune.tolerance:
         progress.best_accuracy, progress.since_best = means["val_accuracy"], 0

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from jbot.config import DataConfig
 from jbot.data import JetData, split
 from jbot.data.jets import shared_tensor
-from jbot.evaluation.evaluator import LabeledJets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabeledJets:
+    """Jets of one split: rows of all jets, which splits and trials share, and their class labels."""
+
+    particles: Float[Tensor, "all particle 4"]
+    """On the device; on a CPU perhaps the memory of all trials of the node: it is only read."""
+    rows: Int64[Tensor, "jet"]
+    labels: Int[np.ndarray, "jet"]
+
+    def take(self, which: slice | Tensor) -> Float[Tensor, "some particle 4"]:
+        """A copy of some of these jets."""
+        return self.particles.index_select(0, self.rows[which])
 
 
 def resident(

@@ -89,8 +89,8 @@ class Pack:
         self.graphs = StepGraphs() if self.device.type == "cuda" else None
         self._stacks: dict[tuple[tuple[int, ...], int], Config] = {}
 
-    def knobs(self, trials: tuple[int, ...], steps: int = 1) -> Config:
-        """The stack of some trials, `steps` times over: (step, trial) as one axis."""
+    def hyper(self, trials: tuple[int, ...], steps: int = 1) -> Config:
+        """The per-trial hyperparameters of some trials as one stack, `steps` times over: (step, trial) as one axis."""
         if (trials, steps) not in self._stacks:
             chosen = [self.configs[trial] for trial in trials] * steps
             self._stacks[trials, steps] = stack(chosen, self.device, self.dtype)

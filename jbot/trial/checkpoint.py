@@ -25,7 +25,7 @@ from jbot.store.checksum import sealed, unsealed
 from jbot.store.record import RecordError, Storage, UnreadableError, trial_folder
 from jbot.store.validation import misfit
 from jbot.trainer.finetune import FinetuneProgress, FinetuneState, Run, init_finetune
-from jbot.trainer.loop import PackState, Progress, TrainState, init_state
+from jbot.trainer.state import PackState, Progress, TrainState, init_state
 
 CHECKPOINT_SECONDS = float(os.environ.get("JBOT_CHECKPOINT_SECONDS") or 20.0)
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
@@ -101,7 +101,7 @@ class Checkpoint:
             with damage_warned(f"checkpoint of trial {self.folder} is damaged, starting over"):
                 saved, arrays = read_state(self.storage, self.folder, "state")
                 state = restored(fresh, arrays, saved["state"])
-                self.history = History(**checked(saved["history"], History))
+                self.history = checked(saved["history"], History)
                 self.is_first = self.history["attempts"] == 0
                 return state
         return fresh
@@ -215,7 +215,7 @@ def restored(fresh: TrainState, arrays: Arrays, progress: Any) -> TrainState:
     return fresh.of(like(fresh, arrays), [Progress(**checked(progress, SavedProgress))])
 
 
-def checked(values: Any, kind: type[Any]) -> dict[str, Any]:
+def checked(values: Any, kind: type[Any]) -> Any:
     """The entries that a TypedDict names; a TypeError where one is missing or of another type."""
     if wrong := misfit(values, kind, ""):
         raise TypeError(wrong)

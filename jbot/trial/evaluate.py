@@ -11,13 +11,14 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import Config, digest, to_dict
 from jbot.data.splits import TARGETS, targets
-from jbot.evaluation.evaluator import Evaluator, Judgement, LabeledJets, own_pt_names
+from jbot.evaluation.evaluator import Evaluator, Judgement, own_pt_names
 from jbot.evaluation.metrics import Measured, classification, uncertainties
 from jbot.store.checksum import sealed, unsealed
 from jbot.store.record import RecordError, Storage
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.finetune import FinetuneState, Run, class_probabilities_of
-from jbot.trainer.loop import TrainState, init_state
+from jbot.trainer.inputs import LabeledJets
+from jbot.trainer.state import TrainState, init_state
 
 
 def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:

@@ -25,9 +25,10 @@ from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import Engine, find_engine
 from jbot.trainer.finetune import FinetuneState, LabeledRows, Run, finetune, named_classifier, pack_key, runs_of
 from jbot.trainer.inputs import prepare, resident
-from jbot.trainer.loop import Metrics, Progress, TrainState, TrialFailed, join_states, train
+from jbot.trainer.loop import Metrics, TrialFailed, train
 from jbot.trainer.model import named_weights
 from jbot.trainer.pack import check_shared
+from jbot.trainer.state import Progress, TrainState, join_states
 from jbot.trial.card import save_card
 from jbot.trial.checkpoint import Checkpoint, finite
 from jbot.trial.evaluate import classifier_metrics, final_metrics, raw_feature_baseline

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from jbot.config import Config, MaskConfig, ModelConfig
-from jbot.evaluation.evaluator import LabeledJets, embed
 from jbot.store.record import Storage, trial_folder
 from jbot.trainer.augment import augment
+from jbot.trainer.embed import embed
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.loop import SNAPSHOT_EPOCHS, TrainState
+from jbot.trainer.inputs import LabeledJets
+from jbot.trainer.loop import SNAPSHOT_EPOCHS
 from jbot.trainer.masking import mask_views
 from jbot.trainer.model import Flat, encode, forward, named_weights, unpack
 from jbot.trainer.rng import Draws
+from jbot.trainer.state import TrainState
 
 PICTURE_JETS = 1_000
 

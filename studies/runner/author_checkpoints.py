@@ -30,14 +30,15 @@ from jbot.data import DataError, Jets
 from jbot.data.splits import TARGETS, targets
 from jbot.encoder.keras_weights import KerasWeightsError, frozen_student, load_backbone, load_head
 from jbot.evaluation.anomaly.detect import AnomalyError
-from jbot.evaluation.evaluator import Evaluator, LabeledJets
+from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import Measured, MetricError, classification, uncertainties
 from jbot.store.plan import Plan
 from jbot.store.record import RecordError, Storage
 from jbot.trainer.classifier import pack_classifier
 from jbot.trainer.finetune import class_probabilities_of
-from jbot.trainer.inputs import prepare, resident
-from jbot.trainer.loop import MIN_SPREAD, TrialFailed, init_state
+from jbot.trainer.inputs import LabeledJets, prepare, resident
+from jbot.trainer.loop import MIN_SPREAD, TrialFailed
+from jbot.trainer.state import init_state
 
 CLASSIFIERS = {
     "finetune_100": ("ft", ""),

@@ -25,11 +25,12 @@ from jbot.data.splits import TARGETS
 from jbot.evaluation.evaluator import Evaluator, fine_tunings
 from jbot.store.record import Record, Storage, load_records
 from jbot.trainer.engines.select import find_engine
-from jbot.trainer.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_knobs
+from jbot.trainer.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_hyper
 from jbot.trainer.inputs import prepare
-from jbot.trainer.loop import VIEW_JETS, TrialFailed, init_state, is_probed, run_steps
+from jbot.trainer.loop import VIEW_JETS, TrialFailed, is_probed, run_steps
 from jbot.trainer.model import init_weights
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import init_state
 from jbot.trial.reuse import plain
 
 REPEATS = 5
@@ -267,9 +268,9 @@ def seconds_a_finetune_step(config: Config, device: torch.device, engine: str = 
     jets = LabeledRows(rows=torch.arange(batch, device=device), targets=targets)
     whole = override(config, {"finetune.fractions": [1.0]})
     (run, *_) = runs_of(whole, init_weights(config.model, 0), jets, jets)
-    state, knobs = init_finetune([run], device), stack_knobs([run], device)
+    state, hyper = init_finetune([run], device), stack_hyper([run], device)
     particles = random_jets(batch, config.data.particles)[None].to(device)
-    return repeated(lambda: finetune_step(state, particles, targets[None], knobs)["loss"].item())
+    return repeated(lambda: finetune_step(state, particles, targets[None], hyper)["loss"].item())
 
 
 def seconds_to_judge(config: Config, device: torch.device, engine: str = "auto") -> float:

@@ -32,8 +32,8 @@ from jbot.store.record import Storage, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.inputs import prepare, resident
-from jbot.trainer.loop import TrainState, init_state
 from jbot.trainer.model import pack
+from jbot.trainer.state import TrainState, init_state
 
 Row = dict[str, Any]
 

@@ -24,10 +24,10 @@ from jbot.config import JBOT_B, Config, ModelConfig, from_dict, override
 from jbot.data import CLASSES, DataError, Jets, jets_needed, split
 from jbot.data.hdf5 import write
 from jbot.encoder.keras_weights import frozen_student, load_backbone, load_head
-from jbot.evaluation.evaluator import embed
 from jbot.store.plan import load_study, save_study
 from jbot.store.record import Record, RecordError, Storage, save_record
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
+from jbot.trainer.embed import embed
 from jbot.trainer.model import weight_shapes
 from studies.paper_tables import study
 from studies.runner.author_checkpoints import find_released, judge_released

@@ -7,8 +7,9 @@ from helpers import make_jets
 from cluster.scheduling.packs import MEMORY_SHARE, fitting, form_packs, trial_bytes
 from jbot.config import JBOT_B, Config, override
 from jbot.store.trial_spec import TrialSpec
-from jbot.trainer.loop import init_state, run_steps
+from jbot.trainer.loop import run_steps
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import init_state
 
 
 def specs_of(arms: dict[str, dict], seeds: int) -> list[TrialSpec]:

@@ -31,10 +31,11 @@ from jbot.data import CLASSES, DataError, JetData, hdf5
 from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import CheckpointError, check_jets
-from jbot.evaluation.evaluator import embed, metric_names
+from jbot.evaluation.evaluator import metric_names
 from jbot.store.record import Storage, load_record
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
+from jbot.trainer.embed import embed
 from jbot.trainer.model import pack, weight_shapes
 from jbot.trial.card import model_card
 from jbot.trial.run import run_pack

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from jbot.config import Config, ModelConfig, from_dict
 from jbot.encoder.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head, main
-from jbot.evaluation.evaluator import embed
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
+from jbot.trainer.embed import embed
 from jbot.trainer.model import weight_shapes
 
 MODEL = ModelConfig(dim=8, heads=3, layers=3, projection=4, padding="reference")  # heads of 2: 3 * 2 < 8, as in jBOT-B

@@ -15,11 +15,9 @@ from jbot.data import hdf5
 from jbot.data.splits import targets
 from jbot.evaluation.evaluator import (
     Evaluator,
-    LabeledJets,
     attention_entropy,
     clustering,
     effective_rank,
-    embed,
     knn_probe,
     linear_probe,
     metric_names,
@@ -36,9 +34,12 @@ from jbot.evaluation.probes import (
     nearest,
     silhouette,
 )
-from jbot.trainer.loop import TrialFailed, init_state, run_steps
+from jbot.trainer.embed import embed
+from jbot.trainer.inputs import LabeledJets
+from jbot.trainer.loop import TrialFailed, run_steps
 from jbot.trainer.model import encode, hidden_keys, relative_entropy, unpack
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import init_state
 from jbot.trial.evaluate import final_metrics
 
 CPU = torch.device("cpu")

@@ -13,7 +13,6 @@ from sklearn.linear_model import LinearRegression
 from sklearn.neighbors import NearestNeighbors
 
 from jbot.config import Config, override
-from jbot.evaluation.evaluator import embed_on_device
 from jbot.evaluation.geometry import (
     GEOMETRY_JETS,
     GEOMETRY_METRICS,
@@ -29,8 +28,9 @@ from jbot.evaluation.geometry import (
 )
 from jbot.evaluation.metrics import MetricError
 from jbot.trainer.augment import augment
-from jbot.trainer.loop import init_state
+from jbot.trainer.embed import embed_on_device
 from jbot.trainer.rng import Draws
+from jbot.trainer.state import init_state
 
 DEVICES = [
     "cpu",

@@ -26,18 +26,17 @@ from jbot.trainer.finetune import (
     class_probabilities_of,
     decay_factors,
     dropout_sizes,
-    epoch_order,
     finetune,
     finetune_step,
     finish_epoch,
-    furthest_behind,
+    has_ended,
     init_finetune,
-    stack_knobs,
+    stack_hyper,
     unpack_classifier,
 )
-from jbot.trainer.loop import join_states
 from jbot.trainer.model import cls_rows, encode, encode_cls, init_weights, unpack, weight_count, weight_shapes
 from jbot.trainer.rng import Draws
+from jbot.trainer.state import epoch_order, furthest_behind, join_states
 
 CPU = torch.device("cpu")
 TUNED = {"finetune.epochs": 3, "finetune.batch": 16, "finetune.lr": 1e-2}
@@ -73,9 +72,9 @@ def train(runs: list[Run], particles: torch.Tensor, state: FinetuneState | None 
 
 
 def step_of(run: Run, particles: torch.Tensor, count: int = 1) -> FinetuneState:
-    state, knobs = init_finetune([run], CPU, particles.dtype), stack_knobs([run], CPU, particles.dtype)
+    state, hyper = init_finetune([run], CPU, particles.dtype), stack_hyper([run], CPU, particles.dtype)
     for _ in range(count):
-        finetune_step(state, particles[None, :12], run.train.targets[None, :12], knobs)
+        finetune_step(state, particles[None, :12], run.train.targets[None, :12], hyper)
     return state
 
 
@@ -157,7 +156,7 @@ def test_the_cls_encoder_is_the_encoder(tiny, jets):
 
 def dropout(rates: list[float], tuned: Config, sizes: dict[str, int], step: int = 0) -> Dropout:
     runs = [make_run(override(tuned, {"finetune.dropout": rate, "seed": 3})) for rate in rates]
-    return Dropout(Draws(torch.tensor([3] * len(rates)), step), stack_knobs(runs, CPU), sizes)
+    return Dropout(Draws(torch.tensor([3] * len(rates)), step), stack_hyper(runs, CPU), sizes)
 
 
 def test_dropout_keeps_its_share_and_the_mean(tuned):
@@ -211,8 +210,8 @@ def test_the_gradient_with_dropout(tiny):
     model = override(tiny, {"model.dim": 4, "data.particles": 3, "model.projection": 2}).model
     jets = torch.from_numpy(make_jets(2, 1, slots=3)).double()[None]
     run = make_run(override(tiny, {"finetune.dropout": 0.3}))
-    knobs = dataclasses.replace(stack_knobs([run], CPU, torch.float64), model=model)
-    drop = Dropout(Draws(knobs.seeds, 0), knobs, dropout_sizes(model, 2, 3))
+    hyper = dataclasses.replace(stack_hyper([run], CPU, torch.float64), model=model)
+    drop = Dropout(Draws(hyper.seeds, 0), hyper, dropout_sizes(model, 2, 3))
     start = torch.cat((init_weights(model, 0), init_classifier(4, 2, 0)))[None].double()
 
     def loss(flat):
@@ -259,9 +258,13 @@ def test_the_best_validation_accuracy_is_kept(tuned):
         "epoch": 2, "device_seconds": 4.0,
         "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.51,
     }  # fmt: skip
-    assert furthest_behind([run], [progress]) == []  # out of patience
-    assert furthest_behind([run, run], [FinetuneProgress(epoch=2), FinetuneProgress(epoch=1)]) == [1]
-    assert furthest_behind([run, run], [FinetuneProgress(epoch=9), FinetuneProgress(reason="diverged")]) == []
+
+    def left(*progress: FinetuneProgress) -> list[int]:
+        return furthest_behind(progress, [has_ended(run, one) for one in progress])
+
+    assert left(progress) == []  # out of patience
+    assert left(FinetuneProgress(epoch=2), FinetuneProgress(epoch=1)) == [1]
+    assert left(FinetuneProgress(epoch=9), FinetuneProgress(reason="diverged")) == []
 
 
 def test_what_is_kept_is_what_was_judged(tuned, particles):
@@ -283,9 +286,9 @@ def test_it_learns(tuned, particles):
 
 
 def test_an_epoch_takes_each_jet_once(tuned, particles):
-    assert sorted(epoch_order(44, 0, 0).tolist()) == list(range(44))
-    assert not torch.equal(epoch_order(44, 0, 0), epoch_order(44, 0, 1))
-    assert not torch.equal(epoch_order(44, 0, 0), epoch_order(44, 1, 0))
+    assert sorted(epoch_order(44, 0, 0, "finetune_order").tolist()) == list(range(44))
+    assert not torch.equal(epoch_order(44, 0, 0, "finetune_order"), epoch_order(44, 0, 1, "finetune_order"))
+    assert not torch.equal(epoch_order(44, 0, 0, "finetune_order"), epoch_order(44, 1, 0, "finetune_order"))
     # 16 16 1: the last, smaller batch is kept, even one jet.
     state = train([make_run(override(tuned, {"finetune.epochs": 2}), jets=33)], particles)
     assert state.step.tolist() == [6]
@@ -412,9 +415,9 @@ def test_every_knob_is_live(tuned, particles, knob):
 def test_a_step_reads_nothing_on_the_host(tuned):
     """On the meta device there is no value to read: so a CUDA graph can hold the step."""
     meta, runs = torch.device("meta"), different(tuned)
-    state, knobs = init_finetune(runs, meta), stack_knobs(runs, meta)
+    state, hyper = init_finetune(runs, meta), stack_hyper(runs, meta)
     jets = torch.empty(4, 8, 30, 4, device=meta)
-    terms = finetune_step(state, jets, torch.empty(4, 8, dtype=torch.int64, device=meta), knobs)
+    terms = finetune_step(state, jets, torch.empty(4, 8, dtype=torch.int64, device=meta), hyper)
     assert {name: tuple(value.shape) for name, value in terms.items()} == {"loss": (4,), "correct": (4,)}
 
 

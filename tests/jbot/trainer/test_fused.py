@@ -12,10 +12,10 @@ from jbot.trainer import model
 from jbot.trainer.dropout import step_factors
 from jbot.trainer.engines import fused
 from jbot.trainer.engines.fused import Kernel, Unavailable
-from jbot.trainer.loop import masked_rows
 from jbot.trainer.masking import mask_views
 from jbot.trainer.model import cls_rows, init_weights
 from jbot.trainer.rng import Draws
+from jbot.trainer.step import masked_rows
 
 SHAPES = {
     "S": {},

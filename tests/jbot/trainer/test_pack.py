@@ -44,8 +44,8 @@ def test_an_augmentation_is_a_number_only_where_it_is_off_in_all():
 
 def test_stacks_are_made_once_and_repeat_step_by_step():
     pack = Pack([override(Config(), {"seed": seed}) for seed in (3, 4, 5)], CPU)
-    assert pack.knobs((0, 2), 2).seed.tolist() == [3, 5, 3, 5]
-    assert pack.knobs((0, 2), 2) is pack.knobs((0, 2), 2)
+    assert pack.hyper((0, 2), 2).seed.tolist() == [3, 5, 3, 5]
+    assert pack.hyper((0, 2), 2) is pack.hyper((0, 2), 2)
 
 
 def test_columns():

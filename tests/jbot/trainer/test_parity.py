@@ -30,10 +30,12 @@ from jbot.config import Config, LossConfig, OptimConfig, TeacherConfig, TrainCon
 from jbot.trainer.augment import rotate, smear, split
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.engines.select import find_engine
-from jbot.trainer.loop import TrainState, ema_momentum, init_state, learning_rate, train_step
+from jbot.trainer.loop import ema_momentum, learning_rate
 from jbot.trainer.masking import SCHEMES, Scene
 from jbot.trainer.model import encode, init_weights, pack, unpack, weight_shapes
 from jbot.trainer.pack import stack
+from jbot.trainer.state import TrainState, init_state
+from jbot.trainer.step import train_step
 
 FORWARD = 1e-5
 LOSS = 1e-4

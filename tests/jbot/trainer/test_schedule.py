@@ -23,8 +23,9 @@ from jbot.config import (
 )
 from jbot.store.record import Storage, load_curves, load_record, trial_folder, trial_id
 from jbot.store.trial_spec import TrialSpec
-from jbot.trainer.loop import init_state, learning_rate, run_steps
+from jbot.trainer.loop import learning_rate, run_steps
 from jbot.trainer.pack import Pack
+from jbot.trainer.state import init_state
 from jbot.trial.reuse import load_state
 from jbot.trial.run import run_pack
 
@@ -168,7 +169,7 @@ def test_trials_with_different_schedules_ride_together(tiny):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_recorded_step_does_not_keep_an_earlier_value(tiny):
-    """CUDA graphs are recorded anew: with the old ones, the second epoch would repeat the first one's knobs."""
+    """CUDA graphs are recorded anew: with the old ones, the second epoch would repeat the first one's hyper."""
     cuda, jets = torch.device("cuda"), torch.from_numpy(make_jets(64, 2)).cuda()
     config = scheduled(tiny, "1 loss.koleo_weight=5", "1 optim.weight_decay=0.5")
     made = {}

@@ -9,30 +9,23 @@ from jbot.evaluation.evaluator import attention_entropy
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.loop import (
     MAX_ATTENTION_ENTROPY,
-    TERMS,
-    Progress,
-    TrainState,
     TrialFailed,
-    adamw,
     batch_sizes,
     collapse,
     curve_epochs,
     ema_momentum,
-    epoch_order,
-    furthest_behind,
-    init_state,
-    join_states,
+    has_ended,
     learning_rate,
-    masked_rows,
     may_collapse,
     run_steps,
-    stretches,
+    step_groups,
     train,
-    train_step,
     views_of_steps,
 )
 from jbot.trainer.model import forward, init_weights, unpack, weight_place
 from jbot.trainer.pack import Pack, stack
+from jbot.trainer.state import Progress, TrainState, epoch_order, furthest_behind, init_state, join_states
+from jbot.trainer.step import TERMS, adamw, masked_rows, train_step
 
 CPU = torch.device("cpu")
 
@@ -118,19 +111,24 @@ def test_batches_cover_each_jet_once_and_drop_no_more_than_one():
     assert not torch.equal(order, epoch_order(50, 0, 1))
 
 
-def test_stretches_step_together_what_has_batches_of_one_size():
+def test_step_groups_are_of_batches_of_one_size():
     # Batches: 16 16 16 2, 16 16 8, 16 16 16 2.
-    assert list(stretches({0: 50, 1: 40, 2: 50}, 16, 96)) == [
+    assert list(step_groups({0: 50, 1: 40, 2: 50}, 16, 96)) == [
         ((0, 1, 2), 0, 2, 16), ((0, 2), 2, 1, 16), ((1,), 2, 1, 8), ((0, 2), 3, 1, 2),
     ]  # fmt: skip
-    assert list(stretches({4: 64}, 16, 32)) == [((4,), 0, 2, 16), ((4,), 2, 2, 16)]
-    assert list(stretches({4: 64}, 64, 32)) == [((4,), 0, 1, 64)]
+    assert list(step_groups({4: 64}, 16, 32)) == [((4,), 0, 2, 16), ((4,), 2, 2, 16)]
+    assert list(step_groups({4: 64}, 64, 32)) == [((4,), 0, 1, 64)]
 
 
-def test_trials_furthest_behind_go_first():
+def test_trials_furthest_behind_go_first(tiny):
     progress = [Progress(epoch=2), Progress(epoch=1), Progress(epoch=0, reason="diverged"), Progress(epoch=1)]
-    assert furthest_behind(progress, [3, 3, 3, 3]) == [1, 3]
-    assert furthest_behind(progress, [1, 1, 1, 1]) == []
+
+    def left(epochs: int) -> list[int]:
+        config = override(tiny, {"train.epochs": epochs})
+        return furthest_behind(progress, [has_ended(config, one) for one in progress])
+
+    assert left(3) == [1, 3]
+    assert left(1) == []
 
 
 def test_masked_rows_are_means_over_each_view():
@@ -235,9 +233,9 @@ def test_views_of_many_steps_are_those_of_each(tiny):
     configs, trials = different(tiny), tuple(range(4))
     jets = torch.from_numpy(make_jets(6 * 4 * 8, 4)).view(6, 4, 8, 30, 4)
     pack, first = Pack(configs, CPU), torch.tensor([10, 20, 30, 40])
-    views, masked = views_of_steps(jets, first, pack.knobs(trials, 6))
+    views, masked = views_of_steps(jets, first, pack.hyper(trials, 6))
     for step in range(6):
-        one, its_masked = views_of_steps(jets[step : step + 1], first + step, pack.knobs(trials))
+        one, its_masked = views_of_steps(jets[step : step + 1], first + step, pack.hyper(trials))
         assert torch.equal(one[0], views[step])
         assert torch.equal(its_masked[0], masked[step])
     for row, config in enumerate(configs):
@@ -250,11 +248,11 @@ def test_views_of_many_steps_are_those_of_each(tiny):
 def test_a_step_reads_nothing_on_the_host(tiny):
     """On the meta device there is no value to read: so a CUDA graph can hold the step."""
     meta, configs = torch.device("meta"), different(tiny)
-    state, knobs = init_state(tiny, range(4), meta), stack(configs, meta)
+    state, hyper = init_state(tiny, range(4), meta), stack(configs, meta)
     rates = torch.empty(4, dtype=torch.float64, device=meta)
     jets = torch.empty(1, 4, 8, 30, 4, device=meta)
-    views, masked = views_of_steps(jets, state.step, knobs)
-    terms = train_step(state, views[0], masked[0], knobs, rates, rates, capacity=100)
+    views, masked = views_of_steps(jets, state.step, hyper)
+    terms = train_step(state, views[0], masked[0], hyper, rates, rates, capacity=100)
     assert {name: tuple(value.shape) for name, value in terms.items()} == dict.fromkeys(TERMS, (4,))
 
 
@@ -278,10 +276,10 @@ def test_rooms_for_more_rows_change_nothing(tiny, jets):
     config = override(tiny, {"train.dropout": 0.3})
     states = []
     for capacity in (None, 300):
-        state, knobs = init_state(config, [0], CPU, torch.float64), stack([config], CPU)
-        views, masked = views_of_steps(jets[None].double(), state.step, knobs)
+        state, hyper = init_state(config, [0], CPU, torch.float64), stack([config], CPU)
+        views, masked = views_of_steps(jets[None].double(), state.step, hyper)
         rates = torch.tensor([0.01], dtype=torch.float64)
-        train_step(state, views[0], masked[0], knobs, rates, 50 * rates, capacity=capacity)
+        train_step(state, views[0], masked[0], hyper, rates, 50 * rates, capacity=capacity)
         states.append(state)
     assert_same_rows(states[0], 0, states[1])
 
@@ -339,9 +337,9 @@ def test_a_token_of_zeros_stays_zero(tiny, wanted):
 def test_without_a_token_the_student_sees_what_its_loss_counts(tiny, jets, wanted):
     """The loss of the masked particles, from an encoder without masks."""
     config = override(tiny, {"mask.token": "none", "optim.weight_decay": 0.0})
-    state, knobs, engine = init_state(config, [0], CPU), stack([config], CPU), find_engine(wanted, config, CPU)
+    state, hyper, engine = init_state(config, [0], CPU), stack([config], CPU), find_engine(wanted, config, CPU)
     state.teacher += 0.1
-    views, masked = views_of_steps(jets[None], state.step, knobs)
+    views, masked = views_of_steps(jets[None], state.step, hyper)
     token = state.student[:, weight_place("mask_token", tiny.model)].clone()
     rows, weight = masked_rows(masked[0])
     with torch.no_grad():
@@ -351,7 +349,7 @@ def test_without_a_token_the_student_sees_what_its_loss_counts(tiny, jets, wante
     targets = torch.softmax(taught[0, rows[0]] / 0.04, -1)
     by_hand = -(weight[0] * (targets * torch.log_softmax(seen[0, rows[0]] / 0.1, -1)).sum(-1)).sum()
     rates = torch.tensor([0.01], dtype=torch.float64)
-    terms = train_step(state, views[0], masked[0], knobs, rates, rates, engine.forward)
+    terms = train_step(state, views[0], masked[0], hyper, rates, rates, engine.forward)
     torch.testing.assert_close(terms["particle_loss"][0], by_hand, rtol=1e-4, atol=0)
     assert float(terms["masked_fraction"][0]) > 0.05
     assert torch.equal(state.student[:, weight_place("mask_token", tiny.model)], token)
