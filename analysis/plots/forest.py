@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from analysis.plots.style import (
     MUTED,
@@ -24,10 +23,8 @@ from analysis.plots.style import (
     styled,
     widen_to_margin,
 )
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.verdicts import wording
-
-Floats = NDArray[np.float64]
 
 LINE, ROW, LETTERS = 0.19, 0.36, 44
 """Inches for a line of a contrast's name and for the interval below it; letters that fit beside an outcome."""

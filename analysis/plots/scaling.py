@@ -13,13 +13,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from analysis.plots.sensitivity import MAX_TICKS, line_of_seeds
 from analysis.plots.style import INK, MUTED, legend_above, literal, panels, reference_line, styled, upright
+from analysis.stats import Floats
 from jbot.store.arm_colours import arm_colour
-
-Floats = NDArray[np.float64]
 
 
 @styled

@@ -8,11 +8,12 @@ import torch
 from test_trial import Killed, always_save, changed, kill_after, run_trial, spec  # noqa: F401 - fixtures
 
 from jbot.config import Config, override
-from jbot.evaluation.evaluator import embed
 from jbot.store.record import Storage, trial_folder
-from jbot.trainer.loop import init_state
+from jbot.trainer.embed import embed
+from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.model import init_weights, pack
-from jbot.trial.run import prepare, resident, run_pack
+from jbot.trainer.state import init_state
+from jbot.trial.run import run_pack
 from jbot.trial.snapshots import cls_attention, examples, first_of_each_class, save_snapshot
 
 
