@@ -32,7 +32,7 @@ from jbot.evaluation.probes import (
     nearest,
     silhouette,
 )
-from jbot.trainer.embed import CHUNK, GATHERED, Embedding, embed_on_device
+from jbot.trainer.embed import CHUNK, GATHERED, Embedding, embed, embed_on_device
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.inputs import LabeledJets
 from jbot.trainer.loop import Metrics, TrialFailed
