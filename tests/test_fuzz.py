@@ -43,7 +43,7 @@ from cluster.tracking import mirror
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value
 from jbot.data import CLASSES, DataError, hdf5, validate
 from jbot.encoder import embed, keras_weights
-from jbot.encoder.load import CheckpointError, load
+from jbot.encoder.load import EncoderError, load
 from jbot.store.plan import Contrast, load_study
 from jbot.store.record import (
     Record,
@@ -480,7 +480,7 @@ def test_checkpoints(jets_file, trial, tmp_path_factory, data):
     huge = st.sampled_from([(2**63).to_bytes(8, "little") + content[8:], (10**8).to_bytes(8, "little") + content[8:]])
     bad = other_file(content) if path.suffix == ".json" else st.one_of(damaged(content), huge)
     with with_file(path, data.draw(bad)):
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(EncoderError):
             load(trial)
         out = tmp_path_factory.mktemp("out") / "e.parquet"
         obeys(embed.main, [jets_file, "--checkpoint", trial, "--quiet", "--out", out], trial)

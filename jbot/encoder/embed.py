@@ -1,9 +1,9 @@
-"""Embed the jets of a file: one row a jet, as Parquet.
+"""Embed the jets of a file: one row per jet, as Parquet.
 
     python -m jbot.embed jets.hdf5 --checkpoint results/trials/0123456789abcdef --out embedding.parquet
 
-Jets are in JetNet's layout: one file with a group a class, a folder of {q,g,w,z,t}.hdf5, or one such file. Rows keep
-their order, class by class. Columns: jbot_0, jbot_1, ...; label and class, null where the file does not say; the
+Jets are in JetNet's layout: one file with a group for each class, a folder of {q,g,w,z,t}.hdf5, or one such file. Rows
+keep their order, class by class. Columns: jbot_0, jbot_1, ...; label and class, null where the file does not say; the
 jet's pt [GeV], eta, mass [GeV] and n (particles kept); and probability_<class> when the checkpoint has a head.
 The file's metadata, key "jbot", is JSON: the checkpoint with its Config, the jets' source, versions.
 """
@@ -16,10 +16,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -67,7 +65,7 @@ def opened(path: Path) -> Iterator[tuple[list[Table], dict[str, str]]]:
 
 
 def _tables(file: h5py.File, stem: str) -> list[Table]:
-    """A group a class, or the datasets of one class at top level, which the file's name may tell."""
+    """A group for each class, or the datasets of one class at top level, which the file's name may tell."""
     if PARTICLES in file:
         return [find_class(file, "", stem if stem in CLASSES else UNKNOWN, None)]
     return [find_class(file, name, name, None) for name in CLASSES if name in file]
@@ -117,12 +115,15 @@ def embedded(table: Table, rows: slice, encoder: Encoder, columns: pa.Schema) ->
         cls = encoder.embed(particles)
     except DataError as error:
         raise DataError(f"{table.where}{PARTICLES}, rows from {rows.start} on: {error}") from None
-    known = table.name != UNKNOWN
-    labels = np.full(len(cls), CLASSES.index(table.name)) if known else pa.nulls(len(cls), pa.int64())
-    arrays: list[Any] = [*cls.T, labels, pa.array([table.name if known else None] * len(cls), pa.string()), *jets.T]
-    if encoder.classes:
-        arrays += [*encoder.probabilities(cls).T]
-    return pa.table([np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x for x in arrays], schema=columns)
+    named = (CLASSES.index(table.name), table.name) if table.name != UNKNOWN else (None, None)
+    same = [
+        pa.repeat(pa.scalar(value, columns.field(name).type), len(cls))
+        for name, value in zip(("label", "class"), named, strict=True)
+    ]
+    probabilities = encoder.probabilities(cls).T if encoder.classes else ()
+    return pa.table(
+        [*map(pa.array, cls.T), *same, *map(pa.array, jets.T), *map(pa.array, probabilities)], schema=columns
+    )
 
 
 def progress_bar(console: Console | None) -> Progress:

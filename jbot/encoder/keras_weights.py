@@ -11,7 +11,7 @@ the functions nor the files here make them up. The released encoder has no atten
 `model.padding = "reference"`. From Python:
 
     model, backbone = load_backbone("all_backbone_pretrain_32_4_2.weights.h5")
-    cls = jbot.trainer.embed.embed(frozen_student(model, backbone), jets, Config(model=model))
+    cls = jbot.evaluation.evaluator.embed(frozen_student(model, backbone), jets, Config(model=model))
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -30,13 +30,15 @@ from safetensors.numpy import save as save_arrays
 
 from jbot.cli import Parser, program
 from jbot.config import ModelConfig
-from jbot.store.record import Storage
+from jbot.store.record import Storage, first_line
 from jbot.trainer.classifier import classifier_shapes
 from jbot.trainer.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
 from jbot.trial.card import CARD, released_card
 
 Arrays = dict[str, np.ndarray]
 Shape = tuple[int, ...]
+Sources = Mapping[str, list[tuple[str, Shape]]]
+"""By our names, the datasets that make up a weight, side by side along its last axis, and their shapes."""
 
 UNRELEASED = ("mask_token", "head1.weight", "head1.bias", "head2.weight", "head2.bias")
 """Weights of jbot.trainer.model.weight_shapes that a backbone file does not hold."""
@@ -45,7 +47,9 @@ EMBED, CLS_TOKEN = "layers/dense/vars", "layers/add_cls_token/vars"
 BLOCK = re.compile(r"layers/transformer_block(_\d+)?/")
 QUERY = "layers/transformer_block/mha/query_dense/vars/0"
 
-# Keras numbers the layers of a class; a kernel is variable 0 of its layer, a bias variable 1.
+KINDS = ("weight", "bias")
+"""Keras numbers the variables of a layer: a kernel is 0, a bias 1."""
+# And it numbers the layers of a class.
 BLOCK_PARTS = {
     "out": "mha/output_dense",
     "norm1": "ln1",
@@ -81,18 +85,11 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[ModelConfig, Arrays]:
     KerasWeightsError
         When the file is missing, truncated or of another layout, or a value is not finite.
     """
-    arrays = _read(Path(path))
-    config = _infer_model(Path(path), arrays)
-    _check_layout(Path(path), arrays, _backbone_layout(config))
-    weights = {
-        "embed.weight": arrays[f"{EMBED}/0"],
-        "embed.bias": arrays[f"{EMBED}/1"],
-        "cls_token": arrays[f"{CLS_TOKEN}/0"],
-    }
-    for layer in range(config.layers):
-        weights |= _block_weights(arrays, layer)
-    shapes = weight_shapes(config)
-    return config, {name: weights[name].reshape(shape) for name, shape in shapes.items() if name not in UNRELEASED}
+    path = Path(path)
+    arrays = _read(path)
+    config = _infer_model(path, arrays)
+    shapes = {name: shape for name, shape in weight_shapes(config).items() if name not in UNRELEASED}
+    return config, _assembled(path, arrays, _backbone_sources(config), shapes)
 
 
 def load_head(path: str | os.PathLike[str]) -> Arrays:
@@ -112,17 +109,17 @@ def load_head(path: str | os.PathLike[str]) -> Arrays:
     arrays = _read(path)
     dim = _sizes(path, arrays, f"{HEAD_PARTS['hidden1']}/vars/0", "(dim, 2 dim)")[0]
     classes = _sizes(path, arrays, f"{HEAD_PARTS['output']}/vars/0", "(dim, classes)")[1]
-    datasets = {
-        name: f"{HEAD_PARTS[part]}/vars/{0 if kind == 'weight' else 1}"
-        for name in classifier_shapes(dim, classes)
-        for part, kind in [name.split(".")]
+    shapes = classifier_shapes(dim, classes)
+    sources = {
+        f"{part}.{kind}": [(f"{layer}/vars/{i}", shapes[f"{part}.{kind}"])]
+        for part, layer in HEAD_PARTS.items()
+        for i, kind in enumerate(KINDS)
     }
-    _check_layout(path, arrays, {datasets[name]: shape for name, shape in classifier_shapes(dim, classes).items()})
-    return {name: arrays[dataset] for name, dataset in datasets.items()}
+    return _assembled(path, arrays, sources, shapes)
 
 
 def frozen_student(config: ModelConfig, backbone: Arrays) -> Flat:
-    """A student of one trial, (1, weight), for :func:`jbot.trainer.embed.embed`: it embeds, and cannot be
+    """A student of one trial, (1, weight), for :func:`jbot.evaluation.evaluator.embed`: it embeds, and cannot be
     trained on.
 
     The weights that were not released are NaN: the embedding never reads them, and whatever does shows it at once.
@@ -145,7 +142,7 @@ def _read(path: Path) -> Arrays:
         with h5py.File(path, "r") as file:
             file.visititems(collect)
     except (OSError, RuntimeError, KeyError) as error:
-        raise KerasWeightsError(f"{path}: must be a whole HDF5 file: {_one_line(error)}") from None
+        raise KerasWeightsError(f"{path}: must be a whole HDF5 file: {first_line(error)}") from None
     return {name: _checked_numbers(path, name, array) for name, array in arrays.items()}
 
 
@@ -183,24 +180,30 @@ def _sizes(path: Path, arrays: Arrays, dataset: str, form: str) -> Shape:
     return shape
 
 
-def _backbone_layout(config: ModelConfig) -> dict[str, Shape]:
-    """Dataset and shape of every weight of a backbone file."""
+def _backbone_sources(config: ModelConfig) -> Sources:
+    """Where the weights of a backbone file lie: query, key and value have datasets of their own."""
     d, heads, k = config.dim, config.heads, config.head_dim
-    layout = {f"{EMBED}/0": (FEATURES, d), f"{EMBED}/1": (d,), f"{CLS_TOKEN}/0": (1, 1, d)}
+    sources = {
+        "embed.weight": [(f"{EMBED}/0", (FEATURES, d))],
+        "embed.bias": [(f"{EMBED}/1", (d,))],
+        "cls_token": [(f"{CLS_TOKEN}/0", (1, 1, d))],
+    }
+    qkv: tuple[Shape, Shape] = (d, heads, k), (heads, k)
+    others: dict[str, tuple[Shape, Shape]] = {
+        "out": ((heads, k, d), (d,)),
+        "norm1": ((d,), (d,)),
+        "ffn1": ((d, FFN_WIDTH * d), (FFN_WIDTH * d,)),
+        "ffn2": ((FFN_WIDTH * d, d), (d,)),
+        "norm2": ((d,), (d,)),
+    }
     for layer in range(config.layers):
         root = _block_root(layer)
-        for part in ("query", "key", "value"):
-            layout |= {f"{root}/mha/{part}_dense/vars/0": (d, heads, k), f"{root}/mha/{part}_dense/vars/1": (heads, k)}
-        shapes: dict[str, tuple[Shape, Shape]] = {
-            "out": ((heads, k, d), (d,)),
-            "norm1": ((d,), (d,)),
-            "ffn1": ((d, FFN_WIDTH * d), (FFN_WIDTH * d,)),
-            "ffn2": ((FFN_WIDTH * d, d), (d,)),
-            "norm2": ((d,), (d,)),
-        }
-        for part, both in shapes.items():
-            layout |= {f"{root}/{BLOCK_PARTS[part]}/vars/{i}": shape for i, shape in enumerate(both)}
-    return layout
+        for i, kind in enumerate(KINDS):
+            parts = [(f"{root}/mha/{part}_dense/vars/{i}", qkv[i]) for part in ("query", "key", "value")]
+            sources[f"block{layer}.qkv.{kind}"] = parts
+            for part, shapes in others.items():
+                sources[f"block{layer}.{part}.{kind}"] = [(f"{root}/{BLOCK_PARTS[part]}/vars/{i}", shapes[i])]
+    return sources
 
 
 def _block_root(layer: int) -> str:
@@ -219,23 +222,13 @@ def _check_layout(path: Path, arrays: Arrays, layout: dict[str, Shape]) -> None:
         raise KerasWeightsError(f"{path}: dataset {unknown[0]} is not part of a jBOT model of this kind")
 
 
-def _block_weights(arrays: Arrays, layer: int) -> Arrays:
-    """Weights of one block by our names: query, key and value side by side, heads flattened."""
-    root, block = _block_root(layer), f"block{layer}"
-    parts = [f"{root}/mha/{part}_dense/vars" for part in ("query", "key", "value")]
-    dim = arrays[f"{parts[0]}/0"].shape[0]
-    weights = {
-        f"{block}.qkv.weight": np.concatenate([arrays[f"{part}/0"].reshape(dim, -1) for part in parts], axis=1),
-        f"{block}.qkv.bias": np.concatenate([arrays[f"{part}/1"].reshape(-1) for part in parts]),
+def _assembled(path: Path, arrays: Arrays, sources: Sources, shapes: Mapping[str, Shape]) -> Arrays:
+    """The weights of these names and shapes, heads flattened, once the file is found to hold their datasets alone."""
+    _check_layout(path, arrays, {dataset: shape for parts in sources.values() for dataset, shape in parts})
+    return {
+        name: np.concatenate([arrays[dataset].reshape(*shape[:-1], -1) for dataset, _ in sources[name]], axis=-1)
+        for name, shape in shapes.items()
     }
-    for ours, theirs in BLOCK_PARTS.items():
-        weights[f"{block}.{ours}.weight"] = arrays[f"{root}/{theirs}/vars/0"]
-        weights[f"{block}.{ours}.bias"] = arrays[f"{root}/{theirs}/vars/1"]
-    return weights
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _describe(array: object) -> str:

@@ -36,8 +36,8 @@ from jbot.trainer.model import FEATURES, weight_shapes
 BLOCK = 8_192
 """Jets checked and moved to the device together: 4 MB of particles (assumed)."""
 
-MOST_PT_REL = 3.0
-"""Of a jet's sum of pt_rel. It is about 1, and below 2 even for wide jets; in GeV it is tens to thousands (assumed)."""
+MAX_PT_REL = 3.0
+"""Largest sum of pt_rel of a jet. It is about 1, below 2 even for wide jets; in GeV tens to thousands (assumed)."""
 
 CLASSIFIER = "classifier."
 """Opens the names of a fine-tuned head's weights."""
@@ -45,8 +45,8 @@ CLASSIFIER = "classifier."
 Arrays = dict[str, np.ndarray]
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. Its message is one line: what it is, the rule, and what was found."""
+class EncoderError(ValueError):
+    """An encoder that cannot be used. Its message is one line: what it is, the rule, and what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class Provenance:
     source: str
     """File or folder, as a path or URI."""
     sha256: str
-    """Of the weights file."""
+    """Checksum of the weights file."""
     record: Record | None = field(default=None, repr=False)
-    """Of the trial that trained them."""
+    """Record of the trial that trained them."""
     training: Config | None = field(default=None, repr=False)
-    """Of that trial."""
+    """Config of that trial."""
 
 
 class Encoder:
@@ -140,13 +140,13 @@ class Encoder:
             prepared(jets[first : first + BLOCK], self.particles, first)
 
     def predict_proba(self, particles: npt.ArrayLike) -> np.ndarray:
-        """Probability of each of `classes`, float32 (jet, class); raises CheckpointError without a head."""
+        """Probability of each of `classes`, float32 (jet, class); raises EncoderError without a head."""
         return self.probabilities(self.embed(particles))
 
     def probabilities(self, cls: np.ndarray) -> np.ndarray:
         """The same, (jet, class), from an embedding (jet, dim) that :meth:`embed` gave."""
         if self.classes is None:
-            raise CheckpointError(f"{self.source}: has no classification head, it only embeds")
+            raise EncoderError(f"{self.source}: has no classification head, it only embeds")
         with torch.no_grad():
             parts = [
                 classifier_logits(self._layers, part[None].to(self.device))[0].softmax(1).cpu()
@@ -245,9 +245,9 @@ def check_jets(jets: np.ndarray, first: int = 0) -> None:
 def check_pt_rel(jets: np.ndarray, where: str, first: int = 0) -> None:
     """Momenta of (jet, particle, 4) must be relative; `where` opens the message of the DataError."""
     total = jets[..., 2].sum(1)
-    if (total > MOST_PT_REL).any():
-        row = int(np.argmax(total > MOST_PT_REL))
-        rule = f"pt_rel is relative to the pT of the jet and must sum to about 1 (at most {MOST_PT_REL:g})"
+    if (total > MAX_PT_REL).any():
+        row = int(np.argmax(total > MAX_PT_REL))
+        rule = f"pt_rel is relative to the pT of the jet and must sum to about 1 (at most {MAX_PT_REL:g})"
         raise DataError(f"{where}, row {first + row}: {rule}, got {total[row]:g}; divide GeV by the pT of the jet")
 
 
@@ -275,7 +275,7 @@ def load(
 
     Raises
     ------
-    CheckpointError
+    EncoderError
         One line: missing, unfinished, failed, damaged or incomplete checkpoints, an unknown device.
     """
     options = {"device": _device(device), "engine": _engine(engine)}
@@ -284,10 +284,10 @@ def load(
         if place.endswith(".h5"):
             return _load_released(Path(place).expanduser(), head, options)
         if head is not None:
-            raise CheckpointError(f"head is for a released .weights.h5 file, got {place} with it")
+            raise EncoderError(f"head is for a released .weights.h5 file, got {place} with it")
         return _load_saved(place, options)
     except (KerasWeightsError, RecordError, ConfigError, OSError) as error:  # OSError: a store that refuses
-        raise CheckpointError(first_line(error)) from None
+        raise EncoderError(first_line(error)) from None
 
 
 def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dict[str, Any]) -> Encoder:
@@ -308,7 +308,7 @@ def _load_saved(place: str, options: dict[str, Any]) -> Encoder:
     record = _record_of(storage)
     config = from_dict(record.config if record else storage.read_json("config.json"))
     if not storage.exists(name):
-        raise CheckpointError(f"{storage.uri}: holds no {name}")
+        raise EncoderError(f"{storage.uri}: holds no {name}")
     arrays = storage.read_arrays(name)
     layers = {key.removeprefix(CLASSIFIER): value for key, value in arrays.items() if key.startswith(CLASSIFIER)}
     if not layers and record is None and storage.exists("head.safetensors"):
@@ -327,17 +327,17 @@ def _record_of(storage: Storage) -> Record | None:
     if storage.exists("record.json"):
         record = read_record(storage, "record.json")
         if record.state == "failed":
-            raise CheckpointError(f"{storage.uri}: this trial failed ({record.reason}), its weights are no embedding")
+            raise EncoderError(f"{storage.uri}: this trial failed ({record.reason}), its weights are no embedding")
         return record
     if storage.exists("config.json"):
         return None
     if not storage.exists(""):
-        raise CheckpointError(f"{storage.uri}: no such file or folder")
+        raise EncoderError(f"{storage.uri}: no such file or folder")
     if storage.exists("checkpoint"):
-        raise CheckpointError(f"{storage.uri}: this trial has not ended, it has no record.json yet")
+        raise EncoderError(f"{storage.uri}: this trial has not ended, it has no record.json yet")
     trials = storage.names("trials")
     hint = f"; name one of its trials, e.g. {storage.uri}/trials/{trials[0]}" if trials else ""
-    raise CheckpointError(f"{storage.uri}: no checkpoint, it must hold a record.json or a config.json{hint}")
+    raise EncoderError(f"{storage.uri}: no checkpoint, it must hold a record.json or a config.json{hint}")
 
 
 def _encoder(
@@ -357,11 +357,11 @@ def _checked(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], where: str) 
     """The weights of these names, float32, each there, of its shape, and finite."""
     for name, shape in shapes.items():
         if name not in arrays:
-            raise CheckpointError(f"{where}: weight {name} is missing")
+            raise EncoderError(f"{where}: weight {name} is missing")
         if arrays[name].shape != shape:
-            raise CheckpointError(f"{where}: weight {name} must have shape {shape}, got {arrays[name].shape}")
+            raise EncoderError(f"{where}: weight {name} must have shape {shape}, got {arrays[name].shape}")
         if not np.isfinite(arrays[name]).all():
-            raise CheckpointError(f"{where}: weight {name} must be finite, it holds NaN or infinity")
+            raise EncoderError(f"{where}: weight {name} must be finite, it holds NaN or infinity")
     return {name: np.ascontiguousarray(arrays[name], np.float32) for name in shapes}
 
 
@@ -369,7 +369,7 @@ def _class_names(count: int, provenance: Provenance) -> tuple[str, ...]:
     """By the task of the trial. A released head is of the task all or tqg, and its size tells which."""
     task = provenance.training.data.task if provenance.training else "all" if count == len(CLASSES) else "tqg"
     if len(TARGETS[task]) != count:
-        raise CheckpointError(f"{provenance.source}: a head must have {len(TARGETS[task])} classes, it has {count}")
+        raise EncoderError(f"{provenance.source}: a head must have {len(TARGETS[task])} classes, it has {count}")
     return tuple(TARGETS[task])
 
 
@@ -377,15 +377,15 @@ def _device(name: str) -> str:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise CheckpointError(f"device must be cpu, cuda or cuda:<number>, got {name!r}") from None
+        raise EncoderError(f"device must be cpu, cuda or cuda:<number>, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise CheckpointError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
+        raise EncoderError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(f"device {name!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices")
+        raise EncoderError(f"device {name!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices")
     return str(device)
 
 
 def _engine(name: str) -> str:
     if name not in ENGINES:
-        raise CheckpointError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+        raise EncoderError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     return name

@@ -19,7 +19,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jbot.data.jets import DataError
-from jbot.encoder.load import CheckpointError, as_jets, load
+from jbot.encoder.load import EncoderError, as_jets, load
 from jbot.trainer.model import FEATURES
 
 
@@ -42,7 +42,7 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
     ----------
     encoder_ : Encoder
     n_features_in_ : int
-        4 a particle: 120 for 30 particles, be they given as (jet, 30, 4) or as (jet, 120).
+        4 per particle: 120 for 30 particles, be they given as (jet, 30, 4) or as (jet, 120).
     feature_names_in_ : array of str
         Only after fitting a data frame with names.
 
@@ -75,17 +75,17 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            CheckpointError or DataError, one line each, or scikit-learn's for what is no array at all.
+            EncoderError or DataError, one line each, or scikit-learn's for what is no array at all.
         """
         if self.checkpoint is None:
-            raise CheckpointError("checkpoint must be given: JetEmbedding('<trial folder, import or .weights.h5>')")
+            raise EncoderError("checkpoint must be given: JetEmbedding('<trial folder, import or .weights.h5>')")
         jets = self._jets(X, reset=True)
         self.encoder_ = load(self.checkpoint, device=self.device, engine=self.engine)
         self.encoder_.check(jets)
         return self
 
     def transform(self, X: npt.ArrayLike) -> np.ndarray:
-        """The embedding, float32 (jet, dim), of as many particles a jet as were fitted."""
+        """The embedding, float32 (jet, dim), of as many particles per jet as were fitted."""
         check_is_fitted(self)
         return self.encoder_.embed(self._jets(X, reset=False))
 
@@ -106,6 +106,6 @@ class JetEmbedding(TransformerMixin, BaseEstimator):
     def _unflattened(self, table: np.ndarray) -> np.ndarray:
         """(jet, 4 * particle) as (jet, particle, 4)."""
         if table.shape[1] % FEATURES:
-            rule = f"flattened jets must have {FEATURES} columns a particle: eta_rel, phi_rel, pt_rel, valid"
+            rule = f"flattened jets must have {FEATURES} columns per particle: eta_rel, phi_rel, pt_rel, valid"
             raise DataError(f"{rule}; {table.shape[1]} is no multiple of {FEATURES}")
         return as_jets(table.reshape(len(table), table.shape[1] // FEATURES, FEATURES))

@@ -30,7 +30,7 @@ from jbot.config import Config, ModelConfig, from_dict, override
 from jbot.data import CLASSES, DataError, JetData, hdf5
 from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
-from jbot.encoder.load import CheckpointError, check_jets
+from jbot.encoder.load import EncoderError, check_jets
 from jbot.evaluation.evaluator import metric_names
 from jbot.store.record import Storage, load_record
 from jbot.store.trial_spec import TrialSpec
@@ -127,7 +127,7 @@ def test_a_trial_embeds_as_it_was_judged(trial: Path, data: JetData) -> None:
     assert encoder.provenance.record == record
     assert encoder.provenance.training == from_dict(record.config)
     assert (encoder.config, encoder.source, encoder.particles) == (from_dict(record.config).model, str(trial), 30)
-    with pytest.raises(CheckpointError, match="has no classification head"):
+    with pytest.raises(EncoderError, match="has no classification head"):
         encoder.predict_proba(data.particles)
 
 
@@ -163,7 +163,7 @@ def test_a_fine_tuned_classifier(trial: Path, data: JetData) -> None:
     probabilities = encoder.predict_proba(data.particles)
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
-    with pytest.raises(CheckpointError, match=r"a head must have 5 classes, it has 2$"):
+    with pytest.raises(EncoderError, match=r"a head must have 5 classes, it has 2$"):
         jbot.load(with_head(trial, 2, "classifier_two.safetensors"))
 
 
@@ -183,7 +183,7 @@ def test_only_the_leading_particles_of_its_training_count(data: JetData, tmp_pat
 
 def test_broken_checkpoints_say_why(trial: Path, failed: Path, released: tuple[Path, Path], tmp_path: Path) -> None:
     def says(place: object, rule: str, **options: str) -> None:
-        with pytest.raises(CheckpointError, match=rule) as caught:
+        with pytest.raises(EncoderError, match=rule) as caught:
             jbot.load(place, **options)
         assert "\n" not in str(caught.value)
 
