@@ -308,7 +308,7 @@ def _contents(chunks: Sequence[Chunk]) -> Iterator[Arrays]:
 
 
 def attributes(settings: Settings) -> dict[str, str]:
-    """What jets say of themselves: source, settings, versions, citations."""
+    """Facts that generated jets carry: source, settings, versions, citations."""
     used = settings.describe() | {"chunk": str(CHUNK)}
     source = f"Pythia {used['pythia8mc']} + FastJet, {settings.jet_pt:g} GeV, seed {settings.seed}"
     return {"source": source, **used, **{f"cite {name}": text for name, text in CITATIONS.items()}}

@@ -26,7 +26,7 @@ FEATURE_MAXES = (1.6211985349655151, 0.520724892616272, 0.8934717178344727)
 FEATURE_SHIFTS = (0.0, 0.0, -0.5)
 """Added after the division."""
 EDGE_WIDTHS = (64, 128, 256)
-BATCH = 32  # jets a forward pass; its edges stay in a core's cache
+BATCH = 32  # jets per forward pass; its edges stay in a core's cache
 
 
 class ParticleNet(nn.Module):

@@ -168,7 +168,7 @@ class Jets(Mapping[float, JetData]):
 
 
 def jets_used(config: Config) -> Needed:
-    """Jets of each class that a trial uses or sets aside: at its own pT, and where it is judged besides."""
+    """Jets of each class that a trial uses or sets aside: at its own pT, and where it is evaluated besides."""
 
     def of(train_jets: int) -> dict[str, int]:
         data = config.data
@@ -204,16 +204,16 @@ def load_jets(source: str, needed: Needed, **how: Any) -> Jets:
     DataError
         One line; also when one file, or JetNet, is to give several pTs or another one than its own.
     """
-    places = _places(source, needed)
-    return Jets({pt: _of_pt(pt, load(places[pt], jets_per_class=needed[pt], jet_pt=pt, **how)) for pt in needed})
+    sources = _sources(source, needed)
+    return Jets({pt: _of_pt(pt, load(sources[pt], jets_per_class=needed[pt], jet_pt=pt, **how)) for pt in needed})
 
 
 def cached_jets(source: str, needed: Needed, cache: Path | None = None) -> Jets | None:
     """The same where nothing has to be generated or downloaded, else None."""
-    places = _places(source, needed)
+    sources = _sources(source, needed)
     found: dict[float, JetData] = {}
     for pt, counts in needed.items():
-        data = load_cached(places[pt], jets_per_class=counts, jet_pt=pt, cache=cache)
+        data = load_cached(sources[pt], jets_per_class=counts, jet_pt=pt, cache=cache)
         if data is None:
             return None
         found[pt] = _of_pt(pt, data)
@@ -225,7 +225,7 @@ def gev(pts: Iterable[float]) -> str:
     return f"{', '.join(f'{pt:g}' for pt in pts)} GeV"
 
 
-def _places(source: str, pts: Iterable[float]) -> dict[float, str]:
+def _sources(source: str, pts: Iterable[float]) -> dict[float, str]:
     """The source of each pT."""
     pts = list(pts)
     if source == "jetnet" and pts != [JETNET_PT]:

@@ -77,7 +77,7 @@ CITATIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the jets, apart from how many."""
+    """All that decides the jets, apart from how many."""
 
     jet_pt: float = 1000.0
     """Parton transverse momentum p [GeV]."""

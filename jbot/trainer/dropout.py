@@ -1,6 +1,6 @@
-"""Dropout by a value's place in its layer: the same on every device, in every pack and by every engine.
+"""Dropout by a value's position in its layer: the same on every device, in every pack and by every engine.
 
-Each value is dropped with chance rate, a multiple of 2^-16, and kept times 1 / (1 - rate). All places of a step are
+Each value is dropped with chance rate, a multiple of 2^-16, and kept times 1 / (1 - rate). All positions of a step are
 drawn in one go: one hash serves four values.
 """
 
@@ -26,7 +26,7 @@ def cut_and_scale(rates: Rates, dtype: torch.dtype) -> tuple[Int16[Tensor, "tria
 def factors(
     draws: Draws, count: int, cut: Int16[Tensor, "trial 1"], scale: Float[Tensor, "trial 1"]
 ) -> Float[Tensor, "trial {count}"]:
-    """What `count` values of each trial are multiplied with: 0, or the scale."""
+    """Factors of `count` values of each trial: 0, or the scale."""
     return (draws.shorts("dropout", count) >= cut).to(scale.dtype) * scale
 
 

@@ -345,7 +345,7 @@ def stack_hyper(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = 
 
 
 def decay_factors(model: ModelConfig, classes: int, decay: float) -> Float[Tensor, "weight"]:
-    """What each weight's learning rate is multiplied with: decay^depth, depth counted back from the last block.
+    """Factor of each weight's learning rate: decay^depth, depth counted back from the last block.
 
     1 for the head and the last block, decay for the block before it, decay^layers for the embedding and [CLS]. The mask
     token and the projection head have no gradient here.

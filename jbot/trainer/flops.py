@@ -1,4 +1,4 @@
-"""What training has to compute, from the Config.
+"""Floating-point operations (FLOP) of training, from the Config.
 
 FLOP of one token in one forward pass (a multiply-add is 2), d = dim, a = heads * head_dim, p = projection, T = tokens:
 

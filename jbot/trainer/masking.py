@@ -28,7 +28,7 @@ Order = Int64[Tensor, "trial view jet particle"]
 
 @dataclass(frozen=True)
 class Scene:
-    """What a masking scheme may look at."""
+    """Particles and draws that a masking scheme may look at."""
 
     particles: Particles
     ratio: PerJet
@@ -64,7 +64,7 @@ def random(scene: Scene) -> Masked:
 
 
 def random_count(scene: Scene) -> Masked:
-    """As many particles as `momentum` masks on this jet, but drawn anew, blind to momentum."""
+    """As many particles as `momentum` masks on this jet, but drawn again, blind to momentum."""
     count = _count_to_target(scene, _order(scene, scene.first))
     return _take(scene, _order(scene, scene.second), count)
 
@@ -154,5 +154,5 @@ def _distance_to_random_particle(scene: Scene) -> PerParticle:
     d_phi = phi - phi.gather(-1, centre)
     d_phi = d_phi - 2 * math.pi * torch.round(d_phi / (2 * math.pi))
     distance = (eta - eta.gather(-1, centre)) ** 2 + d_phi**2
-    # The centre comes first even when a split twin lies exactly on it.
+    # The centre comes first even when the other half of a split lies exactly on it.
     return distance.scatter(-1, centre, -1.0)

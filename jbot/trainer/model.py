@@ -26,7 +26,7 @@ NORM_EPS = 1e-6
 Flat = Float[Tensor, "trial weight"]
 Weights = dict[str, Tensor]
 Drop = Callable[[str, Tensor], Tensor]
-"""What dropout makes of the outputs of the layer of this name."""
+"""Dropout of the outputs of the layer of this name."""
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -230,7 +230,7 @@ def cls_attention(
     hidden: Tensor | None,
     config: ModelConfig,
 ) -> Float[Tensor, "trial jet inner"]:
-    """What the attention of [CLS] brings it, heads side by side, before the output kernel.
+    """The mean of the values by the attention of [CLS], heads side by side, before the output kernel.
 
     score[head, token] = (query_head K_head^T) . x[token], up to a constant; mixed_head = (attention_head x) V_head.
     """

@@ -52,7 +52,7 @@ def _stream_numbers(streams: tuple[str, ...], device: torch.device) -> Int64[Ten
 
 
 def _positions(count: int, device: torch.device) -> Int64[Tensor, "count"]:
-    """What is added to a key, for each draw."""
+    """The number added to a key, for each draw."""
     return torch.arange(1, count + 1, device=device) * GOLDEN
 
 

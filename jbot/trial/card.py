@@ -30,7 +30,7 @@ HEADLINES = (
     r"test/anomaly_knn_auc_[a-z]+",
 )
 """Metrics shown first, in this order; the others of some hundred are folded away."""
-MOST_HEADLINES = 12
+MAX_HEADLINES = 12
 FLOORS = ("untrained/", "raw/")
 """Open the names of what the encoder must be better than, see Record.metrics."""
 
@@ -180,12 +180,12 @@ def _data(record: Record) -> str:
         unit = COMPOSITION.get(data.get("task"), {}).get(part, ())
         shares = ", ".join(f"{name} {unit.count(name) / len(unit):.0%}" for name in dict.fromkeys(unit))
         rows.append((f"{part} jets", f"{data.get(f'{part}_jets'):,} ({shares}): {use}"))
-    rows.append(("particles a jet", f"{data.get('particles')} leading ones in pT"))
+    rows.append(("particles per jet", f"{data.get('particles')} leading ones in pT"))
     return _table(("what", "value"), rows)
 
 
 def _config(nested: Mapping[str, Any]) -> str:
-    """What differs from the paper first, then all as JSON."""
+    """Fields that differ from the paper as a table, then all as JSON."""
     here, paper = _flat(nested), flatten(Config())
     rows = [
         (f"`{name}`", value, paper.get(name, "(not a field now)"))
@@ -211,9 +211,9 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metrics(record: Record) -> str:
     if not record.metrics:
-        return "None: the trial ended before its embedding was judged."
+        return "None: the trial ended before its embedding was evaluated."
     names = [name for name in record.metrics if not name.startswith(FLOORS)]
-    first = [name for pattern in HEADLINES for name in names if re.fullmatch(pattern, name)][:MOST_HEADLINES] or names
+    first = [name for pattern in HEADLINES for name in names if re.fullmatch(pattern, name)][:MAX_HEADLINES] or names
     rest = [name for name in names if name not in first]
     notes = ["knn, linear: probes that train on labels, of the frozen embedding."]
     if any(name.startswith("test/anomaly_") for name in first):
@@ -228,7 +228,7 @@ def _metrics(record: Record) -> str:
 
 
 def _metric_table(record: Record, names: Sequence[str]) -> str:
-    """Value, errors and floors of metrics; columns that would be empty are left out."""
+    """Value, errors and baselines of metrics; columns that would be empty are left out."""
     rows = []
     for name in names:
         known = record.uncertainties.get(name, {})

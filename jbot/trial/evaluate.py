@@ -1,4 +1,4 @@
-"""What is measured of a trained trial, beside the baselines it must beat: untrained, and without an encoder."""
+"""Metrics of a trained trial, beside the baselines it must beat: untrained, and without an encoder."""
 
 from __future__ import annotations
 

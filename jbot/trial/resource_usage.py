@@ -1,4 +1,4 @@
-"""What a pack used of its device: memory and utilisation, for the records."""
+"""Resources that a pack used of its device: memory and utilisation, for the records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 class ResourceUsage:
-    """What a pack takes from when this is made."""
+    """Usage from the moment this is made."""
 
     def __init__(self, device: torch.device):
         self.device = device

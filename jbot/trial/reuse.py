@@ -1,4 +1,4 @@
-"""What a trial takes over from another one instead of computing it again.
+"""Results that a trial takes over from another one instead of computing them again.
 
 The beginning: a trial with `train.until` leaves its state. One that agrees with it in all up to there (a longer one, or
 one whose schedule changes something then) starts from that state: what it would have trained is the same, bit for bit.
@@ -28,7 +28,7 @@ STATE = "state"
 ENCODERS = "encoders"
 """Folder of what says which trial has an encoder, by the id of the plain trial."""
 SNAPSHOT = re.compile(r"\w+-\d+\.safetensors")
-"""What a trial leaves at some epochs, ``embedding-0010.safetensors`` and ``student-0010.safetensors``."""
+"""Files that a trial leaves at some epochs, ``embedding-0010.safetensors`` and ``student-0010.safetensors``."""
 
 
 def start(

@@ -163,7 +163,7 @@ class PackRun:
         self.pruned: set[int] = set()
         """Trials that a search gave up: the reason is that of their progress."""
         self.errors: dict[int, Exception] = {}
-        """What is no outcome of a trial but ended it: the others go on, then it is raised."""
+        """Errors that are no outcome of a trial but ended it: the others go on, then the first is raised."""
 
     def _elsewhere(self, dtype: torch.dtype) -> list[dict[float, OtherJets]]:
         """For each trial, the jets of other pTs on which it is evaluated too: as many, of the same classes."""

@@ -1,7 +1,7 @@
 // The encoder and projection head of jbot/trainer/model.py on a CPU, forward and backward, a few jets at a time in cache.
 //
 // Compiled by jbot/trainer/engines/fused.py for one model shape, so every loop bound is a constant:
-//   SLOTS particles a jet, DIM, HEADS, HEAD_DIM, LAYERS, PROJECTION, FFN, HIDDEN (of the head), HIDE_PADDING.
+//   SLOTS particles per jet, DIM, HEADS, HEAD_DIM, LAYERS, PROJECTION, FFN, HIDDEN (of the head), HIDE_PADDING.
 //
 // Everything is a panel, float[feature][LANES]: a lane is a token, so that linear layers broadcast a weight over
 // lanes, and norms and softmax add up panels row by row. In the last block the lanes of the tokens that are wanted are

@@ -30,7 +30,7 @@ from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_count
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
-MOST_SLOTS = 63
+MAX_SLOTS = 63
 """A row of a panel must fit into the registers."""
 
 
@@ -178,8 +178,8 @@ def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dty
         raise Unavailable(f"the C++ kernel is for CPUs, the device is {device}")
     if dtype != torch.float32:
         raise Unavailable(f"the C++ kernel computes in float32, not {dtype}")
-    if slots > MOST_SLOTS:
-        raise Unavailable(f"the C++ kernel holds at most {MOST_SLOTS} particles a jet, got {slots}")
+    if slots > MAX_SLOTS:
+        raise Unavailable(f"the C++ kernel holds at most {MAX_SLOTS} particles per jet, got {slots}")
     return _kernel(config, slots)
 
 
@@ -239,7 +239,7 @@ def _compile(command: list[str]) -> str:
 
 
 def _cpu() -> str:
-    """What -march=native depends on: machines of a cluster may share one cache folder."""
+    """A name for what -march=native depends on: machines of a cluster may share one cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

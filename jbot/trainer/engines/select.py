@@ -1,4 +1,4 @@
-"""What computes encoder and head in a training step: plain torch, our C++ kernel, or what torch.compile makes of it.
+"""Engines that compute encoder and head in a training step: plain torch, our C++ kernel, or torch.compile.
 
 They compute the same; which one is a matter of the machine, like the device, and no part of a Config. The record names
 it, and why it was not the one that was asked for.
