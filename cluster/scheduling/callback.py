@@ -13,7 +13,7 @@ from ray import tune
 from cluster.events import Listener, Listeners, LostAttempts
 from jbot.store.attempts import attempts_begun
 from jbot.store.record import Storage
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 
 class TuneCallback(tune.Callback):

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.events import Listener
 from cluster.scheduling.callback import TuneCallback
 from cluster.search.point import Job
-from jbot.trial.run import TrialSpec
+from jbot.store.trial_spec import TrialSpec
 
 
 class SearchCallback(TuneCallback):

@@ -21,8 +21,9 @@ from jbot.encoder import load
 from jbot.evaluation.anomaly.detect import AnomalyError
 from jbot.evaluation.anomaly.synthetic_signal_metric import pilot_auc
 from jbot.store.record import Record, Storage, load_curves, load_record, trial_folder
+from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.flops import training_flop
-from jbot.trial.run import Prune, TrialSpec, run_pack
+from jbot.trial.run import Prune, run_pack
 
 ANOMALY_TASK = "qg"
 
