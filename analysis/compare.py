@@ -28,9 +28,13 @@ from rich.table import Table as TerminalTable
 from analysis.report.section import Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, provenance, tables, wording
-from analysis.verdicts.decide import SEED, Verdict, judge
+from analysis.verdicts import design, provenance, tables
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.decide import SEED, decide_study
+from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.verdict import Verdict
 from jbot.cli import Parser, program
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords, load_study
 from jbot.store.record import Record, RecordError, Storage, load_curves, trial_folder
 
@@ -223,7 +227,7 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
     adjusted = design.corrected([row[-1] for row in rows])
     ordered = sorted(zip(rows, adjusted, strict=True), key=lambda row: _clearness(found, row[0]))
     cells = [
-        [metric, f"{equal} of {n}", wording.compact(largest, 2), *_mean_cells(mean), _p(p, mean.n)]
+        [metric, f"{equal} of {n}", fmt.compact(largest, 2), *_mean_cells(mean), _p(p, mean.n)]
         for (metric, n, equal, largest, mean, _), p in ordered
     ]
     head = ["metric", "bit-equal", "largest difference", "mean, B − A", "95% interval", "seeds", "p, corrected"]
@@ -237,18 +241,18 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
 def _clearness(found: Comparison, row: tuple[str, int, int, float, MeanInterval, float]) -> tuple[bool, bool, float]:
     metric, mean = row[0], row[4]
     clear = abs(mean.mean) / mean.standard_error if mean.n > 1 and mean.standard_error > 0 else 0.0
-    return metric != found.a.plan.metric, not metric.startswith("test/"), -clear
+    return metric != found.a.plan.metric, find_metric(metric).split != "test", -clear
 
 
 def _p(p: float, n: int) -> str:
-    return wording.p_value(p, paired.min_p(n)) if n > 1 else wording.NOTHING
+    return fmt.p_value(p, paired.min_p(n)) if n > 1 else fmt.MISSING
 
 
 def _mean_cells(mean: MeanInterval) -> list[str]:
     if mean.n < 2:
-        return [wording.number(mean.mean, sign=True), wording.NOTHING, str(mean.n)]
+        return [fmt.number(mean.mean, sign=True), fmt.MISSING, str(mean.n)]
     error = mean.standard_error
-    return [wording.with_error(mean.mean, error, sign=True), wording.interval(mean.low, mean.high, error), str(mean.n)]
+    return [fmt.with_error(mean.mean, error, sign=True), fmt.interval(mean.low, mean.high, error), str(mean.n)]
 
 
 def arms_section(found: Comparison, frame: pd.DataFrame) -> Table:
@@ -258,33 +262,27 @@ def arms_section(found: Comparison, frame: pd.DataFrame) -> Table:
     for arm in dict.fromkeys(pair.arm for pair in found.pairs):
         own = of_metric[of_metric["arm"] == arm]
         both = own.dropna(subset=["a", "b"])  # else the means are of other seeds, and their difference is not B − A
-        means = [wording.number(float(both[side].mean())) for side in ("a", "b")]
+        means = [fmt.number(float(both[side].mean())) for side in ("a", "b")]
         rows.append([arm, f"{int(own['equal'].sum())} of {len(own)}", *means, *_mean_cells(over_seeds(own))])
     head = ["arm", "bit-equal", "mean of A", "mean of B", "B − A", "95% interval", "seeds"]
-    return Table(label=f"{found.name}: {wording.quantity_on(metric)}", head=head, rows=rows)
+    return Table(label=f"{found.name}: {find_metric(metric).full_label}", head=head, rows=rows)
 
 
 def verdicts_section(found: Comparison) -> Table:
     """What each side concludes on the contrasts that both plan."""
-    one, other = ({item.contrast.name: item for item in _judged(study)} for study in (found.a, found.b))
+    one, other = ({item.contrast.name: item for item in decide_study(study).verdicts} for study in (found.a, found.b))
     rows = []
     for name in one:
         if name in other:
             same = "same" if one[name].outcome == other[name].outcome else "CHANGED"
-            rows.append([wording.contrast(name), _verdict_cell(one[name]), _verdict_cell(other[name]), same])
+            rows.append([contrast_name(name), _verdict_cell(one[name]), _verdict_cell(other[name]), same])
     words = range(4)
     return Table(label=f"{found.name}: verdicts", head=["contrast", "A", "B", ""], rows=rows, text_columns=words)
 
 
-def _judged(study: StudyRecords) -> list[Verdict]:
-    trials = tables.trial_table(study)
-    scores, states = tables.scores_and_states(trials, study.plan)
-    return judge(study.plan, scores, states, tables.other_scores(trials, study.plan))
-
-
 def _verdict_cell(item: Verdict) -> str:
     d = item.difference
-    size = wording.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True)
+    size = fmt.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else fmt.number(d.mean, sign=True)
     return f"{item.outcome}, {size}, n = {d.n}"
 
 
@@ -303,7 +301,7 @@ def reasons(found: Comparison) -> Iterator[str]:
             if left.get(field) != right.get(field):
                 changed[f"{field}: A {left.get(field, 'none')}, B {right.get(field, 'none')}"] += 1
     for line, n in changed.items():
-        yield f"Config of {wording.count(n, 'trial')}, {line}"
+        yield f"Config of {fmt.count(n, 'trial')}, {line}"
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -320,7 +318,7 @@ def missing(found: Comparison) -> Iterator[str]:
         alone = [p for p in found.pairs if getattr(p, has) is not None and getattr(p, lacks) is None]
         if alone:
             named = ", ".join(f"{pair.arm} at seed {pair.seed}" for pair in alone[:6]) + ", …" * (len(alone) > 6)
-            yield f"ended only in {side}: {wording.count(len(alone), 'trial')} ({named})"
+            yield f"ended only in {side}: {fmt.count(len(alone), 'trial')} ({named})"
     for pair in found.matched:
         if pair.a and pair.b and pair.a.state != pair.b.state:
             yield f"{pair.arm} at seed {pair.seed}: {_ending(pair.a)} in A, {_ending(pair.b)} in B"
@@ -344,7 +342,7 @@ def time_line(found: Comparison) -> str:
     where = "one kind of machine" if len(machines) == 1 else f"{len(machines)} kinds of machine: not comparable"
     return (
         f"device seconds: B takes {math.exp(logs.mean):.2f} times A{spread}, "
-        f"{wording.count(len(found.matched), 'trial')}, {where}"
+        f"{fmt.count(len(found.matched), 'trial')}, {where}"
     )
 
 
@@ -354,13 +352,13 @@ def headline(found: Comparison) -> str:
     if found.equal:
         kept = [what for what in ("curves", "weights") if any(getattr(p, f"{what}_equal") for p in found.matched)]
         also = f", and their {' and '.join(kept)} too" if kept else ""
-        return f"{found.name}: EQUAL. All metrics of {wording.count(n, 'trial')} are bit-equal{also}."
+        return f"{found.name}: EQUAL. All metrics of {fmt.count(n, 'trial')} are bit-equal{also}."
     same = sum(pair.equal for pair in found.matched)
     curves, weights = (
         sum(getattr(pair, f"{what}_equal") is False for pair in found.matched) for what in ("curves", "weights")
     )
     alone = sum(not pair.both and not pair.equal for pair in found.pairs)
-    lacking = f" {wording.count(alone, 'trial')} ended on one side only." if alone else ""
+    lacking = f" {fmt.count(alone, 'trial')} ended on one side only." if alone else ""
     return (
         f"{found.name}: DIFFERENT. {same} of {n} matched trials are bit-equal; curves of {curves} and final weights of "
         f"{weights} differ.{lacking}"

@@ -20,8 +20,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.verdicts.tables import PENDING, REFERENCES, device_of
+from analysis.verdicts.tables import PENDING, device_of
 from jbot.cli import Parser, program
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, load_study
 from jbot.store.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
 
@@ -168,11 +169,9 @@ def _numbers(row: Row) -> Iterator[dict[str, Any]]:
         yield row.named | {"split": "", "metric": "", "reference": ""}
         return
     for key, value in record.metrics.items():
-        head, _, rest = key.partition("/")
-        reference, name = (head, rest) if head in REFERENCES else ("", key)
-        split, _, metric = name.rpartition("/")
+        metric = find_metric(key)
         spread = record.uncertainties.get(key, {})
-        cells = {"split": split, "metric": metric, "reference": reference, "value": _number(value)}
+        cells = {"split": metric.split, "metric": metric.name, "reference": metric.baseline, "value": _number(value)}
         yield row.named | cells | {name: _number(spread.get(name)) for name in ("error", "fold_sd")}
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from analysis.stats import Floats
 from analysis.verdicts import decide
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts.verdict import Verdict
 from jbot.store.plan import Contrast, Plan
 
 Shape = Literal["normal", "skewed scores", "skewed differences", "heavy tails", "ties", "rare collapse"]
@@ -124,7 +124,7 @@ def verdicts(truth: Truth, rng: np.random.Generator) -> Iterator[list[Verdict]]:
     for look in truth.looks or (truth.seeds,):
         seen, known = states.copy(), scores.copy()
         seen.iloc[look:], known.iloc[look:] = "pending", np.nan
-        found = decide.judge(plan, known, seen)
+        found = decide.decide_contrasts(plan, known, seen)
         yield found
         if all(item.outcome != "undecided" for item in found):
             return

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from jbot.evaluation.evaluator import fine_tunings
+from jbot.evaluation.metrics_registry import fine_tunings
 from jbot.store.record import Record, last_line
 from jbot.store.trial_spec import TrialSpec
 

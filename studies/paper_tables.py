@@ -3,7 +3,7 @@
 Source   arXiv:2601.11719 gives one training of each model; its spreads are folds of one test set, so how much of a
          difference is luck of the seed is unknown. Two of its tables, and what it says of five classes, stand here.
 Design   jBOT-S and B, pre-trained for five classes, top tagging and anomaly detection by the paper's recipe, with its
-         splits scaled to the preset's jets; k-NN, linear probe, fine-tuning against a supervised twin, anomaly scores.
+         splits scaled to the preset's jets; k-NN, linear probe, supervised baselines, fine-tuning, anomaly scores.
 Command  python studies/paper_tables.py                            (time: docs/studies/paper_tables.md)
          python studies/paper_tables.py --released FOLDER          the authors' checkpoints as rows, on our test jets
          python studies/paper_tables.py --address auto --preset paper --data jetnet

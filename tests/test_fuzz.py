@@ -355,7 +355,7 @@ def test_ledgers_of_searches(searched, data):
     searcher = searched
     evidence, path = evidence_of(searcher), Path(searcher.storage.uri) / "s/search.json"
     with with_file(path, data.draw(other_file(path.read_bytes()))):
-        found.look(searcher.storage)  # one damaged study hides no other
+        found.load_index(searcher.storage)  # one damaged study hides no other
         with contextlib.suppress(RecordError):
             search_section(evidence)
         with contextlib.suppress(RecordError):

@@ -16,12 +16,15 @@ from analysis.plots.sparklines import Sparkline, Sparklines
 from analysis.report.links import Link
 from analysis.stats.paired import MeanInterval
 from analysis.stats.power import MAX_SEEDS
-from analysis.verdicts import arm_settings, convergence, tables, wording
+from analysis.verdicts import arm_settings, convergence, tables
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.costs import Prices, device_hours, hours_text
-from analysis.verdicts.decide import Verdict
 from analysis.verdicts.questions import FURTHER, OPEN, Part, Question
-from analysis.verdicts.study_index import Found, Holdings, Search
+from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.study_index import Search, StudyIndex, StudySummary
 from analysis.verdicts.summary import Section
+from analysis.verdicts.verdict import Verdict
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.record import RecordError, Storage
 
 MAX_ROWS, MAX_EXPLORATORY = 12, 4
@@ -69,7 +72,7 @@ class _Study:
     """A part of a question and the study that answers it."""
 
     part: Part
-    found: Found
+    found: StudySummary
     storage: Storage
     prices: Prices
 
@@ -105,43 +108,43 @@ class _Study:
         return self.found.ended < len(self.found.study.trials)
 
 
-def open_questions(holdings: Holdings, prices: Prices) -> list[Entry]:
+def open_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
     """The paper's questions, whether or not anybody has looked."""
     return [
-        _entry(f"q{number}", question, holdings, prices, number=str(number)) for number, question in enumerate(OPEN, 1)
+        _entry(f"q{number}", question, index, prices, number=str(number)) for number, question in enumerate(OPEN, 1)
     ]
 
 
-def further_questions(holdings: Holdings, prices: Prices) -> list[Entry]:
+def further_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
     """Questions of the other studies of studies/ that somebody has started."""
-    asked = [question for question in FURTHER if any(part.study in holdings.names for part in question.parts)]
-    return [_entry(question.parts[0].study, question, holdings, prices) for question in asked]
+    asked = [question for question in FURTHER if any(part.study in index.names for part in question.parts)]
+    return [_entry(question.parts[0].study, question, index, prices) for question in asked]
 
 
-def own_studies(holdings: Holdings, prices: Prices) -> list[Entry]:
+def own_studies(index: StudyIndex, prices: Prices) -> list[Entry]:
     """Questions of studies that are not ours."""
     ours = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
-    asked = {one.name: one.question for one in reversed(holdings.searches)}
-    asked |= {one.name: one.plan.question for name in holdings.names for one in reversed(holdings.of(name))}
-    own = {name: Question(text=asked[name], parts=(Part(study=name),)) for name in holdings.names if name not in ours}
-    return [_entry(f"own-{name}", question, holdings, prices, own=True) for name, question in own.items()]
+    asked = {one.name: one.question for one in reversed(index.searches)}
+    asked |= {one.name: one.plan.question for name in index.names for one in reversed(index.of(name))}
+    own = {name: Question(text=asked[name], parts=(Part(study=name),)) for name in index.names if name not in ours}
+    return [_entry(f"own-{name}", question, index, prices, own=True) for name, question in own.items()]
 
 
 def _entry(
-    anchor: str, question: Question, holdings: Holdings, prices: Prices, number: str = "", own: bool = False
+    anchor: str, question: Question, index: StudyIndex, prices: Prices, number: str = "", own: bool = False
 ) -> Entry:
-    parts = [_part(part, holdings, prices, own) for part in question.parts]
+    parts = [_part(part, index, prices, own) for part in question.parts]
     return Entry(anchor=anchor, number=number, question=question.text, parts=parts)
 
 
-def _part(part: Part, holdings: Holdings, prices: Prices, own: bool) -> PartEntry:
-    plans = holdings.of(part.study)
+def _part(part: Part, index: StudyIndex, prices: Prices, own: bool) -> PartEntry:
+    plans = index.of(part.study)
     with_arms = [found for found in plans if any(_asks_for(part, arm) for arm in found.plan.arms)]
-    searches = [_search_line(search) for search in holdings.searches if search.name == part.study]
+    searches = [_search_line(search) for search in index.searches if search.name == part.study]
     if not with_arms:
-        return _not_run(part, plans, searches, holdings)
+        return _not_run(part, plans, searches, index)
     best, *others = with_arms
-    entry = _of_study(_Study(part=part, found=best, storage=holdings.storage, prices=prices))
+    entry = _of_study(_Study(part=part, found=best, storage=index.storage, prices=prices))
     other = [*map(_state_line, others), *searches]
     return replace(entry, others=other, command="" if own else entry.command)
 
@@ -153,7 +156,7 @@ def _asks_for(part: Part, arm: str) -> bool:
 # --- without a study ------------------------------------------------------------------------------------------------
 
 
-def _not_run(part: Part, plans: Sequence[Found], searches: Sequence[str], holdings: Holdings) -> PartEntry:
+def _not_run(part: Part, plans: Sequence[StudySummary], searches: Sequence[str], index: StudyIndex) -> PartEntry:
     command = _command(part, part.least)
     if searches:
         return PartEntry(
@@ -163,7 +166,7 @@ def _not_run(part: Part, plans: Sequence[Found], searches: Sequence[str], holdin
             notices=[", ".join(searches)],
             command=command,
         )
-    missing = _estimate(part.study, holdings) or "everything; this command with --dry-run says what it would cost here"
+    missing = _estimate(part.study, index) or "everything; this command with --dry-run says what it would cost here"
     if plans:
         missing = f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.least} on there are."
     return PartEntry(about=part.about, word="Not run", missing=[missing], command=command)
@@ -173,12 +176,12 @@ def _command(part: Part, preset: str) -> str:
     return f"python studies/{part.study}.py" + ("" if preset == "quick" else f" --preset {preset}")
 
 
-def _estimate(study: str, holdings: Holdings) -> str:
+def _estimate(study: str, index: StudyIndex) -> str:
     """What studies/all.py has written of a study that nobody has started."""
-    for name in holdings.storage.names():
+    for name in index.storage.names():
         if re.fullmatch(r"all_\w+\.json", name):
             try:
-                rows = {row["study"]: row for row in holdings.storage.read_json(name)}
+                rows = {row["study"]: row for row in index.storage.read_json(name)}
                 row = rows.get(study)
                 if row and row["open"] and row["open_hours"] is not None:
                     return f"{'; '.join(row['open'])} (as studies/all.py has estimated)"
@@ -202,9 +205,9 @@ def _of_study(study: _Study) -> PartEntry:
         facts=_facts(found),
         missing=_missing(study),
         links=_links(study),
-        command=_command(part, part.least if found.proves_the_path else found.plan.preset),
+        command=_command(part, part.least if found.is_smoke_test else found.plan.preset),
     )
-    if found.proves_the_path or found.blocks == 0:
+    if found.is_smoke_test or found.blocks == 0:
         return entry
     decided, described = _sentences(study), [line for one in study.sections for line in one.answer]
     return replace(
@@ -218,7 +221,7 @@ def _of_study(study: _Study) -> PartEntry:
 def _word(study: _Study) -> tuple[str, str]:
     """The answer in a word or two, and its colour."""
     found, primary, so_far = study.found, study.primary, " so far" * study.unfinished
-    if found.proves_the_path:
+    if found.is_smoke_test:
         return ("Path begun" if study.unfinished else "Path proven"), "open"
     if found.blocks == 0:
         return "No answer yet", "open"
@@ -238,28 +241,28 @@ def _word(study: _Study) -> tuple[str, str]:
 def _where(study: _Study) -> str:
     found, primary, answers = study.found, study.primary, [line for one in study.sections for line in one.answer]
     size = f"preset {found.plan.preset}, {f'n = {found.blocks}' if found.blocks else 'no whole block'}"
-    if found.proves_the_path:
+    if found.is_smoke_test:
         return size
     if not study.part.contrasts:
         first = answers[0].split(". ")[0].rstrip(".") if answers and found.blocks else ""
         return f"{first}; {size}" if first else size
     if len(primary) == 1 and primary[0].difference.n > 1:
-        return f"{wording.contrast(primary[0].contrast.name)} {_estimate_of(primary[0].difference)}, {size}"
+        return f"{contrast_name(primary[0].contrast.name)} {_estimate_of(primary[0].difference)}, {size}"
     return size
 
 
-def _estimate_of(mean: MeanInterval, most: int = 8) -> str:
-    return wording.with_error(mean.mean, mean.standard_error, sign=True, most=most)
+def _estimate_of(mean: MeanInterval, max_decimals: int = 8) -> str:
+    return fmt.with_error(mean.mean, mean.standard_error, sign=True, max_decimals=max_decimals)
 
 
-def _notices(found: Found) -> list[str]:
+def _notices(found: StudySummary) -> list[str]:
     notices = []
-    if found.proves_the_path:
+    if found.is_smoke_test:
         notices.append("This size proves the path and answers nothing: no verdict is quoted from it.")
     if 0 < found.ended < len(found.study.trials) or (found.ended and not found.blocks):
         notices.append(
             f"Unfinished: {found.ended} of {len(found.study.trials)} trials have ended, "
-            f"{wording.count(found.blocks, 'whole block')} of {len(found.states)}."
+            f"{fmt.count(found.blocks, 'whole block')} of {len(found.states)}."
         )
     if not found.ended:
         notices.append("Begun, but no trial has ended yet.")
@@ -279,7 +282,7 @@ def _elsewhere(study: _Study) -> list[str]:
     shown = study.primary[0].contrast.metric if study.primary else ""
     others = [item for item in study.verdicts if not item.contrast.primary and item.difference.n > 1]
     return [
-        f"{wording.contrast(item.contrast.name)}: {item.outcome} (exploratory), {_estimate_of(item.difference)}, "
+        f"{contrast_name(item.contrast.name)}: {item.outcome} (exploratory), {_estimate_of(item.difference)}, "
         f"n = {item.difference.n} seeds."
         for item in [one for one in others if one.contrast.metric != shown][:MAX_EXPLORATORY]
     ]
@@ -293,11 +296,11 @@ def _other_metrics(study: _Study) -> list[str]:
     for row in frame.to_dict("records"):
         if row["contrast"] in names and row["n"] > 1:
             error = row["sd"] / row["n"] ** 0.5
-            size = wording.with_error(row["mean"], error, sign=True)
-            within = wording.bounds(row["metric"], of_difference=True)
-            interval = wording.interval(row["low"], row["high"], error, within)
+            size = fmt.with_error(row["mean"], error, sign=True)
+            within = find_metric(row["metric"]).difference_bounds
+            interval = fmt.interval(row["low"], row["high"], error, within)
             sentences.append(
-                f"In {wording.quantity(row['metric'])}: {wording.contrast(row['contrast'])} is {size} "
+                f"In {find_metric(row['metric']).label}: {contrast_name(row['contrast'])} is {size} "
                 f"({1 - found.plan.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
             )
     return sentences
@@ -312,9 +315,9 @@ def _speed(study: _Study) -> list[str]:
     ended = found.states.index[~(found.states == tables.PENDING).any(axis=1)]
     clock = convergence.converge(found.plan, curves[curves["seed"].isin(ended)], "epoch")
     return [
-        f"Speed: until {wording.quantity(clock.metric)} {clock.threshold:.2f}, {wording.contrast(pair.contrast)} is "
-        f"{_estimate_of(t, most=2)} epochs (negative is faster; {1 - found.plan.alpha:.0%} interval "
-        f"{wording.interval(t.low, t.high, t.standard_error)}, n = {t.n} seeds, exploratory)."
+        f"Speed: until {find_metric(clock.metric).label} {clock.threshold:.2f}, {contrast_name(pair.contrast)} is "
+        f"{_estimate_of(t, max_decimals=2)} epochs (negative is faster; {1 - found.plan.alpha:.0%} interval "
+        f"{fmt.interval(t.low, t.high, t.standard_error)}, n = {t.n} seeds, exploratory)."
         for pair in (clock.contrasts if clock else ())
         if clock and pair.contrast in names and (t := pair.time).n > 1
     ]
@@ -327,7 +330,7 @@ def _sparklines(study: _Study) -> Sparklines | None:
     more = [item for item in study.verdicts if not item.contrast.primary and item.contrast.metric == metric]
     drawn += more[: min(MAX_EXPLORATORY if drawn else MAX_ROWS, MAX_ROWS - len(drawn))]
     side = "right is better" if plan.higher_is_better else "left is better"
-    label = f"difference in {wording.quantity_on(metric or plan.metric)}, {side}; shaded: below the margin"
+    label = f"difference in {find_metric(metric or plan.metric).full_label}, {side}; shaded: below the margin"
     return sparklines.draw([sparkline(item) for item in drawn], plan.margin, label)
 
 
@@ -335,15 +338,15 @@ def sparkline(verdict: Verdict) -> Sparkline:
     """A contrast and what stands beside it."""
     d, contrast = verdict.difference, verdict.contrast
     # The label of the sparklines names the metric that they share.
-    name = wording.contrast(contrast.name.removesuffix(f" on {contrast.metric}" if contrast.metric else ""))
+    name = contrast_name(contrast.name.removesuffix(f" on {contrast.metric}" if contrast.metric else ""))
     row = Sparkline(name=name, says=_why_none(verdict), exploratory=not contrast.primary)
     if not d.n:
         return row
-    value = _estimate_of(d) if d.n > 1 else wording.number(d.mean, sign=True)
+    value = _estimate_of(d) if d.n > 1 else fmt.number(d.mean, sign=True)
     row = replace(row, value=value, tone=verdict.outcome, mean=d.mean, ends=verdict.ends, alt=f"{name}: {value}")
     if d.n == 1:
         return row
-    interval = wording.interval(d.low, d.high, d.standard_error, verdict.within)
+    interval = fmt.interval(d.low, d.high, d.standard_error, verdict.within)
     return replace(row, says=verdict.outcome, alt=f"{row.alt}, interval {interval}")
 
 
@@ -368,10 +371,10 @@ def _figure(study: _Study) -> Markup:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-def _facts(found: Found) -> dict[str, str]:
+def _facts(found: StudySummary) -> dict[str, str]:
     plan, records = found.plan, [one for one in found.study.records.values() if one is not None]
     states = Counter(record.state for record in records)
-    ended = f"{found.ended} of {wording.count(len(found.study.trials), 'trial')}"
+    ended = f"{found.ended} of {fmt.count(len(found.study.trials), 'trial')}"
     ended += "".join(f", {states[state]} {state}" for state in ("failed", "pruned") if states[state])
     hours: dict[str, float] = defaultdict(float)
     for record in records:
@@ -403,12 +406,12 @@ def _links(study: _Study) -> list[Link]:
     return links
 
 
-def _state_line(found: Found) -> str:
+def _state_line(found: StudySummary) -> str:
     """Another plan or preset of a study in one line."""
     kind = f"preset {found.plan.preset}" + ("" if found.current else f", an earlier plan ({found.folder})")
     line = f"{kind}: {found.ended} of {len(found.study.trials)} trials ended"
     words = Counter(item.outcome for item in found.verdicts if item.contrast.primary and item.difference.n > 1)
-    if found.proves_the_path or found.blocks < 2 or not words:
+    if found.is_smoke_test or found.blocks < 2 or not words:
         return line
     outcomes = ", ".join(f"{n} {word}" if words.total() > 1 else word for word, n in words.items())
     return f"{line}; {outcomes}, n = {found.blocks}"
@@ -423,7 +426,7 @@ def _search_line(search: Search) -> str:
 
 def _missing(study: _Study) -> list[str]:
     found = study.found
-    if found.proves_the_path:
+    if found.is_smoke_test:
         return ["an answer: that takes a larger preset"]
     block = study.prices.of_block(found.plan, study.unit)
     missing = [*_missing_trials(study, block), *_missing_seeds(study, block)]
@@ -440,14 +443,14 @@ def _missing_trials(study: _Study, block: dict[str, float | None]) -> list[str]:
     cost = f"about {hours_text(sum(hours), study.unit)}"
     if len(hours) < len(pending):
         cost = "no record tells what they cost"
-    return [f"{wording.count(len(pending), 'trial')} that the plan has: {cost}"] if pending else []
+    return [f"{fmt.count(len(pending), 'trial')} that the plan has: {cost}"] if pending else []
 
 
 def _missing_seeds(study: _Study, block: dict[str, float | None]) -> list[str]:
     """Seeds that would probably decide the undecided, and what they cost."""
     primary, missing = study.primary, []
     undecided = [item for item in primary if item.outcome == "undecided" and item.difference.n > 1]
-    never = [wording.contrast(item.contrast.name) for item in undecided if item.seeds_needed is None]
+    never = [contrast_name(item.contrast.name) for item in undecided if item.seeds_needed is None]
     needed = sorted(item.seeds_needed for item in undecided if item.seeds_needed is not None)
     if needed:
         more = max(0, needed[-1] - len(study.found.plan.seeds))
@@ -457,7 +460,7 @@ def _missing_seeds(study: _Study, block: dict[str, float | None]) -> list[str]:
         cost = f", {hours_text(more * sum(hours), study.unit)}" if len(hours) == len(block) else ""
         missing.append(
             f"about {span} seeds would decide {what}, at this size and spread: "
-            f"{wording.count(more, 'block')} beyond the plan{cost}"
+            f"{fmt.count(more, 'block')} beyond the plan{cost}"
         )
     if never:
         names = ", ".join(never) if len(primary) > 1 else "it"

@@ -18,7 +18,7 @@ from analysis.report.build import environment, write
 from analysis.report.headline import SAME_SIZE
 from analysis.verdicts.costs import Prices
 from analysis.verdicts.questions import FURTHER, OPEN
-from analysis.verdicts.study_index import Holdings, look
+from analysis.verdicts.study_index import StudyIndex, load_index
 from jbot.cli import Parser, program
 from jbot.store.record import RecordError, Storage
 
@@ -47,26 +47,26 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
     """
     page = out or (Path(storage.uri) if storage.local else Path("results")) / FILE
     page.parent.mkdir(parents=True, exist_ok=True)
-    write(page, environment().get_template(f"{FILE}.j2").render(_content(look(storage))))
+    write(page, environment().get_template(f"{FILE}.j2").render(_content(load_index(storage))))
     return page
 
 
-def _content(holdings: Holdings) -> dict[str, Any]:
-    records = {key: one for found in holdings.studies for key, one in found.study.records.items() if one is not None}
+def _content(index: StudyIndex) -> dict[str, Any]:
+    records = {key: one for found in index.studies for key, one in found.study.records.items() if one is not None}
     prices = Prices(records.values())
-    asked = entries.open_questions(holdings, prices)
-    further = entries.further_questions(holdings, prices)
+    asked = entries.open_questions(index, prices)
+    further = entries.further_questions(index, prices)
     return {
         "asked": asked,
         "further": further,
-        "own": entries.own_studies(holdings, prices),
-        "not_run": [part.study for one in FURTHER for part in one.parts if part.study not in holdings.names],
-        "errors": holdings.errors,
+        "own": entries.own_studies(index, prices),
+        "not_run": [part.study for one in FURTHER for part in one.parts if part.study not in index.names],
+        "errors": index.errors,
         "tally": tally(asked),
-        "caution": caution(holdings),
-        "storage": holdings.storage.uri.rstrip("/").rpartition("/")[2] or holdings.storage.uri,
+        "caution": caution(index),
+        "storage": index.storage.uri.rstrip("/").rpartition("/")[2] or index.storage.uri,
         "n_trials": len(records),
-        "n_studies": len(holdings.studies),
+        "n_studies": len(index.studies),
     }
 
 
@@ -88,9 +88,9 @@ def _state(entry: Entry) -> str:
     return "decided" if all(part.tone != "open" for part in answered) else "described"
 
 
-def caution(holdings: Holdings) -> str:
+def caution(index: StudyIndex) -> str:
     """How far from the paper's size all of it is; empty where something has run at that size."""
-    shares = [found.share_of_paper for found in holdings.studies if found.blocks and not found.proves_the_path]
+    shares = [found.share_of_paper for found in index.studies if found.blocks and not found.is_smoke_test]
     if not shares or max(shares) >= SAME_SIZE:
         return ""
     largest = float(f"{100 * max(shares):.2g}")

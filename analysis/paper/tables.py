@@ -35,11 +35,13 @@ from rich.table import Table
 from analysis.report import build, latex
 from analysis.report.latex import tex as tex
 from analysis.stats import paired
-from analysis.verdicts import diagnostics, provenance, wording
+from analysis.verdicts import diagnostics, provenance
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts import paper_values as published
 from analysis.verdicts.paper_values import PublishedRow, PublishedTable
 from jbot.cli import Parser, program
 from jbot.config import Config, from_dict, override
+from jbot.evaluation.metrics_registry import BASELINES, REFERENCE_SCORES, classifier_label
 from jbot.store.plan import PlannedTrial, StudyRecords, load_study
 from jbot.store.record import Record, RecordError
 
@@ -47,8 +49,6 @@ FILE = "paper_tables"
 TUNED = {"chosen": "chosen_", "oracle": "oracle_", "optimism": ""}
 """Lines of anomaly scores, and what their metrics have before the AUC's: ``test/anomaly_knn_chosen_auc_w``; where it is
 not an AUC but a gain of it, ``test/anomaly_knn_optimism_w``."""
-FLOORS = ("untrained", "raw")
-"""Kinds of lines whose metrics have this prefix: ``untrained/test/knn_auc``."""
 DECIMALS = 4
 """At most, as the paper prints them."""
 WIDTH = 160
@@ -254,8 +254,8 @@ def _our_lines(
     yield from _one_seed_lines(table, row, records, few)
     for kind, tail in TUNED.items() if table is published.ANOMALY else ():
         yield from filter(None, [_mean_line(kind, table, records, f"test/{row.probe}_{tail}", few)])
-    for floor in FLOORS:
-        yield from filter(None, [_mean_line(floor, table, records, f"{floor}/test/{row.probe}_", few)])
+    for name in BASELINES:
+        yield from filter(None, [_mean_line(name, table, records, f"{name}/test/{row.probe}_", few)])
 
 
 def _planned(row: PublishedRow, config: Config) -> bool:
@@ -264,7 +264,7 @@ def _planned(row: PublishedRow, config: Config) -> bool:
     if kind in ("finetune", "supervised"):
         shares = [f"{100 * share:g}" for share in config.finetune.fractions]
         return rest in shares and (kind == "finetune" or config.finetune.twin)
-    return rest not in published.SCANNED or config.anomaly.scan
+    return rest not in REFERENCE_SCORES or config.anomaly.scan
 
 
 def complete_records(study: StudyRecords, arm: str) -> list[Record]:
@@ -286,7 +286,7 @@ def _mean_line(
         alone = having and (found.n == 1 or kind == "raw")  # raw features know nothing of seeds
         entries[metric] = replace(entry, error=_spread_of(having[0], name, "error")) if alone else entry
     seeds = max(entry.seeds for entry in entries.values())
-    label = "raw features" if kind == "raw" else f"{kind}, {wording.count(seeds, 'seed')}"
+    label = BASELINES["raw"] if kind == "raw" else f"{kind}, {fmt.count(seeds, 'seed')}"
     return Line(kind=kind, label=label, entries=entries) if seeds else None
 
 
@@ -352,7 +352,7 @@ def _stuck_seeds(study: StudyRecords, row: PublishedRow, arm: str | None) -> lis
     """Seeds at which a trained classifier says no more than its most frequent class would."""
     if arm is None or not row.probe.startswith(("finetune", "supervised")):
         return []
-    subject = wording.classifier(row.probe)
+    subject = classifier_label(row.probe)
     return [
         record.seed
         for record in complete_records(study, arm)
@@ -365,7 +365,7 @@ def _chance_note(study: StudyRecords, row: PublishedRow, arm: str | None, stuck:
         return
     having = [r for r in complete_records(study, arm) if f"test/{row.probe}_accuracy" in r.metrics]
     chance = diagnostics.chance_of(arm_config(study, arm).data.task)
-    seeds = wording.count(len(having), "seed")
+    seeds = fmt.count(len(having), "seed")
     yield f"{AT_CHANCE} {row.label}: {len(stuck)} of {seeds} did not leave chance (accuracy {chance:.4g})."
 
 
@@ -440,12 +440,12 @@ def _text(kind: str, entry: Entry) -> str:
     if entry.words:
         return entry.words
     if not math.isfinite(entry.value) or (entry.few and (entry.seeds <= 1 or kind == "raw")):
-        return wording.NOTHING
+        return fmt.MISSING
     if kind in SPREADS:
         spread = entry.fold_sd if kind == "folds" else entry.error
-        return wording.number(spread, wording.decimals_of(spread, DECIMALS))
+        return fmt.number(spread, fmt.decimals_of(spread, DECIMALS))
     error = entry.seed_sd if entry.seeds > 1 and kind != "raw" else entry.error
-    text = wording.with_error(entry.value, error, most=DECIMALS) if error >= 0 else wording.number(entry.value)
+    text = fmt.with_error(entry.value, error, max_decimals=DECIMALS) if error >= 0 else fmt.number(entry.value)
     return f"{text} {AT_CHANCE}" if entry.at_chance else text
 
 

@@ -26,7 +26,8 @@ from analysis.plots.style import (
     zero_line,
 )
 from analysis.stats import paired
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.arm_colours import arm_colours
 
 MIN_BAND_SEEDS = 4
@@ -60,7 +61,7 @@ def learning_curves(curves: pd.DataFrame, metric: str, arms: Sequence[str], all_
         All arms of the study: they fix the colours.
     """
     complete = curves[curves["state"] == "complete"].dropna(subset=[metric])
-    return _by_arm(complete, metric, arms, all_arms, wording.quantity_on(metric))
+    return _by_arm(complete, metric, arms, all_arms, find_metric(metric).full_label)
 
 
 @styled
@@ -74,7 +75,7 @@ def paired_curves(
     differences : DataFrame
         `arm`, `seed`, `state`, `epoch` and the metric, there as arm minus control at one seed and epoch.
     """
-    label = f"{wording.quantity(metric)}, minus {control}"
+    label = f"{find_metric(metric).label}, minus {control}"
     return _by_arm(differences, metric, arms, all_arms, label, differences=True)
 
 
@@ -115,7 +116,7 @@ def _curve(axes: Axes, curves: pd.DataFrame, metric: str, arm: str, colour: str,
             thin = axes.plot(trial["epoch"], trial[metric], color=colour, lw=0.7, alpha=0.5)
             attach_tooltips(thin[0], (), arm)
     line = axes.plot(epochs, [one.mean for one in values], marker=marker, color=colour, label=literal(arm), mew=0)
-    tips = [f"{arm}, epoch {epoch:g}: {wording.compact(y.mean, 4)}, mean of {y.n}" for epoch, y in means.items()]
+    tips = [f"{arm}, epoch {epoch:g}: {fmt.compact(y.mean, 4)}, mean of {y.n}" for epoch, y in means.items()]
     attach_tooltips(line[0], tips, arm)
 
 

@@ -24,7 +24,7 @@ from analysis.plots.style import (
     widen_to_margin,
 )
 from analysis.stats import Floats, paired
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 
 LINE, ROW, LETTERS = 0.19, 0.36, 44
 """Inches for a line of a contrast's name and for the interval below it; letters that fit beside an outcome."""
@@ -79,7 +79,7 @@ def _difference(axes: Axes, top: float, lines: Sequence[str], row: Difference) -
     """`top` in inches from the top of the plot: so is its vertical axis."""
     colour, y = OUTCOMES[row.outcome], top + LINE * len(lines) + 0.15
     dots = axes.plot(row.seeds, np.full(len(row.seeds), y + 0.11), "o", ms=3.4, mfc="none", mec=MUTED, mew=0.8)
-    attach_tooltips(dots[0], [f"{row.name}: {wording.number(one, sign=True)} at one seed" for one in row.seeds])
+    attach_tooltips(dots[0], [f"{row.name}: {fmt.number(one, sign=True)} at one seed" for one in row.seeds])
     if np.isfinite(row.mean):
         axes.plot(row.ends, [y, y], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
         fill = colour if row.primary else "none"

@@ -23,7 +23,8 @@ from analysis.plots.style import (
     panels,
     styled,
 )
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.arm_colours import arm_colours
 
 
@@ -53,11 +54,11 @@ def scores_by_seed(
     for row, arm in zip(rows, arms, strict=True):
         known = scores[arm].dropna().astype(float)
         dots = axes.plot(known, np.full(len(known), row), "o", color=colours[arm], ms=4.5, alpha=0.85, mew=0, zorder=2)
-        attach_tooltips(dots[0], [f"{arm}, seed {seed}: {wording.number(x)}" for seed, x in known.items()], arm)
+        attach_tooltips(dots[0], [f"{arm}, seed {seed}: {fmt.number(x)}" for seed, x in known.items()], arm)
         axes.plot(known.mean(), row, "|", color=INK, ms=15, mew=1.8, zorder=3)
         if baseline is not None and math.isfinite(baseline[arm]):
             axes.plot(baseline[arm], row, "|", color=MUTED, ms=11, mew=1.2, zorder=2)
-    axes.set_xlabel(wording.quantity_on(metric))
+    axes.set_xlabel(find_metric(metric).full_label)
     few_ticks(axes.xaxis)
     return figure
 

@@ -24,7 +24,7 @@ from analysis.plots.style import (
     zero_line,
 )
 from analysis.stats import paired
-from analysis.verdicts import wording
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.arm_colours import arm_colour
 
 MIN_STEP = 0.5
@@ -55,7 +55,7 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
     values = sorted({float(value) for scores in curves.values() for value in scores.columns} | {base})
     place = _log_places(values) if logarithmic else dict(zip(values, values, strict=True))
     reach = max(place.values()) - min(place.values())
-    labels = (wording.quantity(metric), "minus the base’s value")
+    labels = (find_metric(metric).label, "minus the base’s value")
     for axes, drawn, label in zip(grid.flat, (curves, below), labels, strict=False):
         if math.isfinite(base):
             reference_line(axes, place[base])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 
 WIDTH, HEIGHT = 300.0, 22.0
 """Of a sparkline, in units of its own."""
@@ -59,7 +59,7 @@ def draw(rows: Sequence[Sparkline], margin: float, label: str) -> Sparklines | N
     reach = _reach(known, margin)
     power = math.floor(math.log10(reach))
     decimals = max(0, (0 if reach / 10**power >= 2 else 1) - power)
-    ticks = (wording.number(-reach, decimals), "0", wording.number(reach, decimals, sign=True))
+    ticks = (fmt.number(-reach, decimals), "0", fmt.number(reach, decimals, sign=True))
     drawn = (replace(row, drawing=_drawing(row, margin, reach)) if math.isfinite(row.mean) else row for row in rows)
     return Sparklines(rows=tuple(drawn), ticks=ticks, label=label)
 

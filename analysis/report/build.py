@@ -25,8 +25,11 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.report.sections.arms import arms_table
 from analysis.report.sections.differences import contrasts_table
-from analysis.verdicts import diagnostics, summary, tables, wording
+from analysis.verdicts import diagnostics, summary, tables
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.sentences import contrast_name
 from jbot.cli import Parser, program
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import StudyRecords, load_study
 from jbot.store.record import Storage
 
@@ -130,7 +133,7 @@ def _write_tables(found: Evidence, out: Path) -> None:
 def _write_latex(found: Evidence, out: Path) -> None:
     plan = found.plan
     source = f"Study {plan.study}, preset {plan.preset}, plan hash {plan.hash}."
-    what = f"{wording.quantity_on(plan.metric)}, {wording.count(len(plan.seeds), 'seed')}, preset {plan.preset}"
+    what = f"{find_metric(plan.metric).full_label}, {fmt.count(len(plan.seeds), 'seed')}, preset {plan.preset}"
     captions = {
         "arms": (arms_table(found), "Mean and spread over seeds of each arm"),
         "contrasts": (contrasts_table(found), "Paired differences, first-named arm minus second"),
@@ -162,8 +165,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": markdown, "cell": cell, "unbroken": unbroken, "contrast": wording.contrast}
-    environment.filters |= {"capitalise": wording.capitalise, "quantity": wording.quantity_on}
+    environment.filters |= {"markdown": markdown, "cell": cell, "unbroken": unbroken, "contrast": contrast_name}
+    environment.filters |= {"capitalise": fmt.capitalise, "quantity": lambda metric: find_metric(metric).full_label}
     return environment
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 
 from analysis.report import links
 from analysis.report.links import Links
-from analysis.verdicts import convergence, decide, design, diagnostics, tables
+from analysis.verdicts import convergence, design, diagnostics, tables
 from analysis.verdicts.convergence import Convergence
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts.decide import decide_study
 from analysis.verdicts.diagnostics import Signatures
+from analysis.verdicts.verdict import Verdict
 from jbot.store.plan import Plan, PlannedTrial, StudyRecords
 
 MAX_ARMS = 8
@@ -95,8 +96,8 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
     RecordError
         When a file of a trial is damaged.
     """
-    plan, trials = study.plan, tables.trial_table(study)
-    scores, states = tables.scores_and_states(trials, plan)
+    plan, found = study.plan, decide_study(study)
+    trials, scores, states = found.trials, found.scores, found.states
     curves = convergence.curve_table(study)
     compared = compared_curves(curves, states)
     speeds = (convergence.converge(plan, compared, clock) for clock in convergence.CLOCKS)
@@ -106,7 +107,7 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
         scores=scores,
         states=states,
         arms=tables.arms_table(trials, plan),
-        verdicts=decide.judge(plan, scores, states, tables.other_scores(trials, plan)),
+        verdicts=found.verdicts,
         curves=curves,
         convergence=[speed for speed in speeds if speed is not None],
         signatures=diagnostics.look(study),

@@ -12,11 +12,14 @@ import pandas as pd
 from analysis.plots.style import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section
-from analysis.verdicts import arm_settings, tables, wording
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts import arm_settings, tables
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.outcome import FAILED, ORDER, numbers, outcome_label
 from analysis.verdicts.questions import judged_by_sections
+from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.study_index import base_name
+from analysis.verdicts.verdict import Verdict
+from jbot.evaluation.metrics_registry import BASELINES, find_metric
 from jbot.store.plan import Contrast, Plan, StudyRecords
 
 MEANS = {
@@ -33,8 +36,6 @@ MAX_ARMS, MAX_LETTERS = 6, 160
 """Arms that the first screen explains, and how long it is about one (assumed)."""
 SAME_SIZE = 0.5
 """Share of the paper's training from which on a study is of its size (assumed)."""
-REFERENCES = {"untrained": "before training", "raw": "particles without an encoder"}
-"""What gives a score its scale, by columns of the table of arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def status(evidence: Evidence) -> str:
         return f"Unfinished: {n - pending} of {n} trials have ended. Judged is {decided}{after}."
     return (
         f"Unfinished: {n - pending} of {n} trials have ended. Compared are the "
-        f"{wording.count(len(evidence.compared), 'block')} of {len(evidence.states)} in which every arm has ended."
+        f"{fmt.count(len(evidence.compared), 'block')} of {len(evidence.states)} in which every arm has ended."
     )
 
 
@@ -148,7 +149,7 @@ def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
         return Answer(outcome=outcome, title=title, aside=aside, text=_failed(group), notes=shared)
     if not several:
         return Answer(outcome=outcome, title=title, aside=aside, text=first.sentence, notes=first.notes)
-    pairs = [(wording.contrast(v.contrast.name), _brief(v)) for v in group[:MAX_PAIRS]]
+    pairs = [(contrast_name(v.contrast.name), _brief(v)) for v in group[:MAX_PAIRS]]
     if len(group) > MAX_PAIRS:
         pairs.append((f"and {len(group) - MAX_PAIRS} more, in the table below", ""))
     return Answer(outcome=outcome, title=title, aside=aside, pairs=pairs, notes=_shared(group))
@@ -197,14 +198,14 @@ def measured(plan: Plan, arms: pd.DataFrame) -> list[Answer]:
     pairs = [(str(row["arm"]), _mean(row)) for _, row in done.head(MAX_PAIRS).iterrows()]
     if len(done) > MAX_PAIRS:
         pairs.append((f"and {len(done) - MAX_PAIRS} more, in the table below", ""))
-    aside = f"{wording.quantity_on(plan.metric)}, mean ± standard error over seeds"
+    aside = f"{find_metric(plan.metric).full_label}, mean ± standard error over seeds"
     return [Answer(outcome="undecided", title="Measured", aside=aside, pairs=pairs)]
 
 
 def _mean(row: pd.Series) -> str:
     error = row["sd"] / row["n"] ** 0.5
-    n = wording.count(int(row["n"]), "seed")
-    value = wording.with_error(row["mean"], error) if error > 0 else wording.number(row["mean"])
+    n = fmt.count(int(row["n"]), "seed")
+    value = fmt.with_error(row["mean"], error) if error > 0 else fmt.number(row["mean"])
     return f"{value} ({n})"
 
 
@@ -220,11 +221,11 @@ def facts(study: StudyRecords, arms: pd.DataFrame) -> dict[str, str]:
 def _measured_in(plan: Plan) -> str:
     better = f"{'higher' if plan.higher_is_better else 'lower'} is better"
     if not plan.contrasts:
-        return f"{wording.quantity_on(plan.metric)}, {better}"
+        return f"{find_metric(plan.metric).full_label}, {better}"
     first = _headlines(plan)
     metrics = [c.metric or plan.metric for c in first]
     metrics += [c.control_metric for c in first if c.control_metric and not c.floor]
-    known = list(dict.fromkeys(map(wording.quantity_on, metrics)))
+    known = list(dict.fromkeys(find_metric(metric).full_label for metric in metrics))
     what = " and ".join(known) if len(known) <= 2 else "the metric named"
     return f"{what}, {better}; a difference below {plan.margin:g} does not matter"
 
@@ -234,15 +235,13 @@ def _headlines(plan: Plan) -> list[Contrast]:
 
 
 def _scale(plan: Plan, arms: pd.DataFrame) -> str:
-    """What training is worth in all, and what needs none: ``base 0.58; before training 0.41``."""
+    """What training is worth in all, and what needs none: ``base 0.58, untrained encoder 0.41``."""
     compared = [arm for c in _headlines(plan) for arm in (c.treatment, c.control)]
     arm = max(compared, key=compared.count) if compared else next(iter(plan.arms))
     row = arms.set_index("arm").loc[arm]
-    known = {arm: row["mean"]} | {words: row.get(name) for name, words in REFERENCES.items()}
-    said = [
-        f"{name} {wording.number(value, 3)}" for name, value in known.items() if value is not None and value == value
-    ]
-    return f"{wording.quantity(plan.metric)}: {', '.join(said)}" if len(said) > 1 else ""
+    known = {arm: row["mean"]} | {words: row.get(name) for name, words in BASELINES.items()}
+    said = [f"{name} {fmt.number(value, 3)}" for name, value in known.items() if value is not None and value == value]
+    return f"{find_metric(plan.metric).label}: {', '.join(said)}" if len(said) > 1 else ""
 
 
 def changes(plan: Plan) -> dict[str, str]:

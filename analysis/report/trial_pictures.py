@@ -11,9 +11,10 @@ import pandas as pd
 from analysis.plots import curves, embedding, jets, roc
 from analysis.plots.style import Picture
 from analysis.stats import tsne
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from jbot.data.jets import CLASS_LABELS, CLASSES
 from jbot.data.splits import TARGETS, targets
+from jbot.evaluation.metrics_registry import classifier_label, score_label, short_classifier_label
 from jbot.store.record import (
     Record,
     RecordError,
@@ -162,7 +163,7 @@ def _classifier_pictures(probe: str, probability: Any, labels: Any, task: str) -
         }
         for name, (score, _) in signals.items()
     }
-    words, rest = wording.classifier(probe), "the rest" if len(classes) > 2 else classes[0]
+    words, rest = classifier_label(probe), "the rest" if len(classes) > 2 else classes[0]
     yield _roc(f"roc-{_slug(probe)}", words, f"each of {', '.join(shown)} against {rest}", signals)
     yield Picture(
         name=f"scores-{_slug(probe)}",
@@ -180,7 +181,7 @@ def _against_rest(of_class: Mapping[str, Any], name: str) -> list[tuple[str, Any
 def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]:
     if values.shape != labels.shape:
         raise RecordError(f"anomaly/{score} must have shape {labels.shape}, got {values.shape}")
-    background, words = np.isin(labels, (0, 1)), f"anomaly score {wording.anomaly_score(score)}"
+    background, words = np.isin(labels, (0, 1)), f"anomaly score {score_label(score)}"
     signals = {name: (labels == CLASS_LABELS.index(name)) for name in SIGNALS} | {"combined": ~background}
     pairs = {name: (values[chosen | background], chosen[chosen | background]) for name, chosen in signals.items()}
     yield _roc(f"roc-anomaly-{_slug(score)}", words, "each signal, and all together, against q and g", pairs)
@@ -214,9 +215,9 @@ def training_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
     rows = pd.DataFrame(storage.read_rows(name) if storage.exists(name) else [])
     if {"run", "epoch"} <= set(rows) and len(rows):
         words = "Loss and accuracy of fine-tuning"
-        runs = {run: wording.classifier(run) for run in rows["run"].unique()}
+        runs = {run: classifier_label(run) for run in rows["run"].unique()}
         # Short ones in the legend: two columns of them must fit the width.
-        figure = curves.finetuning_curves(rows, {run: wording.short_classifier(run) for run in runs})
+        figure = curves.finetuning_curves(rows, {run: short_classifier_label(run) for run in runs})
         yield Picture(
             name="finetuning",
             figure=figure,
@@ -240,4 +241,4 @@ def _slug(name: str) -> str:
 
 
 def _capital(words: str) -> str:
-    return words if words.startswith("k-NN") else wording.capitalise(words)
+    return words if words.startswith("k-NN") else fmt.capitalise(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.costs import jet_passes
 from analysis.verdicts.paper_values import RECIPES
 from jbot.config import FIELDS, JBOT_B, ModelConfig
@@ -47,7 +47,7 @@ def _model(plan: Plan) -> str:
         known = vars(ModelConfig()) | {key.removeprefix("model."): value for key, value in changes.items()}
         if all(own.get(key) == known[key] for key in ("dim", "heads", "layers", "projection")):
             return name
-    return f"d = {own['dim']}, {wording.count(own['layers'], 'block')}"
+    return f"d = {own['dim']}, {fmt.count(own['layers'], 'block')}"
 
 
 def _share(share: float) -> str:

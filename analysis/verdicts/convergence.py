@@ -24,12 +24,13 @@ from statsmodels.duration.survfunc import SurvfuncRight
 
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan, StudyRecords
 
 FRACTION = 0.5
 """Of the control arm's gain; see the module's docstring."""
-CLOCKS = {"epoch": "epochs", "device_seconds": "device seconds"}
-"""Curve columns that measure the cost of training, and their units."""
+CLOCKS = ("epoch", "device_seconds")
+"""Curve columns that measure the cost of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def curve_table(study: StudyRecords) -> pd.DataFrame:
 
 def validation_metric(plan: Plan, curves: pd.DataFrame) -> str | None:
     """The learning curve of the primary metric, on validation jets; None when the trials left none."""
-    name = f"val/{plan.metric.split('/', 1)[-1]}"
+    name = find_metric(plan.metric).on_validation
     return name if name in curves and curves[name].notna().any() else None
 
 
@@ -237,7 +238,7 @@ def converge(
     return Convergence(
         metric=metric,
         clock=clock,
-        unit=CLOCKS.get(clock, clock),
+        unit=find_metric(clock).unit or clock,
         control=control,
         threshold=level,
         horizon=horizon,

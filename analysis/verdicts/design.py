@@ -11,7 +11,8 @@ import pandas as pd
 
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import tables, wording
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
 from analysis.verdicts.decide import SEED
 from jbot.store.plan import Plan
 
@@ -99,18 +100,18 @@ def shown(values: MeanInterval, p_adjusted: float, alpha: float) -> int:
 def mean_cell(values: MeanInterval, sign: bool = False) -> str:
     """``0.021 ± 0.006``: mean and standard error; the mean alone where there is no spread."""
     if values.n < 2 or values.standard_error == 0:
-        return wording.number(values.mean, sign=sign)
-    return wording.with_error(values.mean, values.standard_error, sign)
+        return fmt.number(values.mean, sign=sign)
+    return fmt.with_error(values.mean, values.standard_error, sign)
 
 
 def interval_cell(values: MeanInterval) -> str:
     """``0.008 to 0.034``."""
-    return wording.interval(values.low, values.high, values.standard_error)
+    return fmt.interval(values.low, values.high, values.standard_error)
 
 
 def p_cell(p_adjusted: float, n: int) -> str:
     """A corrected p, never below what n seeds can reach; a dash without a test."""
-    return wording.p_value(p_adjusted, paired.min_p(n)) if np.isfinite(p_adjusted) else wording.NOTHING
+    return fmt.p_value(p_adjusted, paired.min_p(n)) if np.isfinite(p_adjusted) else fmt.MISSING
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
@@ -122,7 +123,7 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 
 def value_words(value: Any) -> str:
     """A setting in few letters."""
-    return wording.compact(value, 4) if isinstance(value, float) else str(value)
+    return fmt.compact(value, 4) if isinstance(value, float) else str(value)
 
 
 def slug(name: str) -> str:

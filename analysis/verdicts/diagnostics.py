@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.stats import paired
-from analysis.verdicts import tables, wording
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
 from jbot.data.jets import CLASSES
 from jbot.data.splits import COMPOSITION, TARGETS, targets
+from jbot.evaluation.metrics_registry import class_label, classifier_label, find_metric
 from jbot.store.plan import PlannedTrial, StudyRecords
 from jbot.store.record import Record, RecordError
 
@@ -125,7 +126,7 @@ def collapse(record: Record, study: StudyRecords) -> list[Case] | None:
     ):
         value = _metric(record, metric)
         if value is not None and value < least:
-            evidence = f"{words} {wording.compact(value)}, below {least:g}"
+            evidence = f"{words} {fmt.compact(value)}, below {least:g}"
             cases.append(Case(subject=words, evidence=evidence, weight=-value))
     known = any(_metric(record, metric) is not None for metric in ("spread", "effective_rank"))
     # A trial that failed of something else has no final metrics, but its reason says that it was not this.
@@ -153,7 +154,7 @@ def class_confusion(record: Record, study: StudyRecords) -> list[Case] | None:
     task = tables.lookup(record.config, "data.task")
     if task not in TARGETS:
         raise RecordError(f"data.task of trial {record.trial_id} must be one of {', '.join(TARGETS)}, got {task!r}")
-    names = [wording.LETTERS.get(name, name) for name in TARGETS[task]]
+    names = [class_label(name) for name in TARGETS[task]]
     cases, classifiers = [], _classifiers(scores)
     for classifier, probability in classifiers.items():
         counts = _confusion_of(record, scores, classifier, probability, task)
@@ -211,7 +212,7 @@ def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: 
         return []
     share = wrong / decided
     evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
-    return [Case(subject=f"{pair}, {wording.classifier(classifier)}", evidence=evidence, weight=share)]
+    return [Case(subject=f"{pair}, {classifier_label(classifier)}", evidence=evidence, weight=share)]
 
 
 def at_chance(record: Record, study: StudyRecords) -> list[Case] | None:
@@ -223,8 +224,8 @@ def at_chance(record: Record, study: StudyRecords) -> list[Case] | None:
         chance = chance_of(str(tables.lookup(record.config, "data.task")))
         error = _error(record, f"test/{run}_accuracy", accuracy)
         if accuracy <= chance + ERRORS * error:
-            evidence = f"accuracy {wording.with_error(accuracy, error)}, and {chance:g} by chance"
-            cases.append(Case(subject=wording.classifier(run), evidence=evidence, weight=chance - accuracy))
+            evidence = f"accuracy {fmt.with_error(accuracy, error)}, and {chance:g} by chance"
+            cases.append(Case(subject=classifier_label(run), evidence=evidence, weight=chance - accuracy))
     return cases if runs else None
 
 
@@ -242,14 +243,14 @@ def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
     if not frozen or not tuned:
         return None
     best = max(frozen, key=lambda probe: _metric(record, f"{probe}_accuracy") or 0.0)
-    return [case for run in tuned for case in _below(record, run, best, wording.classifier(run))]
+    return [case for run in tuned for case in _below(record, run, best, classifier_label(run))]
 
 
 def below_twin(record: Record, study: StudyRecords) -> list[Case] | None:
     """Fine-tuning that ends below the same network trained from fresh weights on the same labels."""
     runs = [(run, run.replace("finetune", "supervised")) for run in _runs(record, "finetune")]
     pairs = [(run, twin) for run, twin in runs if _metric(record, f"{twin}_accuracy") is not None]
-    cases = [case for run, twin in pairs for case in _below(record, run, twin, wording.classifier(run))]
+    cases = [case for run, twin in pairs for case in _below(record, run, twin, classifier_label(run))]
     return cases if pairs else None
 
 
@@ -261,7 +262,7 @@ def below_untrained(record: Record, study: StudyRecords) -> list[Case] | None:
         if _metric(record, f"{probe}_accuracy") is not None
         and _metric(record, f"{probe}_accuracy", "untrained/test/") is not None
     ]
-    cases = [case for p in probes for case in _below(record, p, p, wording.classifier(p), "untrained/test/")]
+    cases = [case for p in probes for case in _below(record, p, p, classifier_label(p), "untrained/test/")]
     return cases if probes else None
 
 
@@ -276,11 +277,11 @@ def _below(record: Record, lower: str, upper: str, subject: str, prefix: str = "
     gap, error = values[1] - values[0], math.hypot(*errors)
     if not gap > ERRORS * error:
         return []
-    than = "untrained encoder" if prefix != "test/" else wording.classifier(upper)
-    decimals = wording.decimals_of(error)
+    than = "untrained encoder" if prefix != "test/" else classifier_label(upper)
+    decimals = fmt.decimals_of(error)
     evidence = (
-        f"accuracy {wording.number(values[0], decimals)} against {wording.number(values[1], decimals)} ({than}): "
-        f"{wording.with_error(gap, error)} lower"
+        f"accuracy {fmt.number(values[0], decimals)} against {fmt.number(values[1], decimals)} ({than}): "
+        f"{fmt.with_error(gap, error)} lower"
     )
     return [Case(subject=subject, evidence=evidence, weight=gap)]
 
@@ -306,9 +307,10 @@ def _metric(record: Record, name: str, prefix: str = "test/") -> float | None:
 
 def _runs(record: Record, kind: str) -> list[str]:
     """``finetune_10``, ``finetune_100``: the runs of a kind that left an accuracy, by label fraction."""
-    found = [re.fullmatch(rf"test/({kind}_([\d.]+))_accuracy", name) for name in record.metrics]
-    runs = sorted((float(match[2]), match[1]) for match in found if match)
-    return [run for _, run in runs if _metric(record, f"{run}_accuracy") is not None]
+    metrics = [find_metric(name) for name in record.metrics]
+    runs = {one.source for one in metrics if one.kind == kind and one.measure == "accuracy" and not one.baseline}
+    known = [run for run in runs if _metric(record, f"{run}_accuracy") is not None]
+    return sorted(known, key=lambda run: float(run.removeprefix(f"{kind}_")))
 
 
 SIGNATURES: dict[str, Check] = {
@@ -316,7 +318,7 @@ SIGNATURES: dict[str, Check] = {
     "uniform attention": uniform_attention,
     "classifier at chance": at_chance,
     "fine-tuning below the frozen embedding": below_frozen,
-    "fine-tuning below its supervised twin": below_twin,
+    "fine-tuning below its supervised baseline": below_twin,
     "trained encoder below the untrained one": below_untrained,
     "class confusion": class_confusion,
 }
@@ -337,7 +339,7 @@ def absent_line(signatures: Signatures) -> str:
     """What was looked for and not found, and what could not be looked for; empty when all were found."""
     found = {item.signature for item in signatures.found}
     trials = {name: sum(by_arm.values()) for name, by_arm in signatures.looked.items()}
-    absent = [f"{name} ({wording.count(n, 'trial')})" for name, n in trials.items() if n and name not in found]
+    absent = [f"{name} ({fmt.count(n, 'trial')})" for name, n in trials.items() if n and name not in found]
     blind = [name for name, n in trials.items() if not n]
     lines = [f"{'Looked for and not found' if found else 'None found. Looked for'}: {', '.join(absent)}."] * bool(
         absent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.verdicts import wording
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.verdict import Verdict
 
 FAILED = "failed"
 """Outcome of a contrast that has no difference because trials of an arm failed. The verdict on it is undecided; the
@@ -22,11 +22,9 @@ def numbers(verdict: Verdict) -> str:
     d, error = verdict.difference, verdict.difference.standard_error
     if d.n < 2:
         return f"n = {d.n}"
-    p = wording.p_value(verdict.p_adjusted, verdict.floor)
+    p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
     if verdict.outcome == "equivalent":
-        p = wording.p_value(verdict.p_equivalent_adjusted)
-    estimate = (
-        f"{wording.with_error(d.mean, error, sign=True)} ({wording.interval(d.low, d.high, error, verdict.within)})"
-    )
+        p = fmt.p_value(verdict.p_equivalent_adjusted)
+    estimate = f"{fmt.with_error(d.mean, error, sign=True)} ({fmt.interval(d.low, d.high, error, verdict.within)})"
     needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
     return f"{estimate}, n = {d.n}, p = {p}{needed}"

@@ -126,8 +126,6 @@ _SCORES = {
     "anomaly_autoencoder": ("Autoencoder", ()),
 }
 """Score -> name and, where the paper has it, AUC of W, Z, t and all together, for S."""
-SCANNED = ("lof", "isolation_forest", "autoencoder")
-"""Scores that a trial has with anomaly.scan only."""
 ANOMALY = PublishedTable(
     name="anomaly",
     title="Anomaly detection: pre-trained on q and g, signals W, Z and t",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.tables import device_of
 from jbot.config import digest
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords
@@ -29,9 +29,9 @@ def facts(study: StudyRecords) -> dict[str, str]:
         "Plan hash": study.plan.hash,
         "Seeds": ", ".join(map(str, study.plan.seeds)),
         "Trials ended": f"{len(records)} of {len(study.trials)}",
-        "Wall time": f"{wording.duration(sum(r.wall_seconds for r in records))}, all trials added",
-        "Device time": f"{wording.duration(sum(r.own_seconds for r in records))}, all trials added",
-        "Attempts": f"{sum(r.attempts for r in records)} ({wording.count(restarted, 'trial')} restarted)",
+        "Wall time": f"{fmt.duration(sum(r.wall_seconds for r in records))}, all trials added",
+        "Device time": f"{fmt.duration(sum(r.own_seconds for r in records))}, all trials added",
+        "Attempts": f"{sum(r.attempts for r in records)} ({fmt.count(restarted, 'trial')} restarted)",
         "First start": min((r.started for r in records), default="none yet"),
         "Hardware": _counted(device_of(r) for r in records),
         "Trainer": _counted(r.trainer_version for r in records),
@@ -72,7 +72,7 @@ def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str
         yield f"{FILE} was changed after it was written: it carries plan hash {written}, not {study.plan.hash}."
     others = Counter((r.study, r.plan_hash) for r in records if r.plan_hash != study.plan.hash)
     for (name, plan_hash), n in sorted(others.items()):
-        yield f"{wording.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
+        yield f"{fmt.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
 
 
 def _data_deviations(records: list[Record]) -> Iterator[str]:
@@ -98,6 +98,6 @@ def _counted(values: Iterator[str]) -> str:
 
 
 def _listed(counts: Counter[str], most: int = 6) -> str:
-    named = [f"{value} ({wording.count(n, 'trial')})" for value, n in counts.most_common(most)]
+    named = [f"{value} ({fmt.count(n, 'trial')})" for value, n in counts.most_common(most)]
     more = [f"and {len(counts) - most} more"] if len(counts) > most else []
     return "; ".join(named + more)

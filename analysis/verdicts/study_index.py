@@ -1,4 +1,4 @@
-"""The studies that a storage holds, each judged from its records, for the index: no report is computed again."""
+"""The studies that a storage holds, each decided from its records, for the index: no report is computed again."""
 
 from __future__ import annotations
 
@@ -7,33 +7,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
-
 from analysis.verdicts import arm_settings, summary, tables
 from analysis.verdicts.costs import jet_passes
-from analysis.verdicts.decide import Verdict, judge
+from analysis.verdicts.decide import DecidedStudy, decide_study
 from analysis.verdicts.summary import Section
-from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.plan import FILE, Plan, load_study
 from jbot.store.record import RecordError, Storage
 from jbot.store.search_ledger import load_ledger
 
-"""Of a hyperparameter search, see cluster.search.plan."""
-PATH_PASSES = 10_000
-"""Jet passes below which a training proves the path and answers nothing (assumed): smoke has 1,200, quick 80,000."""
+SMOKE_PASSES = 10_000
+"""Jet passes below which a training tests the program and answers nothing (assumed): smoke has 1,200, quick 80,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """One study folder, judged."""
+class StudySummary(DecidedStudy):
+    """One study folder with its verdicts."""
 
     folder: str
-    study: StudyRecords
-    trials: pd.DataFrame
-    scores: pd.DataFrame
-    states: pd.DataFrame
-    verdicts: list[Verdict]
     sections: list[Section] | None
-    """Of its report; None where it has none, or one of other records."""
+    """Sections of its report; None where it has none, or one of other records."""
 
     @property
     def plan(self) -> Plan:
@@ -42,7 +34,7 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Of the study, without its preset."""
+        """The study's, without its preset."""
         return base_name(self.plan.study, self.plan.preset)
 
     @property
@@ -62,7 +54,7 @@ class Found:
 
     @property
     def passes(self) -> float:
-        """Jet passes of the base."""
+        """Jets that training the base sees."""
         return jet_passes(self.plan.base)
 
     @property
@@ -71,14 +63,14 @@ class Found:
         return arm_settings.share_of_paper(self.plan)
 
     @property
-    def proves_the_path(self) -> bool:
+    def is_smoke_test(self) -> bool:
         """Whether it is too small to be an answer."""
-        return self.plan.preset == "smoke" or self.passes < PATH_PASSES
+        return self.plan.preset == "smoke" or self.passes < SMOKE_PASSES
 
     @property
     def rank(self) -> tuple[bool, bool, float, bool, int]:
         """Larger is nearer to an answer: whether it is one at all, then its scale, then the plan that stands now."""
-        return (not self.proves_the_path, self.blocks >= 2, self.passes, self.current, self.blocks)
+        return (not self.is_smoke_test, self.blocks >= 2, self.passes, self.current, self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +86,11 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holdings:
-    """What there is."""
+class StudyIndex:
+    """Every study and search of a storage."""
 
     storage: Storage
-    studies: list[Found] = field(default_factory=list)
+    studies: list[StudySummary] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
     """Folders that cannot be read, and why."""
@@ -108,7 +100,7 @@ class Holdings:
         """Studies that somebody has begun, each once."""
         return list(dict.fromkeys([*(one.name for one in self.studies), *(one.name for one in self.searches)]))
 
-    def of(self, name: str) -> list[Found]:
+    def of(self, name: str) -> list[StudySummary]:
         """Plans of one study, the one nearest to an answer first."""
         return sorted((one for one in self.studies if one.name == name), key=lambda one: one.rank, reverse=True)
 
@@ -118,24 +110,24 @@ def base_name(study: str, preset: str) -> str:
     return study.removesuffix(f"_{preset}")
 
 
-def look(storage: Storage) -> Holdings:
-    """Read and judge every study of a storage.
+def load_index(storage: Storage) -> StudyIndex:
+    """Read and decide every study of a storage.
 
     Raises
     ------
     RecordError
         When the storage cannot be listed.
     """
-    holdings = Holdings(storage=storage)
+    index = StudyIndex(storage=storage)
     for folder in _folders(storage):
         try:
             if storage.exists(f"{folder}/{FILE}"):
-                holdings.studies.append(_judged(storage, folder))
+                index.studies.append(_summary(storage, folder))
             elif ledger := load_ledger(storage, folder):
-                holdings.searches.append(_search(folder, ledger))
+                index.searches.append(_search(folder, ledger))
         except (RecordError, ValueError, KeyError, TypeError) as error:  # one damaged study hides no other
-            holdings.errors[folder] = " ".join(str(error).split()) or type(error).__name__
-    return holdings
+            index.errors[folder] = " ".join(str(error).split()) or type(error).__name__
+    return index
 
 
 def _folders(storage: Storage) -> list[str]:
@@ -145,19 +137,9 @@ def _folders(storage: Storage) -> list[str]:
         raise RecordError(f"{storage.uri} cannot be listed: {error}") from None
 
 
-def _judged(storage: Storage, folder: str) -> Found:
+def _summary(storage: Storage, folder: str) -> StudySummary:
     study = load_study(f"{storage.address}/{folder}")
-    trials = tables.trial_table(study)
-    scores, states = tables.scores_and_states(trials, study.plan)
-    return Found(
-        folder=folder,
-        study=study,
-        trials=trials,
-        scores=scores,
-        states=states,
-        verdicts=judge(study.plan, scores, states, tables.other_scores(trials, study.plan)),
-        sections=summary.read(study, storage, folder),
-    )
+    return StudySummary(**vars(decide_study(study)), folder=folder, sections=summary.read(study, storage, folder))
 
 
 def _search(folder: str, ledger: Mapping[str, Any]) -> Search:

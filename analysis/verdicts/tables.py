@@ -14,21 +14,15 @@ import pandas as pd
 
 from analysis.stats import paired
 from analysis.stats.paired import PairedDifference
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts.verdict import Verdict
+from jbot.evaluation.metrics_registry import BASELINES, Metric, find_metric
 from jbot.store.plan import Plan, PlannedTrial, StudyRecords
 from jbot.store.record import Record
 
 PENDING = "pending"
 """State of a trial that has not ended."""
-REFERENCES = {"untrained": "untrained encoder", "raw": "raw features", "supervised": "supervised twin"}
-"""Prefixes of metrics that give a table its floor and ceiling, and what to call them."""
-
-DETAIL = r"_(eps_s|rejection)_[\d.]+|_sic\b|_(auc|sic)_[a-z]+$|_(chosen|oracle)_|_optimism"
-"""What other_metrics leaves out."""
-ORDER = (r"_accuracy$", r"^(?!.*/anomaly_).*_auc$", r"_auc$", r"")
-"""Metrics in the order of a table: accuracies, areas of classifiers, of anomaly scores, and the rest."""
-FLOOR_GROUPS = ("data", "model", "probe", "anomaly")
-"""Parts of a Config that its floors depend on."""
+BASELINE_GROUPS = ("data", "model", "probe", "anomaly")
+"""Parts of a Config that its baselines depend on."""
 
 
 def trial_table(study: StudyRecords) -> pd.DataFrame:
@@ -112,17 +106,17 @@ def seed_differences(table: pd.DataFrame, plan: Plan, verdict: Verdict) -> list[
 
 
 def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """One row per arm: the primary metric over its complete trials, its floors, its failures.
+    """One row per arm: the primary metric over its complete trials, its baselines, its failures.
 
     Returns
     -------
     DataFrame
-        arm, changes, n, mean, sd, low, high (t interval), one column per reference (``untrained``, ...: mean of the
+        arm, changes, n, mean, sd, low, high (t interval), one column per baseline (``untrained``, ...: mean of the
         same metric), failed, pruned, pending, failure_low, failure_high (Wilson interval of the failure rate),
         device_seconds (mean per complete trial).
     """
     scores, states = scores_and_states(table, plan)
-    floors = {name: scores_and_states(table, plan, f"{name}/{plan.metric}")[0] for name in REFERENCES}
+    baselines = {name: scores_and_states(table, plan, f"{name}/{plan.metric}")[0] for name in BASELINES}
     rows = []
     for arm, changes in plan.arms.items():
         values = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
@@ -130,7 +124,7 @@ def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         ended = failed + values.n
         low, high = paired.wilson(failed, ended)
         row = {"arm": arm, "changes": describe_changes(changes), **vars(values)}
-        row |= {name: float(floor[arm].mean()) for name, floor in floors.items() if floor.notna().any(axis=None)}
+        row |= {name: float(one[arm].mean()) for name, one in baselines.items() if one.notna().any(axis=None)}
         row |= {"failed": failed, "pruned": int((states[arm] == "pruned").sum())}
         row |= {"pending": int((states[arm] == PENDING).sum()), "failure_low": low, "failure_high": high}
         rows.append(row | {"device_seconds": _mean_seconds(table, arm)})
@@ -152,7 +146,7 @@ def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame([_contrast_row(verdict) for verdict in verdicts], columns=None if verdicts else _COLUMNS)
 
 
-_JUDGED: tuple[str, ...] = ("p", "p_adjusted", "floor", "p_equivalent", "p_equivalent_adjusted", "floor_equivalent")
+_JUDGED: tuple[str, ...] = ("p", "p_adjusted", "min_p", "p_equivalent", "p_equivalent_adjusted", "min_p_equivalent")
 _JUDGED += ("family", "dropped", "pruned", "detectable", "seeds_needed", "interim", "sentence")
 _COLUMNS = ["contrast", "treatment", "control", "metric", "control_metric", "kind", "verdict"]
 _COLUMNS += [*(field.name for field in dataclasses.fields(PairedDifference)), "standard_error", *_JUDGED, "notes"]
@@ -173,29 +167,33 @@ def _contrast_row(verdict: Verdict) -> dict[str, Any]:
 def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
     """Keys of final metrics besides the primary one: accuracies, areas under ROC curves, the rest.
 
-    References are left out, and the many numbers of one ROC curve but its area: those of a class, at one cut, and at
-    other settings than the published ones.
-    trials.csv has them all.
+    Baselines are left out, and the many numbers of one ROC curve but its area: those of a class, at one cut, and at
+    other settings than the published ones. trials.csv has them all.
     """
     names = [column for column in table.columns if "/" in column and not column.startswith("config.")]
-    whole = [name for name in names if not re.search(DETAIL, name)]
-    kept = [name for name in whole if name != plan.metric and name.split("/")[0] not in REFERENCES]
-    return sorted(kept, key=_place)
+    metrics = [find_metric(name) for name in names if name != plan.metric]
+    return [one.key for one in sorted(metrics, key=_place) if not (one.is_detail or one.baseline)]
 
 
-def _place(metric: str) -> tuple[int, list[tuple[float, str]]]:
-    """Sorts by kind (ORDER), and then by name with its numbers as numbers: 10% of labels before 100%."""
-    kind = next(i for i, pattern in enumerate(ORDER) if re.search(pattern, metric))
-    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric)
-    return kind, [(float(digits or 0), words) for digits, words in parts]
+def _place(metric: Metric) -> tuple[int, list[tuple[float, str]]]:
+    """Sorts accuracies, areas of classifiers, of anomaly scores, and the rest; then by name, 10% before 100%."""
+    kinds = (
+        metric.measure == "accuracy",
+        metric.measure == "auc" and metric.kind != "anomaly",
+        metric.measure == "auc",
+    )
+    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric.key)
+    return (*kinds, True).index(True), [(float(digits or 0), words) for digits, words in parts]
 
 
-def floor_groups(plan: Plan) -> dict[str, list[str]]:
-    """Arms that have the same floors, by what tells the groups apart: empty words when there is one group.
+def baseline_groups(plan: Plan) -> dict[str, list[str]]:
+    """Arms that have the same baselines, by what tells the groups apart: empty words when there is one group.
 
-    The untrained encoder of one task, or of one size, is no floor of another.
+    The untrained encoder of one task, or of one size, is no baseline of another.
     """
-    fields = sorted({name for changes in plan.arms.values() for name in changes if name.split(".")[0] in FLOOR_GROUPS})
+    fields = sorted(
+        {name for changes in plan.arms.values() for name in changes if name.split(".")[0] in BASELINE_GROUPS}
+    )
     groups: dict[str, list[str]] = {}
     tasks = {}
     for arm, changes in plan.arms.items():

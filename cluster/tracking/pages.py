@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jbot.evaluation.metrics_registry import find_metric
+
 DEFAULT_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens when nobody says otherwise."""
 SAVED_VIEW = "mlflow.sharedViewState."
@@ -31,11 +33,6 @@ def page(ui: str, experiment: str, view: str) -> str:
     mode = {"compareRunsMode": CHARTS} if MODES[view] == CHARTS else {}
     query = urllib.parse.urlencode({"workflowType": "machine_learning", **mode, "viewStateShareKey": view})
     return f"{ui.rstrip('/')}/#/experiments/{experiment}/runs?{query}"
-
-
-def validation(metric: str) -> str:
-    """The learning curve of a final metric: ``val/knn_accuracy`` of ``test/knn_accuracy``."""
-    return f"val/{metric.rpartition('/')[2]}"
 
 
 def saved_views(metric: str, higher_is_better: bool) -> dict[str, str]:
@@ -55,7 +52,7 @@ def saved_views(metric: str, higher_is_better: bool) -> dict[str, str]:
         "useGroupedValuesInCharts": True,
         "selectedColumns": [_column("metrics", name) for name in (metric, "device_seconds")],
         "compareRunSections": [_section("Averages over the seeds of an arm")],
-        "compareRunCharts": [_line(validation(metric)), _line("train/loss"), _bars(metric)],
+        "compareRunCharts": [_line(find_metric(metric).on_validation), _line("train/loss"), _bars(metric)],
     }
     shown = [_column("tags", name) for name in ("arm", "seed", "state")]
     trials = {
@@ -63,7 +60,7 @@ def saved_views(metric: str, higher_is_better: bool) -> dict[str, str]:
         **best_first,
         "selectedColumns": shown + [_column("metrics", name) for name in (metric, "device_seconds")],
         "compareRunSections": [_section("Trials, in the colours of their arms")],
-        "compareRunCharts": [_bars(metric), _line(validation(metric))],
+        "compareRunCharts": [_bars(metric), _line(find_metric(metric).on_validation)],
     }
     named = {
         "arms": ("1 Arms: mean and spread", arms),

@@ -16,6 +16,7 @@ import numpy as np
 
 from cluster.tracking import pages as pages
 from jbot.config import from_dict
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.record import Record, Storage, load_curves, trial_folder
 from jbot.trial.card import CARD, model_card
 
@@ -52,7 +53,7 @@ def choose(
 
     Test jets choose nothing: where no learning curve holds the metric on validation jets, it is the first seed.
     """
-    curve, sign = pages.validation(metric), 1 if higher_is_better else -1
+    curve, sign = find_metric(metric).on_validation, 1 if higher_is_better else -1
     ranked: dict[str, list[tuple[float, int, str, Record]]] = {}
     for trial, arm, record in ended:
         if record.state == "complete" and storage.exists(f"{trial_folder(trial)}/{WEIGHTS}"):

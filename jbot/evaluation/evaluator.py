@@ -21,9 +21,9 @@ from torch import Tensor
 from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.anomaly.detect import AnomalyError, Detection, Embedded, Pilot, detect, overlay_pilot
-from jbot.evaluation.anomaly.detect import metric_names as anomaly_names
-from jbot.evaluation.geometry import GEOMETRY_METRICS, geometry, views_for_alignment
-from jbot.evaluation.metrics import SEPARATION, Measured, MetricError, classification
+from jbot.evaluation.geometry import geometry, views_for_alignment
+from jbot.evaluation.metrics import Measured, MetricError, classification
+from jbot.evaluation.metrics_registry import AT_EVERY_PT, metric_key
 from jbot.evaluation.probes import (
     area_under_curve,
     class_probabilities,
@@ -46,9 +46,6 @@ MONITOR_JETS = 1_024
 
 RAW_SCORES = ("knn", "cosine", "mahalanobis")
 """Anomaly scores that are had of the particles themselves: mixtures in 120 dimensions would take minutes."""
-ELSEWHERE = ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc")
-"""What is measured at other jet pTs. No anomaly scores: they are of the jets an encoder was trained for."""
-UNSUPERVISED = ("kmeans_ami", "silhouette", "effective_rank", "spread", "attention_entropy")
 
 Labels = Int64[Tensor, "jet"]
 Bank = Float[Tensor, "bank dim"]
@@ -57,7 +54,7 @@ Probabilities = Float[Tensor, "jet class"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judgement:
+class EvaluationResult:
     """What was found of an encoder on test jets."""
 
     measured: dict[str, Measured]
@@ -138,47 +135,6 @@ def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> 
     }
 
 
-def fine_tunings(config: Config) -> dict[str, float]:
-    """The fine-tunings of a trial and their twins by name, and the share of the labels each is trained on."""
-    kinds = ("finetune", "supervised") if config.finetune.twin else ("finetune",)
-    return {f"{kind}_{100 * share:g}": share for share in config.finetune.fractions for kind in kinds}
-
-
-def metric_names(config: Config) -> list[str]:
-    """What the record of a complete trial has, as ``test/<probe>_<metric>``.
-
-    Some may be missing: a rejection that so few background jets cannot measure, a number of the geometry that the
-    embedding does not have, all of a fine-tuning that diverged. ``untrained/test/...`` is the same of the encoder
-    before training, without fine-tunings; ``raw/test/...`` of the k-NN and linear probes, and
-    some anomaly scores, on the particles themselves.
-
-    For each pT of probe.jet_pts, in GeV: ``test_<pt>/...`` of probes refitted on jets of that pT (and
-    ``untrained/test_<pt>/...``), ``shifted_<pt>/...`` of the probes fitted on jets of the encoder's own pT. At its own
-    pT, ``test_<pt>/...`` is ``test/...``, so that arms of different pT have a metric in common.
-    """
-    classes = list(TARGETS[config.data.task])
-    curve = [*SEPARATION, *(f"{metric}_{name}" for name in classes for metric in SEPARATION if len(classes) > 2)]
-    probes = ("knn", "linear", *fine_tunings(config))
-    names = [f"{probe}_{metric}" for probe in probes for metric in ("accuracy", *curve)]
-    detected = anomaly_names(config.anomaly.scan) if config.data.task == "qg" else ()
-    splits = [f"test_{pt:g}" for pt in config.probe.jet_pts] + [f"shifted_{pt:g}" for pt in other_pts(config)]
-    return [f"test/{name}" for name in (*names, *UNSUPERVISED, *GEOMETRY_METRICS, *detected)] + [
-        f"{split}/{name}" for split in splits for name in ELSEWHERE
-    ]
-
-
-def other_pts(config: Config) -> list[float]:
-    """Jet pTs [GeV], other than its own, at which an encoder is judged."""
-    return [pt for pt in config.probe.jet_pts if pt != config.data.jet_pt]
-
-
-def own_pt_names(config: Config) -> dict[str, str]:
-    """Second names of metrics at the encoder's own pT, where it is asked for: ``test_1000/...`` of ``test/...``."""
-    own = f"test_{config.data.jet_pt:g}" if config.data.jet_pt in config.probe.jet_pts else None
-    names = [(f"{own}/{name}", f"test/{name}") for name in ELSEWHERE] if own else []
-    return {f"{floor}{alias}": f"{floor}{name}" for alias, name in names for floor in ("", "untrained/")}
-
-
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
     """Do classes form clusters: k-means against the labels (adjusted for chance), and the silhouette of the classes."""
     found = kmeans(embedding, len(labels.unique()), KMEANS_STARTS, int(generator.integers(2**31)))
@@ -247,9 +203,9 @@ class Evaluator:
             point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), right)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
-        return {f"val/{name}": value for name, value in point.items()}
+        return {metric_key(name, "val"): value for name, value in point.items()}
 
-    def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> Judgement:
+    def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> EvaluationResult:
         """Every metric of the frozen encoder, on the test jets.
 
         Parameters
@@ -281,18 +237,18 @@ class Evaluator:
             measured |= detected.values
             scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
             settings = {"chosen": detected.chosen, "oracle": detected.oracle} if scan else {}
-        return Judgement(measured=measured, scores=scores, settings=settings)
+        return EvaluationResult(measured=measured, scores=scores, settings=settings)
 
-    def elsewhere(self, state: TrainState, floor: bool = False) -> dict[str, Measured]:
+    def elsewhere(self, state: TrainState, baseline: bool = False) -> dict[str, Measured]:
         """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see `metric_names`.
 
         Parameters
         ----------
-        floor : bool
-            Of an untrained encoder: without the shifted probes and the spread over folds.
+        baseline : bool
+            For an untrained encoder: without the shifted probes and the spread over folds.
         """
         measured: dict[str, Measured] = {}
-        own = self._embed(state, self.bank) if self.others and not floor else None
+        own = self._embed(state, self.bank) if self.others and not baseline else None
         for pt, jets in self.others.items():
             refitted, (test, right) = self._embed(state, jets.bank), self._embed(state, jets.test)
             for name, bank in {"test": refitted, "shifted": own}.items():
@@ -303,8 +259,8 @@ class Evaluator:
                         "knn": knn_probe(*bank, test, self.config.probe.knn_k),
                         "linear": linear_probe(*bank, test),
                     }
-                    numbers = self._classified(found, right, folds=not floor)
-                measured |= {f"{name}_{pt:g}/{metric}": numbers[metric] for metric in ELSEWHERE}
+                    numbers = self._classified(found, right, folds=not baseline)
+                measured |= {metric_key(metric, f"{name}_{pt:g}"): numbers[metric] for metric in AT_EVERY_PT}
         return measured
 
     def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:

@@ -22,16 +22,6 @@ from jbot.trainer.rng import Draws
 
 GEOMETRY_JETS = 2_000
 """Jets looked at, the first ones: 0.2 s on one thread, and TwoNN errs by 1 / sqrt(jets), 2%."""
-GEOMETRY_METRICS = (
-    "intrinsic_dimension",
-    "anisotropy",
-    "hubness",
-    "condition_number",
-    "nc1",
-    "alignment",
-    "uniformity",
-)
-"""What :func:`geometry` gives."""
 
 DISCARDED = 0.1
 """Share of the largest distance ratios that TwoNN leaves out (Facco et al. 2017)."""
@@ -45,7 +35,7 @@ Views = Float[Tensor, "2 pair dim"]
 
 
 def geometry(embedding: Embedding, labels: Int64[Tensor, "jet"], views: Views) -> dict[str, float]:
-    """Every metric of GEOMETRY_METRICS, of at most the first GEOMETRY_JETS jets.
+    """Every metric of this module, of at most the first GEOMETRY_JETS jets.
 
     Parameters
     ----------

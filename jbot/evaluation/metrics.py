@@ -16,8 +16,8 @@ from sklearn.metrics import auc as area
 from sklearn.metrics import roc_curve
 from sklearn.model_selection import StratifiedKFold
 
-BACKGROUND_EFFICIENCIES = (0.1, 0.01, 0.001)
-SIGNAL_EFFICIENCIES = (0.3, 0.5)
+from jbot.evaluation.metrics_registry import BACKGROUND_EFFICIENCIES, CURVE, SIGNAL_EFFICIENCIES
+
 FOLDS, FOLD_SEED = 10, 42
 """As the released code folds its test sets (arXiv:2601.11719)."""
 LEAST_BACKGROUND = 25
@@ -226,10 +226,6 @@ def separation(scores: Scores, signal: Signal, errors: bool = True, floor: float
     )
 
 
-SEPARATION = tuple(separation(np.array([0.0, 1.0]), np.array([False, True])))
-"""Names of the numbers of one ROC curve."""
-
-
 def detection(scores: Scores, signal: Signal, folds: bool = True) -> dict[str, Measured]:
     """How well a score tells signal from background.
 
@@ -317,7 +313,7 @@ def _classified(
     ]
     if len(classes) == 2:
         return found | each[0]
-    for metric in SEPARATION:
+    for metric in CURVE:
         of_classes = [measured[metric] for measured in each]
         value, error = (float(np.mean([getattr(m, part) for m in of_classes])) for part in ("value", "error"))
         found[metric] = Measured(value=value, error=error)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,24 +14,17 @@ from jbot.config import JBOT_B, Config, ConfigError, ModelConfig, flatten, from_
 from jbot.data.jetnet import CITATION as JETNET_CITATION
 from jbot.data.pythia import CITATIONS as GENERATOR_CITATIONS
 from jbot.data.splits import COMPOSITION
+from jbot.evaluation.metrics_registry import BASELINES, TUNED, find_metric
 from jbot.store.record import Record, Storage, trial_folder
 
 CARD = "card.md"
 METHOD = "H. F. Tsoi and D. Rankin, jBOT, arXiv:2601.11719"
 RELEASED = "https://github.com/hftsoi/jbot"
 TAGS = ("jets", "high-energy-physics", "self-supervised-learning", "self-distillation", "jbot")
-HEADLINES = (
-    r"test/knn_(accuracy|auc)",
-    r"test/linear_(accuracy|auc)",
-    r"test/finetune_[\d.]+_(accuracy|auc)",
-    r"test/supervised_[\d.]+_(accuracy|auc)",
-    r"test/anomaly_knn_auc",
-    r"test/anomaly_knn_auc_[a-z]+",
-)
-"""Metrics shown first, in this order; the others of some hundred are folded away."""
+HEADLINES = ("knn", "linear", *TUNED)
+"""Classifiers whose accuracy and AUC are shown first, in this order; the others of some hundred are folded away."""
+ANOMALY_HEADLINE = "anomaly_knn"
 MAX_HEADLINES = 12
-FLOORS = ("untrained/", "raw/")
-"""Open the names of what the encoder must be better than, see Record.metrics."""
 
 TITLES = {"jBOT-S": Config().model, "jBOT-B": override(Config(), JBOT_B).model}
 
@@ -161,15 +153,16 @@ def _summary(record: Record) -> str:
 
 def _heads(record: Record) -> str:
     """How to load what was fine-tuned, for those runs that have a metric."""
-    probes = {name.removeprefix("test/").rpartition("_accuracy")[0] for name in record.metrics}
-    kinds = {
-        "finetune_": "Fine-tuned from this encoder",
-        "supervised_": "Trained from fresh weights on the same labels",
+    metrics = [find_metric(name) for name in record.metrics]
+    tuned = {one.source: one.kind for one in metrics if one.kind in TUNED and one.measure == "accuracy"}
+    words = {
+        "finetune": "Fine-tuned from this encoder",
+        "supervised": "Trained from fresh weights on the same labels",
     }
     found = []
-    for kind, words in kinds.items():
-        files = [f"`classifier_{run}.safetensors`" for run in sorted(probes) if run.startswith(kind)]
-        found += [f"{words}, with a classification head: {', '.join(files)}."] if files else []
+    for kind, text in words.items():
+        files = [f"`classifier_{run}.safetensors`" for run in sorted(tuned) if tuned[run] == kind]
+        found += [f"{text}, with a classification head: {', '.join(files)}."] if files else []
     return "\n\n" + " ".join([*found, "`jbot.load(file).predict_proba(jets)`."]) if found else ""
 
 
@@ -212,11 +205,11 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 def _metrics(record: Record) -> str:
     if not record.metrics:
         return "None: the trial ended before its embedding was evaluated."
-    names = [name for name in record.metrics if not name.startswith(FLOORS)]
-    first = [name for pattern in HEADLINES for name in names if re.fullmatch(pattern, name)][:MAX_HEADLINES] or names
+    names = [name for name in record.metrics if not find_metric(name).baseline]
+    first = _headlines(names)[:MAX_HEADLINES] or names
     rest = [name for name in names if name not in first]
     notes = ["knn, linear: probes that train on labels, of the frozen embedding."]
-    if any(name.startswith("test/anomaly_") for name in first):
+    if any(find_metric(name).kind == "anomaly" for name in first):
         notes.append("anomaly_knn: anomaly detection by distance to quark and gluon jets, of all signals and of each.")
     if record.uncertainties:
         notes.append("error: standard error from the number of test jets; sd of 10 folds: scatter over test folds.")
@@ -227,14 +220,21 @@ def _metrics(record: Record) -> str:
     return text
 
 
+def _headlines(names: Sequence[str]) -> list[str]:
+    metrics = [find_metric(name) for name in names if find_metric(name).split == "test"]
+    found = [one.key for kind in HEADLINES for one in metrics if one.kind == kind and not one.is_detail]
+    areas = [one for one in metrics if one.source == ANOMALY_HEADLINE and one.measure == "auc"]
+    return found + [one.key for one in sorted(areas, key=lambda one: bool(one.on))]
+
+
 def _metric_table(record: Record, names: Sequence[str]) -> str:
     """Value, errors and baselines of metrics; columns that would be empty are left out."""
     rows = []
     for name in names:
         known = record.uncertainties.get(name, {})
-        floors = (record.metrics.get(f"{floor}{name}") for floor in FLOORS)
-        rows.append((f"`{name}`", record.metrics[name], known.get("error"), known.get("fold_sd"), *floors))
-    columns = ["metric", "value", "error", "sd of 10 folds", "untrained encoder", "particles without encoder"]
+        baselines = (record.metrics.get(f"{baseline}/{name}") for baseline in BASELINES)
+        rows.append((f"`{name}`", record.metrics[name], known.get("error"), known.get("fold_sd"), *baselines))
+    columns = ["metric", "value", "error", "sd of 10 folds", *BASELINES.values()]
     used = [i for i in range(len(columns)) if i < 2 or any(row[i] is not None for row in rows)]
     return _table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
 
@@ -287,9 +287,8 @@ def _released_facts(model: ModelConfig, head: bool) -> list[str]:
 
 def _metric_kinds(metrics: Iterable[str]) -> list[str]:
     """By the names that model hubs use."""
-    names = list(metrics)
-    kinds = {"accuracy": "accuracy", "auc": "roc_auc"}
-    return [hub for ours, hub in kinds.items() if any(name.endswith(f"_{ours}") for name in names)]
+    measured = {find_metric(name).measure for name in metrics}
+    return [hub for ours, hub in {"accuracy": "accuracy", "auc": "roc_auc"}.items() if ours in measured]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

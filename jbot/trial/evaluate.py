@@ -11,8 +11,9 @@ from torch import Tensor
 from jbot import TRAINER_VERSION
 from jbot.config import Config, digest, to_dict
 from jbot.data.splits import TARGETS, targets
-from jbot.evaluation.evaluator import Evaluator, Judgement, own_pt_names
+from jbot.evaluation.evaluator import EvaluationResult, Evaluator
 from jbot.evaluation.metrics import Measured, classification, uncertainties
+from jbot.evaluation.metrics_registry import metric_key, own_pt_names
 from jbot.store.checksum import sealed, unsealed
 from jbot.store.record import RecordError, Storage
 from jbot.trainer.engines.select import Forward
@@ -21,7 +22,9 @@ from jbot.trainer.inputs import LabeledJets
 from jbot.trainer.state import TrainState, init_state
 
 
-def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tuple[Judgement, dict[str, Measured]]:
+def final_metrics(
+    config: Config, state: TrainState, evaluator: Evaluator
+) -> tuple[EvaluationResult, dict[str, Measured]]:
     """The trained encoder on the test jets, also of other pTs; and its metrics beside those before training.
 
     Counted as probe seconds.
@@ -29,10 +32,11 @@ def final_metrics(config: Config, state: TrainState, evaluator: Evaluator) -> tu
     started = time.perf_counter()
     untrained = init_state(config, [config.seed], state.student.device, state.student.dtype)
     before, result = evaluator.final(untrained, folds=False), evaluator.final(state, scan=config.anomaly.scan)
-    measured = {f"test/{name}": one for name, one in result.measured.items()}
-    measured |= {f"untrained/test/{name}": one for name, one in before.measured.items()}
+    measured = {metric_key(name): one for name, one in result.measured.items()}
+    measured |= {metric_key(name, baseline="untrained"): one for name, one in before.measured.items()}
     measured |= evaluator.elsewhere(state)
-    measured |= {f"untrained/{name}": one for name, one in evaluator.elsewhere(untrained, floor=True).items()}
+    elsewhere = evaluator.elsewhere(untrained, baseline=True)
+    measured |= {metric_key(name, "", "untrained"): one for name, one in elsewhere.items()}
     measured |= {alias: measured[name] for alias, name in own_pt_names(config).items()}
     state.progress[0].probe_seconds += time.perf_counter() - started
     return result, measured
@@ -50,7 +54,7 @@ def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluato
         known = uncertainties(found)
         saved = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
         storage.write_json(name, sealed(saved))
-    return {f"raw/test/{metric}": one for metric, one in found.items()}
+    return {metric_key(metric, baseline="raw"): one for metric, one in found.items()}
 
 
 def classifier_metrics(
@@ -64,4 +68,4 @@ def classifier_metrics(
     config = run.config
     found = class_probabilities_of(state.best, particles, test.rows, config, run.classes, forward).cpu().numpy()
     named = classification(found, targets(test.labels, config.data.task), list(TARGETS[config.data.task]))
-    return found, {f"test/{run.name}_{metric}": one for metric, one in named.items()}
+    return found, {metric_key(f"{run.name}_{metric}"): one for metric, one in named.items()}

@@ -17,8 +17,9 @@ from jbot import TRAINER_VERSION
 from jbot.config import at_epoch, override, to_dict
 from jbot.data import JetData, Jets
 from jbot.data.splits import targets
-from jbot.evaluation.evaluator import Evaluator, OtherJets, other_pts
+from jbot.evaluation.evaluator import Evaluator, OtherJets
 from jbot.evaluation.metrics import Measured, uncertainties
+from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.attempts import attempts_begun, checkpoint_folder
 from jbot.store.record import Record, Storage, load_whole, save_record, trial_folder, trial_id
 from jbot.store.trial_spec import TrialSpec

@@ -15,8 +15,8 @@ from analysis.report.sections import components
 from analysis.stats.paired import min_p
 from analysis.stats.power import detectable_effect, min_seeds
 from analysis.stats.sequential import final_level
-from analysis.verdicts import wording
-from analysis.verdicts.wording import count
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.number_format import count
 from cluster.resources import Resources
 from cluster.scheduling.packs import form_packs, trial_bytes
 from cluster.scheduling.run import open_trials
@@ -228,7 +228,7 @@ def cost_lines(ahead: Outlook) -> list[str]:
     """Device hours of what is left, and what the figure rests on."""
     costs, bill = ahead.costs, ahead.bill
     each = [cost.seconds for config in ahead.left if (cost := costs.of(config))]
-    span = list(dict.fromkeys(wording.duration(end) for end in (min(each), max(each)))) if each else []
+    span = list(dict.fromkeys(fmt.duration(end) for end in (min(each), max(each)))) if each else []
     lines = [f"{hours_text(costs.hours(bill.seconds))} {device(ahead.held)} hours"]
     lines[0] += f" ({' to '.join(span)} a trial)" if span else ""
     lines += [f"{hours_text(costs.hours(more.seconds))} more for {more.what}" for more in ahead.further]
@@ -246,16 +246,16 @@ def places(held: Resources, options: argparse.Namespace) -> tuple[int, str]:
         return 1, "one after another in one process"
     if options.address:
         most = places_at(options.address, held)
-        return most, f"at {wording.count(most, 'place')} of the cluster at {options.address}"
+        return most, f"at {fmt.count(most, 'place')} of the cluster at {options.address}"
     most = places_here(held)
-    return most, f"at {wording.count(most, 'place')} of this machine"
+    return most, f"at {fmt.count(most, 'place')} of this machine"
 
 
 def wall_line(seconds: float, longest: float, most: int, where: str) -> str:
     """``12 min at 2 places of this machine``; no number of places makes a single trial faster."""
     if most < 1:
         return f"unknown: nothing here can hold one trial ({where})"
-    return f"{wording.duration(max(seconds / most, longest))} {where}, without start, jets and pictures"
+    return f"{fmt.duration(max(seconds / most, longest))} {where}, without start, jets and pictures"
 
 
 def packing(plan: Plan, base: Config, held: Resources) -> str:

@@ -22,7 +22,8 @@ from cluster.resources import Resources
 from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import CLASSES, JetData, jets_needed
 from jbot.data.splits import TARGETS
-from jbot.evaluation.evaluator import Evaluator, fine_tunings
+from jbot.evaluation.evaluator import Evaluator
+from jbot.evaluation.metrics_registry import fine_tunings
 from jbot.store.record import Record, Storage, load_records
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_hyper

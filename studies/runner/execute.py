@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from analysis.verdicts.wording import count
+from analysis.verdicts.number_format import count
 from cluster.doctor.storage import check_storage
 from cluster.lease import lease
 from cluster.progress import StudyProgress

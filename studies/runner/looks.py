@@ -11,8 +11,9 @@ import numpy as np
 from analysis.stats import sequential
 from analysis.stats.power import minimum_detectable_effect
 from analysis.stats.sequential import Outlook
-from analysis.verdicts import tables, wording
-from analysis.verdicts.decide import Look, judge
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.decide import decide_study
+from analysis.verdicts.verdict import Look
 from jbot.config import ConfigError
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Storage
@@ -89,12 +90,7 @@ def stopped_at(plan: Plan, storage: Storage) -> Look | None:
 
 def look_of(found: StudyRecords) -> Look | None:
     """The same of a study as found in a storage."""
-    plan = found.plan
-    if not plan.looks:
-        return None
-    trials = tables.trial_table(found)
-    scores, states = tables.scores_and_states(trials, plan)
-    look = judge(plan, scores, states, tables.other_scores(trials, plan))[0].look
+    look = decide_study(found).look if found.plan.looks else None
     return look if look and look.decided and look.blocks < look.of else None
 
 
@@ -163,20 +159,20 @@ def _look_line(plan: Plan, look: int, saved: float, unit: str) -> str:
     course = sequential.planned_history([one for one in plan.looks if one <= look], blocks)
     smallest = primary * sequential.min_p(course)
     if sequential.can_differ(look, blocks, primary, plan.alpha):
-        can = f"differences (smallest p {wording.p_value(smallest)}) or equivalence"
+        can = f"differences (smallest p {fmt.p_value(smallest)}) or equivalence"
     else:
         equal = sequential.can_be_equivalent(look, blocks, primary, plan.alpha)
         can = "equivalence alone" if equal else "nothing yet"
-        can += f": the smallest p of a difference is {wording.p_value(min(1.0, smallest))}"
-    saves = f"would save {wording.count(blocks - look, 'block')}, {wording.compact(saved, 2)} {unit}"
+        can += f": the smallest p of a difference is {fmt.p_value(min(1.0, smallest))}"
+    saves = f"would save {fmt.count(blocks - look, 'block')}, {fmt.compact(saved, 2)} {unit}"
     return f"  after {look}: can show {can}; {saves}"
 
 
 def _expectation(plan: Plan, ahead: Outlook, hours: Sequence[float], unit: str) -> str:
     cost = sum(chance * sum(hours[:look]) for chance, look in zip(ahead.stops, plan.looks, strict=True))
     return (
-        f"{ahead.blocks:.1f} of {len(plan.seeds)} blocks, {wording.compact(cost, 2)} of"
-        f" {wording.compact(sum(hours), 2)} {unit}; decided in {ahead.decided:.0%}"
+        f"{ahead.blocks:.1f} of {len(plan.seeds)} blocks, {fmt.compact(cost, 2)} of"
+        f" {fmt.compact(sum(hours), 2)} {unit}; decided in {ahead.decided:.0%}"
     )
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from analysis.stats.power import MAX_SEEDS
-from analysis.verdicts import tables, wording
-from analysis.verdicts.decide import Verdict, judge
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.decide import decide_study
+from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.verdict import Verdict
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Record, Storage
@@ -104,10 +106,7 @@ def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]
 
 def primary_verdicts(found: StudyRecords) -> list[Verdict]:
     """On the contrasts that the plan calls primary."""
-    plan, trials = found.plan, tables.trial_table(found)
-    scores, states = tables.scores_and_states(trials, plan)
-    judged = judge(plan, scores, states, tables.other_scores(trials, plan))
-    return [verdict for verdict in judged if verdict.contrast.primary]
+    return decide_study(found).primary
 
 
 def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[str, ...]:
@@ -120,11 +119,11 @@ def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[s
 
 
 def _verdict_line(verdict: Verdict) -> str:
-    name, d = wording.contrast(verdict.contrast.name), verdict.difference
+    name, d = contrast_name(verdict.contrast.name), verdict.difference
     interim = " (interim)" if verdict.interim else ""
     if d.n < 2:
-        return f"{name}: undecided{interim}, {wording.count(d.n, 'block')} so far"
-    return f"{name}: {verdict.outcome}{interim}, {wording.with_error(d.mean, d.standard_error, sign=True)}, n = {d.n}"
+        return f"{name}: undecided{interim}, {fmt.count(d.n, 'block')} so far"
+    return f"{name}: {verdict.outcome}{interim}, {fmt.with_error(d.mean, d.standard_error, sign=True)}, n = {d.n}"
 
 
 def still_open(
@@ -136,13 +135,13 @@ def still_open(
     hours: float | None = None if bill is None else costs.hours(bill.seconds)
     if missing:
         cost = "of unknown cost, as no such trial has run" if hours is None else rates.words(hours)
-        lines.append(f"{wording.count(len(missing), 'trial')} missing: {cost}")
+        lines.append(f"{fmt.count(len(missing), 'trial')} missing: {cost}")
     for more in further:
         lines.append(f"{more.what}: {rates.words(costs.hours(more.seconds))}")
         hours = None if hours is None else hours + costs.hours(more.seconds)
     blocks = 0
     for verdict in (one for one in verdicts if one.outcome == "undecided" and one.difference.n > 1):
-        name, needed = wording.contrast(verdict.contrast.name), verdict.seeds_needed
+        name, needed = contrast_name(verdict.contrast.name), verdict.seeds_needed
         if needed is None:
             lines.append(f"{name}: not even {MAX_SEEDS} seeds would decide it at this size and spread")
             hours = None
@@ -151,7 +150,7 @@ def still_open(
         blocks = max(blocks, extra)
         cost = "" if block is None else f": {rates.words(extra * costs.hours(block.seconds))}"
         lines.append(
-            f"{name}: about {needed} seeds would decide it, {wording.count(extra, 'block')} more than planned{cost}"
+            f"{name}: about {needed} seeds would decide it, {fmt.count(extra, 'block')} more than planned{cost}"
         )
     if hours is not None and blocks:
         hours = None if block is None else hours + blocks * costs.hours(block.seconds)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.resources import ClusterError, Resources
 from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from jbot.data import Jets
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan
 from jbot.store.record import Storage
 from jbot.store.search_ledger import LEDGER, load_ledger
@@ -56,7 +57,7 @@ class Search:
     """Of the suggestions."""
 
     def __post_init__(self) -> None:
-        if not self.metric.startswith("val/"):
+        if find_metric(self.metric).split != "val":
             raise ConfigError(f"a search chooses on validation jets: metric must start with val/, got {self.metric!r}")
         check_objectives(self.objectives)
         if self.reduction < 2:

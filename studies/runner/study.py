@@ -19,7 +19,7 @@ from cluster.resources import Resources
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid
-from jbot.evaluation.evaluator import metric_names
+from jbot.evaluation.metrics_registry import find_metric, metric_key, metric_names
 from jbot.store.plan import Contrast, Plan, PlannedTrial
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.provenance import git_commit
@@ -28,7 +28,6 @@ from studies.runner.search import Search
 
 Arms = Mapping[str, Mapping[str, Any]]
 
-FLOORS = ("untrained", "raw")
 """Prefixes of the metrics that a trial has of what was not trained."""
 
 
@@ -219,8 +218,8 @@ def _check_name(name: str) -> None:
 
 
 def _check_metric(metric: str, arm: str, config: Config) -> None:
-    known = metric_names(config)
-    if re.sub(rf"^({'|'.join(FLOORS)})/", "", metric) not in known:
+    known, found = metric_names(config), find_metric(metric)
+    if metric_key(found.name, found.split) not in known:
         close = difflib.get_close_matches(metric, known, n=3) or known[:3]
         raise ConfigError(f"metric {metric!r} is not measured in arm {arm!r}, which has {', '.join(close)}, ...")
 

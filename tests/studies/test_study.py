@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import SAMPLE, TINY
 
-from analysis.verdicts.decide import Verdict, judge
+from analysis.verdicts.decide import decide_contrasts
 from analysis.verdicts.tables import scores_and_states, trial_table
+from analysis.verdicts.verdict import Verdict
 from cluster.resources import Resources
 from cluster.scheduling.run import run_inline
 from jbot.config import Config, ConfigError, from_dict, override
@@ -190,7 +191,7 @@ def verdicts_of(tiny_study: Study, data: JetData, folder: Path) -> list[Verdict]
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
     run_inline(specs, data, storage, [], Resources())
     table = trial_table(load_study(f"{folder}/{plan.study}"))
-    return judge(plan, *scores_and_states(table, plan))
+    return decide_contrasts(plan, *scores_and_states(table, plan))
 
 
 def test_identical_arms_are_never_better(tiny_data, tmp_path):

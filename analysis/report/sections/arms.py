@@ -12,7 +12,9 @@ from analysis.plots import scores
 from analysis.plots.style import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
-from analysis.verdicts import arm_settings, tables, wording
+from analysis.verdicts import arm_settings
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import BASELINES, find_metric
 from jbot.store.plan import Plan
 
 NOTE = (
@@ -29,16 +31,16 @@ def section(evidence: Evidence) -> Section:
 
 def arms_table(evidence: Evidence) -> Table:
     """One row per arm."""
-    references = [name for name in tables.REFERENCES if name in evidence.arms]
+    references = [name for name in BASELINES if name in evidence.arms]
     head = ["arm", "what it changes", "n", "mean", "sd over seeds", evidence.level]
-    head += [*(tables.REFERENCES[name] for name in references), "failed", "pruned", "device time"]
+    head += [*(BASELINES[name] for name in references), "failed", "pruned", "device time"]
     rows = [_row(evidence.plan, row, references) for _, row in evidence.arms.iterrows()]
     return Table(label="Arms", head=head, rows=rows, text_columns=(0, 1))
 
 
 def _row(plan: Plan, row: pd.Series, references: Sequence[str]) -> list[str]:
     error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
-    decimals = wording.decimals_of(error)
+    decimals = fmt.decimals_of(error)
     rate = f"{row['failed']} of {row['failed'] + row['n']}"
     if row["failed"]:
         rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
@@ -46,13 +48,13 @@ def _row(plan: Plan, row: pd.Series, references: Sequence[str]) -> list[str]:
         row["arm"],
         arm_settings.words(plan.arms[row["arm"]]),
         str(row["n"]),
-        wording.number(row["mean"], decimals),
-        wording.number(row["sd"], decimals),
-        wording.interval(row["low"], row["high"], error, wording.bounds(plan.metric)),
-        *(wording.number(row[name], decimals) for name in references),
+        fmt.number(row["mean"], decimals),
+        fmt.number(row["sd"], decimals),
+        fmt.interval(row["low"], row["high"], error, find_metric(plan.metric).bounds),
+        *(fmt.number(row[name], decimals) for name in references),
         rate,
         str(row["pruned"]),
-        wording.duration(row["device_seconds"]),
+        fmt.duration(row["device_seconds"]),
     ]
 
 
@@ -63,13 +65,13 @@ def _figure(evidence: Evidence) -> Picture | None:
     untrained = evidence.arms.set_index("arm")["untrained"] if "untrained" in evidence.arms else None
     metric = evidence.plan.metric
     paired = any(contrast.of_arms for contrast in evidence.plan.contrasts)
-    means = ", ".join(f"{row.arm} {wording.number(row.mean)}" for row in evidence.arms.itertuples())
+    means = ", ".join(f"{row.arm} {fmt.number(row.mean)}" for row in evidence.arms.itertuples())
     caption = "Dots: trials; dark ticks: means" + ("; grey lines join the trials of a seed." if paired else ".")
     caption += " Grey ticks: the untrained encoder." if untrained is not None else ""
     return Picture(
         name="scores-by-seed",
         figure=scores.scores_by_seed(evidence.scores, metric, evidence.shown, untrained, paired),
-        alt=f"{wording.quantity_on(metric)} of every trial. Means: {means}.",
+        alt=f"{find_metric(metric).full_label} of every trial. Means: {means}.",
         caption=caption + evidence.not_all_drawn,
     )
 
@@ -83,6 +85,6 @@ def trial_error(evidence: Evidence) -> str:
     if not known or not math.isfinite(spread):
         return ""
     return (
-        f"One trial carries a test-jet error of {wording.compact(float(np.mean(known)), 2)}; "
-        f"over seeds an arm varies by {wording.compact(spread, 2)} (standard deviation)."
+        f"One trial carries a test-jet error of {fmt.compact(float(np.mean(known)), 2)}; "
+        f"over seeds an arm varies by {fmt.compact(spread, 2)} (standard deviation)."
     )

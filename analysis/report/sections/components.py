@@ -36,8 +36,10 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, wording
+from analysis.verdicts import design
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.design import Settings
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 EFFECT = (
@@ -259,7 +261,7 @@ def alias_lines(plan: Plan) -> list[str]:
     found = factorial(plan)
     if found is None:
         several = len(list(_mixed(plan)))
-        line = f"{wording.count(several, 'arm')} with several components out, but no regular fraction of a factorial: "
+        line = f"{fmt.count(several, 'arm')} with several components out, but no regular fraction of a factorial: "
         return [f"{line}effects and interactions are not estimated."] if several else []
     k, n = len(found.components), len(found.arms)
     if not found.resolution:
@@ -338,9 +340,10 @@ def _estimates(plan: Plan, sizes: Sequence[tuple[str, Floats]]) -> list[Estimate
 def _how_to_read(plan: Plan, n: int) -> str:
     helps = "positive" if plan.higher_is_better else "negative"
     return (
-        f"Worth is a difference in {wording.quantity_on(plan.metric)}, with a component minus without it, at the same "
-        f"seed: {helps} means that it helps. In the full recipe it is left out of everything else; alone it is added "
-        f"to the barest recipe. Exploratory: corrected by Benjamini-Hochberg over the {n} numbers of this section."
+        f"Worth is a difference in {find_metric(plan.metric).full_label}, with a component minus without it, at the "
+        f"same seed: {helps} means that it helps. In the full recipe it is left out of everything else; alone it is "
+        "added to the barest recipe. Exploratory: corrected by Benjamini-Hochberg over the "
+        f"{n} numbers of this section."
     )
 
 
@@ -348,7 +351,7 @@ def _floor(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
     """Says so where no number of this section could be shown with so few seeds."""
     n = max(one.interval.n for one in found)
     if n > 1 and paired.min_p(n) > plan.alpha:
-        floor = wording.p_value(paired.min_p(n))
+        floor = fmt.p_value(paired.min_p(n))
         yield f"{n} seeds can show nothing here, as their smallest p is {floor}: what follows are leads."
 
 
@@ -444,7 +447,7 @@ def _nothing_shown(plan: Plan, effects: Sequence[Estimate]) -> str:
     floor = paired.min_p(seeds)
     if floor <= plan.alpha:
         return "No effect of the factorial is shown after the correction."
-    reached = wording.p_value(floor)
+    reached = fmt.p_value(floor)
     return f"The factorial cannot show an effect: {seeds} seeds reach a p of {reached} at best, before any correction."
 
 
@@ -484,7 +487,7 @@ def _tables(
 
 def _cells(one: Estimate | None) -> list[str]:
     if one is None:
-        return [wording.NOTHING] * 4
+        return [fmt.MISSING] * 4
     interval = one.interval
     return [
         design.mean_cell(interval, sign=True),
@@ -504,7 +507,7 @@ def _worth_pictures(plan: Plan, full: Sequence[Estimate], alone: Sequence[Estima
         return
     names = [name for name in components(plan) if any(name in group for group in seeds.values())]
     rows = {name: {kind: group.get(name, np.empty(0)) for kind, group in seeds.items()} for name in names}
-    label = f"worth in {wording.quantity_on(plan.metric)}"
+    label = f"worth in {find_metric(plan.metric).full_label}"
     caption = f"Worth of each component. {MARKS} of {plan.margin:g}."
     figure = forest.effects(rows, plan.margin, label, 1 - plan.alpha)
     yield Picture(name="components-worth", figure=figure, alt=f"{caption} {_sizes(full or alone)}.", caption=caption)
@@ -515,7 +518,7 @@ def _effect_pictures(plan: Plan, contrasts: Sequence[Column], effects: Sequence[
         return
     rows = {column.short: {"": one.seeds} for column, one in zip(contrasts, effects, strict=True)}
     caption = f"Main effects and two-factor interactions of the factorial. {MARKS} of {plan.margin:g}."
-    figure = forest.effects(rows, plan.margin, f"effect on {wording.quantity_on(plan.metric)}", 1 - plan.alpha)
+    figure = forest.effects(rows, plan.margin, f"effect on {find_metric(plan.metric).full_label}", 1 - plan.alpha)
     yield Picture(name="components-effects", figure=figure, alt=f"{caption} {_sizes(effects)}.", caption=caption)
 
 

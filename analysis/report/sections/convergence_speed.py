@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.design import interval_cell, mean_cell
+from analysis.verdicts.sentences import contrast_name
+from jbot.evaluation.metrics_registry import find_metric
 
 
 def section(evidence: Evidence) -> Section:
@@ -22,9 +24,9 @@ def section(evidence: Evidence) -> Section:
         key="convergence",
         title="Convergence speed",
         sentences=[
-            f"Time until {wording.quantity_on(first.metric)} first reaches {first.threshold:.4f} at a probe, the point "
-            f"half-way from the untrained to the trained {first.control} arm (means over its seeds). The threshold "
-            "knows nothing of the other arms. A trial that has not reached it when the shortest training ends is "
+            f"Time until {find_metric(first.metric).full_label} first reaches {first.threshold:.4f} at a probe, the "
+            f"point half-way from the untrained to the trained {first.control} arm (means over its seeds). The "
+            "threshold knows nothing of the other arms. A trial that has not reached it when the shortest training ends is "
             "censored there; a failed trial that had not reached it counts as never reaching it. Negative differences "
             "are faster."
         ],
@@ -35,12 +37,12 @@ def section(evidence: Evidence) -> Section:
 def _tables(found: Convergence) -> tuple[Table, Table]:
     """Per arm and per contrast, on one clock."""
     arms = [
-        [arm.arm, f"{arm.reached} of {arm.n}", wording.compact(arm.restricted_mean), mean_cell(arm.area)]
+        [arm.arm, f"{arm.reached} of {arm.n}", fmt.compact(arm.restricted_mean), mean_cell(arm.area)]
         for arm in found.arms
     ]
     pairs = [
         [
-            wording.contrast(pair.contrast),
+            contrast_name(pair.contrast),
             *(cell for one in (pair.time, pair.area) for cell in (mean_cell(one, sign=True), interval_cell(one))),
             str(pair.time.n),
         ]

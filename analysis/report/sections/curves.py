@@ -10,7 +10,9 @@ from analysis.plots import curves as plots
 from analysis.plots.style import Picture
 from analysis.report.evidence import Evidence, compared_curves
 from analysis.report.section import Section, slug
-from analysis.verdicts import convergence, wording
+from analysis.verdicts import convergence
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import find_metric
 
 MAX_OPEN = 4
 """Curves that are not folded away."""
@@ -32,7 +34,7 @@ def section(evidence: Evidence) -> Section:
             "masking they are different tasks."
         ],
         figures=first,
-        details=[Section(title=wording.count(len(rest), "more curve"), figures=rest)] if rest else [],
+        details=[Section(title=fmt.count(len(rest), "more curve"), figures=rest)] if rest else [],
     )
 
 
@@ -44,7 +46,7 @@ def pictures(evidence: Evidence) -> Iterator[Picture]:
         yield from _paired(evidence, first, control)
     complete = evidence.curves[evidence.curves["state"] == "complete"]
     for metric in sorted(comparable(evidence.curves), key=lambda name: name != first):
-        words = wording.quantity_on(metric)
+        words = find_metric(metric).full_label
         yield Picture(
             name=f"curves-{slug(metric)}",
             figure=plots.learning_curves(evidence.curves, metric, evidence.shown, list(evidence.plan.arms)),
@@ -61,7 +63,7 @@ def _paired(evidence: Evidence, metric: str, control: str) -> Iterator[Picture]:
         return
     arms = [arm for arm in evidence.shown if arm != control]
     spread = _spread_words(differences, metric, "seeds")
-    caption = f"Paired difference to {control} in {wording.quantity_on(metric)}: {spread}.{evidence.not_all_drawn}"
+    caption = f"Paired difference to {control} in {find_metric(metric).full_label}: {spread}.{evidence.not_all_drawn}"
     figure = plots.paired_curves(differences, metric, control, arms, list(evidence.plan.arms))
     yield Picture(name="curves-paired", figure=figure, alt=f"Learning curves. {caption}", caption=caption)
 
@@ -77,6 +79,6 @@ def _spread_words(curves: pd.DataFrame, metric: str, over: str) -> str:
 
 def comparable(curves: pd.DataFrame) -> list[str]:
     """Columns that mean the same in all arms: probes on validation jets, entropies of student and teacher."""
-    names = [name for name in curves.columns if name.startswith("val/") or name.endswith("_entropy")]
+    names = [name for name in curves.columns if find_metric(name).split == "val" or name.endswith("_entropy")]
     complete = curves[curves["state"] == "complete"]
     return [name for name in names if complete[name].notna().any()]

@@ -12,10 +12,12 @@ from analysis.plots.style import Picture
 from analysis.report import headline
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
-from analysis.verdicts import tables, wording
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
 from analysis.verdicts.outcome import FAILED, numbers, outcome_label
-from analysis.verdicts.wording import NOTHING
+from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.verdict import Verdict
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 MAX_ROWS = 10
@@ -60,13 +62,13 @@ def _row(item: Verdict) -> list[str]:
     d, error = item.difference, item.difference.standard_error
     kind = "" if item.contrast.primary else " (exploratory)"
     return [
-        wording.contrast(item.contrast.name),
+        contrast_name(item.contrast.name),
         f"{outcome_label(item)}{kind}",
-        wording.with_error(d.mean, error, sign=True) if d.n > 1 else wording.number(d.mean, sign=True),
-        wording.interval(d.low, d.high, error, item.within),
+        fmt.with_error(d.mean, error, sign=True) if d.n > 1 else fmt.number(d.mean, sign=True),
+        fmt.interval(d.low, d.high, error, item.within),
         str(d.n),
-        wording.p_value(item.p_adjusted, item.floor) if d.n > 1 else NOTHING,
-        str(item.seeds_needed) if item.seeds_needed else NOTHING,
+        fmt.p_value(item.p_adjusted, item.min_p) if d.n > 1 else fmt.MISSING,
+        str(item.seeds_needed) if item.seeds_needed else fmt.MISSING,
     ]
 
 
@@ -76,7 +78,7 @@ def _in_words(evidence: Evidence) -> list[Section]:
     said = [v for v in first if len(first) == 1 and outcome_label(v) != FAILED]
     rest = [v for v in evidence.verdicts if v not in said][:MAX_CONTRASTS]
     title = f"{'Verdicts' if len(rest) == len(evidence.verdicts) else 'Other verdicts'} in words ({len(rest)})"
-    facts = {wording.contrast(v.contrast.name): " ".join([v.sentence, *v.notes]) for v in rest}
+    facts = {contrast_name(v.contrast.name): " ".join([v.sentence, *v.notes]) for v in rest}
     return [Section(title=title, facts=facts)] if rest else []
 
 
@@ -98,12 +100,12 @@ def _checks(evidence: Evidence) -> Section:
 def _check_row(item: Verdict) -> list[str]:
     d = item.difference
     return [
-        wording.contrast(item.contrast.name),
-        wording.p_value(item.floor),
-        wording.p_value(item.p_equivalent_adjusted) if d.n > 1 else NOTHING,
-        wording.compact(item.detectable, 2),
-        wording.number(d.correlation, 3),
-        f"{wording.compact(d.variance_ratio, 2)}×" if math.isfinite(d.variance_ratio) else NOTHING,
+        contrast_name(item.contrast.name),
+        fmt.p_value(item.min_p),
+        fmt.p_value(item.p_equivalent_adjusted) if d.n > 1 else fmt.MISSING,
+        fmt.compact(item.detectable, 2),
+        fmt.number(d.correlation, 3),
+        f"{fmt.compact(d.variance_ratio, 2)}×" if math.isfinite(d.variance_ratio) else fmt.MISSING,
         str(item.dropped + item.pruned),
     ]
 
@@ -132,12 +134,12 @@ def _figure(evidence: Evidence, most: int, name: str) -> Picture | None:
 def forest_rows(verdicts: Sequence[Verdict], trials: pd.DataFrame, plan: Plan) -> tuple[list[Difference], str]:
     """Rows and axis label of the figure of verdicts, :func:`analysis.plots.forest.paired_differences`."""
     metrics = {item.contrast.metric or plan.metric for item in verdicts}
-    quantities = {wording.quantity(metric) for metric in metrics}
+    quantities = {find_metric(metric).label for metric in metrics}
     # What all rows share stands at the axis, not in each of them.
     shared = f"{min(quantities)} " if len(quantities) == 1 else ""
     rows = [
         Difference(
-            name=(name := wording.contrast(item.contrast.name)),
+            name=(name := contrast_name(item.contrast.name)),
             short=name.replace(f"({shared}", "("),
             outcome=outcome_label(item),
             primary=item.contrast.primary,
@@ -148,5 +150,5 @@ def forest_rows(verdicts: Sequence[Verdict], trials: pd.DataFrame, plan: Plan) -
         )
         for item in verdicts
     ]
-    what = {wording.quantity_on(metric) for metric in metrics} if len(metrics) == 1 else quantities
+    what = {find_metric(metric).full_label for metric in metrics} if len(metrics) == 1 else quantities
     return rows, f"difference in {min(what)}" if len(what) == 1 else "difference"

@@ -10,8 +10,11 @@ import pandas as pd
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import paired
-from analysis.verdicts import tables, wording
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
 from analysis.verdicts.design import mean_cell
+from analysis.verdicts.sentences import contrast_name
+from jbot.evaluation.metrics_registry import BASELINES, find_metric
 
 MAX_COLUMNS = 8
 """Metrics beside each other; more are set one below the other, with arms across."""
@@ -51,13 +54,13 @@ def means_table(evidence: Evidence, metrics: Sequence[str]) -> Table:
     plan = evidence.plan
     columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
     rows = [[arm, *(_cell(column[arm]) for column in columns)] for arm in plan.arms]
-    for name, words in tables.REFERENCES.items():
+    for name, words in BASELINES.items():
         baselines = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
-        for group, arms in tables.floor_groups(plan).items():
+        for group, arms in tables.baseline_groups(plan).items():
             if any(one[arms].notna().any(axis=None) for one in baselines):
                 cells = [_cell(one[arms].mean(axis=1)) for one in baselines]
                 rows.append([f"{words}, {group}" if group else words, *cells])
-    names = [wording.quantity(name) if name.startswith("test/") else wording.quantity_on(name) for name in metrics]
+    names = [found.label if found.split == "test" else found.full_label for found in map(find_metric, metrics)]
     table = [["arm", *names], *rows]
     if len(metrics) > max(MAX_COLUMNS, len(rows)):
         table = [list(cells) for cells in zip(*table, strict=True)]
@@ -74,13 +77,13 @@ def _differences(evidence: Evidence, metrics: Sequence[str]) -> Table:
     rows = []
     for _, row in frame.iterrows():
         error, n = row["sd"] / math.sqrt(row["n"]), int(row["n"])
-        within = wording.bounds(row["metric"], of_difference=True)
-        names = [wording.quantity_on(row["metric"]), wording.contrast(row["contrast"])]
+        within = find_metric(row["metric"]).difference_bounds
+        names = [find_metric(row["metric"]).full_label, contrast_name(row["contrast"])]
         estimate = [
-            wording.with_error(row["mean"], error, True),
-            wording.interval(row["low"], row["high"], error, within),
+            fmt.with_error(row["mean"], error, True),
+            fmt.interval(row["low"], row["high"], error, within),
         ]
-        rows.append([*names, *estimate, str(n), wording.p_value(row["p_adjusted"], paired.min_p(n))])
+        rows.append([*names, *estimate, str(n), fmt.p_value(row["p_adjusted"], paired.min_p(n))])
     head = ["metric", "contrast", "difference", evidence.level, "n", "p, corrected"]
     return Table(label="Differences of other metrics", head=head, rows=rows, text_columns=(0, 1))
 

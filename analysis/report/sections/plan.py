@@ -5,7 +5,9 @@ from __future__ import annotations
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.stats import paired, power, sequential
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.sentences import contrast_name
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 STATED = "Stated before the study ran; its hash is in every record."
@@ -14,15 +16,15 @@ STATED = "Stated before the study ran; its hash is in every record."
 def section(evidence: Evidence) -> Section:
     """The design, and what it can find."""
     plan = evidence.plan
-    families = {kind: [wording.contrast(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
+    families = {kind: [contrast_name(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
     facts = {
-        "Primary metric": f"{wording.quantity_on(plan.metric)} ({plan.metric}), "
+        "Primary metric": f"{find_metric(plan.metric).full_label} ({plan.metric}), "
         f"{'higher' if plan.higher_is_better else 'lower'} is better",
         "Margin": f"{plan.margin:g}: smaller differences do not matter",
         "Primary contrasts": ", ".join(families[True]) or "none",
         "Exploratory contrasts": ", ".join(families[False]) or "none",
-        "Arms and seeds": f"{wording.count(len(plan.arms), 'arm')} × {wording.count(len(plan.seeds), 'seed')}"
-        f" = {wording.count(len(evidence.study.trials), 'trial')}",
+        "Arms and seeds": f"{fmt.count(len(plan.arms), 'arm')} × {fmt.count(len(plan.seeds), 'seed')}"
+        f" = {fmt.count(len(evidence.study.trials), 'trial')}",
         "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
         **({"Looks": _looks(plan)} if plan.looks else {}),
         "What it can find": _power(plan),
@@ -49,9 +51,8 @@ def _power(plan: Plan) -> str:
     if smallest > plan.alpha:
         equal = power.min_seeds(plan.alpha, family)[1]
         best = "Equivalence at best." if n >= equal else f"Nor equivalence, which takes {equal} seeds."
-        return f"no difference: with {n} seeds the smallest p is {wording.p_value(smallest)}. {best}"
+        return f"no difference: with {n} seeds the smallest p is {fmt.p_value(smallest)}. {best}"
     effect = power.detectable_effect(n, sequential.final_level(plan.looks, plan.alpha), family)
     return (
-        f"smallest p {wording.p_value(smallest)}; 80% power for {effect:.2f} standard deviations of the paired "
-        "difference"
+        f"smallest p {fmt.p_value(smallest)}; 80% power for {effect:.2f} standard deviations of the paired difference"
     )

@@ -29,9 +29,11 @@ from analysis.report.sections.scaling_laws import Fitted
 from analysis.stats import Floats, paired
 from analysis.stats.curve_fit import FORMS
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, wording
+from analysis.verdicts import design
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.design import Settings
 from jbot.config import JBOT_B, ModelConfig
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 LEAST_SIZES = 3
@@ -79,8 +81,7 @@ class Line:
 
 def has_error(metric: str) -> bool:
     """Whether 1 - metric is an error: an accuracy or an area under a ROC curve."""
-    name = metric.rpartition("/")[2]
-    return name.endswith(("accuracy", "auc")) or "_auc_" in name
+    return find_metric(metric).measure.endswith(("accuracy", "auc"))
 
 
 def weights(config: Settings) -> int:
@@ -196,7 +197,7 @@ def _model(config: Settings) -> str:
     base = vars(ModelConfig())
     known = {"jBOT-S": base, "jBOT-B": base | {field.removeprefix("model."): v for field, v in JBOT_B.items()}}
     named = [name for name, one in known.items() if all(sizes[field] == value for field, value in one.items())]
-    return named[0] if named else f"d = {sizes['dim']:g}, {wording.count(int(sizes['layers']), 'block')}"
+    return named[0] if named else f"d = {sizes['dim']:g}, {fmt.count(int(sizes['layers']), 'block')}"
 
 
 def _told_apart(lines: Sequence[Line]) -> list[Line]:
@@ -302,8 +303,9 @@ def _slope(plan: Plan, line: Line, errors: pd.DataFrame, over_models: bool = Fal
 
 
 def _intro(plan: Plan) -> str:
+    metric = find_metric(plan.metric).full_label
     return (
-        f"The error is 1 − {wording.quantity_on(plan.metric)}. On two logarithmic axes a power law is a straight line, "
+        f"The error is 1 − {metric}. On two logarithmic axes a power law is a straight line, "
         "and its slope is the exponent. Slopes are fitted at each seed; intervals are over seeds."
     )
 
@@ -327,11 +329,11 @@ def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) ->
         return f"{where}: no seed has all sizes yet."
     left = f"{ten_times} leave {10**slope.mean:.0%} of the error"
     if slope.n < 2:
-        return f"{where}: slope {wording.number(slope.mean, 3)}, {left} (one seed, no interval)."
+        return f"{where}: slope {fmt.number(slope.mean, 3)}, {left} (one seed, no interval)."
     said = f"{where}: slope {design.mean_cell(slope, sign=True)}, {left}"
     clear = "" if slope.high < 0 or slope.low > 0 else "; that the error does not change is not excluded"
     interval = f"{1 - plan.alpha:.0%} interval {design.interval_cell(slope)}"
-    return f"{said} ({interval}, n = {wording.count(slope.n, 'seed')}{clear})."
+    return f"{said} ({interval}, n = {fmt.count(slope.n, 'seed')}{clear})."
 
 
 def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
@@ -345,7 +347,7 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         "A slope does not say which law holds: a logarithm, a power law, and a power law that ends on a floor look "
         f"alike over few sizes. Telling them apart takes a fit of all of them to at least {FIT_SIZES} sizes, evenly "
         f"spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
-        f"{wording.count(len(plan.seeds), 'seed')}."
+        f"{fmt.count(len(plan.seeds), 'seed')}."
     )
     runs = [run for line in lines for run in line.runs]
     bank = min(float(design.base_settings(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
@@ -425,7 +427,7 @@ def _error_cells(plan: Plan, run: Run, errors: pd.DataFrame) -> list[str]:
 
 
 def _slope_row(against: str, line: Line, held: str, slope: MeanInterval) -> list[str]:
-    left = f"{10**slope.mean:.0%}" if slope.n else wording.NOTHING
+    left = f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING
     cells = [design.mean_cell(slope, sign=True), design.interval_cell(slope), left]
     return [line.name, held, against, str(len(line.runs)), str(slope.n), *cells]
 
@@ -449,7 +451,7 @@ def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors:
 def _picture(
     plan: Plan, name: str, panels: Mapping[str, Mapping[str, pd.DataFrame]], size: str, caption: str, said: str
 ) -> Picture:
-    figure = plots.error_lines(panels, size, f"1 − {wording.quantity(plan.metric)}")
+    figure = plots.error_lines(panels, size, f"1 − {find_metric(plan.metric).label}")
     return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
 
 

@@ -15,8 +15,10 @@ from analysis.report.section import Table
 from analysis.stats import scaling_law
 from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
-from analysis.verdicts import design, wording
+from analysis.verdicts import design
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import SEED
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 MOST_PANELS = 4
@@ -104,7 +106,7 @@ def sentences(lines: Sequence[Fitted]) -> Iterator[str]:
 
 def _answer(one: Fitted) -> Iterator[str]:
     found, named = one.comparison, one.comparison.named
-    design_words = f"{wording.count(len(found.sizes), 'size')}, {wording.count(found.seeds, 'seed')}"
+    design_words = f"{fmt.count(len(found.sizes), 'size')}, {fmt.count(found.seeds, 'seed')}"
     if named:
         others = [law for law in found.laws if law is not named]
         rejected = f"{design.listed([law.form.name for law in others])} {_p_words(others)}"
@@ -146,8 +148,8 @@ def _p(p: float) -> str:
     """A p-value of `NULLS` simulated studies, never below what they can show."""
     floor = 1 / (scaling_law.NULLS + 1)
     if not math.isfinite(p):
-        return wording.NOTHING
-    return f"≤ {floor:g}" if p <= floor * 1.001 else f"= {wording.p_value(p)}"
+        return fmt.MISSING
+    return f"≤ {floor:g}" if p <= floor * 1.001 else f"= {fmt.p_value(p)}"
 
 
 def _predicted(one: Fitted) -> Iterator[str]:
@@ -164,9 +166,9 @@ def _predicted(one: Fitted) -> Iterator[str]:
     elif found.seeds > 1:
         # An error ends at 1, wherever a form goes on to.
         low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
-        yield f"{at} they predict an error between {wording.compact(low, 2)} and {wording.compact(high, 2)}."
+        yield f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
     else:
-        each = [f"{wording.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
+        each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
         yield f"{at} they predict an error of {design.listed(each)}."
 
 
@@ -191,9 +193,7 @@ def _known(law: Law, one: Estimate, alpha: float) -> Estimate:
 
 def _estimate(one: Estimate, name: str = "") -> str:
     """``0.25 (0.21 to 0.29)``; the value alone with one seed. Exponents end where they are not fitted any more."""
-    value, low, high = (
-        wording.compact(0.0 if name == "E" and x < ROUNDING else x) for x in (one.value, one.low, one.high)
-    )
+    value, low, high = (fmt.compact(0.0 if name == "E" and x < ROUNDING else x) for x in (one.value, one.low, one.high))
     if not math.isfinite(one.low):
         return value
     if name in ("α", "β"):
@@ -217,7 +217,7 @@ def plane_sentence(one: Fitted) -> str:
     """The joint law over models and jets."""
     law, found = one.comparison.laws[0], one.comparison
     weights, jets = found.sizes.max(axis=0)
-    n = f"{wording.count(len(found.sizes), 'point')}, {wording.count(found.seeds, 'seed')}"
+    n = f"{fmt.count(len(found.sizes), 'point')}, {fmt.count(found.seeds, 'seed')}"
     said = f"Models and jets together, {one.kind}: {law.form.formula} with {_parameters(law, found.alpha, ', ')} ({n})."
     if law.p_fit <= found.alpha:
         said += f" The means do not lie on it within their noise (p {_p(law.p_fit)}): it predicts nothing."
@@ -243,7 +243,7 @@ def repetition_sentence(one: Fitted) -> str | None:
             f" (D′ = D (1 + R (1 − exp(−(passes − 1)/R))), R = {_estimate(worth)}): however often the same jets are "
             f"seen, they are worth at most {1 + worth.value:.3g} times their number in jets seen once"
         )
-    return f"{said} ({wording.count(len(found.sizes), 'point')}, {wording.count(found.seeds, 'seed')})."
+    return f"{said} ({fmt.count(len(found.sizes), 'point')}, {fmt.count(found.seeds, 'seed')})."
 
 
 def tables(lines: Sequence[Fitted], planes: Sequence[Fitted], repeats: Sequence[Fitted]) -> list[Table]:
@@ -281,10 +281,10 @@ def _row(one: Fitted, law: Law, ahead: str) -> list[str]:
         one.kind,
         f"{law.form.name}: {law.form.formula}",
         _parameters(law, one.comparison.alpha),
-        wording.number(law.aicc - one.comparison.best.aicc, 1),
+        fmt.number(law.aicc - one.comparison.best.aicc, 1),
         _p(law.p).removeprefix("= "),
         _p(law.p_fit).removeprefix("= "),
-        off if math.isfinite(law.left_out) or math.isinf(law.left_out) else wording.NOTHING,
+        off if math.isfinite(law.left_out) or math.isinf(law.left_out) else fmt.MISSING,
         ahead,
     ]
 
@@ -300,7 +300,7 @@ def pictures(plan: Plan, lines: Sequence[Fitted]) -> Iterator[Picture]:
         f"lines, with {1 - plan.alpha:.0%} bands over seeds, are forms that are not rejected, dotted ones are. "
         "Small dots are seeds, large ones their means."
     )
-    figure = plots.law_lines(panels, "training jets", f"1 − {wording.quantity(plan.metric)}")
+    figure = plots.law_lines(panels, "training jets", f"1 − {find_metric(plan.metric).label}")
     said = "; ".join(f"{one.where}: {_short(one.comparison)}" for one in drawn)
     yield Picture(name="scaling-laws", figure=figure, alt=f"{caption} {said}.", caption=caption)
 

@@ -22,7 +22,8 @@ from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired, variance
 from analysis.stats.paired import MeanInterval
 from analysis.stats.variance import DRAW, SCORE, SEED, SETTING, Components
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import class_label, find_metric, metric_key, score_label
 from jbot.store.plan import StudyRecords
 from jbot.store.record import trial_folder
 
@@ -118,7 +119,7 @@ def grid_table(study: StudyRecords) -> tuple[pd.DataFrame, list[str]]:
     missing = grid["auc"].isna().groupby([grid["score"], grid["settings"]]).any()
     lost = missing.index[missing]
     kept = grid[~pd.MultiIndex.from_frame(grid[["score", "settings"]]).isin(lost)].reset_index(drop=True)
-    return kept, [f"{wording.anomaly_score(score)} {settings}" for score, settings in lost]
+    return kept, [f"{score_label(score)} {settings}" for score, settings in lost]
 
 
 def _grids(study: StudyRecords, trial: str) -> list[str]:
@@ -130,13 +131,13 @@ def _grids(study: StudyRecords, trial: str) -> list[str]:
 
 def _design(grid: pd.DataFrame, left_out: Sequence[str]) -> str:
     trained = grid[grid["trained"]]
-    counted = [wording.count(trained[name].nunique(), noun) for name, noun in (("arm", "arm"), ("seed", "seed"))]
+    counted = [fmt.count(trained[name].nunique(), noun) for name, noun in (("arm", "arm"), ("seed", "seed"))]
     sizes = " and ".join(f"{size:,}" for size in sorted(trained["bank_jets"].unique()))
     n = len(trained[["score", "settings"]].drop_duplicates())
     text = (
         f"Encoders of {' and '.join(counted)}, each judged by {trained['score'].nunique()} scores at {n} settings on "
-        f"{wording.count(trained['draw'].nunique(), 'bank')} of {sizes} training jets each. The test jets are always "
-        f"the same: what other ones would change, {wording.compact(float(trained['error'].median()), 2)} of an AUC "
+        f"{fmt.count(trained['draw'].nunique(), 'bank')} of {sizes} training jets each. The test jets are always "
+        f"the same: what other ones would change, {fmt.compact(float(trained['error'].median()), 2)} of an AUC "
         "(standard error, median), is in none of the intervals over seeds."
     )
     return text + (f" Left out, as some bank cannot carry them: {'; '.join(left_out)}." if left_out else "")
@@ -179,7 +180,7 @@ def shares_section(found: Components, jackknifed: Sequence[Components]) -> Table
     for key, share in _ordered(found):
         left = [one.get(key, math.nan) for one in jackknifed]
         known = [value for value in left if math.isfinite(value)]
-        spread = f"{min(known):.1%} to {max(known):.1%}" if known else wording.NOTHING
+        spread = f"{min(known):.1%} to {max(known):.1%}" if known else fmt.MISSING
         rows.append([_name(key), f"{share:.1%}", spread])
     head = ["AUC varies with", "share of the variance", "with any seed left out"]
     return Table(label="Shares of the variance of the AUC", head=head, rows=rows)
@@ -235,7 +236,7 @@ def ranking_section(trained: pd.DataFrame) -> Table:
         cells = [words]
         for chosen in sets:
             tau = concordance(chosen, name)
-            cells += [wording.number(tau.mean, 2), _bounded(tau)]
+            cells += [fmt.number(tau.mean, 2), _bounded(tau)]
         rows.append(cells)
     settings = len(singles[["score", "settings"]].drop_duplicates())
     head = ["rankings compared across", f"tau, {settings} settings", "95% interval"]
@@ -245,8 +246,8 @@ def ranking_section(trained: pd.DataFrame) -> Table:
 
 def _bounded(tau: MeanInterval) -> str:
     if not (math.isfinite(tau.low) and math.isfinite(tau.high)):
-        return wording.NOTHING
-    return wording.interval(max(-1.0, tau.low), min(1.0, tau.high), tau.standard_error)
+        return fmt.MISSING
+    return fmt.interval(max(-1.0, tau.low), min(1.0, tau.high), tau.standard_error)
 
 
 def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
@@ -325,15 +326,15 @@ def optimism_section(found: pd.DataFrame, grid: pd.DataFrame) -> Table:
         gains = [_mean(rows_of[rows_of["signal"] == name], "oracle", "chosen") for name in (ALL, *signals)]
         rows.append(
             [
-                ANY if score == ANY else wording.anomaly_score(score),
+                ANY if score == ANY else score_label(score),
                 str(int(counts.sum() if score == ANY else counts[score])),
-                wording.number(floor.get(score, math.nan), 3),
+                fmt.number(floor.get(score, math.nan), 3),
                 *(_mean(own, name, sign=False) for name in ("published", "chosen", "oracle")),
                 _mean(own, "chosen", "published"),
                 *gains,
             ]
         )
-    named = [f"oracle − chosen, {wording.LETTERS.get(name, name)}" for name in signals]
+    named = [f"oracle − chosen, {class_label(name)}" for name in signals]
     head = ["score", "settings", "untrained, published", "published", "chosen", "oracle", "chosen − published"]
     return Table(label="AUC by settings, largest bank", head=[*head, "oracle − chosen", *named], rows=rows)
 
@@ -342,14 +343,14 @@ def _optimism_words(found: pd.DataFrame) -> str:
     own = found[(found["signal"] == ALL) & (found["score"] != ANY)]
     means = own.groupby("score")[["published", "chosen", "oracle"]].mean()
     gain, best = means["oracle"] - means["chosen"], means.idxmax()
-    chosen, oracle = (wording.anomaly_score(best[name]) for name in ("chosen", "oracle"))
+    chosen, oracle = (score_label(best[name]) for name in ("chosen", "oracle"))
     best_words = (
         f"{chosen} either way" if chosen == oracle else f"{chosen} so chosen, {oracle} at the oracle's settings"
     )
     return (
-        f"Choosing settings on the test labels, as the oracle does, gains {wording.number(gain.min(), 3)} "
-        f"({wording.anomaly_score(gain.idxmin())}) to {wording.number(gain.max(), 3)} "
-        f"({wording.anomaly_score(gain.idxmax())}) in AUC over choosing them on overlaid background jets. The best "
+        f"Choosing settings on the test labels, as the oracle does, gains {fmt.number(gain.min(), 3)} "
+        f"({score_label(gain.idxmin())}) to {fmt.number(gain.max(), 3)} "
+        f"({score_label(gain.idxmax())}) in AUC over choosing them on overlaid background jets. The best "
         f"score is {best_words}."
     )
 
@@ -364,8 +365,8 @@ def _mean(rows: pd.DataFrame, name: str, less: str = "", sign: bool = True) -> s
     values = (rows[name] - rows[less] if less else rows[name]).dropna()
     found = paired.mean_interval(values)
     if found.n < 2 or not found.standard_error > 0:
-        return wording.number(found.mean, 3, sign)
-    return wording.with_error(found.mean, found.standard_error, sign, most=4)
+        return fmt.number(found.mean, 3, sign)
+    return fmt.with_error(found.mean, found.standard_error, sign, max_decimals=4)
 
 
 # The geometry of the embeddings.
@@ -387,10 +388,10 @@ def gap_table(study: StudyRecords, grid: pd.DataFrame) -> pd.DataFrame:
     for (arm, seed, trained), areas in means.iterrows():
         record = records[arm, seed]
         metrics = {} if record is None else record.metrics
-        place = "test/" if trained else "untrained/test/"
+        baseline = "" if trained else "untrained"
         one = {"arm": arm, "seed": seed, "trained": trained, "best": areas.idxmax(), "worst": areas.idxmin()}
         one |= {"gap": areas.max() - areas.min()}
-        found.append(one | {name: metrics.get(place + name, math.nan) for name in GEOMETRY})
+        found.append(one | {name: metrics.get(metric_key(name, baseline=baseline), math.nan) for name in GEOMETRY})
     return pd.DataFrame(found)
 
 
@@ -400,14 +401,14 @@ def geometry_section(gaps: pd.DataFrame) -> Table:
     rows = [
         [
             f"{row['arm']}, seed {row['seed']}" + ("" if row["trained"] else ", untrained"),
-            wording.number(row["gap"], 3),
-            wording.anomaly_score(row["best"]),
-            wording.anomaly_score(row["worst"]),
-            *(wording.compact(row[name]) for name in GEOMETRY),
+            fmt.number(row["gap"], 3),
+            score_label(row["best"]),
+            score_label(row["worst"]),
+            *(fmt.compact(row[name]) for name in GEOMETRY),
         ]
         for row in ordered.to_dict("records")
     ]
-    head = ["encoder", "gap", "best score", "worst score", *(wording.quantity(name) for name in GEOMETRY)]
+    head = ["encoder", "gap", "best score", "worst score", *(find_metric(name).label for name in GEOMETRY)]
     return Table(label="Gap between scores, and geometry", head=head, rows=rows, text_columns=(0, 2, 3))
 
 
@@ -437,9 +438,9 @@ def regression_section(trained: pd.DataFrame, models: int) -> Table:
     bounds = fit.conf_int()
     rows = [
         [
-            wording.quantity(name) + (", logarithm" if name == "condition_number" else ""),
-            wording.with_error(float(fit.params[name]), float(fit.bse[name]), sign=True),
-            wording.interval(float(bounds.loc[name, 0]), float(bounds.loc[name, 1]), float(fit.bse[name])),
+            find_metric(name).label + (", logarithm" if name == "condition_number" else ""),
+            fmt.with_error(float(fit.params[name]), float(fit.bse[name]), sign=True),
+            fmt.interval(float(bounds.loc[name, 0]), float(bounds.loc[name, 1]), float(fit.bse[name])),
         ]
         for name in x.columns
     ]
@@ -467,7 +468,7 @@ def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
     picked = found.groupby("score")[["published", "chosen", "oracle"]].mean()
     floor = _floor(grid)
     drawn = {
-        wording.anomaly_score(score): {
+        score_label(score): {
             "low": float(means[score].min()),
             "high": float(means[score].max()),
             "untrained": float(floor.get(score, math.nan)),
@@ -490,7 +491,7 @@ def geometry_picture(gaps: pd.DataFrame) -> Picture | None:
     known = [name for name in GEOMETRY if gaps[name].notna().any()]
     if not known:
         return None
-    words: dict[str, str] = {name: wording.quantity(name) for name in known}
+    words: dict[str, str] = {name: find_metric(name).label for name in known}
     return Picture(
         name="gap-geometry",
         figure=plots.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),

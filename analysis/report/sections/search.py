@@ -14,7 +14,8 @@ from analysis.plots import search as plots
 from analysis.plots.style import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.search_ledger import load_ledger
 
 UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
@@ -62,7 +63,7 @@ def of_state(ledger: Ledger, *states: str) -> list[Point]:
 
 def quantity(ledger: Ledger, objective: str) -> str:
     """An objective in words, for axes."""
-    return QUANTITIES.get(objective) or wording.quantity_on(ledger["plan"]["metric"])
+    return QUANTITIES.get(objective) or find_metric(ledger["plan"]["metric"]).full_label
 
 
 def _story(ledger: Ledger) -> list[str]:
@@ -84,7 +85,7 @@ def _story(ledger: Ledger) -> list[str]:
         f" {plan['startup']} at random{', beginning with the base' if plan['first'] else ''}. All trained at seed"
         f" {plan['base']['seed']} and were judged by {judged}; no test jet had a part in it.",
         f"{how}: {complete} ran to the end, {pruned} pruned, {failed} failed. They took {epochs} of {whole} epochs"
-        f" and {wording.duration(seconds)} of a device.",
+        f" and {fmt.duration(seconds)} of a device.",
     ]
     if ledger["winner"] is None:
         return [*words, "No point ran to its end, so there is no winner."]
@@ -144,7 +145,7 @@ def _best_table(ledger: Ledger) -> list[Table]:
             str(point["number"]),
             *(f"{point['values'][name]:.4g}" for name in names),
             *(["yes" if point["number"] in front else "no"] if len(names) > 1 else []),
-            wording.duration(point.get("device_seconds", 0.0)),
+            fmt.duration(point.get("device_seconds", 0.0)),
         ]
         for point in complete
     ]

@@ -21,7 +21,9 @@ from analysis.report.sections.curves import comparable
 from analysis.stats import Floats, power
 from analysis.stats import paired as statistics
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import convergence, design, tables, wording
+from analysis.verdicts import convergence, design, tables
+from analysis.verdicts import number_format as fmt
+from jbot.evaluation.metrics_registry import BASELINES, find_metric, metric_key
 from jbot.store.plan import Plan, StudyRecords
 
 SEEDS = (6, 8, 10, 20)
@@ -31,16 +33,8 @@ CORRELATIONS = (0.0, 0.5, 0.9, 0.99)
 runs (masking pilot)."""
 MILESTONES = (0, 1, 10, 50)
 """Epochs at which training is looked at, beside the last one; those without a point are left out."""
-CLUSTERING = {
-    "knn_accuracy": 1,
-    "linear_accuracy": 1,
-    "kmeans_ami": 1,
-    "silhouette": 1,
-    "nc1": -1,
-    "effective_rank": 0,
-}
-"""Metrics of clusters in the embedding, and the sign of what is better; 0 where neither is: a high rank may be noise,
-a low one a collapse."""
+CLUSTERING = ("knn_accuracy", "linear_accuracy", "kmeans_ami", "silhouette", "nc1", "effective_rank")
+"""Metrics of clusters in the embedding."""
 MOST_PANELS = 6
 
 
@@ -139,7 +133,8 @@ def trained_gains(trials: pd.DataFrame, plan: Plan) -> list[Gain]:
     pairs = {}
     for name in CLUSTERING:
         columns = [
-            tables.scores_and_states(trials, plan, key)[0][arm] for key in (f"untrained/test/{name}", f"test/{name}")
+            tables.scores_and_states(trials, plan, key)[0][arm]
+            for key in (metric_key(name, baseline="untrained"), metric_key(name))
         ]
         both = pd.concat(columns, axis=1).dropna().to_numpy(dtype=float)
         if len(both):
@@ -150,10 +145,10 @@ def trained_gains(trials: pd.DataFrame, plan: Plan) -> list[Gain]:
 
 def _gain(plan: Plan, name: str, both: Floats, p: float) -> Gain:
     interval = statistics.mean_interval(both[:, 1] - both[:, 0], 1 - plan.alpha)
-    sign, better = design.shown(interval, p, plan.alpha), CLUSTERING[name]
-    words = {1: "better", -1: "worse"} if better else {1: "larger", -1: "smaller"}
-    outcome = words.get(sign * (better or 1), "not shown")
-    return Gain(metric=f"test/{name}", before=both[:, 0], after=both[:, 1], interval=interval, p=p, outcome=outcome)
+    sign, higher_is_better = design.shown(interval, p, plan.alpha), find_metric(name).higher_is_better
+    words = {1: "larger", -1: "smaller"} if higher_is_better is None else {1: "better", -1: "worse"}
+    outcome = words.get(-sign if higher_is_better is False else sign, "not shown")
+    return Gain(metric=metric_key(name), before=both[:, 0], after=both[:, 1], interval=interval, p=p, outcome=outcome)
 
 
 def jet_error(study: StudyRecords, metric: str) -> float:
@@ -166,25 +161,25 @@ def jet_error(study: StudyRecords, metric: str) -> float:
 
 def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) -> Iterator[str]:
     metric = next(iter(values))
-    spread, words = statistics.mean_interval(values[metric]), wording.quantity_on(metric)
+    spread, words = statistics.mean_interval(values[metric]), find_metric(metric).full_label
     if spread.n < 2:
-        yield f"One seed has ended: {words} {wording.number(spread.mean)}. How far seeds move it takes two."
+        yield f"One seed has ended: {words} {fmt.number(spread.mean)}. How far seeds move it takes two."
         return
     low, high = statistics.deviation_interval(spread.sd, spread.n, 1 - plan.alpha)
     error = jet_error(study, metric)
     beside = ""
     if error > 0:
         beside = (
-            f" The error of one trial from its test jets is {wording.compact(error, 2)}: "
-            f"seeds move it {wording.compact(spread.sd / error, 2)} times as far."
+            f" The error of one trial from its test jets is {fmt.compact(error, 2)}: "
+            f"seeds move it {fmt.compact(spread.sd / error, 2)} times as far."
         )
     yield (
-        f"Seeds alone move {words} by {wording.compact(spread.sd, 2)} (standard deviation over {spread.n} seeds, "
-        f"{1 - plan.alpha:.0%} interval {wording.compact(low, 2)} to {wording.compact(high, 2)}) around "
+        f"Seeds alone move {words} by {fmt.compact(spread.sd, 2)} (standard deviation over {spread.n} seeds, "
+        f"{1 - plan.alpha:.0%} interval {fmt.compact(low, 2)} to {fmt.compact(high, 2)}) around "
         f"{design.mean_cell(spread)}.{beside}"
     )
-    few, many = (wording.compact(detectable(spread.sd, n), 2) for n in (SEEDS[0], SEEDS[-1]))
-    paired = wording.compact(detectable(spread.sd, SEEDS[1], CORRELATIONS[-1]), 2)
+    few, many = (fmt.compact(detectable(spread.sd, n), 2) for n in (SEEDS[0], SEEDS[-1]))
+    paired = fmt.compact(detectable(spread.sd, SEEDS[1], CORRELATIONS[-1]), 2)
     yield (
         f"Two arms without any correlation over seeds must differ by {few} to be told apart by {SEEDS[0]} seeds, and "
         f"by {many} by {SEEDS[-1]} (80% power, one contrast). Pairing is what makes a study affordable: at a "
@@ -193,13 +188,13 @@ def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) 
 
 
 def _gain_sentences(plan: Plan, gains: Sequence[Gain]) -> Iterator[str]:
-    judged = [gain for gain in gains if CLUSTERING[_leaf(gain.metric)]]
+    judged = [gain for gain in gains if find_metric(gain.metric).higher_is_better is not None]
     if not judged:
         return
     n = max(gain.interval.n for gain in gains)
     parts = []
     for outcome in ("better", "worse", "not shown"):
-        names = [wording.quantity(gain.metric) for gain in judged if gain.outcome == outcome]
+        names = [find_metric(gain.metric).label for gain in judged if gain.outcome == outcome]
         if names:
             parts.append(
                 f"{outcome} in {design.listed(names)}"
@@ -211,15 +206,11 @@ def _gain_sentences(plan: Plan, gains: Sequence[Gain]) -> Iterator[str]:
     start = f"{verdict[whole.pop()]} " if len(whole) == 1 and whole <= set(verdict) else ""
     yield (
         f"{start}Against the untrained encoder at the same seed, the trained one is {'; '.join(parts)} "
-        f"(sign-flip tests, Benjamini-Hochberg over {len(gains)} metrics, {wording.count(n, 'seed')})."
+        f"(sign-flip tests, Benjamini-Hochberg over {len(gains)} metrics, {fmt.count(n, 'seed')})."
     )
     floor = statistics.min_p(n)
     if n > 1 and floor > plan.alpha:
-        yield f"{n} seeds cannot show more: the smallest p they can reach is {wording.p_value(floor)}."
-
-
-def _leaf(metric: str) -> str:
-    return metric.rpartition("/")[2]
+        yield f"{n} seeds cannot show more: the smallest p they can reach is {fmt.p_value(floor)}."
 
 
 def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -232,11 +223,11 @@ def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
         return
     shares = (means - means.iloc[0]) / (means.iloc[-1] - means.iloc[0])
     gone = {epoch: f"{share:.0%}" if share > 0 else "nothing" for epoch, share in shares.items()}
-    said = [f"{share} after {wording.count(int(epoch), 'epoch')}" for epoch, share in gone.items()]
-    first, last = (wording.number(float(means.iloc[i]), 3) for i in (0, -1))
+    said = [f"{share} after {fmt.count(int(epoch), 'epoch')}" for epoch, share in gone.items()]
+    first, last = (fmt.number(float(means.iloc[i]), 3) for i in (0, -1))
     yield (
-        f"{wording.quantity_on(metric)} goes from {first} before training to {last} after {means.index[-1]:g} epochs; "
-        f"of that way it has gone {design.listed(said[1:-1])}."
+        f"{find_metric(metric).full_label} goes from {first} before training to {last} after {means.index[-1]:g} "
+        f"epochs; of that way it has gone {design.listed(said[1:-1])}."
     )
 
 
@@ -246,13 +237,11 @@ def _spread_table(values: dict[str, Floats], study: StudyRecords) -> Table:
     for metric, seeds in values.items():
         one = statistics.mean_interval(seeds)
         low, high = statistics.deviation_interval(one.sd, one.n, 1 - alpha)
-        interval = f"{wording.compact(low, 2)} to {wording.compact(high, 2)}" if one.n > 1 else wording.NOTHING
-        finds = [wording.compact(detectable(one.sd, n), 2) for n in SEEDS]
-        error = wording.compact(jet_error(study, metric), 2)
-        mean = wording.number(one.mean, wording.decimals_of(one.sd))
-        rows.append(
-            [wording.quantity_on(metric), str(one.n), mean, wording.compact(one.sd, 2), interval, error, *finds]
-        )
+        interval = f"{fmt.compact(low, 2)} to {fmt.compact(high, 2)}" if one.n > 1 else fmt.MISSING
+        finds = [fmt.compact(detectable(one.sd, n), 2) for n in SEEDS]
+        error = fmt.compact(jet_error(study, metric), 2)
+        mean = fmt.number(one.mean, fmt.decimals_of(one.sd))
+        rows.append([find_metric(metric).full_label, str(one.n), mean, fmt.compact(one.sd, 2), interval, error, *finds])
     head = ["metric", "n", "mean", "sd over seeds", f"{1 - alpha:.0%} interval of sd", "error of test jets"]
     head += [f"{n} seeds find" for n in SEEDS]
     return Table(
@@ -267,8 +256,8 @@ def _power_tables(plan: Plan, values: dict[str, Floats]) -> Iterator[Table]:
     metric, seeds = next(iter(values.items()))
     sd = statistics.mean_interval(seeds).sd
     if math.isfinite(sd):
-        rows = [[f"{r:g}", *(wording.compact(detectable(sd, n, r), 2) for n in SEEDS)] for r in CORRELATIONS]
-        label = f"Difference in {wording.quantity(metric)} that seeds find, by the correlation of the arms"
+        rows = [[f"{r:g}", *(fmt.compact(detectable(sd, n, r), 2) for n in SEEDS)] for r in CORRELATIONS]
+        label = f"Difference in {find_metric(metric).label} that seeds find, by the correlation of the arms"
         yield Table(label=label, head=["correlation", *(f"{n} seeds" for n in SEEDS)], rows=rows)
 
 
@@ -277,12 +266,26 @@ def _gain_tables(gains: Sequence[Gain], evidence: Evidence) -> Iterator[Table]:
         return
     plan, rows = evidence.plan, []
     for gain in gains:
-        raw = tables.scores_and_states(evidence.trials, plan, f"raw/{gain.metric}")[0].stack().mean()
+        raw = (
+            tables.scores_and_states(evidence.trials, plan, metric_key(find_metric(gain.metric).name, baseline="raw"))[
+                0
+            ]
+            .stack()
+            .mean()
+        )
         before, after = (design.mean_cell(statistics.mean_interval(one)) for one in (gain.before, gain.after))
-        cells = [wording.quantity_on(gain.metric), gain.outcome, wording.number(float(raw)), before, after]
+        cells = [find_metric(gain.metric).full_label, gain.outcome, fmt.number(float(raw)), before, after]
         cells += [design.mean_cell(gain.interval, sign=True), design.interval_cell(gain.interval)]
         rows.append([*cells, str(gain.interval.n), design.p_cell(gain.p, gain.interval.n)])
-    head = ["metric", "trained", "raw features", "untrained", "trained", "difference", f"{1 - plan.alpha:.0%} interval"]
+    head = [
+        "metric",
+        "trained",
+        BASELINES["raw"],
+        "untrained",
+        "trained",
+        "difference",
+        f"{1 - plan.alpha:.0%} interval",
+    ]
     yield Table(label="Untrained against trained", head=[*head, "n", "p, corrected"], rows=rows, text_columns=(0, 1))
 
 
@@ -291,8 +294,8 @@ def _milestone_tables(points: dict[str, pd.DataFrame]) -> Iterator[Table]:
     rows = []
     for metric, table in points.items():
         means = {epoch: statistics.mean_interval(table[epoch].dropna()) for epoch in table.columns}
-        cells = [design.mean_cell(means[epoch]) if epoch in means else wording.NOTHING for epoch in epochs]
-        rows.append([wording.quantity_on(metric), *cells])
+        cells = [design.mean_cell(means[epoch]) if epoch in means else fmt.MISSING for epoch in epochs]
+        rows.append([find_metric(metric).full_label, *cells])
     if rows:
         head = ["metric", *("untrained" if epoch == 0 else f"epoch {epoch:g}" for epoch in epochs)]
         yield Table(label="Emergence", head=head, rows=rows)
@@ -308,7 +311,7 @@ def _milestone_pictures(plan: Plan, points: dict[str, pd.DataFrame]) -> Iterator
         f"Before training and after {design.listed([f'{epoch:g}' for epoch in epochs if epoch])} epochs: thick line, "
         "mean over seeds; faint lines, single seeds. Epochs are not to scale."
     )
-    said = "; ".join(wording.quantity_on(metric) for metric in drawn)
+    said = "; ".join(find_metric(metric).full_label for metric in drawn)
     panels = {_title(metric): table for metric, table in drawn.items()}
     figure = curve_plots.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
     yield Picture(name="emergence", figure=figure, alt=f"{said}. {caption}", caption=caption)
@@ -323,7 +326,7 @@ def _gain_pictures(gains: Sequence[Gain]) -> Iterator[Picture]:
         "NC1 is lower, and all but the effective rank are higher, where classes are clearer."
     )
     said = "; ".join(
-        f"{wording.quantity(gain.metric)}: {design.mean_cell(gain.interval, sign=True)}, {gain.outcome}"
+        f"{find_metric(gain.metric).label}: {design.mean_cell(gain.interval, sign=True)}, {gain.outcome}"
         for gain in gains
     )
     figure = curve_plots.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
@@ -331,5 +334,5 @@ def _gain_pictures(gains: Sequence[Gain]) -> Iterator[Picture]:
 
 
 def _title(metric: str) -> str:
-    words = wording.quantity(metric)
+    words = find_metric(metric).label
     return words[:1].upper() + words[1:] if not words.startswith("k-") else words

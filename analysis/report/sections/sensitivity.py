@@ -21,9 +21,11 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, wording
+from analysis.verdicts import design
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import SEED
 from analysis.verdicts.design import Settings
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
 LEAST_VALUES = 3
@@ -167,10 +169,10 @@ def section(evidence: Evidence) -> Section | None:
 
 def _how_to_read(plan: Plan, scores: pd.DataFrame) -> str:
     seeds = paired.mean_interval(scores.std(ddof=1).dropna())
-    spread = f" One arm varies over seeds by {wording.compact(seeds.mean, 2)} (standard deviation)." if seeds.n else ""
+    spread = f" One arm varies over seeds by {fmt.compact(seeds.mean, 2)} (standard deviation)." if seeds.n else ""
     return (
-        f"Each curve changes one setting and nothing else, and shows {wording.quantity_on(plan.metric)}. All of this "
-        "is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds."
+        f"Each curve changes one setting and nothing else, and shows {find_metric(plan.metric).full_label}. All of "
+        "this is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds."
         + spread
     )
 
@@ -187,13 +189,13 @@ def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int)
     where = f"{scan.field} from {first} to {last}" + (f" ({scan.group})" if scan.group else "")
     if reach is None:
         return f"{where}: fewer than {LEAST_VALUES} values have a score at one seed, so nothing can be said yet."
-    low, high = (f"{wording.number(one[1])} at {design.value_words(one[0])}" for one in (reach.lowest, reach.highest))
-    said = f"{where}: the means lie {wording.compact(reach.size, 2)} apart, from {low} to {high}"
+    low, high = (f"{fmt.number(one[1])} at {design.value_words(one[0])}" for one in (reach.lowest, reach.highest))
+    said = f"{where}: the means lie {fmt.compact(reach.size, 2)} apart, from {low} to {high}"
     if not math.isfinite(p):
         return f"{said}. One seed has no spread: this may be noise."
     verdict = "" if p <= plan.alpha else "no effect is shown, as "
-    chance = f"chance alone would set them {wording.compact(reach.by_chance, 2)} apart"
-    return f"{said}; {verdict}{chance} (p = {wording.p_value(p)}{_over(family)}, n = {wording.count(reach.n, 'seed')})."
+    chance = f"chance alone would set them {fmt.compact(reach.by_chance, 2)} apart"
+    return f"{said}; {verdict}{chance} (p = {fmt.p_value(p)}{_over(family)}, n = {fmt.count(reach.n, 'seed')})."
 
 
 def _over(family: int) -> str:
@@ -228,7 +230,7 @@ def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, g
     name = design.value_words(value) + (f", {scan.group}" if scan.group else "")
     cells = [name, arm, str(mean.n), design.mean_cell(mean), design.interval_cell(mean)]
     if value == scan.base:
-        return [*cells, "the base’s value", wording.NOTHING, wording.NOTHING, wording.NOTHING]
+        return [*cells, "the base’s value", fmt.MISSING, fmt.MISSING, fmt.MISSING]
     cells += [design.mean_cell(difference, sign=True), design.interval_cell(difference)]
     return [*cells, str(difference.n), design.p_cell(p, difference.n)]
 
@@ -237,7 +239,7 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
     values = sorted({value for scan in found for value in scan.arms} | {found[0].base})
     curves = {scan.group: scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1) for scan in found}
     figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
-    words = wording.quantity_on(plan.metric)
+    words = find_metric(plan.metric).full_label
     said = "; ".join(
         f"{design.value_words(value)}: {design.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
     )

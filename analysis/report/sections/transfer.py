@@ -13,8 +13,9 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from jbot.config import from_dict, override
+from jbot.evaluation.metrics_registry import find_metric, metric_key
 
 METRICS = ("knn_accuracy", "linear_accuracy", "knn_auc", "linear_auc")
 """What records have at other energies (jbot.evaluation.evaluator)."""
@@ -35,7 +36,7 @@ class Encoder:
     def values(self, metric: str, pt: float, shifted: bool = False, floor: bool = False) -> pd.Series:
         """A metric of its seeds at a jet pT; empty where it was not measured."""
         split = "test" if pt == self.own else f"{'shifted' if shifted else 'test'}_{pt:g}"
-        column = f"{'untrained/' if floor else ''}{split}/{metric}"
+        column = metric_key(metric, split, "untrained" if floor else "")
         return self.records[column].dropna() if column in self.records else pd.Series(dtype=float)
 
 
@@ -76,7 +77,7 @@ def _encoders(evidence: Evidence) -> list[Encoder]:
 
 def _metric(of_plan: str) -> str:
     """The plan's metric where other energies have it, else the first that they have."""
-    name = of_plan.rpartition("/")[2]
+    name = find_metric(of_plan).name
     return name if name in METRICS else METRICS[0]
 
 
@@ -107,9 +108,9 @@ def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]
         gap = _paired(encoder, home, metric, far) if home is not None and home is not encoder else None
         if gap is not None and gap.n > 1:
             says.append(
-                f"Pre-trained at {encoder.own:g} GeV, judged at {far:g} GeV: {wording.quantity(f'test/{metric}')} "
+                f"Pre-trained at {encoder.own:g} GeV, judged at {far:g} GeV: {find_metric(f'test/{metric}').label} "
                 f"{_cell(paired.mean_interval(encoder.values(metric, far)))}, which is "
-                f"{wording.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
+                f"{fmt.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
                 f"{far:g} GeV ({gap.n} seeds)."
             )
     return says
@@ -130,7 +131,7 @@ def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shif
         rows.append(["untrained encoder", "", str(max(cell.n for cell in floors)), *map(_cell, floors)])
     how = "probes of the encoder's own energy" if shifted else "probes refitted"
     head = ["arm", "pre-trained at [GeV]", "n", *(f"on {pt:g} GeV" for pt in pts)]
-    return Table(label=f"{wording.quantity(f'test/{metric}')}, {how}", head=head, rows=rows)
+    return Table(label=f"{find_metric(f'test/{metric}').label}, {how}", head=head, rows=rows)
 
 
 def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[Table]:
@@ -141,10 +142,10 @@ def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> li
             for encoder in encoders:
                 gap = _paired(encoder, home, metric, pt)
                 if encoder is not home and gap.n:
-                    far = wording.interval(gap.low, gap.high, gap.standard_error)
+                    far = fmt.interval(gap.low, gap.high, gap.standard_error)
                     rows.append([f"{encoder.arm} − {home.arm}", f"{pt:g}", str(gap.n), _cell(gap, sign=True), far])
     head = ["difference", "on [GeV]", "n", "mean", "95% interval"]
-    label = f"What transfer costs: {wording.quantity(f'test/{metric}')} less the in-domain encoder's, paired by seed"
+    label = f"What transfer costs: {find_metric(f'test/{metric}').label} less the in-domain encoder's, paired by seed"
     return [Table(label=label, head=head, rows=rows)] if rows else []
 
 
@@ -161,8 +162,8 @@ def _floor(encoders: Sequence[Encoder], metric: str, pt: float) -> pd.Series:
 
 def _cell(mean: MeanInterval, sign: bool = False) -> str:
     if not mean.n:
-        return wording.NOTHING
-    return wording.with_error(mean.mean, mean.standard_error, sign) if mean.n > 1 else wording.number(mean.mean)
+        return fmt.MISSING
+    return fmt.with_error(mean.mean, mean.standard_error, sign) if mean.n > 1 else fmt.number(mean.mean)
 
 
 # --- figure -------------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> 
         for encoder in encoders
     ]
     untrained = [_floor(encoders, metric, pt).to_numpy(dtype=float) for pt in pts]
-    figure = plots.scores_by_energy(lines, untrained, pts, wording.quantity(f"test/{metric}"))
+    figure = plots.scores_by_energy(lines, untrained, pts, find_metric(f"test/{metric}").label)
     said = "; ".join(
         f"{encoder.arm}: "
         + ", ".join(f"{_cell(paired.mean_interval(encoder.values(metric, pt)))} on {pt:g} GeV" for pt in pts)
@@ -189,5 +190,5 @@ def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> 
         "Full line: probes refitted at the energy of the test jets; dashed: probes of the encoder's own energy. Ring: "
         "in-domain. Grey: the untrained encoder. Bars: standard error over seeds."
     )
-    alt = f"{wording.quantity(f'test/{metric}')} against the energy of the test jets. {said}."
+    alt = f"{find_metric(f'test/{metric}').label} against the energy of the test jets. {said}."
     return Picture(name="transfer", figure=figure, alt=alt, caption=caption)

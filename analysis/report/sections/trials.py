@@ -8,8 +8,9 @@ from typing import Any
 from analysis.report.evidence import Evidence
 from analysis.report.links import Links
 from analysis.report.section import Section, Table
-from analysis.verdicts import tables, wording
-from analysis.verdicts.wording import NOTHING
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
+from jbot.evaluation.metrics_registry import find_metric
 
 MAX_TRIALS = 400
 """Rows in the page; all of them are in trials.csv."""
@@ -20,7 +21,7 @@ MAX_OPEN = 60
 def section(evidence: Evidence) -> Section:
     """One row per trial, folded away where there are many."""
     metric, links = evidence.plan.metric, evidence.links
-    head = ["trial, its record", "arm", "seed", "state", wording.quantity_on(metric), "device time", "attempts"]
+    head = ["trial, its record", "arm", "seed", "state", find_metric(metric).full_label, "device time", "attempts"]
     head += ["plan hash", *["MLflow run"] * bool(links.runs)]
     rows = [_row(row, metric, links) for row in evidence.trials.head(MAX_TRIALS).to_dict("records")]
     table = Table(label="All trials", head=head, rows=rows, text_columns=(0, 1, 3, 7, 8))
@@ -41,11 +42,11 @@ def _row(row: dict[Any, Any], metric: str, links: Links) -> list[str]:
         row["arm"],
         str(row["seed"]),
         row["state"],
-        wording.number(_number(row, metric)),
-        wording.duration(_number(row, "device_seconds")),
-        wording.number(_number(row, "attempts"), 0),
-        NOTHING if pending else str(row["plan_hash"]),
-        *[run or NOTHING] * bool(links.runs),
+        fmt.number(_number(row, metric)),
+        fmt.duration(_number(row, "device_seconds")),
+        fmt.number(_number(row, "attempts"), 0),
+        fmt.MISSING if pending else str(row["plan_hash"]),
+        *[run or fmt.MISSING] * bool(links.runs),
     ]
 
 

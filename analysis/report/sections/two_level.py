@@ -19,7 +19,6 @@ in quadrature: Zou & Donner, Stat. Med. 27 (2008) 1693.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +31,14 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, tables, wording
-from analysis.verdicts.decide import Verdict
+from analysis.verdicts import design, tables
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.verdict import Verdict
 from jbot.data.jets import CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics import share_below
+from jbot.evaluation.metrics_registry import Metric, find_metric
 
 Labels = NDArray[np.int64]
 
@@ -85,31 +87,31 @@ def jet_parts(metric: str, arrays: Mapping[str, Any], task: str) -> JetParts | N
     task : str
         Of the trial's data: which classes the probes tell apart.
     """
-    split, _, leaf = metric.partition("/")
-    if split != "test" or task not in TARGETS:
+    found = find_metric(metric)
+    if found.split != "test" or found.baseline or task not in TARGETS or found.measure not in ("accuracy", "auc"):
         return None
     labels = np.asarray(arrays["label"], dtype=np.int64)
-    if leaf.startswith("anomaly_"):
-        return _of_anomaly(leaf.removeprefix("anomaly_"), arrays, labels)
-    probes = [name.removesuffix("/probability") for name in arrays if name.endswith("/probability")]
-    probe = next((name for name in probes if leaf.startswith(f"{name}_")), None)
-    if probe is None:
+    if found.kind == "anomaly":
+        scores = arrays.get(f"anomaly/{found.source.removeprefix('anomaly_')}")
+        return None if scores is None else _of_anomaly(found.on, scores, labels)
+    probability = arrays.get(f"{found.source}/probability")
+    if probability is None:
         return None
-    measure, classes = leaf.removeprefix(f"{probe}_"), list(TARGETS[task])
-    probability = np.asarray(arrays[f"{probe}/probability"], dtype=np.float64)
-    return _of_classifier(measure, probability, targets(labels, task), classes)
+    return _of_classifier(found, np.asarray(probability, np.float64), targets(labels, task), list(TARGETS[task]))
 
 
-def _of_classifier(measure: str, probability: Floats, right: Labels, classes: Sequence[str]) -> JetParts | None:
+def _of_classifier(metric: Metric, probability: Floats, right: Labels, classes: Sequence[str]) -> JetParts | None:
     known = right >= 0
-    if measure == "accuracy":
+    if metric.measure == "accuracy":
         parts = (known & (probability.argmax(axis=1) == right)) / max(1, known.sum())
         return JetParts(value=float(parts.sum()), parts=parts)
-    kind, _, one = measure.partition("_")
-    judged = ([one] if one else classes) if len(classes) > 2 else ([] if one else classes[1:])
-    if kind != "auc" or not judged or not set(judged) <= set(classes):
+    if len(classes) > 2:
+        used = [metric.on] if metric.on else classes
+    else:
+        used = [] if metric.on else classes[1:]
+    if not used or not set(used) <= set(classes):
         return None
-    found = [_of_auc(probability[:, classes.index(name)], right == classes.index(name), known) for name in judged]
+    found = [_of_auc(probability[:, classes.index(name)], right == classes.index(name), known) for name in used]
     if any(item is None for item in found):
         return None
     areas = [item for item in found if item is not None]
@@ -117,13 +119,12 @@ def _of_classifier(measure: str, probability: Floats, right: Labels, classes: Se
     return JetParts(value=value, parts=np.mean([item.parts for item in areas], axis=0))
 
 
-def _of_anomaly(leaf: str, arrays: Mapping[str, Any], labels: Labels) -> JetParts | None:
-    score, _, signal = leaf.partition("_auc")
-    name, background = signal.removeprefix("_"), np.isin(labels, BACKGROUND)
-    if f"anomaly/{score}" not in arrays or "_auc" not in leaf or name not in ("", *CLASSES):
+def _of_anomaly(signal: str, scores: Any, labels: Labels) -> JetParts | None:
+    if signal not in ("", *CLASSES):
         return None
-    chosen = labels == CLASSES.index(name) if name else ~background
-    return _of_auc(np.asarray(arrays[f"anomaly/{score}"], dtype=np.float64), chosen, chosen | background)
+    background = np.isin(labels, BACKGROUND)
+    chosen = labels == CLASSES.index(signal) if signal else ~background
+    return _of_auc(np.asarray(scores, dtype=np.float64), chosen, chosen | background)
 
 
 def _of_auc(scores: Floats, signal: NDArray[np.bool_], used: NDArray[np.bool_]) -> JetParts | None:
@@ -236,7 +237,7 @@ class _Kept:
 def _kept(evidence: Evidence) -> _Kept | None:
     """Of the plan's metric; None where none are kept, or trials were judged on different jets."""
     study, parts, jets = evidence.study, {}, {}
-    for trial in study.trials if re.search(r"^test/.*_(accuracy|auc)", study.plan.metric) else ():
+    for trial in study.trials if find_metric(study.plan.metric).measure in ("accuracy", "auc") else ():
         record = study.records[trial.trial_id]
         arrays = None if record is None or record.state != "complete" else study.arrays(trial.trial_id, "scores")
         if record is None or arrays is None or "label" not in arrays:
@@ -260,7 +261,7 @@ def _of_contrasts(evidence: Evidence, kept: _Kept) -> Iterator[tuple[Levels, Ver
         if contrast.of_arms and len(gaps) > 1 and all(one in kept.parts for pair in pairs for one in pair):
             parts = np.stack([kept.parts[treatment] - kept.parts[control] for treatment, control in pairs])
             values = gaps.to_numpy(dtype=float)
-            yield levels(wording.contrast(contrast.name), values, parts, kept.labels, confidence), item
+            yield levels(contrast_name(contrast.name), values, parts, kept.labels, confidence), item
 
 
 def _of_arms(evidence: Evidence, kept: _Kept) -> Iterator[Levels]:
@@ -276,16 +277,16 @@ def _of_arms(evidence: Evidence, kept: _Kept) -> Iterator[Levels]:
 
 def _row(found: Levels, sign: bool) -> list[str]:
     seeds = found.seeds
-    decimals = wording.decimals_of(seeds.standard_error)
+    decimals = fmt.decimals_of(seeds.standard_error)
     return [
         found.name,
         str(seeds.n),
         str(found.jets),
-        wording.number(seeds.mean, decimals, sign),
-        wording.number(seeds.standard_error, decimals),
-        wording.compact(found.jet_error, 2),
-        wording.interval(seeds.low, seeds.high, seeds.standard_error),
-        wording.interval(found.low, found.high, seeds.standard_error),
+        fmt.number(seeds.mean, decimals, sign),
+        fmt.number(seeds.standard_error, decimals),
+        fmt.compact(found.jet_error, 2),
+        fmt.interval(seeds.low, seeds.high, seeds.standard_error),
+        fmt.interval(found.low, found.high, seeds.standard_error),
     ]
 
 

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 
 from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.scores import (
-    BACKGROUND,
     LEAST_BANK,
     PUBLISHED,
     SCORES,
@@ -39,16 +38,12 @@ from jbot.evaluation.anomaly.scores import (
 )
 from jbot.evaluation.anomaly.synthetic_signal import RADIUS, overlay
 from jbot.evaluation.metrics import Measured, auc, auc_difference, detection, share_below
+from jbot.evaluation.metrics_registry import ANOMALY_CURVE, BACKGROUND, COMBINED, SIGNALS, anomaly_name
 from jbot.trainer.rng import numpy_generator
 
 Mask = Bool[np.ndarray, "jet"]
 
-COMBINED = "combined"
-SIGNALS = (*(name for name in CLASSES if name not in BACKGROUND), COMBINED)
-"""What can be reported: each signal class against quarks and gluons, and all of them together."""
 BANK_JETS = 20_000
-METRICS = ("auc", "eps_s_0.1", "eps_s_0.01", "eps_s_0.001", "sic")
-"""Numbers of each score and signal, of those of jbot.evaluation.metrics.detection."""
 
 __all__ = [
     "LEAST_BANK",
@@ -60,7 +55,6 @@ __all__ = [
     "Pilot",
     "choose",
     "detect",
-    "metric_names",
     "overlay_pilot",
 ]
 
@@ -314,10 +308,10 @@ def against_oracle(
         best = int(np.argmax([shares[mask].mean() for shares in below]))
         rows = mask | truth.background
         ours, highest = (auc(every[row][rows], mask[rows]) for row in (score.grid.index(chosen), best))
-        values[_key(score.name, "chosen_auc", signal)] = ours
-        values[_key(score.name, "oracle_auc", signal)] = highest
+        values[anomaly_name(score.name, "chosen_auc", signal)] = ours
+        values[anomaly_name(score.name, "oracle_auc", signal)] = highest
         gain = auc_difference(every[best][rows], every[score.grid.index(chosen)][rows], mask[rows])
-        values[_key(score.name, "optimism", signal)] = gain
+        values[anomaly_name(score.name, "optimism", signal)] = gain
         oracle[signal] = score.grid[best]
     return values, oracle
 
@@ -328,19 +322,8 @@ def _published(name: str, scores: Scores, truth: Truth, folds: bool) -> dict[str
     for signal, mask in truth.signals.items():
         rows = mask | truth.background
         measured = detection(scores[rows], mask[rows], folds)
-        found |= {_key(name, metric, signal): measured[metric] for metric in METRICS}
+        found |= {anomaly_name(name, metric, signal): measured[metric] for metric in ANOMALY_CURVE}
     return found
-
-
-def metric_names(scan: bool = False) -> tuple[str, ...]:
-    """Names of all that :func:`detect` finds; with particles, as a scan has an autoencoder then."""
-    names = tuple(SCORES) if scan else PUBLISHED
-    metrics = METRICS + (("chosen_auc", "oracle_auc", "optimism") if scan else ())
-    return tuple(_key(name, metric, signal) for name in names for metric in metrics for signal in SIGNALS)
-
-
-def _key(score: str, metric: str, signal: str) -> str:
-    return f"anomaly_{score}_{metric}" + ("" if signal == COMBINED else f"_{signal}")
 
 
 def _default_scores(train: Embedded, test: Embedded, pilot: Pilot | None) -> tuple[str, ...]:

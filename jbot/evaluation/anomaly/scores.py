@@ -32,9 +32,8 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
 from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.autoencoder import fit_autoencoder
+from jbot.evaluation.metrics_registry import BACKGROUND, PUBLISHED_SCORES
 
-BACKGROUND = ("q", "g")
-"""Jets that anomaly detection knows; all others are signal."""
 NEIGHBOURS = 100
 """Neighbours searched for at once: the most that any setting of the grid asks for."""
 PAIRS = 2**21
@@ -405,10 +404,8 @@ SCORES: dict[str, Score] = {
 }
 """Every score by its name."""
 
-PUBLISHED = ("knn", "cosine", "mahalanobis", "mahalanobis_labels", "relative_mahalanobis_labels", "gmm")
+PUBLISHED = tuple(PUBLISHED_SCORES)
 """Scores of the released code, on the embedding."""
-REFERENCES = ("lof", "isolation_forest", "autoencoder")
-"""What the published scores should beat."""
 LEAST_BANK = max(settings.get("k", 1) for score in SCORES.values() for settings in score.grid)
 """Jets a bank must have for every setting of the grids."""
 

@@ -17,7 +17,7 @@ from analysis.stats.paired import PairedDifference
 from analysis.verdicts import summary
 from analysis.verdicts.costs import Prices, hours_text
 from analysis.verdicts.questions import FURTHER, OPEN
-from analysis.verdicts.study_index import look
+from analysis.verdicts.study_index import load_index
 from jbot.store.plan import Contrast, load_study
 from jbot.store.record import Storage
 from studies.presets import PRESETS
@@ -45,9 +45,9 @@ def helped(gain):
 
 def masking(storage):
     """What the third entry says."""
-    holdings = look(Storage(storage))
-    prices = Prices(one for found in holdings.studies for one in found.study.records.values() if one is not None)
-    return entries.open_questions(holdings, prices)[2].parts[0]
+    index = load_index(Storage(storage))
+    prices = Prices(one for found in index.studies for one in found.study.records.values() if one is not None)
+    return entries.open_questions(index, prices)[2].parts[0]
 
 
 class Page(HTMLParser):
@@ -211,7 +211,7 @@ def test_a_part_whose_arms_the_preset_lacks_names_the_preset_that_has_them(tmp_p
     simulate(tmp_path, masking_plan(), helped(0.05))
     ratio = next(
         entry
-        for entry in entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].parts
+        for entry in entries.open_questions(load_index(Storage(tmp_path)), Prices([]))[4].parts
         if entry.about == "masking ratio"
     )
     assert ratio.word == "Not run"
@@ -267,7 +267,7 @@ def test_the_answer_of_a_section_is_quoted_from_a_report_of_the_same_records_onl
     folder = tmp_path / "koleo_sweep"
 
     def koleo():
-        return entries.open_questions(look(Storage(tmp_path)), Prices([]))[4].parts[0]
+        return entries.open_questions(load_index(Storage(tmp_path)), Prices([]))[4].parts[0]
 
     assert any("a report of these records" in line for line in koleo().missing)
     assert not koleo().links
@@ -290,7 +290,7 @@ def test_the_answer_of_a_section_is_quoted_from_a_report_of_the_same_records_onl
 def test_what_all_py_has_estimated_is_said_of_a_study_nobody_has_begun(tmp_path):
     row = {"study": "cross_energy", "open": ["21 trials missing: 0.4 core hours"], "open_hours": 0.4}
     Storage(tmp_path).write_json("all_quick.json", [row])
-    entry = entries.open_questions(look(Storage(tmp_path)), Prices([]))[5].parts[0]
+    entry = entries.open_questions(load_index(Storage(tmp_path)), Prices([]))[5].parts[0]
     assert entry.missing == ["21 trials missing: 0.4 core hours (as studies/all.py has estimated)"]
 
 

@@ -19,9 +19,10 @@ from analysis.report import build, headline, links, registry
 from analysis.report.evidence import gather
 from analysis.report.section import Section, Table
 from analysis.report.sections import arms, curves, differences, example_jets, failures, other_metrics, single_trials
-from analysis.verdicts import convergence, provenance, tables, wording
+from analysis.verdicts import convergence, provenance, tables
+from analysis.verdicts import number_format as fmt
 from jbot.config import Config, from_dict, override
-from jbot.evaluation.evaluator import metric_names
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.store.record import Record, Storage, save_record, trial_folder, trial_id
 
@@ -454,40 +455,7 @@ def test_tidy_table_keeps_trials_that_have_not_ended(tmp_path):
     assert table["state"].value_counts().to_dict() == {"complete": 17, "pending": 1}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"data.task": "all", "finetune.fractions": (0.1, 0.025, 1.0)},
-        {"data.task": "tqg", "finetune.fractions": (0.1, 1.0)},
-        {"data.task": "qg", "anomaly.scan": True},
-    ],
-)
-def test_every_metric_has_words_of_its_own(changes):
-    names = metric_names(override(Config(), changes))
-    words = [wording.quantity(name) for name in names]
-    assert len(set(words)) == len(names)
-    assert not [word for word in words if "_" in word or "auc" in word or "eps" in word or "knn" in word]
-
-
-@pytest.mark.parametrize(
-    ("metric", "words"),
-    [
-        ("test/knn_accuracy", "k-NN accuracy"),
-        ("test/finetune_100_auc", "fine-tuning on 100% of labels, AUC"),
-        ("test/supervised_2.5_accuracy", "supervised twin on 2.5% of labels, accuracy"),
-        ("test/knn_eps_s_0.01_w", "k-NN, signal efficiency at background 0.01 (W)"),
-        ("test/linear_rejection_0.5_z", "linear probe, background rejection at signal efficiency 0.5 (Z)"),
-        ("test/anomaly_knn_auc_t", "anomaly AUC, k-NN (t)"),
-        ("test/anomaly_relative_mahalanobis_labels_chosen_auc",
-         "anomaly AUC at chosen settings, relative Mahalanobis with labels"),
-        ("test/own_number", "own number"),
-    ],
-)  # fmt: skip
-def test_words_of_a_metric(metric, words):
-    assert wording.quantity(metric) == words
-
-
-def test_floors_are_those_of_the_task(tmp_path):
+def test_baselines_are_those_of_the_task(tmp_path):
     arms = {"all": {}, "masked": {"mask.scheme": "none"}, "qg": {"data.task": "qg"}}
     plan = make_plan(arms=arms, contrasts=(), seeds=(0, 1))
     metrics = {"test/knn_accuracy": 0.5, "test/knn_auc": 0.7}
@@ -666,11 +634,15 @@ def test_latex_tables_have_a_column_for_every_cell(folder, page):
 
 
 def test_intervals_of_shares_stay_where_shares_can_be():
-    within = wording.bounds("test/knn_accuracy")
-    assert wording.interval(-0.31, 1.2, 0.05, within) == "0.00 to 1.00"
-    assert wording.bounds("test_500/linear_auc_t") == (0, 1)
-    assert wording.bounds("test/knn_accuracy", of_difference=True) == (-1, 1)
-    assert wording.bounds("test/effective_rank")[1] == wording.bounds("test/knn_rejection_0.5_w")[1] == float("inf")
+    within = find_metric("test/knn_accuracy").bounds
+    assert fmt.interval(-0.31, 1.2, 0.05, within) == "0.00 to 1.00"
+    assert find_metric("test_500/linear_auc_t").bounds == (0, 1)
+    assert find_metric("test/knn_accuracy").difference_bounds == (-1, 1)
+    assert (
+        find_metric("test/effective_rank").bounds[1]
+        == find_metric("test/knn_rejection_0.5_w").bounds[1]
+        == float("inf")
+    )
 
 
 @pytest.mark.parametrize("letters", [3, 44, 45, 130, 600])

@@ -14,7 +14,7 @@ from simulated import simulate
 
 from analysis.stats import paired, sequential
 from analysis.stats.sequential import InterimHistory, planned_history
-from analysis.verdicts.decide import decided, judge
+from analysis.verdicts.decide import decide_contrasts, decided
 from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, Plan, PlanError, load_study
 from jbot.store.record import Storage
@@ -41,7 +41,7 @@ def study_of(scores, looks, blocks, failed=(), **changes):
         states.loc[seed, arm], frame.loc[seed, arm] = "failed", math.nan
     every = range(blocks)
     plan = make_plan(blocks, looks, **changes)
-    return judge(plan, frame.reindex(every), states.reindex(every, fill_value="pending"))
+    return decide_contrasts(plan, frame.reindex(every), states.reindex(every, fill_value="pending"))
 
 
 # --- the tests ------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ NOISE = np.resize([0.004, -0.003, 0.001, -0.002, 0.003, -0.001, 0.002], 12)
 def test_a_large_difference_stops_at_the_first_look():
     (found,) = study_of({"a": (BASE + 0.05 + NOISE)[:7], "b": BASE[:7]}, (7, 9, 12), 12)
     assert (found.outcome, found.interim, found.look.blocks, found.look.next) == ("better", False, 7, None)
-    assert found.p_adjusted == found.floor == pytest.approx(2 / 2**7 / (7 / 12) ** 2)
+    assert found.p_adjusted == found.min_p == pytest.approx(2 / 2**7 / (7 / 12) ** 2)
     assert "95% repeated interval" in found.sentence
     assert any("Stopped at the planned look after 7 of 12 blocks" in note for note in found.notes)
     fixed = paired.mean_interval((0.05 + NOISE)[:7])
@@ -208,7 +208,7 @@ def test_a_block_that_is_missing_holds_back_the_looks_after_it():
     frame = pd.DataFrame({"a": BASE + 0.05 + NOISE, "b": BASE})
     states = pd.DataFrame("complete", frame.index, frame.columns)
     states.loc[3, "a"] = "pending"
-    (found,) = judge(make_plan(12, (7, 9, 12)), frame, states)
+    (found,) = decide_contrasts(make_plan(12, (7, 9, 12)), frame, states)
     assert (found.look.blocks, found.look.ended) == (0, 3)
 
 
@@ -227,7 +227,7 @@ def test_failed_trials_cost_information_not_error():
     scores = {"a": (BASE + 0.05 + NOISE)[:9], "b": BASE[:9]}
     (found,) = study_of(scores, (7, 9, 12), 12, failed=failed)
     assert (found.difference.n, found.dropped) == (6, 3)
-    assert found.floor == pytest.approx(2 / 2**6 / (9 / 12) ** 2)
+    assert found.min_p == pytest.approx(2 / 2**6 / (9 / 12) ** 2)
     assert found.outcome == "undecided"
     assert "3 seeds are left out because a trial failed: a failed in 1 of 9" in found.sentence
 

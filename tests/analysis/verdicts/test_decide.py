@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.stats.paired import sign_flip_test
-from analysis.verdicts.decide import judge
+from analysis.verdicts.decide import decide_contrasts
 from jbot.store.plan import Contrast, Plan, PlanError
 
 
@@ -22,7 +22,7 @@ def one(scores, states=None, **changes):
     """The verdict on the first contrast of two arms."""
     frame = pd.DataFrame(scores, dtype=float)
     states = pd.DataFrame("complete", frame.index, frame.columns) if states is None else pd.DataFrame(states)
-    return judge(make_plan(tuple(frame.columns), **changes), frame, states)[0]
+    return decide_contrasts(make_plan(tuple(frame.columns), **changes), frame, states)[0]
 
 
 BASE = np.array([0.50, 0.38, 0.38, 0.43, 0.41, 0.47])
@@ -87,7 +87,7 @@ def test_few_seeds_that_lie_close_are_not_equivalent(n):
     """As identical ones are not: t-tests are sure of what two seeds have in common, an exact test is not."""
     found = one({"a": (BASE + NOISE / 100)[:n], "b": BASE[:n]})
     assert found.p_equivalent < 0.01
-    assert found.floor_equivalent == 0.5**n
+    assert found.min_p_equivalent == 0.5**n
     assert found.outcome == ("equivalent" if n == 5 else "undecided")
     if n < 5:
         assert "About 5 seeds would decide it" in found.sentence
@@ -99,7 +99,7 @@ def test_equivalence_of_a_family_takes_more_seeds():
     contrasts = tuple(Contrast(treatment="a", control=arm, primary=True) for arm in "bcd")
     scores = pd.DataFrame({arm: BASE + i * NOISE / 100 for i, arm in enumerate("abcd")})
     states = pd.DataFrame("complete", scores.index, scores.columns)
-    whole, part = (judge(make_plan("abcd", contrasts), scores[:n], states[:n]) for n in (6, 5))
+    whole, part = (decide_contrasts(make_plan("abcd", contrasts), scores[:n], states[:n]) for n in (6, 5))
     assert {item.outcome for item in whole} == {"equivalent"}
     assert {item.outcome for item in part} == {"undecided"}
 
@@ -155,7 +155,7 @@ def test_family_is_corrected_by_holm_and_exploration_apart():
     )
     scores = pd.DataFrame({"a": BASE + 0.05 + NOISE, "b": BASE, "c": BASE - NOISE, "d": BASE + 2 * NOISE})
     states = pd.DataFrame("complete", scores.index, scores.columns)
-    found = judge(make_plan("abcd", contrasts), scores, states)
+    found = decide_contrasts(make_plan("abcd", contrasts), scores, states)
     assert [item.family for item in found] == [3, 3, 3, 1]
     assert [item.p_adjusted for item in found[:3]] == pytest.approx([6 / 64] * 3)
     assert {item.outcome for item in found[:3]} == {"undecided"}
@@ -179,15 +179,15 @@ def test_true_effects_are_found():
     assert np.mean([one({"a": gap, "b": np.zeros(8)}).outcome == "better" for gap in gaps]) > 0.9
 
 
-def test_p_is_never_printed_below_the_floor():
+def test_p_is_never_printed_below_what_the_seeds_can_reach():
     found = one({"a": np.arange(12) + 5.0, "b": np.arange(12.0)})
-    assert found.p == sign_flip_test(np.full(12, 5.0), np.random.default_rng(0)) == found.floor == 2 / 2**12
+    assert found.p == sign_flip_test(np.full(12, 5.0), np.random.default_rng(0)) == found.min_p == 2 / 2**12
     assert "p = 0.00049" in found.sentence
 
 
 def test_scores_and_states_must_match():
     with pytest.raises(ValueError, match="same seeds and arms"):
-        judge(make_plan(), pd.DataFrame({"a": [1.0], "b": [1.0]}), pd.DataFrame({"a": ["complete"]}))
+        decide_contrasts(make_plan(), pd.DataFrame({"a": [1.0], "b": [1.0]}), pd.DataFrame({"a": ["complete"]}))
 
 
 def test_a_contrast_may_name_the_metric_of_each_side():
@@ -203,15 +203,15 @@ def test_a_contrast_may_name_the_metric_of_each_side():
         "untrained/test/x": scores - 0.1 - NOISE.mean(),
         "test_500/x": scores[["b", "b"]].set_axis(["a", "b"], axis=1),
     }
-    floor, elsewhere, plain = judge(make_plan("ab", contrasts), scores, states, others)
-    assert floor.outcome == "better"
-    assert floor.difference.mean == pytest.approx(0.1 + NOISE.mean())
-    assert floor.sentence.startswith("a is better than untrained a by 0.1")
-    assert floor.contrast.name == "a - untrained a"
+    baseline, elsewhere, plain = decide_contrasts(make_plan("ab", contrasts), scores, states, others)
+    assert baseline.outcome == "better"
+    assert baseline.difference.mean == pytest.approx(0.1 + NOISE.mean())
+    assert baseline.sentence.startswith("a is better than untrained a by 0.1")
+    assert baseline.contrast.name == "a - untrained a"
     assert (elsewhere.difference.mean, elsewhere.contrast.name) == (0, "a - b on test_500/x")
     assert plain.difference.mean == pytest.approx(0.05 + NOISE.mean())
     with pytest.raises(ValueError, match="no scores of test_500/x, untrained/test/x"):
-        judge(make_plan("ab", contrasts), scores, states)
+        decide_contrasts(make_plan("ab", contrasts), scores, states)
 
 
 def test_an_arm_is_not_compared_with_itself():

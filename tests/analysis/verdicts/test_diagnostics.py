@@ -87,9 +87,9 @@ def test_a_healthy_trial_has_none(tmp_path):
         ),
         (
             with_metrics(finetune_100_accuracy=0.65),
-            ("fine-tuning below its supervised twin", 0, "fine-tuning on 100% of labels"),
+            ("fine-tuning below its supervised baseline", 0, "fine-tuning on 100% of labels"),
         ),
-        (with_metrics(supervised_10_accuracy=0.2), ("classifier at chance", 0, "supervised twin on 10% of labels")),
+        (with_metrics(supervised_10_accuracy=0.2), ("classifier at chance", 0, "supervised baseline on 10% of labels")),
         (with_metrics(knn_accuracy=0.3), ("trained encoder below the untrained one", 0, "k-NN")),
         (with_metrics(linear_accuracy=0.4), ("trained encoder below the untrained one", 0, "linear probe")),
     ],
@@ -238,7 +238,7 @@ def test_what_a_trial_did_not_leave_is_not_looked_for(tmp_path):
         "None found. Looked for: collapse (1 trial), classifier at chance (1 trial), "
         "fine-tuning below the frozen embedding (1 trial). "
         "Not looked for, because no trial left what it takes: uniform attention, "
-        "fine-tuning below its supervised twin, trained encoder below the untrained one, class confusion."
+        "fine-tuning below its supervised baseline, trained encoder below the untrained one, class confusion."
     )
 
 

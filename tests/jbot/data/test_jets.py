@@ -13,7 +13,7 @@ from jbot.config import Config, ConfigError, override
 from jbot.data import CLASSES, DataError, JetData, Jets, chunks, jets_needed, load_jets, pythia
 from jbot.data.hdf5 import read, write
 from jbot.data.load import cached_jets, jets_used, needed_by
-from jbot.evaluation.evaluator import metric_names
+from jbot.evaluation.metrics_registry import metric_names
 from jbot.store.plan import load_study
 from jbot.store.record import Storage
 from jbot.store.trial_spec import TrialSpec

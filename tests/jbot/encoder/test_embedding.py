@@ -31,7 +31,7 @@ from jbot.data import CLASSES, DataError, JetData, hdf5
 from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import EncoderError, check_jets
-from jbot.evaluation.evaluator import metric_names
+from jbot.evaluation.metrics_registry import metric_names
 from jbot.store.record import Storage, load_record
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits, classifier_shapes

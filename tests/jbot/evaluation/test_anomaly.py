@@ -24,12 +24,12 @@ from jbot.evaluation.anomaly.detect import (
     choose_all,
     detect,
     draw_bank,
-    metric_names,
     overlay_pilot,
 )
-from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, REFERENCES, SCORES, AnomalyError, Bank
+from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError, Bank
 from jbot.evaluation.anomaly.synthetic_signal import RADIUS, overlay
 from jbot.evaluation.metrics import auc_difference, share_below
+from jbot.evaluation.metrics_registry import ANOMALY_SCORES, anomaly_names
 
 DIM = 6
 QUICK = ("knn", "mahalanobis_labels", "gmm")
@@ -261,7 +261,7 @@ def test_every_setting_matters(name, bank, jets):
 def test_scores_name_what_they_look_at(jets):
     assert {name for name in SCORES if SCORES[name].uses_labels} == {name for name in SCORES if "labels" in name}
     assert [name for name in SCORES if SCORES[name].uses_particles] == ["autoencoder"]
-    assert (*PUBLISHED, *REFERENCES) == tuple(SCORES)
+    assert tuple(ANOMALY_SCORES) == tuple(SCORES)
     bare = Bank(TRAIN.embedding, seed=7)
     asked = bare.jets(TEST.embedding)
     for name, score in SCORES.items():
@@ -385,7 +385,7 @@ def test_prongs_scale_with_the_radius():
 
 def test_detection_has_the_names_and_numbers_of_the_contract():
     found = detect(TRAIN, TEST, seed=0)
-    assert found.values.keys() == set(metric_names())
+    assert found.values.keys() == set(anomaly_names())
     assert found.chosen == found.oracle == {}
     assert "anomaly_knn_auc_w" in found.values
     assert "anomaly_mahalanobis_labels_eps_s_0.01" in found.values
@@ -463,7 +463,7 @@ def test_the_first_of_equal_settings_is_chosen(bank):
 
 def test_the_oracle_stands_beside_what_was_chosen(scanned):
     values = scanned.values
-    assert values.keys() == set(metric_names(scan=True))
+    assert values.keys() == set(anomaly_names(scan=True))
     assert scanned.scores.keys() == scanned.chosen.keys() == SCORES.keys()
     bank = draw_bank(TRAIN, 20_000, seed=0)
     jets = bank.jets(TEST.embedding, TEST.particles)

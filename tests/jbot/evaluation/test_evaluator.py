@@ -20,11 +20,11 @@ from jbot.evaluation.evaluator import (
     effective_rank,
     knn_probe,
     linear_probe,
-    metric_names,
     quick_metrics,
     spread,
 )
 from jbot.evaluation.metrics import MetricError, classification, uncertainties
+from jbot.evaluation.metrics_registry import find_metric, metric_names
 from jbot.evaluation.probes import (
     GRADIENT,
     area_under_curve,
@@ -370,7 +370,9 @@ def test_evaluator_keys_and_failure(tiny):
     labels = np.arange(60) % 5
     jets = LabeledJets(particles=torch.from_numpy(make_jets(60, 1)), rows=torch.arange(60), labels=labels)
     evaluator, state = Evaluator(tiny, jets, jets, jets), init_state(tiny, [0], CPU)
-    assert {"val/knn_accuracy", "val/spread", "val/attention_entropy"} <= set(evaluator.curve_point(state))
+    point = evaluator.curve_point(state)
+    assert {"val/knn_accuracy", "val/spread", "val/attention_entropy"} <= set(point)
+    assert all(find_metric(key).declared for key in point)
     final = evaluator.final(state)
     assert {f"test/{name}" for name in final.measured} == set(metric_names(tiny))
     assert all(np.isfinite(one.value) for name, one in final.measured.items() if "rejection" not in name)

@@ -135,7 +135,7 @@ def test_classes_and_their_mean():
 def test_of_two_classes_the_second_is_the_signal():
     probabilities = np.stack([1 - SCORES / 3, SCORES / 3], axis=1)
     found = metrics.classification(probabilities, SIGNAL.astype(int), ["qcd", "t"])
-    assert set(found) == {"accuracy", *metrics.SEPARATION}
+    assert set(found) == {"accuracy", *metrics.CURVE}
     assert found["auc"].value == pytest.approx(13.5 / 16)
     assert math.isnan(found["auc"].fold_sd)  # fewer than ten jets of a class
 

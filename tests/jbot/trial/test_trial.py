@@ -7,6 +7,7 @@ import torch
 
 import jbot.trial.run
 from jbot.config import ConfigError, override
+from jbot.evaluation.metrics_registry import BASELINES, find_metric
 from jbot.store.record import Storage, load_curves, load_record, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.inputs import prepare, resident
@@ -44,6 +45,11 @@ def test_a_record_says_it_all(spec, tiny_data, tmp_path):
     assert record.attempts == 1
     assert 0 < record.probe_seconds < record.device_seconds < record.wall_seconds
     assert {"test/knn_accuracy", "untrained/test/knn_accuracy"} <= set(record.metrics)
+    metrics = [find_metric(key) for key in record.metrics]
+    assert all(metric.declared for metric in metrics)
+    assert {metric.baseline for metric in metrics} == {"", *BASELINES}
+    columns = {key for row in load_curves(storage, spec.trial_id) for key in row}
+    assert {key for key in columns if not find_metric(key).declared} == set()
     assert set(record.resources) == {"pack", "engine", "peak_memory_bytes", "utilisation"}
     assert (record.resources["pack"], record.resources["engine"]) == (1, "fused")
     assert record.resources["peak_memory_bytes"] > 1e7  # torch alone is larger

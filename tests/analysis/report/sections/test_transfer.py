@@ -8,8 +8,9 @@ import pytest
 from analysis.report import build, registry
 from analysis.report.evidence import gather
 from analysis.report.sections import transfer
-from analysis.verdicts import wording
+from analysis.verdicts import number_format as fmt
 from jbot.config import from_dict, override, to_dict
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import PlannedTrial, load_study, save_study
 from jbot.store.record import Record, Storage, save_record, trial_id
 from studies.cross_energy import study
@@ -89,7 +90,7 @@ def test_the_report_has_the_section_and_the_verdicts(tmp_path):
 def test_an_unfinished_study_shows_what_it_has(tmp_path):
     missing = {("pre_500", seed) for seed in range(7)} | {("pre_2000", 1)}
     made = transfer.section(gather(write_records(tmp_path, without=missing)))
-    assert made.tables[0].rows[0][2:] == ["0", *[f"{wording.NOTHING}{own}" for own in (" (own)", "", "")]]
+    assert made.tables[0].rows[0][2:] == ["0", *[f"{fmt.MISSING}{own}" for own in (" (own)", "", "")]]
     assert made.tables[0].rows[2][2] == "6"
 
 
@@ -102,6 +103,8 @@ def test_other_studies_have_no_such_section(tmp_path):
 
 
 def test_metrics_at_other_energies_are_named_in_words():
-    assert wording.quantity_on("test_500/knn_accuracy") == "k-NN accuracy on test jets of 500 GeV"
-    assert wording.quantity_on("shifted_500/knn_auc").endswith("on test jets of 500 GeV, by probes of another energy")
-    assert wording.quantity_on("test/knn_accuracy") == "k-NN accuracy on test jets"
+    assert find_metric("test_500/knn_accuracy").full_label == "k-NN accuracy on test jets of 500 GeV"
+    assert find_metric("shifted_500/knn_auc").full_label.endswith(
+        "on test jets of 500 GeV, by probes of another energy"
+    )
+    assert find_metric("test/knn_accuracy").full_label == "k-NN accuracy on test jets"

@@ -1,0 +1,171 @@
+"""Verdicts and contrasts in plain words: the sentence of each, and what a careful reader must know besides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from analysis.stats import power
+from analysis.verdicts import number_format as fmt
+from analysis.verdicts.verdict import Look, Verdict
+from jbot.evaluation.metrics_registry import find_metric
+from jbot.store.plan import Contrast, Plan
+
+
+def contrast_name(name: str) -> str:
+    """The name of a contrast with a true minus sign and its metric in words."""
+    first, *others = name.split(" on ")  # no name of an arm has a space, and behind " on " stands a metric
+    keys = [other.partition(" ") for other in others]
+    labels = [find_metric(key).full_label.removesuffix(" on test jets") for key, _, _ in keys]
+    words = "".join(f" ({label}){space}{rest}" for label, (_, space, rest) in zip(labels, keys, strict=True))
+    return f"{first}{words}".replace(" on test jets of ", " at ").replace(" - ", " − ")
+
+
+def in_words(plan: Plan, verdict: Verdict) -> Verdict:
+    """The same verdict with its sentence and its notes."""
+    sentence = " ".join(part for part in (_finding(plan, verdict), _losses(verdict)) if part)
+    return dataclasses.replace(verdict, sentence=sentence, notes=tuple(_notes(plan, verdict)))
+
+
+def _finding(plan: Plan, verdict: Verdict) -> str:
+    d, (treatment, control) = verdict.difference, _named(verdict.contrast)
+    if verdict.look and not verdict.look.blocks:
+        first, ended = verdict.look.planned[0], verdict.look.ended
+        wait = f"the first planned look is after {first} blocks, of which {ended} have ended"
+        return f"{treatment} against {control} is undecided: {wait}."
+    if d.n < 2:
+        found = "no seed has" if d.n == 0 else "only one seed has"
+        return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."
+    if d.mean == 0 and d.sd == 0:
+        found = f"{treatment} against {control} is {verdict.outcome}: identical scores at all {d.n} seeds."
+        return f"{found} {_what_would_decide(verdict)}" if verdict.outcome == "undecided" else found
+    if verdict.outcome in ("better", "worse"):
+        return f"{treatment} is {verdict.outcome} than {control} by {_size(plan, verdict)}."
+    if verdict.outcome == "equivalent":
+        p = fmt.p_value(verdict.p_equivalent_adjusted)
+        return (
+            f"{treatment} and {control} are equivalent: the difference is {_size(plan, verdict)}, "
+            f"less than the margin of {plan.margin:g} (equivalence p = {p})."
+        )
+    found = f"{treatment} against {control} is undecided: the difference is {_size(plan, verdict)}."
+    return f"{found} {_what_would_decide(verdict)}"
+
+
+def _named(contrast: Contrast) -> tuple[str, str]:
+    """Treatment and control with what tells them apart, or what both are compared in."""
+    on = find_metric(contrast.metric).full_label if contrast.metric else ""
+    if contrast.control_metric and not contrast.floor:
+        treatment = f"{contrast.treatment} ({on})" if on else contrast.treatment
+        return treatment, f"{contrast.control} ({find_metric(contrast.control_metric).full_label})"
+    return contrast.treatment, f"{contrast.floor} {contrast.control}".strip() + (f" in {on}" if on else "")
+
+
+def _size(plan: Plan, verdict: Verdict) -> str:
+    """``0.021 ± 0.006 (95% interval 0.008 to 0.034, n = 6 seeds, p = 0.031)``; how much better is positive."""
+    d, error = verdict.difference, verdict.difference.standard_error
+    named = verdict.outcome in ("better", "worse")  # the word gives the direction
+    low, high = (-d.high, -d.low) if named and d.mean < 0 else (d.low, d.high)
+    size = fmt.with_error(abs(d.mean) if named else d.mean, error, sign=not named)
+    family = f" after {_correction(verdict)}" if verdict.family > 1 else ""
+    p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
+    kind = "repeated interval" if verdict.look else "interval"
+    level = f"{1 - plan.alpha:.0%} {kind} {fmt.interval(low, high, error, verdict.within)}"
+    return f"{size} ({level}, n = {d.n} seeds, p = {p}{family})"
+
+
+def _correction(verdict: Verdict) -> str:
+    method = "Holm" if verdict.contrast.primary else "Benjamini-Hochberg"
+    return f"{method} over {verdict.family} contrasts"
+
+
+def _what_would_decide(verdict: Verdict) -> str:
+    if verdict.seeds_needed is None:
+        return f"At this size and spread not even {power.MAX_SEEDS} seeds would decide it."
+    return f"About {verdict.seeds_needed} seeds would decide it at this size and spread."
+
+
+def _losses(verdict: Verdict) -> str:
+    """Failed and pruned trials, in the sentence itself: the difference is of the survivors."""
+    text = ""
+    if verdict.dropped:
+        are = "is" if verdict.dropped == 1 else "are"
+        rates = "; ".join(str(rate) for rate in verdict.failures)
+        text = f"{fmt.count(verdict.dropped, 'seed')} {are} left out because a trial failed: {rates}."
+    if verdict.pruned:
+        were = "was" if verdict.pruned == 1 else "were"
+        text += f" {fmt.count(verdict.pruned, 'seed')} {were} pruned and enter nothing."
+    return text.strip()
+
+
+def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
+    """What a careful reader must know besides the sentence."""
+    d = verdict.difference
+    if verdict.look:
+        yield from _look_notes(verdict.look)
+    elif verdict.interim:
+        yield "Interim: the study is not finished, and its error level holds for the last look only."
+    if d.n < 2 or (verdict.look and not verdict.look.blocks):
+        return
+    if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
+        yield _loss_note(plan, verdict)
+    yield from _too_few_notes(plan, verdict)
+    if verdict.outcome == "equivalent" and verdict.p_adjusted <= plan.alpha:
+        p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
+        yield f"The difference is not zero (p = {p}), but below the margin that the plan set."
+    if verdict.outcome in ("better", "worse") and min(abs(d.low), abs(d.high)) < plan.margin:
+        yield f"Differences smaller than the margin of {plan.margin:g} are not excluded."
+    if verdict.outcome == "undecided" and verdict.p_adjusted <= plan.alpha:
+        yield "The permutation test is significant, but the t interval includes zero: no claim."
+    if verdict.outcome == "undecided" and d.sd > 0 and math.isfinite(verdict.detectable):
+        yield f"This design had 80% power for a difference of {fmt.compact(verdict.detectable, 2)}."
+    if not verdict.contrast.primary:
+        yield "Exploratory: a lead to follow on fresh seeds, not a finding."
+
+
+def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
+    """What so few seeds cannot show, whatever they are, and how many could."""
+    differ, equal = power.min_seeds(plan.alpha, verdict.family if verdict.contrast.primary else 1)
+    # Of a plan with looks no number is enough by itself: it depends on when the next look is.
+    if verdict.min_p > plan.alpha:
+        takes = "" if verdict.look else f"; it takes at least {differ}"
+        smallest = fmt.p_value(verdict.min_p)
+        yield (
+            f"{verdict.difference.n} seeds cannot show a difference: the smallest p they can reach here is "
+            f"{smallest}{takes}."
+        )
+    if verdict.min_p_equivalent > plan.alpha:
+        takes = "" if verdict.look else f", which takes at least {equal}"
+        yield f"They are too few for equivalence{takes}."
+        if verdict.p_equivalent_adjusted <= plan.alpha:
+            p = fmt.p_value(verdict.p_equivalent_adjusted)
+            yield f"T-tests alone would call it equivalent (p = {p}), from how close the seeds happen to lie."
+
+
+def _look_notes(look: Look) -> Iterator[str]:
+    """Where the study was judged, and what its p-values and intervals are."""
+    if not look.blocks:
+        return
+    paid = "p-values and intervals allow for every look so far"
+    where = f"at the planned look after {look.blocks} of {look.of} blocks"
+    if look.next:
+        yield f"Judged {where}; the next is after {look.next}; {paid}."
+    elif look.blocks < look.of:
+        yield f"Stopped {where}; {paid}."
+        yield "A study that stops early finds differences somewhat larger than they are, on average."
+    else:
+        planned = ", ".join(map(str, look.planned))
+        yield f"Judged at the last of the planned looks ({planned} blocks); {paid}."
+    if look.ended > look.blocks:
+        yield f"Not judged: {fmt.count(look.ended - look.blocks, 'block')} that ended after this look."
+
+
+def _loss_note(plan: Plan, verdict: Verdict) -> str:
+    """Whether the claim would stand if the better arm had lost where it failed."""
+    corrected = min(1.0, verdict.p_with_losses * (verdict.family if verdict.contrast.primary else 1))
+    stands = "would stand" if corrected <= plan.alpha else "would not stand"
+    better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
+    return (
+        f"The verdict is of the seeds that are left: it {stands} if {better} had lost by the largest difference"
+        f" wherever it alone failed (p = {fmt.p_value(corrected)})."
+    )
