@@ -1,5 +1,6 @@
 # make study   environment, jets, masking study, report     PRESET=smoke|quick|gpu|paper DATA= SEEDS= ARGS=
 # make test    environment, tests
+# make coverage   the tests, and which lines they ran
 # make bench   environment, benchmark of the trainer          ARGS="--quick --only step,packs --device cuda"
 # make chaos   environment, faults and servers that take minutes, then a schedule of kills   ARGS="--minutes 10 --seed 3"
 # make lint    format, lint and types
@@ -13,7 +14,7 @@ PRESET ?= quick
 
 OPTIONS := --preset $(PRESET) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-.PHONY: study test bench chaos lint format docs clean
+.PHONY: study test coverage bench chaos lint format docs clean
 
 study: $(VENV)/installed
 	$(BIN)/python studies/$(STUDY).py $(OPTIONS)
@@ -21,6 +22,11 @@ study: $(VENV)/installed
 # Files in their order, not those with most tests first: the long ones have few.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+coverage: $(VENV)/installed
+	$(BIN)/coverage run -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)

@@ -197,3 +197,9 @@ def test_the_notebook_is_kept_as_it_was_run():
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+
+
+def test_hooks_before_a_commit_have_the_versions_that_are_installed():
+    pins = re.findall(r"[\w-]+==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(pins) == 2
+    assert set(pins) <= set((ROOT / "constraints.txt").read_text().splitlines())
