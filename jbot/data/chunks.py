@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,21 +29,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from jbot.data import hdf5
 from jbot.data.files import cache_folder, remove_leftovers, written_whole
 from jbot.data.jets import CLASSES, Arrays, DataError, JetData, content_fingerprint, join_parts
+from jbot.data.progress import progress_bar
 from jbot.data.pythia import CITATIONS, Settings, generate
 
 CHUNK = 1000
@@ -203,7 +193,8 @@ def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> Non
     if not missing:
         return
     n_jets = sum(chunk.n_jets for chunk in missing)
-    with closing(executor(missing)) as finished, _progress_bar(n_jets, progress) as advance:
+    console = Console(file=sys.stderr) if progress else None
+    with closing(executor(missing)) as finished, progress_bar("generating jets", n_jets, console) as advance:
         for done in finished:
             advance(done)
 
@@ -321,26 +312,3 @@ def _is_whole(path: Path) -> bool:
             return bool(file.attrs["fingerprint"] == hdf5.content_of(file))
     except (OSError, KeyError, ValueError):
         return False
-
-
-# --- progress -----------------------------------------------------------------------------------------------------
-
-
-class _Rate(ProgressColumn):
-    """Jets per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} jets/s" if task.speed else "- jets/s")
-
-
-@contextmanager
-def _progress_bar(n_jets: int, shown: bool) -> Iterator:
-    """A bar on stderr; yields the function that advances it by a number of jets."""
-    if not shown or not n_jets:
-        yield lambda _: None
-        return
-    columns = (TextColumn("generating jets"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=300) as bar:
-        task = bar.add_task("jets", total=n_jets)
-        yield lambda done: bar.advance(task, done)

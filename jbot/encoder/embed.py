@@ -21,13 +21,13 @@ import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jbot import TRAINER_VERSION
 from jbot.cli import Parser, program
 from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
 from jbot.data.jets import CLASSES, DataError, blocks
+from jbot.data.progress import progress_bar
 from jbot.encoder.load import Encoder, check_pt_rel, load
 
 JET_FEATURES = ("pt", "eta", "mass", "n")
@@ -81,14 +81,16 @@ def embed_file(path: Path, encoder: Encoder, out: Path, console: Console | None 
     DataError
         Naming file, dataset and row of what breaks a rule.
     """
-    with opened(path) as (tables, facts), written_whole(out) as partial, progress_bar(console) as bar:
+    with opened(path) as (tables, facts), written_whole(out) as partial:
         total = sum(table.n_jets for table in tables)
-        task = bar.add_task("embedding", total=total)
-        with pq.ParquetWriter(partial, schema(encoder, path, facts)) as writer:
+        with (
+            progress_bar("embedding", total, console) as advance,
+            pq.ParquetWriter(partial, schema(encoder, path, facts)) as writer,
+        ):
             for table in tables:
                 for rows in blocks(table.n_jets):
                     writer.write_table(embedded(table, rows, encoder, writer.schema))
-                    bar.advance(task, rows.stop - rows.start)
+                    advance(rows.stop - rows.start)
     return total
 
 
@@ -124,12 +126,6 @@ def embedded(table: Table, rows: slice, encoder: Encoder, columns: pa.Schema) ->
     return pa.table(
         [*map(pa.array, cls.T), *same, *map(pa.array, jets.T), *map(pa.array, probabilities)], schema=columns
     )
-
-
-def progress_bar(console: Console | None) -> Progress:
-    """Jets done, time taken and time left; nothing where there is no console."""
-    parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*parts, TimeRemainingColumn(), console=console, disable=console is None)
 
 
 def check_out(out: Path, force: bool) -> None:

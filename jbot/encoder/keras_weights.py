@@ -183,7 +183,7 @@ def _sizes(path: Path, arrays: Arrays, dataset: str, form: str) -> Shape:
 def _backbone_sources(config: ModelConfig) -> Sources:
     """Where the weights of a backbone file lie: query, key and value have datasets of their own."""
     d, heads, k = config.dim, config.heads, config.head_dim
-    sources = {
+    sources: dict[str, list[tuple[str, Shape]]] = {
         "embed.weight": [(f"{EMBED}/0", (FEATURES, d))],
         "embed.bias": [(f"{EMBED}/1", (d,))],
         "cls_token": [(f"{CLS_TOKEN}/0", (1, 1, d))],

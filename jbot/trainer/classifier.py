@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from jbot.trainer.model import Drop, Weights, linear
+from jbot.config import ModelConfig
+from jbot.trainer.model import Drop, Flat, Weights, join_weights, linear, split_weights, unpack, weight_count
 from jbot.trainer.rng import numpy_generator
 
 
@@ -44,12 +44,13 @@ def init_classifier(dim: int, classes: int, seed: int) -> Float[Tensor, "weight"
 def pack_classifier(weights: dict[str, np.ndarray]) -> Float[Tensor, "weight"]:
     """One trial's named weights as a row."""
     dim, classes = weights["hidden1.weight"].shape[0], weights["output.weight"].shape[1]
-    rows = []
-    for name, shape in classifier_shapes(dim, classes).items():
-        if weights[name].shape != shape:
-            raise ValueError(f"weight {name} must have shape {shape}, got {weights[name].shape}")
-        rows.append(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)).reshape(-1))
-    return torch.cat(rows)
+    return join_weights(weights, classifier_shapes(dim, classes))
+
+
+def unpack_classifier(flat: Flat, model: ModelConfig, classes: int) -> tuple[Weights, Weights]:
+    """Views of the weights by name, each (trial, *shape): those of the encoder, those of the head."""
+    count = weight_count(model)
+    return unpack(flat[:, :count], model), split_weights(flat[:, count:], classifier_shapes(model.dim, classes))
 
 
 def classifier_logits(

@@ -35,12 +35,12 @@ from torch import Tensor
 from jbot.config import Config, ModelConfig
 from jbot.data.jets import DataError
 from jbot.data.splits import TARGETS
-from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier
+from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier, unpack_classifier
 from jbot.trainer.dropout import cut_and_scale, factors
 from jbot.trainer.embed import GATHERED, embed_on_device
 from jbot.trainer.engines.graphs import StepGraphs
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.model import Flat, Weights, encode_cls, forward, init_weights, unpack, weight_count, weight_shapes
+from jbot.trainer.model import Flat, encode_cls, first_trial, forward, init_weights, weight_count, weight_shapes
 from jbot.trainer.rng import Draws
 from jbot.trainer.state import PackState, diverged, epoch_order, furthest_behind
 
@@ -415,13 +415,4 @@ def class_probabilities_of(
 def named_classifier(weights: Float[Tensor, "1 weight"], run: Run) -> dict[str, np.ndarray]:
     """One run's weights by name, those of the head behind ``classifier.``, without the trial axis."""
     encoder, head = unpack_classifier(weights, run.config.model, run.classes)
-    named = encoder | {f"classifier.{name}": value for name, value in head.items()}
-    return {name: value[0].detach().cpu().numpy() for name, value in named.items()}
-
-
-def unpack_classifier(flat: Flat, model: ModelConfig, classes: int) -> tuple[Weights, Weights]:
-    """Views of the weights by name, each (trial, *shape): those of the encoder, those of the head."""
-    count, shapes = weight_count(model), classifier_shapes(model.dim, classes)
-    parts = flat[:, count:].split([math.prod(shape) for shape in shapes.values()], dim=1)
-    head = {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-    return unpack(flat[:, :count], model), head
+    return first_trial(encoder | {f"classifier.{name}": value for name, value in head.items()})

@@ -7,7 +7,7 @@ All weights of a trial lie in one row, so the optimiser and the teacher's averag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -70,13 +70,17 @@ def weight_count(config: ModelConfig) -> int:
 
 def unpack(flat: Flat, config: ModelConfig) -> Weights:
     """Views of the flat buffer, by name, each (trial, *shape)."""
-    shapes = weight_shapes(config)
+    return split_weights(flat, weight_shapes(config))
+
+
+def split_weights(flat: Flat, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Views of the columns of `flat` by the names of `shapes`, which they fill in order; each (trial, *shape)."""
     parts = flat.split([math.prod(shape) for shape in shapes.values()], dim=1)
     return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def weight_place(name: str, config: ModelConfig) -> slice:
-    """Where a weight lies in a row of the flat buffer."""
+def weight_slice(name: str, config: ModelConfig) -> slice:
+    """Columns of a weight in the flat buffer."""
     shapes = weight_shapes(config)
     begin = sum(math.prod(shapes[before]) for before in list(shapes)[: list(shapes).index(name)])
     return slice(begin, begin + math.prod(shapes[name]))
@@ -84,13 +88,23 @@ def weight_place(name: str, config: ModelConfig) -> slice:
 
 def named_weights(flat: Flat, config: ModelConfig) -> dict[str, np.ndarray]:
     """The first trial's weights by name, as arrays, without the trial axis."""
-    return {name: value[0].detach().cpu().numpy() for name, value in unpack(flat, config).items()}
+    return first_trial(unpack(flat, config))
+
+
+def first_trial(weights: Weights) -> dict[str, np.ndarray]:
+    """The first trial's weights as arrays, without the trial axis."""
+    return {name: value[0].detach().cpu().numpy() for name, value in weights.items()}
 
 
 def pack(weights: dict[str, np.ndarray], config: ModelConfig) -> Float[Tensor, "weight"]:
     """One trial's named weights as a row of the flat buffer."""
+    return join_weights(weights, weight_shapes(config))
+
+
+def join_weights(weights: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Float[Tensor, "weight"]:
+    """Named weights as one row in the order of `shapes`, which are checked."""
     rows = []
-    for name, shape in weight_shapes(config).items():
+    for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise ValueError(f"weight {name} must have shape {shape}, got {weights[name].shape}")
         rows.append(torch.from_numpy(np.ascontiguousarray(weights[name], dtype=np.float32)).reshape(-1))

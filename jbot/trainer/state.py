@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from jbot.config import Config
-from jbot.trainer.model import Flat, init_weights, weight_place
+from jbot.trainer.model import Flat, init_weights, weight_slice
 from jbot.trainer.rng import numpy_generator
 
 
@@ -101,7 +101,7 @@ def init_state(
     """The state before the first step, a row for each seed: teacher equal to student, moments and centres zero."""
     student = torch.stack([init_weights(config.model, seed) for seed in seeds]).to(device, dtype)
     if config.mask.token == "zero":
-        student[:, weight_place("mask_token", config.model)] = 0.0
+        student[:, weight_slice("mask_token", config.model)] = 0.0
     centers = torch.zeros(len(seeds), config.model.projection, device=device, dtype=dtype)
     return TrainState(
         student=student.clone(),

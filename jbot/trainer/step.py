@@ -18,7 +18,7 @@ from jbot.trainer.dropout import step_factors
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.loss import cls_loss, entropy, koleo_loss, log_predictions, particle_loss, teacher_targets
 from jbot.trainer.masking import Masked
-from jbot.trainer.model import Flat, cls_rows, forward, take_rows, weight_place
+from jbot.trainer.model import Flat, cls_rows, forward, take_rows, weight_slice
 from jbot.trainer.pack import column
 from jbot.trainer.state import TrainState
 
@@ -78,7 +78,7 @@ def train_step(
     (gradient,) = torch.autograd.grad(terms["loss"].sum(), student)
     with torch.no_grad():
         if config.mask.token == "zero":  # without gradient, Adam and its decay leave a zero where it is
-            gradient[:, weight_place("mask_token", config.model)] = 0.0
+            gradient[:, weight_slice("mask_token", config.model)] = 0.0
         update(state, gradient, taught, views[..., 3], config, lr, momentum)
         terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
     return {name: value.detach() for name, value in terms.items()}

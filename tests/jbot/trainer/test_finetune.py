@@ -14,7 +14,13 @@ from safetensors.numpy import load_file
 from jbot.config import Config, FinetuneConfig, ModelConfig, override
 from jbot.data import DataError
 from jbot.encoder.keras_weights import frozen_student, load_backbone, load_head
-from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier, pack_classifier
+from jbot.trainer.classifier import (
+    classifier_logits,
+    classifier_shapes,
+    init_classifier,
+    pack_classifier,
+    unpack_classifier,
+)
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.finetune import (
     Dropout,
@@ -32,7 +38,6 @@ from jbot.trainer.finetune import (
     has_ended,
     init_finetune,
     stack_hyper,
-    unpack_classifier,
 )
 from jbot.trainer.model import cls_rows, encode, encode_cls, init_weights, unpack, weight_count, weight_shapes
 from jbot.trainer.rng import Draws

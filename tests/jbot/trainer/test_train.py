@@ -22,7 +22,7 @@ from jbot.trainer.loop import (
     train,
     views_of_steps,
 )
-from jbot.trainer.model import forward, init_weights, unpack, weight_place
+from jbot.trainer.model import forward, init_weights, unpack, weight_slice
 from jbot.trainer.pack import Pack, stack
 from jbot.trainer.state import Progress, TrainState, epoch_order, furthest_behind, init_state, join_states
 from jbot.trainer.step import TERMS, adamw, masked_rows, train_step
@@ -322,7 +322,7 @@ def test_dropout_behind_each_update(tiny, jets):
 @pytest.mark.parametrize("wanted", ["plain", "fused"])
 def test_a_token_of_zeros_stays_zero(tiny, wanted):
     jets, config = torch.from_numpy(make_jets(40, 2)), override(tiny, {"mask.token": "zero"})
-    place = weight_place("mask_token", tiny.model)
+    place = weight_slice("mask_token", tiny.model)
     engine, learned = find_engine(wanted, config, CPU), init_state(tiny, [0], CPU).student
     state = init_state(config, [0], CPU)
     assert (state.student == learned).sum() == learned.numel() - 8
@@ -340,7 +340,7 @@ def test_without_a_token_the_student_sees_what_its_loss_counts(tiny, jets, wante
     state, hyper, engine = init_state(config, [0], CPU), stack([config], CPU), find_engine(wanted, config, CPU)
     state.teacher += 0.1
     views, masked = views_of_steps(jets[None], state.step, hyper)
-    token = state.student[:, weight_place("mask_token", tiny.model)].clone()
+    token = state.student[:, weight_slice("mask_token", tiny.model)].clone()
     rows, weight = masked_rows(masked[0])
     with torch.no_grad():
         seen, taught = (
@@ -352,7 +352,7 @@ def test_without_a_token_the_student_sees_what_its_loss_counts(tiny, jets, wante
     terms = train_step(state, views[0], masked[0], hyper, rates, rates, engine.forward)
     torch.testing.assert_close(terms["particle_loss"][0], by_hand, rtol=1e-4, atol=0)
     assert float(terms["masked_fraction"][0]) > 0.05
-    assert torch.equal(state.student[:, weight_place("mask_token", tiny.model)], token)
+    assert torch.equal(state.student[:, weight_slice("mask_token", tiny.model)], token)
 
 
 def test_arms_of_a_block_start_from_the_same_weights_and_data(tiny):
