@@ -50,7 +50,7 @@ CLASSIFIERS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class AuthorCheckpoint:
     """The released files of one task and model size."""
 
     task: str
@@ -122,7 +122,7 @@ def judge_released(folder: Path, plan: Plan, data: Jets, storage: Storage, say: 
     return whole
 
 
-def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
+def find_released(folder: Path, plan: Plan) -> list[tuple[AuthorCheckpoint, Config]]:
     """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by; every file is read.
 
     Raises
@@ -132,7 +132,9 @@ def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
     """
     configs = task_configs(plan)
     checkpoints = [
-        (Checkpoint(task=config.data.task, size=size, folder=folder), config) for config in configs for size in MODELS
+        (AuthorCheckpoint(task=config.data.task, size=size, folder=folder), config)
+        for config in configs
+        for size in MODELS
     ]
     found = [(checkpoint, config) for checkpoint, config in checkpoints if checkpoint.files]
     if not found:
@@ -145,7 +147,7 @@ def find_released(folder: Path, plan: Plan) -> list[tuple[Checkpoint, Config]]:
     return found
 
 
-def check_files(checkpoint: Checkpoint) -> None:
+def check_files(checkpoint: AuthorCheckpoint) -> None:
     """Read every file of a checkpoint: its width, heads and layers are its name's, its outputs the task's.
 
     Raises
@@ -175,7 +177,7 @@ def task_configs(plan: Plan) -> list[Config]:
 
 
 def judge(
-    checkpoint: Checkpoint, config: Config, jets: dict[str, LabeledJets]
+    checkpoint: AuthorCheckpoint, config: Config, jets: dict[str, LabeledJets]
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Metrics of the frozen encoder and of the classifiers, named as in a record; and why a file has none."""
     parts: dict[Path, Callable[[], dict[str, Measured]]] = {}
@@ -230,18 +232,18 @@ def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets
     return {f"test/{probe}_{name}": one for name, one in found.items()}
 
 
-def identity(checkpoint: Checkpoint, config: Config, data: Jets) -> str:
+def identity(checkpoint: AuthorCheckpoint, config: Config, data: Jets) -> str:
     """Changes when weights, jets, probes or the code that judges do."""
     judged_by = [dataclasses.asdict(part) for part in (config.data, config.probe, config.anomaly)]
     return digest([judged_by, config.seed, sha256(checkpoint), data.whole, TRAINER_VERSION])
 
 
-def sha256(checkpoint: Checkpoint) -> dict[str, str]:
+def sha256(checkpoint: AuthorCheckpoint) -> dict[str, str]:
     """File name -> hash of its content."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.files}
 
 
-def content(checkpoint: Checkpoint, config: Config, data: Jets, measured: dict[str, Measured]) -> dict[str, Any]:
+def content(checkpoint: AuthorCheckpoint, config: Config, data: Jets, measured: dict[str, Measured]) -> dict[str, Any]:
     """What the tables read, and where it comes from."""
     return {
         "task": checkpoint.task,
