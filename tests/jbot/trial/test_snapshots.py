@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_trial import Killed, always_save, changed, kill_after, run_trial, spec  # noqa: F401 - fixtures
 
+import jbot.trial.run
 from jbot.config import Config, override
 from jbot.store.record import Storage, trial_folder
 from jbot.trainer.embed import embed
@@ -120,7 +121,7 @@ def test_saving_costs_little(spec, tiny_data, tmp_path, monkeypatch):  # noqa: F
     quick = changed(spec, model__dim=32, model__heads=4, data__test_jets=100)
     spent = []
     for name in ("save_snapshot", "save_pictures"):
-        save = getattr(__import__("jbot.trial.run").trial, name)
+        save = getattr(jbot.trial.run, name)
 
         def timed(*arguments, save=save):
             begin = time.process_time()
