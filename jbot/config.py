@@ -351,16 +351,47 @@ class Config:
 JBOT_B = {"model.dim": 64, "model.heads": 6, "model.layers": 4, "model.projection": 32}
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """Dotted field names and their values, in the order of the classes: ``{"data.task": "all", ..., "seed": 0}``."""
+def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted field names and their values, in the order of the classes: ``{"data.task": "all", ..., "seed": 0}``.
+
+    Also of the nested dictionary of a Config, whatever fields it has.
+    """
     flat: dict[str, Any] = {}
-    for part in dataclasses.fields(config):
-        value = getattr(config, part.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{part.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
-        else:
-            flat[part.name] = value
+    for name, value in (config if isinstance(config, Mapping) else vars(config)).items():
+        part = vars(value) if dataclasses.is_dataclass(value) else value
+        flat |= {f"{name}.{leaf}": item for leaf, item in part.items()} if isinstance(part, Mapping) else {name: part}
     return flat
+
+
+def differences(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not at their defaults, which identify a training run.
+
+    A field that is added later, with a default that changes nothing, leaves them as they are. A default that is
+    changed needs another `jbot.TRAINER_VERSION`.
+    """
+    found = {}
+    for name, value in flatten(config).items():
+        known = FIELDS.get(name)
+        if known and known.fits(value):
+            value = known.as_kind(value)
+        if not known or value != known.default:
+            found[name] = value
+    return found
+
+
+def with_defaults(nested: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The nested dictionary of a Config that another version of the program wrote, whole; and which fields it lacked.
+
+    They get their defaults. A part that is no dictionary, and fields of no Config, stay as they are.
+    """
+    filled, lacking = dict(nested), []
+    for name, known in FIELDS.items():
+        group, _, leaf = name.rpartition(".")
+        part = filled.get(group, {})
+        if group and isinstance(part, Mapping) and leaf not in part:
+            filled[group] = {**part, leaf: list(known.default) if known.is_list else known.default}
+            lacking.append(name)
+    return filled, tuple(lacking)
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -488,15 +519,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(nested: Mapping[str, Any]) -> Config:
-    """A Config from the nested dictionary that :func:`to_dict` makes of it."""
+    """A Config from the nested dictionary that :func:`to_dict` makes of it; what it lacks is at its default."""
     if not isinstance(nested, Mapping):
         raise ConfigError(f"a Config must be an object, got {type(nested).__name__}")
-    flat = {
-        f"{group}.{leaf}" if isinstance(value, Mapping) else group: item
-        for group, value in nested.items()
-        for leaf, item in (value.items() if isinstance(value, Mapping) else [(None, value)])
-    }
-    return override(Config(), flat)
+    return override(Config(), flatten(nested))
 
 
 def digest(content: Any, length: int = 16) -> str:

@@ -51,13 +51,7 @@ class Field:
     """Values that have words of their own, in the place of label and unit."""
 
     def check(self, value: Any, name: str = "") -> None:
-        """Whether the field may have this value.
-
-        Raises
-        ------
-        ConfigError
-            Otherwise, naming rule and value.
-        """
+        """Raise a ConfigError that names rule and value, unless the field may have this value."""
         name = name or self.name
         if self.is_list and not isinstance(value, list | tuple):
             raise ConfigError(f"{name} must be a list like {EXAMPLES[self.item]}, got {value!r}")
@@ -72,6 +66,14 @@ class Field:
                 raise ConfigError(f"{name} must be {kind.__name__}, got {one!r} ({type(one).__name__})")
             if kind in (int, float) and not self.holds(one):
                 raise ConfigError(f"{name} must be finite and in {self.range}, got {one!r}")
+
+    def fits(self, value: Any) -> bool:
+        """Whether the field may have this value."""
+        try:
+            self.check(value)
+        except ConfigError:
+            return False
+        return True
 
     def as_kind(self, value: Any) -> Any:
         """A number for a float field as a float, so that 1 and 1.0 are one Config; a list (of JSON) as a tuple."""

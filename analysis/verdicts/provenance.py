@@ -37,6 +37,7 @@ def facts(study: StudyRecords) -> dict[str, str]:
         "Trainer": _counted(r.trainer_version for r in records),
         "Git commit": _counted(r.git_commit or "not recorded" for r in records),
         "Libraries": _counted(_versions(r) for r in records),
+        "At their defaults": study.from_defaults and f"{', '.join(study.from_defaults)}: younger than the files",
     }
     return {name: line for name, line in lines.items() if line}
 
@@ -64,13 +65,17 @@ def deviations(study: StudyRecords) -> list[str]:
 
 
 def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str]:
+    own = {study.plan.hash}
     try:
-        written = study.storage.read_json(f"{study.plan.study}/{FILE}").get("plan_hash")
+        content = study.storage.read_json(f"{study.plan.study}/{FILE}")
     except RecordError:
-        written = None  # records that were never in a folder have no file to compare with
-    if written not in (None, study.plan.hash):
+        content = {}  # records that were never in a folder have no file to compare with
+    written = content.get("plan_hash")
+    if written and not study.plan.trainer_version and written == digest(content["plan"]):
+        own.add(written)  # all of a plan was hashed once
+    if written and written not in own:
         yield f"{FILE} was changed after it was written: it carries plan hash {written}, not {study.plan.hash}."
-    others = Counter((r.study, r.plan_hash) for r in records if r.plan_hash != study.plan.hash)
+    others = Counter((r.study, r.plan_hash) for r in records if r.plan_hash not in own)
     for (name, plan_hash), n in sorted(others.items()):
         yield f"{fmt.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
 

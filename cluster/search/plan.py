@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 
-from jbot.config import digest
+from jbot import TRAINER_VERSION
+from jbot.config import differences, digest
 
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
@@ -52,9 +52,10 @@ class SearchPlan:
     def hash(self) -> str:
         """Identity of the search: what decides its suggestions and values."""
         words = ("question", "space")
-        content = {name: value for name, value in dataclasses.asdict(self).items() if name not in words}
+        content = {name: value for name, value in vars(self).items() if name not in words}
+        content |= {"base": differences(self.base), "data": self.data["fingerprint"]}
         axes = [[axis["coordinate"], axis["distribution"]] for axis in self.space]
-        return digest([content | {"data": self.data["fingerprint"]}, axes, importlib.metadata.version("optuna")])
+        return digest([content, axes, TRAINER_VERSION, importlib.metadata.version("optuna")])
 
     @property
     def sampler(self) -> str:

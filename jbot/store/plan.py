@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from jbot import TRAINER_VERSION
 from jbot.cli import one_line
-from jbot.config import digest
+from jbot.config import differences, digest, with_defaults
 from jbot.store.record import Record, RecordError, Storage, load_curves, load_records, open_folder, trial_folder
 from jbot.store.validation import check_types, fits
 
@@ -85,6 +86,8 @@ class Plan:
     factors: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """Component -> the overrides that take it out: the arms are then read as what is left in."""
     alpha: float = 0.05
+    trainer_version: str = TRAINER_VERSION
+    """The trainer that makes its trials; empty in plans from before it stood there (versions 1 and 2)."""
     looks: tuple[int, ...] = ()
     """Numbers of blocks after which the study is judged, and stops if every primary contrast is decided; the last is
     all of them. Empty: it is judged once, at its end. See :mod:`analysis.stats.sequential`."""
@@ -106,13 +109,16 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Identity of the design. A plan without looks has the one it had before there were any."""
-        return digest(self.as_dict())
+        """Identity of the design: what differs from the defaults of Plan, Contrast and Config, and the trainer."""
+        own = _changed(self) | {"base": differences(self.base), "contrasts": [*map(_changed, self.contrasts)]}
+        return digest([own, self.trainer_version])
 
-    def as_dict(self) -> dict[str, Any]:
-        """What is hashed and written; without `looks` where there are none."""
-        content = dataclasses.asdict(self)
-        return content if self.looks else {name: value for name, value in content.items() if name != "looks"}
+
+def _changed(instance: Plan | Contrast) -> dict[str, Any]:
+    """Fields that are not at their defaults: one that is added later leaves them as they are."""
+    missing = dataclasses.MISSING
+    known = {f.name: f.default if f.default_factory is missing else f.default_factory() for f in fields(instance)}
+    return {name: value for name, value in vars(instance).items() if value != known[name]}
 
 
 def _check_looks(looks: tuple[int, ...], blocks: int) -> None:
@@ -146,6 +152,8 @@ class StudyRecords:
     records: dict[str, Record | None]
     """By trial id."""
     storage: Storage
+    from_defaults: tuple[str, ...] = ()
+    """Config fields that the plan or a record does not have, as it is older than they are."""
 
     def curves(self, trial_id: str) -> list[dict[str, Any]]:
         """Learning curves of one trial, a row per probed epoch."""
@@ -169,7 +177,7 @@ def save_study(
         it follows from the records.
     """
     content = {
-        "plan": plan.as_dict(),
+        "plan": dataclasses.asdict(plan),
         "plan_hash": plan.hash,
         "data": data,
         "trials": [dataclasses.asdict(trial) for trial in trials],
@@ -189,15 +197,24 @@ def load_study(folder: str) -> StudyRecords:
     storage, study = open_folder(folder)
     content = storage.read_json(f"{study}/{FILE}")
     try:
-        plan = content["plan"]
+        plan = {"trainer_version": "", "looks": ()} | content["plan"]
+        plan["base"], lacking = with_defaults(plan["base"])
         contrasts = tuple(Contrast(**contrast) for contrast in plan["contrasts"])
-        looks = tuple(plan.get("looks", ()))
-        parsed = Plan(**plan | {"contrasts": contrasts, "seeds": tuple(plan["seeds"]), "looks": looks})
+        lists = {"seeds": tuple(plan["seeds"]), "looks": tuple(plan["looks"])}
+        parsed = Plan(**plan | lists | {"contrasts": contrasts})
         trials = tuple(PlannedTrial(**trial) for trial in content["trials"])
         data = content["data"]
         if not fits(data, dict[str, Any]):
             raise TypeError(f"data must be an object, got {data!r}")
-    except (KeyError, TypeError, AttributeError, PlanError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{storage.uri}/{study}/{FILE} is not a study: {one_line(error)}") from None
     records = load_records(storage, [trial.trial_id for trial in trials])
-    return StudyRecords(plan=parsed, data=data, trials=trials, records=records, storage=storage)
+    lacking = (*lacking, *(name for record in records.values() if record for name in record.from_defaults))
+    return StudyRecords(
+        plan=parsed,
+        data=data,
+        trials=trials,
+        records=records,
+        storage=storage,
+        from_defaults=tuple(dict.fromkeys(lacking)),
+    )

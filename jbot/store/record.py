@@ -37,6 +37,7 @@ import re
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -50,7 +51,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from jbot.config import Config, digest
+from jbot import TRAINER_VERSION
+from jbot.config import Config, differences, digest, with_defaults
 from jbot.store.checksum import SEAL, sealed, unsealed
 from jbot.store.processes import is_alive, place
 from jbot.store.validation import check_types, fits
@@ -353,6 +355,8 @@ class Record:
     shared_seconds: float = 0.0
     """The share of device_seconds that the trial it continues has spent."""
     schema: int = SCHEMA
+    from_defaults: tuple[str, ...] = field(default=(), compare=False)
+    """Config fields that the file does not have, as it is older than they are; not written."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -371,8 +375,8 @@ class Record:
 
 
 def trial_id(config: Config, data_fingerprint: str, trainer_version: str) -> str:
-    """The name of a trial: equal trials of different studies have the same one."""
-    return digest([dataclasses.asdict(config), data_fingerprint, trainer_version])
+    """The name of a trial: equal trials of different studies have the same one, whatever fields a Config has later."""
+    return digest([differences(config), data_fingerprint, trainer_version])
 
 
 def trial_folder(trial: str) -> str:
@@ -382,7 +386,9 @@ def trial_folder(trial: str) -> str:
 
 def save_record(storage: Storage, record: Record) -> None:
     """Write a record. Its other files must be there already: this one says that the trial has ended."""
-    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", sealed(dataclasses.asdict(record)))
+    content = dataclasses.asdict(record)
+    del content["from_defaults"]
+    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", sealed(content))
 
 
 def load_record(storage: Storage, trial: str, strict: bool = False) -> Record | None:
@@ -488,10 +494,22 @@ def read_record(storage: Storage, name: str, strict: bool = False) -> Record:
         content.pop(SEAL)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise RecordError(f"{storage.uri}/{name} must be a record of schema {SCHEMA}")
+    if isinstance(content.get("config"), dict):
+        content["config"], content["from_defaults"] = with_defaults(content["config"])
     try:
         return Record(**content)
     except TypeError as error:
         raise RecordError(f"{storage.uri}/{name} is not a record: {error}") from None
+
+
+def not_reused(records: Iterable[Record]) -> list[str]:
+    """What of a storage no study of this program takes for its own trials, one line for each trainer version."""
+    counts = Counter(record.trainer_version for record in records if record.trainer_version != TRAINER_VERSION)
+    return [
+        f"{n} trial{'s' * (n > 1)} of trainer version {version} (this is {TRAINER_VERSION}): reports read them, but no"
+        " study reuses them"
+        for version, n in sorted(counts.items())
+    ]
 
 
 def load_finetune_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:

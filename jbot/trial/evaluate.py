@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, digest, to_dict
+from jbot.config import Config, differences, digest
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.evaluator import EvaluationResult, Evaluator
 from jbot.evaluation.metrics import Measured, classification, uncertainties
@@ -45,7 +45,9 @@ def final_metrics(
 def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluator) -> dict[str, Measured]:
     """Metrics without an encoder. They are the same in every trial with these jets: the first one leaves them here."""
     config = evaluator.config
-    asked = [fingerprint, to_dict(config)["data"], config.probe.bank_jets, config.probe.knn_k, TRAINER_VERSION]
+    decide = ("data.", "probe.bank_jets", "probe.knn_k", "anomaly.bank_jets")
+    used = {name: value for name, value in differences(config).items() if name.startswith(decide)}
+    asked = [fingerprint, used, TRAINER_VERSION]
     name = f"floors/raw-{digest(asked)}.json"
     try:
         found = {metric: Measured(**parts) for metric, parts in unsealed(storage.read_json(name)).items()}

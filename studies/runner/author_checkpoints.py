@@ -25,7 +25,7 @@ import torch
 
 from analysis.verdicts.paper_values import MODELS, RELEASED
 from jbot import TRAINER_VERSION
-from jbot.config import Config, digest, from_dict, override
+from jbot.config import Config, differences, digest, from_dict, override
 from jbot.data import DataError, Jets
 from jbot.data.splits import TARGETS, targets
 from jbot.encoder.keras_weights import KerasWeightsError, frozen_student, load_backbone, load_head
@@ -234,8 +234,9 @@ def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets
 
 def identity(checkpoint: AuthorCheckpoint, config: Config, data: Jets) -> str:
     """Changes when weights, jets, probes or the code that judges do."""
-    judged_by = [dataclasses.asdict(part) for part in (config.data, config.probe, config.anomaly)]
-    return digest([judged_by, config.seed, sha256(checkpoint), data.whole, TRAINER_VERSION])
+    groups = ("data.", "probe.", "anomaly.", "seed")
+    judged_by = {name: value for name, value in differences(config).items() if name.startswith(groups)}
+    return digest([judged_by, sha256(checkpoint), data.whole, TRAINER_VERSION])
 
 
 def sha256(checkpoint: AuthorCheckpoint) -> dict[str, str]:

@@ -32,6 +32,7 @@ from studies.runner.estimate import (
     ended_records,
     places_at,
     places_here,
+    reusable_configs,
     same_but_seed,
     with_configs,
 )
@@ -77,7 +78,7 @@ def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Stor
     won = override(base, ledger["points"][ledger["winner"]]["overrides"])
     if won == base:
         return []
-    recorded = {config for config, _ in with_configs(ended_records(storage))}
+    recorded = reusable_configs(ended_records(storage))
     trials = [override(won, {"seed": seed}) for seed in plan.seeds]
     return [config for config in trials if config not in recorded]
 

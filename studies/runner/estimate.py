@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from cluster.resources import Resources
+from jbot import TRAINER_VERSION
 from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import CLASSES, JetData, jets_needed
 from jbot.data.splits import TARGETS
@@ -180,6 +181,11 @@ def with_configs(records: Iterable[Record]) -> list[tuple[Config, Record]]:
             if record.state == "complete":
                 found.append((from_dict(record.config), record))
     return found
+
+
+def reusable_configs(records: Iterable[Record]) -> set[Config]:
+    """Configs of complete trials of this trainer version: no study runs them again on the same jets."""
+    return {config for config, record in with_configs(records) if record.trainer_version == TRAINER_VERSION}
 
 
 def same_but_seed(one: Config, other: Config) -> bool:

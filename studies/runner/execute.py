@@ -22,7 +22,7 @@ from jbot.cli import Parser, bad_input, one_line
 from jbot.config import ConfigError, digest, from_dict, parse_value
 from jbot.data import DataError, Jets
 from jbot.store.plan import FILE, Plan, PlanError, load_study, save_study
-from jbot.store.record import RecordError, Storage, first_line, load_records, load_whole_records
+from jbot.store.record import RecordError, Storage, first_line, load_records, load_whole_records, not_reused
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import ENGINES
 from studies.presets import PRESETS
@@ -191,6 +191,8 @@ def run_plan(
         say(f"[yellow]--until-decided[/] {why_not(plan)}")
     page, ended, whole, gridless = None, False, True, 0
     expected = Expected(specs, storage, held)
+    for line in expected.older:
+        say(line)
     try:
         view = run_trials(plan, specs, choose(specs) if choose else specs, data, storage, held, options)
         if study.anomaly_grid:
@@ -274,8 +276,11 @@ class Expected:
 
     def __init__(self, specs: Sequence[TrialSpec], storage: Storage, held: Resources):
         self.held, self.left = held, open_trials(specs, storage)
+        records = ended_records(storage) if self.left else []
+        self.older = not_reused(records)
+        """What the storage holds of other trainer versions, in words."""
         # Timing takes seconds on a CPU; on a GPU steps are compiled first, which takes a minute.
-        self.costs = Costs(ended_records(storage) if self.left else [], held, timing=held.gpus == 0)
+        self.costs = Costs(records, held, timing=held.gpus == 0)
         self.seconds = {spec.trial_id: cost.seconds for spec in self.left if (cost := self.costs.of(spec.config))}
 
     def against(self, storage: Storage) -> str | None:

@@ -17,7 +17,7 @@ from jbot.config import Config, from_dict, override
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Record, Storage
 from studies.runner.dry_run import Further, device, hours_text, planned_configs
-from studies.runner.estimate import Costs, with_configs
+from studies.runner.estimate import Costs, reusable_configs
 from studies.runner.looks import look_of
 
 
@@ -67,8 +67,7 @@ def look_back(
 ) -> Row:
     """The state of a plan's question; `error` is why it could not run."""
     found = begun(plan, storage)
-    configs = with_configs(records)
-    missing = missing_trials(plan, found, {config for config, _ in configs})
+    missing = missing_trials(plan, found, reusable_configs(records))
     verdicts = primary_verdicts(found) if found else []
     look = look_of(found) if found else None
     planned = len(plan.arms) * (look.blocks if look else len(plan.seeds))

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+from jbot.config import Config, override, to_dict
 from jbot.store.record import Record, RecordError, Storage, load_curves, load_record, open_folder, save_record
 
 RECORD = Record(
@@ -13,7 +14,7 @@ RECORD = Record(
     study="s",
     arm="a",
     plan_hash="p",
-    config={"seed": 3},
+    config=to_dict(override(Config(), {"seed": 3})),
     data={"fingerprint": "f", "source": "x"},
     metrics={"test/knn_accuracy": 0.5},
     trainer_version="1",
