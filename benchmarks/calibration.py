@@ -32,8 +32,7 @@ import scipy
 import scipy.stats
 from rich.console import Console
 
-from analysis.report.sections import two_level
-from analysis.stats import paired, power
+from analysis.stats import paired, power, two_level
 from benchmarks import calibration_laws
 from benchmarks import calibration_truths as truths
 from benchmarks.calibration_row import CONFIDENCE, Kind, Row

@@ -1,18 +1,12 @@
 """Errors of seeds and of test jets, against numbers worked out by hand and against resampling itself."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from simulated import make_plan, simulate
 
-from analysis.report.evidence import gather
-from analysis.report.sections import two_level
-from analysis.report.sections.arms import trial_error
-from analysis.report.sections.two_level import jet_covariance, jet_parts, levels
+from analysis.stats.two_level import jet_covariance, jet_parts, levels
+from jbot.data.jets import CLASSES
+from jbot.data.splits import TARGETS
 from jbot.evaluation.metrics import auc, classification
-from jbot.store.plan import Contrast
-from jbot.store.record import trial_folder
 
 
 @pytest.fixture
@@ -32,7 +26,7 @@ def test_areas_by_jet_are_those_of_the_record(rng, metric):
     labels = rng.integers(5, size=300)
     probability = rng.dirichlet(np.ones(5), size=300) + 0.3 * np.eye(5)[labels]
     found = jet_parts(f"test/linear_{metric}", {"linear/probability": probability, "label": labels}, "all")
-    classes = list(two_level.TARGETS["all"])
+    classes = list(TARGETS["all"])
     assert found.value == pytest.approx(classification(probability, labels, classes, folds=False)[metric].value)
 
 
@@ -51,7 +45,7 @@ def test_anomaly_scores_by_jet(rng):
     arrays = {"anomaly/knn": score, "label": labels}
     whole = jet_parts("test/anomaly_knn_auc", arrays, "qg")
     assert whole.value == pytest.approx(auc(score, labels >= 2).value)
-    name = two_level.CLASSES[3]
+    name = CLASSES[3]
     one = jet_parts(f"test/anomaly_knn_auc_{name}", arrays, "qg")
     used = labels != 2
     used &= labels != 4
@@ -70,7 +64,9 @@ def test_other_metrics_have_no_parts(metric):
 def test_covariance_is_that_of_resampled_jets(rng):
     strata = np.repeat([0, 1], [40, 60])
     parts = (rng.normal(size=(3, 100)) + rng.normal(size=100) + 5 * strata) / 100
-    drawn = two_level.bootstrap_means(np.zeros(3), parts, strata, rng, draws=4000, seeds=False)
+    of_strata = [np.flatnonzero(strata == one) for one in (0, 1)]
+    draws = [np.concatenate([rng.choice(jets, len(jets)) for jets in of_strata]) for _ in range(4000)]
+    drawn = np.array([(parts @ (np.bincount(jets, minlength=100) - 1)).mean() for jets in draws])
     expected = jet_covariance(parts, strata).mean()
     # A variance of 4000 draws: 2.2%; n / (n - 1) of 40 and 60 jets: 2%.
     assert drawn.var() == pytest.approx(expected, rel=0.11)
@@ -92,60 +88,3 @@ def test_jets_unlike_between_seeds_are_in_the_spread_of_seeds_already():
     found = levels("a", np.array([0.5, 0.6, 0.7]), parts, np.zeros(4, int))
     assert found.jet_error == 0
     assert (found.low, found.high) == pytest.approx((found.seeds.low, found.seeds.high))
-
-
-def study(root, shared, seeds=6):
-    """Two arms on 300 test jets; the treatment gains at every seed, on jets that are the same for all seeds or not."""
-    plan = make_plan(
-        {"a": {}, "b": {"mask.scheme": "random"}},
-        seeds=seeds,
-        contrasts=(Contrast(treatment="b", control="a", primary=True),),
-    )
-    labels = np.repeat(np.arange(5), 60)
-    outcome = {}
-
-    def score(config, seed, rng):
-        right = np.random.default_rng([seed, 1]).random(300) < 0.5
-        if config.mask.scheme == "random":
-            gained = np.random.default_rng([0 if shared else seed, 2]).permutation(300)[: 24 + seed % 3]
-            right[gained] = True
-            if shared:
-                right[gained[:4]] = True
-        outcome[config.mask.scheme, seed] = right
-        return right.mean()
-
-    evidence = simulate(root, plan, score)
-    for trial in evidence.study.trials:
-        right = outcome["random" if trial.arm == "b" else "momentum", trial.seed]
-        probability = np.eye(5, dtype=np.float32)[np.where(right, labels, (labels + 1) % 5)]
-        evidence.study.storage.write_arrays(
-            f"{trial_folder(trial.trial_id)}/scores.safetensors", {"knn/probability": probability, "label": labels}
-        )
-    return evidence
-
-
-def test_section_of_a_report_has_arms_and_contrasts(tmp_path):
-    made = two_level.section(study(tmp_path, shared=True))
-    assert made.title == "Seeds and test jets"
-    (table,) = made.tables
-    assert [row[0] for row in table.rows] == ["b − a", "a", "b"]
-    assert {row[2] for row in table.rows} == {"300"}
-    assert float(table.rows[0][5]) > 0
-    assert "the same 300 test jets" in made.sentences[0]
-
-
-def test_outcomes_that_contradict_the_record_are_not_used(tmp_path):
-    evidence = study(tmp_path, shared=True)
-    trial = evidence.study.trials[0]
-    arrays = evidence.study.arrays(trial.trial_id, "scores")
-    arrays["knn/probability"] = arrays["knn/probability"][::-1]
-    evidence.study.storage.write_arrays(f"{trial_folder(trial.trial_id)}/scores.safetensors", arrays)
-    made = two_level.section(evidence)
-    assert trial.arm not in [row[0] for row in made.tables[0].rows]
-
-
-def test_nothing_is_said_where_outcomes_are_not_kept(tmp_path):
-    evidence = simulate(tmp_path, make_plan({"a": {}}), lambda config, seed, rng: 0.5 + 0.01 * seed)
-    assert two_level.section(evidence) is None
-    assert trial_error(evidence).startswith("One trial carries a test-jet error of 0.008; over seeds")
-    assert dataclasses.is_dataclass(gather(evidence.study))
