@@ -26,9 +26,9 @@ def section(evidence: Evidence) -> Section:
         sentences=[
             f"Time until {find_metric(first.metric).full_label} first reaches {first.threshold:.4f} at a probe, the "
             f"point half-way from the untrained to the trained {first.control} arm (means over its seeds). The "
-            "threshold knows nothing of the other arms. A trial that has not reached it when the shortest training ends "
-            "is censored there; a failed trial that had not reached it counts as never reaching it. Negative differences "
-            "are faster."
+            "threshold knows nothing of the other arms. A trial that has not reached it when the shortest training "
+            "ends is censored there; a failed trial that had not reached it counts as never reaching it. Negative "
+            "differences are faster."
         ],
         tables=[table for one in found for table in _tables(one)],
     )

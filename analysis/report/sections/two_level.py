@@ -107,8 +107,8 @@ def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Level
     one = (arms or [found for found, _ in contrasts])[0]
     yield (
         f"All trials are evaluated on the same {one.jets:,} test jets. Intervals over seeds, and the verdicts, hold "
-        "for these jets; more seeds do not make the error of test jets smaller. The last column adds it: other seeds and "
-        "other test jets."
+        "for these jets; more seeds do not make the error of test jets smaller. The last column adds it: other "
+        "seeds and other test jets."
     )
     lost = [found.name for found, verdict in contrasts if verdict.outcome in ("better", "worse") and _spans(found)]
     if lost:
