@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("studies", "analysis", "cluster", "search_spaces", "jbot")
-OWN_PAGES = ("CHANGELOG.md", "benchmarks/README.md")
+OWN_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 """Files outside docs/ that the navigation names."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)(?=[)#])")
 """Targets of relative links, without their anchors."""
