@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as TerminalTable
 
-from analysis.report.section import Table
+from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design, provenance, tables
@@ -34,18 +34,19 @@ from analysis.verdicts.decide import SEED, decide_study
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.cli import Parser, program
+from jbot.config import Config, flatten
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords, load_study
 from jbot.store.record import Record, RecordError, Storage, load_curves, trial_folder
 
 EQUAL, DIFFERING = 0, 1
 WEIGHTS = "student.safetensors"
-MOST_METRICS = 12
+MAX_ROWS = 12
 """Rows of a table on a terminal; compare.html has all."""
 NARROW = 110
 """Columns of a terminal below which intervals are left out."""
 FACTS = ("Data", "Plan hash", "Trainer", "Git commit", "Libraries", "Hardware")
-"""Of :func:`analysis.verdicts.provenance.facts`: what may be the reason of a difference."""
+"""Those of :func:`analysis.verdicts.provenance.facts` that may be the reason of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,9 @@ class Pair:
     """Final weights, byte for byte; None where a side has none."""
 
     @property
-    def both(self) -> bool:
-        """Whether it has ended on both sides."""
-        return self.a is not None and self.b is not None
+    def name(self) -> str:
+        """Arm and seed, in words."""
+        return f"{self.arm} at seed {self.seed}"
 
     @property
     def equal(self) -> bool:
@@ -92,9 +93,9 @@ class Comparison:
         return all(pair.equal for pair in self.pairs)
 
     @property
-    def matched(self) -> list[Pair]:
+    def matched(self) -> list[tuple[Pair, Record, Record]]:
         """Trials that have ended on both sides."""
-        return [pair for pair in self.pairs if pair.both]
+        return [(pair, pair.a, pair.b) for pair in self.pairs if pair.a is not None and pair.b is not None]
 
 
 # --- matching -------------------------------------------------------------------------------------------------------
@@ -108,13 +109,17 @@ def find_studies(folder: str) -> dict[str, str]:
     RecordError
         When there is no study.
     """
-    storage = Storage(folder if "://" in folder else Path(folder).expanduser())
+    storage = _open(folder)
     if storage.exists(FILE):
         return {storage.uri.rstrip("/").rpartition("/")[2]: storage.address}
     found = {name: f"{storage.address}/{name}" for name in storage.names() if storage.exists(f"{name}/{FILE}")}
     if not found:
         raise RecordError(f"{storage.uri} holds no study: it must be a study's folder, or one with such folders")
     return found
+
+
+def _open(folder: str) -> Storage:
+    return Storage(folder if "://" in folder else Path(folder).expanduser())
 
 
 def match(a: str, b: str) -> tuple[list[Comparison], list[str]]:
@@ -128,7 +133,7 @@ def match(a: str, b: str) -> tuple[list[Comparison], list[str]]:
         When a folder holds no study, both have none in common, or no trial has ended on both sides.
     """
     left, right = find_studies(a), find_studies(b)
-    single = [Storage(side if "://" in side else Path(side).expanduser()).exists(FILE) for side in (a, b)]
+    single = [_open(side).exists(FILE) for side in (a, b)]
     if all(single):
         right = dict(zip(left, right.values(), strict=True))
     common = [name for name in left if name in right]
@@ -180,7 +185,7 @@ def _digest(storage: Storage, trial: str) -> str:
 
 
 def metric_table(found: Comparison) -> pd.DataFrame:
-    """A row per trial and metric, all of them.
+    """One row per trial and metric, all of them.
 
     Returns
     -------
@@ -188,20 +193,17 @@ def metric_table(found: Comparison) -> pd.DataFrame:
         study, arm, seed, metric, a, b, difference (B minus A, NaN where a side has no finite value), equal.
     """
     rows = []
-    for pair in found.matched:
-        assert pair.a is not None
-        assert pair.b is not None
-        one, other = pair.a.metrics, pair.b.metrics
-        for metric in dict.fromkeys([*one, *other]):
-            left, right = (tables.as_number(side.get(metric)) for side in (one, other))
-            row = {"study": found.name, "arm": pair.arm, "seed": pair.seed, "metric": metric, "a": left, "b": right}
-            rows.append(row | {"difference": right - left, "equal": _equal(one.get(metric), other.get(metric))})
+    for pair, a, b in found.matched:
+        for metric in dict.fromkeys([*a.metrics, *b.metrics]):
+            one, other = a.metrics.get(metric), b.metrics.get(metric)
+            left, right = tables.as_number(one), tables.as_number(other)
+            rows.append([found.name, pair.arm, pair.seed, metric, left, right, right - left, _equal(one, other)])
     columns = ["study", "arm", "seed", "metric", "a", "b", "difference", "equal"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _equal(one: object, other: object) -> bool:
-    """A record of other hands may hold NaN, which is then the same on both sides."""
+    """NaN, which a record that others wrote may hold, equals NaN."""
     return one == other or (one != one and other != other)
 
 
@@ -213,7 +215,7 @@ def over_seeds(differences: pd.DataFrame) -> MeanInterval:
 def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
     """Metrics that differ, the primary one first, then by how clearly they do; p by Benjamini-Hochberg.
 
-    Without the many numbers of one ROC curve, and without floors: compare.csv has them.
+    Without the many numbers of one ROC curve, and without baselines: compare.csv has them.
     """
     rng, rows = np.random.default_rng(SEED), []
     whole = set(tables.other_metrics(pd.DataFrame(columns=frame["metric"].unique()), found.a.plan))
@@ -232,10 +234,8 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
     ]
     head = ["metric", "bit-equal", "largest difference", "mean, B − A", "95% interval", "seeds", "p, corrected"]
     differing, every_metric = frame.loc[~frame["equal"], "metric"].nunique(), frame["metric"].nunique()
-    label = (
-        f"{found.name}: metrics that differ ({differing} of {every_metric}; without those of floors and single cuts)"
-    )
-    return Table(label=label, head=head, rows=cells)
+    label = f"metrics that differ ({differing} of {every_metric}; without those of baselines and single cuts)"
+    return Table(label=f"{found.name}: {label}", head=head, rows=cells)
 
 
 def _clearness(found: Comparison, row: tuple[str, int, int, float, MeanInterval, float]) -> tuple[bool, bool, float]:
@@ -271,13 +271,18 @@ def arms_section(found: Comparison, frame: pd.DataFrame) -> Table:
 def verdicts_section(found: Comparison) -> Table:
     """What each side concludes on the contrasts that both plan."""
     one, other = ({item.contrast.name: item for item in decide_study(study).verdicts} for study in (found.a, found.b))
-    rows = []
-    for name in one:
-        if name in other:
-            same = "same" if one[name].outcome == other[name].outcome else "CHANGED"
-            rows.append([contrast_name(name), _verdict_cell(one[name]), _verdict_cell(other[name]), same])
-    words = range(4)
-    return Table(label=f"{found.name}: verdicts", head=["contrast", "A", "B", ""], rows=rows, text_columns=words)
+    rows = [
+        [
+            contrast_name(name),
+            _verdict_cell(one[name]),
+            _verdict_cell(other[name]),
+            "same" if one[name].outcome == other[name].outcome else "CHANGED",
+        ]
+        for name in one
+        if name in other
+    ]
+    head = ["contrast", "A", "B", ""]
+    return Table(label=f"{found.name}: verdicts", head=head, rows=rows, text_columns=range(4))
 
 
 def _verdict_cell(item: Verdict) -> str:
@@ -292,16 +297,22 @@ def reasons(found: Comparison) -> Iterator[str]:
     for name in FACTS:
         if one.get(name) != other.get(name):
             yield f"{name}: A {one.get(name, 'not recorded')}; B {other.get(name, 'not recorded')}"
-    changed: Counter[str] = Counter()
-    for pair in found.matched:
-        assert pair.a is not None
-        assert pair.b is not None
-        left, right = flat(pair.a.config), flat(pair.b.config)
-        for field in sorted({*left, *right}):
-            if left.get(field) != right.get(field):
-                changed[f"{field}: A {left.get(field, 'none')}, B {right.get(field, 'none')}"] += 1
+    renamed = sum(a.trial_id != b.trial_id for _, a, b in found.matched)
+    if renamed:
+        yield f"ids differ for {fmt.count(renamed, 'trial')}, matched by arm and seed"
+    changed = Counter(line for _, a, b in found.matched for line in _changes(a.config, b.config))
     for line, n in changed.items():
         yield f"Config of {fmt.count(n, 'trial')}, {line}"
+
+
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of two Configs that differ. One that a record does not have yet had its default."""
+    default = flatten(Config())
+    left, right = flat(a), flat(b)
+    for field in sorted({*left, *right}):
+        one, other = (side.get(field, default.get(field, "none")) for side in (left, right))
+        if one != other:
+            yield f"{field}: A {one}, B {other}"
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -314,14 +325,17 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def missing(found: Comparison) -> Iterator[str]:
     """Trials that only one side has, and those that ended otherwise."""
-    for side, has, lacks in (("A", "a", "b"), ("B", "b", "a")):
-        alone = [p for p in found.pairs if getattr(p, has) is not None and getattr(p, lacks) is None]
-        if alone:
-            named = ", ".join(f"{pair.arm} at seed {pair.seed}" for pair in alone[:6]) + ", …" * (len(alone) > 6)
-            yield f"ended only in {side}: {fmt.count(len(alone), 'trial')} ({named})"
-    for pair in found.matched:
-        if pair.a and pair.b and pair.a.state != pair.b.state:
-            yield f"{pair.arm} at seed {pair.seed}: {_ending(pair.a)} in A, {_ending(pair.b)} in B"
+    only = {
+        "A": [pair.name for pair in found.pairs if pair.a is not None and pair.b is None],
+        "B": [pair.name for pair in found.pairs if pair.a is None and pair.b is not None],
+    }
+    for side, names in only.items():
+        if names:
+            shown = ", ".join(names[:6]) + ", …" * (len(names) > 6)
+            yield f"ended only in {side}: {fmt.count(len(names), 'trial')} ({shown})"
+    for pair, a, b in found.matched:
+        if a.state != b.state:
+            yield f"{pair.name}: {_ending(a)} in A, {_ending(b)} in B"
 
 
 def _ending(record: Record) -> str:
@@ -330,104 +344,81 @@ def _ending(record: Record) -> str:
 
 def time_line(found: Comparison) -> str:
     """Device seconds of B over those of A, as a geometric mean over seeds."""
-    ratios: dict[int, list[float]] = {}
-    machines = {tables.device_of(side) for pair in found.matched for side in (pair.a, pair.b) if side}
-    for pair in found.matched:
-        if pair.a and pair.b and pair.a.own_seconds > 0 and pair.b.own_seconds > 0:
-            ratios.setdefault(pair.seed, []).append(math.log(pair.b.own_seconds / pair.a.own_seconds))
+    ratios: dict[int, list[float]] = defaultdict(list)
+    for pair, a, b in found.matched:
+        if a.own_seconds > 0 and b.own_seconds > 0:
+            ratios[pair.seed].append(math.log(b.own_seconds / a.own_seconds))
     logs = paired.mean_interval([float(np.mean(values)) for values in ratios.values()])
     if not logs.n:
         return "device seconds: not known"
     spread = f" (95% interval {math.exp(logs.low):.2f} to {math.exp(logs.high):.2f})" if logs.n > 1 else ""
+    machines = {tables.device_of(side) for _, *sides in found.matched for side in sides}
     where = "one kind of machine" if len(machines) == 1 else f"{len(machines)} kinds of machine: not comparable"
-    return (
-        f"device seconds: B takes {math.exp(logs.mean):.2f} times A{spread}, "
-        f"{fmt.count(len(found.matched), 'trial')}, {where}"
-    )
+    trials = fmt.count(len(found.matched), "trial")
+    return f"device seconds: B takes {math.exp(logs.mean):.2f} times A{spread}, {trials}, {where}"
 
 
 def headline(found: Comparison) -> str:
     """The answer in one line."""
-    n = len(found.matched)
+    pairs = [pair for pair, *_ in found.matched]
+    curves, weights = [pair.curves_equal for pair in pairs], [pair.weights_equal for pair in pairs]
     if found.equal:
-        kept = [what for what in ("curves", "weights") if any(getattr(p, f"{what}_equal") for p in found.matched)]
+        kept = [what for what, equal in (("curves", curves), ("weights", weights)) if any(equal)]
         also = f", and their {' and '.join(kept)} too" if kept else ""
-        return f"{found.name}: EQUAL. All metrics of {fmt.count(n, 'trial')} are bit-equal{also}."
-    same = sum(pair.equal for pair in found.matched)
-    curves, weights = (
-        sum(getattr(pair, f"{what}_equal") is False for pair in found.matched) for what in ("curves", "weights")
-    )
-    alone = sum(not pair.both and not pair.equal for pair in found.pairs)
-    lacking = f" {fmt.count(alone, 'trial')} ended on one side only." if alone else ""
+        return f"{found.name}: EQUAL. All metrics of {fmt.count(len(pairs), 'trial')} are bit-equal{also}."
+    alone = sum((pair.a is None) != (pair.b is None) for pair in found.pairs)
     return (
-        f"{found.name}: DIFFERENT. {same} of {n} matched trials are bit-equal; curves of {curves} and final weights of "
-        f"{weights} differ.{lacking}"
-    )
+        f"{found.name}: DIFFERENT. {sum(pair.equal for pair in pairs)} of {len(pairs)} matched trials are bit-equal; "
+        f"curves of {curves.count(False)} and final weights of {weights.count(False)} differ."
+    ) + (f" {fmt.count(alone, 'trial')} ended on one side only." if alone else "")
 
 
 # --- how it is shown ------------------------------------------------------------------------------------------------
 
 
-def sections_of(found: Comparison, frame: pd.DataFrame) -> list[Table]:
-    """The tables of one study; only verdicts where nothing differs."""
+def section(found: Comparison, frame: pd.DataFrame) -> Section:
+    """All that is said of one study; of tables only verdicts where nothing differs."""
     shown = [] if bool(frame["equal"].all()) else [arms_section(found, frame), metrics_section(found, frame)]
-    return [table for table in (*shown, verdicts_section(found)) if table.rows]
+    return Section(
+        title=found.a.plan.question,
+        key=found.name,
+        answer=[headline(found)],
+        notes=[*missing(found), *reasons(found), time_line(found)],
+        tables=[table for table in (*shown, verdicts_section(found)) if table.rows],
+    )
 
 
-def show(found: Sequence[Comparison], frames: Sequence[pd.DataFrame], lonely: Sequence[str], console: Console) -> None:
-    """Print the comparison."""
-    for one, frame in zip(found, frames, strict=True):
-        console.print(f"[bold]{escape(headline(one))}[/]", highlight=False, soft_wrap=True)
-        for line in (*missing(one), *reasons(one), time_line(one)):
+def show(found: Sequence[Comparison], sections: Sequence[Section], lonely: Sequence[str], console: Console) -> None:
+    """Print the comparison; tables only of what differs."""
+    for one, said in zip(found, sections, strict=True):
+        console.print(f"[bold]{escape(said.answer[0])}[/]", highlight=False, soft_wrap=True)
+        for line in said.notes:
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-        if not one.equal:
-            for table in sections_of(one, frame):
-                console.print(_terminal_table(table, narrow=console.width < NARROW))
+        for table in said.tables if not one.equal else ():
+            console.print(_terminal_table(table, narrow=console.width < NARROW))
     for line in lonely:
         console.print(line, highlight=False, markup=False)
 
 
 def _terminal_table(table: Table, narrow: bool) -> TerminalTable:
     kept = [i for i, head in enumerate(table.head) if not (narrow and "interval" in head)]
-    title = table.label
-    if len(table.rows) > MOST_METRICS:
-        title += f" (first {MOST_METRICS} of {len(table.rows)}; --out writes all)"
-    made = TerminalTable(title=title, title_justify="left")
+    more = f" (first {MAX_ROWS} of {len(table.rows)}; --out writes all)" if len(table.rows) > MAX_ROWS else ""
+    printed = TerminalTable(title=table.label + more, title_justify="left")
     for i in kept:
-        made.add_column(
-            table.head[i], justify="left" if i in table.text_columns else "right", overflow="fold", no_wrap=i == 0
-        )
-    for row in table.rows[:MOST_METRICS]:
-        made.add_row(*(escape(row[i]) for i in kept))
-    return made
+        left = i in table.text_columns
+        printed.add_column(table.head[i], justify="left" if left else "right", overflow="fold", no_wrap=i == 0)
+    for row in table.rows[:MAX_ROWS]:
+        printed.add_row(*(escape(row[i]) for i in kept))
+    return printed
 
 
-def save(
-    found: Sequence[Comparison],
-    frames: Sequence[pd.DataFrame],
-    lonely: Sequence[str],
-    names: tuple[str, str],
-    out: Path,
-) -> Path:
-    """Write compare.html and compare.csv (a row per trial and metric); returns the page."""
+def save(sections: Sequence[Section], frame: pd.DataFrame, out: Path, **said: Any) -> Path:
+    """Write compare.html and compare.csv (one row per trial and metric); returns the page."""
     from analysis.report.build import environment, write  # drawing libraries: a comparison on a terminal needs none
 
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "compare.csv", pd.concat(frames, ignore_index=True).to_csv(index=False))
-    studies = [
-        {
-            "name": one.name,
-            "question": one.a.plan.question,
-            "equal": one.equal,
-            "headline": headline(one).partition(": ")[2],
-            "lines": [*missing(one), *reasons(one), time_line(one)],
-            "tables": sections_of(one, frame),
-        }
-        for one, frame in zip(found, frames, strict=True)
-    ]
-    equal = all(one.equal for one in found) and not lonely
-    content = {"studies": studies, "lonely": lonely, "a": names[0], "b": names[1], "equal": equal}
-    write(out / "compare.html", environment().get_template("compare.html.j2").render(content))
+    write(out / "compare.csv", frame.to_csv(index=False))
+    write(out / "compare.html", environment().get_template("compare.html.j2").render(sections=sections, **said))
     return out / "compare.html"
 
 
@@ -444,10 +435,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     found, lonely = match(options.a, options.b)
     frames = [metric_table(one) for one in found]
-    show(found, frames, lonely, Console())
+    sections = [section(one, frame) for one, frame in zip(found, frames, strict=True)]
+    equal = all(one.equal for one in found) and not lonely
+    show(found, sections, lonely, Console())
     if options.out:
-        print(save(found, frames, lonely, (options.a, options.b), options.out))
-    return EQUAL if all(one.equal for one in found) and not lonely else DIFFERING
+        said = {"a": options.a, "b": options.b, "equal": equal, "lonely": lonely}
+        print(save(sections, pd.concat(frames, ignore_index=True), options.out, **said))
+    return EQUAL if equal else DIFFERING
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from analysis.plots import svg
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.trial_pictures import trial_pictures
 from jbot.cli import Parser, bad_input, program
 from jbot.store.record import RecordError, Storage, first_line, open_folder, trial_folder

@@ -9,7 +9,6 @@ import functools
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -83,19 +82,6 @@ STYLE: Any = dict(mplhep.style.ATLAS) | {
 }
 
 Draw = TypeVar("Draw", bound=Callable[..., Figure])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A figure with its words."""
-
-    name: str
-    """File name without ending."""
-    figure: Figure
-    alt: str
-    caption: str = ""
-    pdf: bool = True
-    """Saved as PDF too."""
 
 
 def styled(draw: Draw) -> Draw:

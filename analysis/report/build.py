@@ -19,7 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.plots import style, svg
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report import evidence, headline, latex, links, registry
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.verdicts import arm_settings, tables

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 
 
 @dataclass(frozen=True, kw_only=True)

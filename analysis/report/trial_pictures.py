@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import curves, embedding, jets, roc
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.stats import tsne
 from analysis.verdicts import number_format as fmt
 from jbot.data.jets import CLASS_LABELS, CLASSES

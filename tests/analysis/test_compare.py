@@ -202,3 +202,37 @@ def test_means_of_an_arm_are_of_the_seeds_that_both_sides_have(sides):
     ((found,), _) = compare.match(*map(str, sides))
     row = compare.arms_section(found, compare.metric_table(found)).rows[0]
     assert row[:5] == ["momentum", "4 of 5", "0.5150", "0.5150", "0.0000 ± 0.0000"]
+
+
+def rename_trial(study, trial, other):
+    """Give a trial another id, as another trainer version would."""
+    folder = study.storage.uri
+    shutil.move(f"{folder}/{trial_folder(trial)}", f"{folder}/{trial_folder(other)}")
+    for name in (f"{trial_folder(other)}/record.json", f"{study.plan.study}/study.json"):
+        study.storage.write(name, study.storage.read(name).replace(trial.encode(), other.encode()))
+
+
+def test_a_trial_of_another_id_counts_as_bit_equal_and_is_said_once(sides, capsys):
+    make(sides[0])
+    study = make(sides[1])
+    for trial in study.trials[:3]:
+        rename_trial(study, trial.trial_id, trial.trial_id[::-1])
+    assert run(*sides) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "EQUAL. All metrics of 10 trials are bit-equal, and their curves too." in said
+    assert said.count("ids differ") == 1
+    assert "ids differ for 3 trials, matched by arm and seed" in said
+
+
+def test_a_field_that_older_records_lack_had_its_default(sides, capsys):
+    for side in sides:
+        study = make(side, base={"optim.lr": 1e-3})
+    for trial in study.trials:
+        path = f"{trial_folder(trial.trial_id)}/record.json"
+        content = study.storage.read_json(path)
+        del content["config"]["optim"]["lr"], content["config"]["train"]["batch"]
+        study.storage.write(path, json.dumps(content).encode())
+    assert run(*sides) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "optim.lr" in said  # the plan's is not the default
+    assert "train.batch" not in said

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import scores
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.verdicts import arm_settings

@@ -31,7 +31,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.plots import forest
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired

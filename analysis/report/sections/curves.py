@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.plots import curves as plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence, compared_curves
 from analysis.report.section import Section, slug
 from analysis.verdicts import convergence

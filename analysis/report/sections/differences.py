@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.plots.forest import Difference, paired_differences
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report import headline
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import scaling as plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.section import Table
 from analysis.stats import scaling_law
 from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form

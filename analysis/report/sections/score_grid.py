@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from statsmodels.api import OLS, add_constant
 
 from analysis.plots import scores as plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats, paired, variance

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.plots import search as plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.verdicts import number_format as fmt

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import curves as curve_plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.report.sections.curves import comparable

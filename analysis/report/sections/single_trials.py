@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report import trial_pictures
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, slug

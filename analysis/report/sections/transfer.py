@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.plots import transfer as plots
-from analysis.plots.style import Picture
+from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import paired

@@ -1,0 +1,22 @@
+"""A figure with its words. Needs no drawing library: pages of words import it, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with its words."""
+
+    name: str
+    """File name without ending."""
+    figure: Figure
+    alt: str
+    caption: str = ""
+    pdf: bool = True
+    """Saved as PDF too."""
