@@ -46,7 +46,6 @@ NOT_YET = {
 }
 """Arrows against the order that still stand. This set only shrinks: an entry that is no longer true fails too."""
 CIRCLES = {
-    "cluster.tracking.registry, cluster.tracking.view",
     "studies.runner.search, studies.runner.study",
 }
 """Modules that still import each other. It only shrinks, too."""

@@ -17,8 +17,8 @@ from ray.util import get_node_ip_address
 
 from jbot.cli import Parser, program
 
-LOOK_S = 10.0
-"""Between looks (assumed)."""
+POLL_S = 10.0
+"""Between questions (assumed)."""
 PATIENCE_S = 120.0
 """A cluster that does not answer for so long is gone (assumed)."""
 
@@ -43,7 +43,7 @@ def wait(address: str, minutes: float) -> str:
                 return f"no answer from {address} for {PATIENCE_S:g} s ({type(error).__name__})"
         if idle > 60 * minutes:
             return f"idle for {minutes:g} minutes"
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
 
 
 @program

@@ -38,7 +38,7 @@ def problems(path: Path) -> Iterator[str]:
 
 
 def content_problems(text: str) -> Iterator[str]:
-    """Of a YAML file, placeholders aside."""
+    """What is wrong with the content of a YAML file, placeholders aside."""
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:

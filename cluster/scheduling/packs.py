@@ -20,7 +20,7 @@ from jbot.trainer.pack import pack_key
 FLOAT = 4
 """Bytes of a number: everything is float32."""
 MEMORY_SHARE = 0.8
-"""Of the free memory; the rest is for jets, probes and the allocator's gaps (assumed)."""
+"""Share of the free memory that packs take; the rest is for jets, probes and the allocator's gaps (assumed)."""
 
 
 def form_packs(

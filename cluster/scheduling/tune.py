@@ -93,7 +93,7 @@ def train_pack(
 
 class PackRefs:
     """Packs by number, in the object store. A worker fetches those around the one it asks for, not all of them: Tune
-    hands its parameters to each trial anew, and reading all packs would cost every trial time in proportion to all."""
+    hands its parameters to each trial again, and reading all packs would cost every trial time in proportion to all."""
 
     SIZE = 64
 

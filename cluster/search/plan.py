@@ -37,7 +37,7 @@ class SearchPlan:
     objectives: tuple[str, ...]
     """Names in DIRECTIONS; the first chooses the winner."""
     metric: str
-    """Of validation jets, a column of learning curves: the objective `accuracy`."""
+    """Column of learning curves, on validation jets: the objective `accuracy`."""
     seed: int
     startup: int
     """Points drawn at random before the sampler has enough to go by."""

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{study}/{'search' if known else 'study'}.json"
         )  # before MLflow makes a database for nothing
         uri = uri or default_tracking_uri(storage)
-        from cluster.tracking.view import rebuild
+        from cluster.tracking.publish import rebuild
 
         done = rebuild(storage, study, uri)
     except (RecordError, KeyError, TypeError) as error:

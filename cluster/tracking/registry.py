@@ -5,45 +5,46 @@ One registered model per study; its alias is the arm: ``models:/masking_ablation
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from cluster.tracking import pages as pages
+from cluster.tracking import pages
+from cluster.tracking.runs import Runs, pages_of
 from jbot.config import from_dict
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.record import Record, Storage, load_curves, trial_folder
 from jbot.trial.card import CARD, model_card
 
-if TYPE_CHECKING:
-    from cluster.tracking.view import Ended, View
-
 CODE = Path(__file__).with_name("encoder.py")
 WEIGHTS = "student.safetensors"
 INPUT = (-1, -1, 4)
 """Jets, particles, and eta_rel, phi_rel, pt_rel, valid."""
+Ended = tuple[str, str, Record]
+"""Id, arm, and record of a trial that has ended."""
 
 
-def register_best(view: View, storage: Storage, ended: Sequence[Ended]) -> None:
+def register_best(runs: Runs, info: pages.StudyInfo, storage: Storage, ended: Sequence[Ended]) -> None:
     """Register the best encoder of each arm that has a complete trial, and point the arm's alias to it.
 
     A trial is registered once: what is there already costs one query.
     """
-    best = choose(storage, ended, view.info.metric, view.info.higher_is_better)
+    best = choose(storage, ended, info.metric, info.higher_is_better)
     if not best:
         return
-    versions, aliases = _registry(view)
-    logged = _logged(view) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
+    versions, aliases = _registered(runs, info)
+    logged = _logged(runs) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
     for arm, (trial, record, why) in best.items():
         if trial not in versions:
-            versions[trial] = _register(view, storage, arm, record, why, logged)
+            versions[trial] = _register(runs, info.name, storage, arm, record, why, logged)
         if aliases.get(arm) != versions[trial]:
-            view.client.set_registered_model_alias(view.info.name, arm, versions[trial])
+            runs.client.set_registered_model_alias(info.name, arm, versions[trial])
 
 
 def choose(
@@ -57,10 +58,8 @@ def choose(
     ranked: dict[str, list[tuple[float, int, str, Record]]] = {}
     for trial, arm, record in ended:
         if record.state == "complete" and storage.exists(f"{trial_folder(trial)}/{WEIGHTS}"):
-            last = next(
-                (row[curve] for row in reversed(load_curves(storage, trial)) if row.get(curve) is not None), None
-            )
-            score = float("-inf") if last is None else sign * float(last)
+            values = [row[curve] for row in load_curves(storage, trial) if row.get(curve) is not None]
+            score = sign * float(values[-1]) if values else float("-inf")
             ranked.setdefault(arm, []).append((score, -record.seed, trial, record))
     best = {}
     for arm, trials in ranked.items():
@@ -72,62 +71,54 @@ def choose(
     return best
 
 
-def _registry(view: View) -> tuple[dict[str, str], dict[str, str]]:
+def _registered(runs: Runs, info: pages.StudyInfo) -> tuple[dict[str, str], dict[str, str]]:
     """Versions by trial, and versions by alias, of the study's model, which is made when there is none."""
     from mlflow.exceptions import MlflowException
 
-    client, name = view.client, view.info.name
-    text = f"{view.info.question}\n\nThe best encoder of each arm, by the alias of its name."
+    client, name = runs.client, info.name
     try:
         model = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+        text = f"{info.question}\n\nThe best encoder of each arm, by the alias of its name."
         model = client.create_registered_model(name, tags={"study": name}, description=text)
-    versions: dict[str, str] = {}
-    token: str | None = ""
-    while token is not None:
-        found = client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token or None)
-        versions |= {one.tags["trial_id"]: str(one.version) for one in found if "trial_id" in one.tags}
-        token = found.token or None
+    found = pages_of(functools.partial(client.search_model_versions, f"name = '{name}'", max_results=200))
+    versions = {one.tags["trial_id"]: str(one.version) for one in found if "trial_id" in one.tags}
     return versions, {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _register(view: View, storage: Storage, arm: str, record: Record, why: str, logged: dict[str, Any]) -> str:
+def _register(
+    runs: Runs, name: str, storage: Storage, arm: str, record: Record, why: str, logged: dict[str, Any]
+) -> str:
     """A logged model of the trial's run, and a version of the study's registered model; returns the version."""
     trial = record.trial_id
     tags = {"trial_id": trial, "arm": arm, "seed": str(record.seed), "chosen": why}  # another study may have run it
-    run = view.links()["runs"][trial]
-    model = logged.get(trial) or _log_model(view, storage, record, run, tags)
+    run = runs.known["trial", trial].id
+    model = logged.get(trial) or _log_model(runs, storage, record, run, tags)
     # A SQLite registry looks models:/ up in whatever server this process has as its default.
-    source = f"models:/{model.model_id}" if view.uri.startswith("http") else model.artifact_location
-    text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(_card(storage, record), 10 * pages.MOST_CHARACTERS)}")
-    made = view.client.create_model_version(
-        view.info.name, source, run, tags, description=text, model_id=model.model_id, await_creation_for=0
+    source = f"models:/{model.model_id}" if runs.uri.startswith("http") else model.artifact_location
+    text = pages.shortened(f"Chosen: {why}.\n\n{pages.shortened(_card(storage, record), 10 * pages.MAX_CHARACTERS)}")
+    made = runs.client.create_model_version(
+        name, source, run, tags, description=text, model_id=model.model_id, await_creation_for=0
     )
     return str(made.version)
 
 
-def _logged(view: View) -> dict[str, Any]:
+def _logged(runs: Runs) -> dict[str, Any]:
     """Logged models of the experiment that are whole, by trial."""
-    found: dict[str, Any] = {}
-    token: str | None = None
-    while True:
-        models = view.client.search_logged_models([view.experiment], page_token=token)
-        found |= {one.tags["trial_id"]: one for one in models if "trial_id" in one.tags and one.status == "READY"}
-        token = models.token
-        if not token:
-            return found
+    found = pages_of(functools.partial(runs.client.search_logged_models, [runs.experiment]))
+    return {one.tags["trial_id"]: one for one in found if "trial_id" in one.tags and one.status == "READY"}
 
 
-def _log_model(view: View, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:
+def _log_model(runs: Runs, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:
     from mlflow.entities import LoggedModelOutput
 
-    client = view.client
+    client = runs.client
     with tempfile.TemporaryDirectory() as here:
         _save(storage, record, Path(here))
         name = f"{tags['arm']}-seed-{record.seed}"
-        model = client.create_logged_model(view.experiment, name, run, tags, None, "jbot")
+        model = client.create_logged_model(runs.experiment, name, run, tags, None, "jbot")
         client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])

@@ -86,7 +86,7 @@ def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
 
 
 def _finish(view: Any, plan: Plan, storage: Storage) -> None:
-    from cluster.tracking.view import rebuild
+    from cluster.tracking.publish import rebuild
 
     try:  # a server that was down for a while is back by now, or costs some seconds more
         rebuild(storage, plan.study, view.uri, files=False)
@@ -100,7 +100,8 @@ def _finish(view: Any, plan: Plan, storage: Storage) -> None:
 
 
 def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
-    from cluster.tracking.view import LiveView, StudyInfo
+    from cluster.tracking.pages import StudyInfo
+    from cluster.tracking.publish import LiveView
 
     info = StudyInfo(
         name=plan.study,

@@ -361,10 +361,10 @@ def draw_figures(specs: list[TrialSpec], storage: Storage) -> None:
 
 def show_files(view: Any, plan: Plan, storage: Storage, page: Path) -> None:
     """Figures and report as artifacts of their runs."""
-    from cluster.tracking import view as mlflow_view
+    from cluster.tracking import publish
 
     try:
-        mlflow_view.show_files(storage, plan.study, view.uri, page.read_bytes())
+        publish.show_files(storage, plan.study, view.uri, page.read_bytes())
     except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the records are complete
         view.error = f"{type(error).__name__}: {first_line(error)}"
         say_lost(view, plan, storage)

@@ -396,6 +396,9 @@ def test_the_image_has_what_it_copies_and_nobody_is_root():
         assert f"!{name.split('/')[0]}" in let_in
     steps = re.findall(r"^[^#\n]*(?:RUN|&&) cluster/deploy/install\.sh (\w+)", text, re.MULTILINE)
     assert steps == ["system", "tracking", "python"]
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    (empty,) = re.findall(r"for package in ([\w ]+);", text)
+    assert sorted(empty.split()) == sorted(name.rstrip("*") for name in found)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,8 @@ class Written:
     def write(self, number: int, uri: str, go_on: Event | None = None) -> None:
         """What the driver of one study does, without training: each trial starts, gives points, and ends. When one
         half has ended it waits to be told."""
-        from cluster.tracking.view import LiveView, StudyInfo
+        from cluster.tracking.pages import StudyInfo
+        from cluster.tracking.publish import LiveView
 
         plan = self.plans[number]
         info = StudyInfo(

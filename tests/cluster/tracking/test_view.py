@@ -1,11 +1,9 @@
 """The MLflow view: one run per trial whatever happens, rebuilt from records, and never in the way."""
 
 import argparse
-import base64
 import dataclasses
 import json
 import socket
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +24,11 @@ from studies.runner.console import watched
 from studies.runner.study import Study, planned_trials, trial_specs
 
 mlflow = pytest.importorskip("mlflow")
-from cluster.tracking import view as mlflow_view  # noqa: E402 - needs mlflow
-from cluster.tracking.pages import shortened  # noqa: E402 - needs mlflow
-from cluster.tracking.registry import choose  # noqa: E402 - needs mlflow
-from cluster.tracking.view import LiveView, StudyInfo, View, rebuild, show_files  # noqa: E402 - needs mlflow
+from cluster.tracking import publish  # noqa: E402 - needs mlflow
+from cluster.tracking.pages import StudyInfo, shortened  # noqa: E402
+from cluster.tracking.publish import LiveView, rebuild, show_files  # noqa: E402
+from cluster.tracking.registry import choose  # noqa: E402
+from cluster.tracking.view import LINKS, View  # noqa: E402
 
 STUDY = Study(
     name="view_test",
@@ -168,7 +167,7 @@ def test_a_point_that_comes_twice_is_one_point(case):
     for _ in range(2):
         view.point(spec, row)
     (run,) = case.runs()
-    assert len(view.client.get_metric_history(run.info.run_id, "train/loss")) == 1
+    assert len(view.runs.client.get_metric_history(run.info.run_id, "train/loss")) == 1
     assert "val/knn_accuracy" not in run.data.metrics
 
 
@@ -217,7 +216,7 @@ def test_ctrl_c_while_the_view_is_made_anew_is_one_word(case, monkeypatch, capsy
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mlflow_view, "rebuild", stop)
+    monkeypatch.setattr(publish, "rebuild", stop)
     assert mirror([f"{case.storage.uri}/{case.plan.study}"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -225,28 +224,27 @@ def test_ctrl_c_while_the_view_is_made_anew_is_one_word(case, monkeypatch, capsy
 def saved(client, experiment, key):
     """A saved view as the UI reads it: its name, and the state of lists and charts."""
     content = json.loads(client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{key}"])
-    packed = content["state"].removeprefix("deflate;")
-    return content["name"], json.loads(zlib.decompress(base64.b64decode(packed)))
+    return content["name"], json.loads(content["state"])
 
 
 def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
     view = View(case.uri, case.info)
-    tags = view.client.get_experiment(view.experiment).tags
+    tags = view.runs.client.get_experiment(view.runs.experiment).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"].startswith("Does it show? Open: [arms](")
     assert "viewStateShareKey=arms" in tags["mlflow.note.content"]
-    name, arms = saved(view.client, view.experiment, "arms")
+    name, arms = saved(view.runs.client, view.runs.experiment, "arms")
     assert name == "1 Arms: mean and spread"
     assert arms["searchFilter"] == "tags.role = 'arm'"
     assert arms["orderByKey"] == f"metrics.`{case.plan.metric}`"
     assert arms["orderByAsc"] is False
     assert {f"metrics.`{case.plan.metric}`", f"metrics.`{case.plan.metric}_sd`"} <= set(arms["selectedColumns"])
-    _, curves = saved(view.client, view.experiment, "curves")
+    _, curves = saved(view.runs.client, view.runs.experiment, "curves")
     assert curves["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
     assert "val/knn_accuracy" in {chart["metricKey"] for chart in curves["compareRunCharts"]}
     assert all(len(value) <= 5000 for value in tags.values())
     View(case.uri, case.info)
-    assert view.client.get_experiment(view.experiment).tags == tags
+    assert view.runs.client.get_experiment(view.runs.experiment).tags == tags
 
 
 def test_arms_can_be_compared_and_their_trials_share_a_colour(case, tmp_path):
@@ -295,16 +293,16 @@ def test_links_lead_from_records_to_runs(case):
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[]"])
 def test_damaged_links_are_written_anew(tmp_path, damage):
     storage, links = Storage(tmp_path), {"parent": "p", "runs": {}}
-    storage.write(f"study/{mlflow_view.LINKS}", damage)
-    mlflow_view.save_links(SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links), storage)
-    assert storage.read_json(f"study/{mlflow_view.LINKS}") == links
+    storage.write(f"study/{LINKS}", damage)
+    publish.save_links(SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links), storage)
+    assert storage.read_json(f"study/{LINKS}") == links
 
 
 def test_what_is_whole_is_passed_over(case, monkeypatch):
     case.run()
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     read = []
-    monkeypatch.setattr(mlflow_view, "all_curves", lambda storage, trial: read.append(trial) or [])
+    monkeypatch.setattr(publish, "all_curves", lambda storage, trial: read.append(trial) or [])
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     assert read == []
 

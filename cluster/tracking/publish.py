@@ -1,0 +1,212 @@
+"""Who writes the MLflow view of a study: its driver, live, and whoever has its records, at any time."""
+
+from __future__ import annotations
+
+import functools
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.tracking.pages import StudyInfo
+from cluster.tracking.registry import Ended, register_best
+from cluster.tracking.view import LINKS, View, milliseconds
+from jbot.store.record import (
+    Record,
+    RecordError,
+    Storage,
+    first_line,
+    load_curves,
+    load_finetune_curves,
+    load_records,
+)
+from jbot.store.search_ledger import load_ledger
+from jbot.store.trial_spec import TrialSpec
+
+CATCH_UP_SECONDS = 15.0
+"""While a study runs, between writings of LINKS and of the arms' summaries: each goes through all trials (assumed)."""
+PATIENCE_S = 120
+"""How long a server may take for one task when the study waits for the last ones (assumed)."""
+
+
+class LiveView:
+    """A listener that writes the view from one background thread. A server that fails loses nothing: see `rebuild`."""
+
+    def __init__(self, uri: str, info: StudyInfo, storage: Storage):
+        self.uri, self.info, self.storage = uri, info, storage
+        self.error: str | None = None
+        self._tasks: queue.Queue[Callable[[View], None] | None] = queue.Queue()
+        self._changed: set[str] = set()
+        """Arms of which a trial has ended since they were summarised."""
+        self._thread = threading.Thread(target=self._work, name="mlflow-view", daemon=True)
+        self._thread.start()
+
+    def started(self, spec: TrialSpec) -> None:
+        """See View.started."""
+        self._tasks.put(lambda view: view.started(spec))
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """See View.point."""
+        self._tasks.put(lambda view: view.point(spec, row))
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """See View.ended."""
+
+        def write(view: View) -> None:
+            write_trial(view, self.storage, spec.trial_id, spec.arm, record)
+            self._changed.add(spec.arm)
+
+        self._tasks.put(write)
+
+    def interrupted(self, spec: TrialSpec) -> None:
+        """Its run goes on when the trial does."""
+
+    def lost(self, spec: TrialSpec, error: str) -> None:
+        """Its run stays as it is until the trial is tried again."""
+
+    def stopped(self) -> None:
+        """The study stops before its end, and its run says so."""
+        self._tasks.put(lambda view: view.finish(False))
+
+    def close(self) -> None:
+        """Write what is left, or give up when the server has failed."""
+        self._tasks.put(None)
+        left = math.inf
+        while self._thread.is_alive() and self._tasks.qsize() < left:  # it may be far behind, as long as it goes on
+            left = self._tasks.qsize()
+            self._thread.join(timeout=PATIENCE_S)
+        if self._thread.is_alive():
+            self.error = self.error or "it did not answer in two minutes"
+
+    def _work(self) -> None:
+        view: View | None = None
+        saved = -math.inf
+
+        def do(task: Callable[[View], None]) -> None:
+            nonlocal view
+            try:
+                view = view or View(self.uri, self.info, self.storage.uri)
+                task(view)
+            except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
+                self.error = f"{type(error).__name__}: {first_line(error)}"
+
+        while (task := self._tasks.get()) is not None:
+            if not self.error:
+                do(task)
+            if not self.error and time.monotonic() - saved > CATCH_UP_SECONDS:
+                do(self._catch_up)
+                saved = time.monotonic()
+        if view and not self.error:
+            do(self._catch_up)
+
+    def _catch_up(self, view: View) -> None:
+        """What is said of all trials so far."""
+        for arm in sorted(self._changed):
+            view.summarise(arm)
+        self._changed.clear()
+        save_links(view, self.storage)
+
+
+def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
+    """Make the view of a study from its records; returns the trials. What is there already is passed over.
+
+    Parameters
+    ----------
+    study : str
+        Name of the study's folder in the storage.
+    files : bool
+        Figures, report and models too, as far as they were made.
+    """
+    view, content, ended = _open(storage, study, uri)
+    searched = _ended_points(storage, study)
+    for trial, arm, record in ended + searched:
+        write_trial(view, storage, trial, arm, record)
+    for arm in dict.fromkeys(arm for _, arm, _ in ended):
+        view.summarise(arm)
+    trials = [trial["trial_id"] for trial in content["trials"]]
+    view.retire(trials + [trial for trial, _, _ in searched])
+    view.finish("unfinished" not in content and len(ended) == len(trials))
+    save_links(view, storage)
+    if files:
+        page = f"{study}/report.html"
+        _send_files(view, storage, ended, storage.read(page) if storage.exists(page) else None)
+    return len(ended) + len(searched)
+
+
+def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
+    """Add the figures that were drawn, the report, and the best encoder of each arm to the view of a study."""
+    view, _, ended = _open(storage, study, uri)
+    _send_files(view, storage, ended, report)
+
+
+def write_trial(view: View, storage: Storage, trial: str, arm: str, record: Record) -> None:
+    """A trial that has ended, with its learning curves."""
+    view.ended(trial, arm, record, functools.partial(all_curves, storage, trial))
+
+
+def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
+    """Rows of pre-training, and of fine-tunings."""
+    return load_curves(storage, trial) + load_finetune_curves(storage, trial)
+
+
+def save_links(view: View, storage: Storage) -> None:
+    """Write LINKS into the study's folder, when anything has changed."""
+    name, content = f"{view.info.name}/{LINKS}", view.links()
+    try:
+        there = storage.read_json(name)
+    except RecordError:  # not there yet, or damaged
+        there = None
+    if there != content:
+        storage.write_json(name, content)
+
+
+def _send_files(view: View, storage: Storage, ended: list[Ended], report: bytes | None) -> None:
+    for trial, arm, record in ended:
+        view.figures(trial, arm, record, storage)
+    if report is not None:
+        view.report(report, storage)
+    register_best(view.runs, view.info, storage, ended)
+
+
+def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any], list[Ended]]:
+    """The view of a study, what its file says, and its trials that have ended."""
+    content = _content(storage, study)
+    plan = content["plan"]
+    info = StudyInfo(
+        name=plan["study"],
+        question=plan["question"],
+        preset=plan["preset"],
+        plan_hash=content["plan_hash"],
+        metric=plan["metric"],
+        source=content["data"]["source"],
+        higher_is_better=plan.get("higher_is_better", True),
+        arms=tuple(plan.get("arms", ())),
+    )
+    trials = content["trials"][
+        : content.get("needed")
+    ]  # fewer than planned, where a study was decided at an interim analysis
+    ended = _ended(storage, trials)
+    begun = min((milliseconds(record)[0] for _, _, record in ended), default=None)
+    return View(uri, info, storage.uri, begun), content, ended
+
+
+def _content(storage: Storage, study: str) -> dict[str, Any]:
+    """The plan of a study and its trials; while it is still searching for its arms, that of the search."""
+    ledger = None if storage.exists(f"{study}/study.json") else load_ledger(storage, study)
+    if ledger is None:
+        return dict(storage.read_json(f"{study}/study.json"))
+    return ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
+
+
+def _ended_points(storage: Storage, study: str) -> list[Ended]:
+    """The trials of a study's search that have ended; none without a search."""
+    ledger = load_ledger(storage, study) or {"points": []}
+    return _ended(storage, [trial for point in ledger["points"] for trial in point["trials"]])
+
+
+def _ended(storage: Storage, trials: list[dict[str, Any]]) -> list[Ended]:
+    """Those of the trials (`trial_id`, `arm`) that have a record."""
+    there = load_records(storage, [trial["trial_id"] for trial in trials])
+    return [(trial["trial_id"], trial["arm"], r) for trial in trials if (r := there[trial["trial_id"]]) is not None]

@@ -1,0 +1,195 @@
+"""The runs of a study in a tracking server, each found by our own ids in its tags: what is asked twice is done once."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EARLIER = "earlier "
+"""Opens the role of runs that a plan of this name had before."""
+BATCH, PARAM_BATCH = 900, 100
+"""Metrics and parameters a request; MLflow takes 1000 and 100."""
+
+
+@dataclass
+class Run:
+    """What is known here of a run."""
+
+    id: str
+    start: int
+    """Milliseconds since 1970."""
+    status: str
+    """MLflow's word."""
+    tags: dict[str, str]
+    has_params: bool
+    """Who made it may have died before it wrote them."""
+    is_new: bool = False
+    """Made here: nothing is in it that was not written here."""
+    steps: dict[str, set[int]] = field(default_factory=dict)
+    """Epochs that are there, by the name of their clock."""
+
+
+class Runs:
+    """Every run of one experiment. Each method may raise what MLflow raises.
+
+    Parameters
+    ----------
+    uri : str
+        The tracking server.
+    name : str
+        The experiment, made when there is none.
+    """
+
+    def __init__(self, uri: str, name: str):
+        import mlflow
+
+        self.uri, self.client = uri, mlflow.MlflowClient(tracking_uri=uri)
+        self.experiment = self._open(name)
+        self.known: dict[tuple[str, str], Run] = {}
+        """By role and key."""
+        self._find()
+
+    def get(
+        self,
+        role: str,
+        key: str,
+        name: str,
+        tags: Mapping[str, str],
+        begun: int | None = None,
+        params: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> Run:
+        """The run with this role and key, made when there is none; its tags are brought up to date.
+
+        Parameters
+        ----------
+        begun : int, optional
+            When it started [ms since 1970]; now by default.
+        params : callable, optional
+            Gives its parameters, when they are needed.
+        """
+        tags = {**tags, "role": role, "key": key}
+        if (role, key) not in self.known:  # another process may have made it since
+            self._find(f"tags.key = '{key}'")
+        if (role, key) not in self.known:
+            tags["state"] = "running"
+            made = self.client.create_run(self.experiment, start_time=begun, run_name=name, tags=tags).info
+            self.known[role, key] = Run(made.run_id, made.start_time, made.status, tags, has_params=False, is_new=True)
+        run = self.known[role, key]
+        self.log(run, tags=tags)
+        if params and not run.has_params:
+            self._log_params(run, params())
+        return run
+
+    def log(self, run: Run, metrics: Sequence[Any] = (), tags: Mapping[str, str] | None = None) -> None:
+        """Write metrics, and those of the tags that have changed."""
+        from mlflow.entities import RunTag
+
+        tags = tags or {}
+        changed = [RunTag(key, value) for key, value in tags.items() if run.tags.get(key) != value]
+        for begin in range(0, max(len(metrics), 1 if changed else 0), BATCH):
+            self.client.log_batch(run.id, metrics[begin : begin + BATCH], tags=[] if begin else changed)
+        run.tags.update(tags)
+
+    def points(self, run: Run, rows: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """Metrics of those rows of learning curves that are not there yet."""
+        metrics = []
+        for row in rows:
+            clock = next(name for name in row if name.endswith("epoch"))  # its own, or that of a fine-tuning
+            if clock not in run.steps:
+                history = [] if run.is_new else self.client.get_metric_history(run.id, clock)
+                run.steps[clock] = {int(metric.step) for metric in history}
+            if row[clock] not in run.steps[clock]:
+                run.steps[clock].add(row[clock])
+                known = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                metrics += self.metrics(known, step=row[clock])
+        return metrics
+
+    def metrics(self, values: Mapping[str, float], step: int = 0, at: int | None = None) -> list[Any]:
+        """Values as MLflow takes them; with a time of their own [ms], so that writing twice is writing once."""
+        from mlflow.entities import Metric
+
+        at = int(time.time() * 1000) if at is None else at
+        return [Metric(name, float(value), at, step) for name, value in values.items()]
+
+    def set_status(self, run: Run, status: str, state: str, end: int | None = None) -> None:
+        """MLflow's status and our state; a run that has ended ended at `end` [ms]."""
+        self.log(run, tags={"state": state})
+        if status != "RUNNING":
+            self.client.set_terminated(run.id, status, None if end is None else max(end, run.start))
+        elif run.status != status:
+            self.client.update_run(run.id, status=status)
+        run.status = status
+
+    def upload(self, run: Run, files: Mapping[str, bytes], folder: str | None) -> None:
+        """Files as artifacts."""
+        if not files:
+            return
+        with tempfile.TemporaryDirectory() as here:
+            for name, content in files.items():
+                (Path(here) / name).write_bytes(content)
+            self.client.log_artifacts(run.id, here, folder)
+
+    def retire(self, keep: set[tuple[str, str]]) -> None:
+        """Runs whose role and key are not among these leave the lists: their role says `earlier`."""
+        for (role, key), run in self.known.items():
+            if (role, key) not in keep and not run.tags["role"].startswith(EARLIER):
+                self.log(run, tags={"role": f"{EARLIER}{role}"})
+
+    def _open(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if found := self.client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name, artifact_location=_artifact_folder(self.uri, name))
+        except MlflowException:  # another process has just made it, or this one did by a request that was asked twice
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
+
+    def _find(self, query: str = "tags.key != ''") -> None:
+        """Runs of the experiment that are ours; all of them in few queries, however many trials there are."""
+        search = functools.partial(self.client.search_runs, [self.experiment], query, max_results=1000)
+        for run in pages_of(search):
+            tags, info = dict(run.data.tags), run.info
+            role = tags.get("role", "").removeprefix(EARLIER)
+            self._keep((role, tags["key"]), Run(info.run_id, info.start_time, info.status, tags, bool(run.data.params)))
+
+    def _keep(self, key: tuple[str, str], run: Run) -> None:
+        """Keep the earlier of two runs for the same: a server that answers too late makes one, and is asked again."""
+        known = self.known.setdefault(key, run)
+        if known.id != run.id:
+            self.known[key], duplicate = sorted((known, run), key=lambda one: (one.start, one.id))
+            self.client.delete_run(duplicate.id)
+
+    def _log_params(self, run: Run, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)) for name, value in values.items()]
+        for begin in range(0, len(params), PARAM_BATCH):
+            self.client.log_batch(run.id, params=params[begin : begin + PARAM_BATCH])
+        run.has_params = True
+
+
+def pages_of(search: Callable[..., Any]) -> Iterator[Any]:
+    """Everything that a search of MLflow's, called with `page_token`, gives out page by page."""
+    page = search(page_token=None)
+    yield from page
+    while page.token:
+        page = search(page_token=page.token)
+        yield from page
+
+
+def _artifact_folder(uri: str, experiment: str) -> str | None:
+    """Where artifacts lie when the server is a SQLite file: beside it, not in whatever folder the study was started in.
+
+    None leaves it to the server.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow_artifacts" / experiment).as_uri()
