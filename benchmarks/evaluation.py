@@ -33,9 +33,10 @@ from jbot.data import DataError, JetData, hdf5
 from jbot.evaluation import evaluator
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.inputs import LabeledJets
-from jbot.trainer.loop import curve_epochs, run_steps
+from jbot.trainer.loop import run_steps
 from jbot.trainer.pack import Pack
 from jbot.trainer.state import TrainState, init_state
+from jbot.trainer.workload import curve_epochs
 from studies.presets import PRESETS
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "jets_sample.h5"

@@ -6,8 +6,7 @@ python -m benchmarks.scale_study --preset smoke --seeds 200 --data tests/data/je
 from __future__ import annotations
 
 from jbot.store.plan import Contrast
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Study, main
 
 ARMS = 10
 TRIVIAL = {

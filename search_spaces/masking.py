@@ -1,13 +1,13 @@
 """Axes of masking: which particles are hidden from the student, and how many."""
 
-from typing import Any
+from typing import Any, get_args
 
-from jbot.trainer.masking import SCHEMES
+from jbot.config import Scheme
 from search_spaces.axis import Axis
 
 SCHEME = Axis(
     field="mask.scheme",
-    values=tuple(SCHEMES),
+    values=get_args(Scheme),
     reason="momentum is the paper's; random, random_count and the geometric pair are its matched controls; "
     "hardest and softest are the two extremes; none leaves only the [CLS] loss",
 )

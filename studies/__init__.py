@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jbot.store.plan import Contrast
-    from studies.runner.execute import main, run
-    from studies.runner.search import Search
-    from studies.runner.study import Study
+    from studies.runner.cli import main
+    from studies.runner.execute import run
+    from studies.runner.options import RunOptions
+    from studies.runner.study import Search, Study
 
-__all__ = ["Contrast", "Search", "Study", "main", "run"]
+__all__ = ["Contrast", "RunOptions", "Search", "Study", "main", "run"]
 
 _HOMES = {
     "Contrast": "jbot.store.plan",
-    "Search": "studies.runner.search",
+    "RunOptions": "studies.runner.options",
+    "Search": "studies.runner.study",
     "Study": "studies.runner.study",
-    "main": "studies.runner.execute",
+    "main": "studies.runner.cli",
     "run": "studies.runner.execute",
 }
 

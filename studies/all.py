@@ -2,7 +2,7 @@
 
 import sys
 
-from studies.runner.campaign import run
+from studies.runner.cli import main_of_all as main
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jbot.config import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -82,3 +84,10 @@ PRESETS = {
         gpus=1.0,
     ),
 }
+
+
+def get_preset(name: str) -> Preset:
+    """A preset by name."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]

@@ -169,11 +169,11 @@ def main_of(name: str):
     """The command line of a program, as a function of its words."""
     module = importlib.import_module(name)
     if hasattr(module, "study"):
-        return functools.partial(importlib.import_module("studies.runner.execute").main, module.study)
-    return module.run if name == "studies.runner.campaign" else module.main
+        return functools.partial(importlib.import_module("studies").main, module.study)
+    return module.main
 
 
-STUDIES = [name for name in programs() if name.startswith("studies.") and name != "studies.runner.campaign"]
+STUDIES = [name for name in programs() if name.startswith("studies.") and name != "studies.all"]
 
 
 @pytest.mark.parametrize("name", programs())
@@ -731,7 +731,7 @@ def test_no_secret_is_written_or_said(jets_file, tmp_path, monkeypatch, capfd):
     small = TINY | {"data.train_jets": 30, "data.val_jets": 10, "data.test_jets": 10, "train.epochs": 1}
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     common = ["--preset", "smoke", "--inline", "--figures", "none", "--data", str(jets_file), *given]
-    main = functools.partial(importlib.import_module("studies.runner.execute").main, study)
+    main = functools.partial(importlib.import_module("studies").main, study)
     with pytest.raises(SystemExit) as end:
         main([*common, "--storage", "out", "--tracking-uri", f"http://user:{SECRET}@127.0.0.1:9"])
     assert end.value.code == 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.costs import jet_passes
 from analysis.verdicts.paper_values import RECIPES
 from jbot.config import FIELDS, JBOT_B, ModelConfig
 from jbot.store.plan import Plan
@@ -29,16 +29,21 @@ def _word(field: str, value: Any) -> str:
         return f"{field} = {value}"
 
 
+def trained(base: Mapping[str, Any]) -> tuple[int, int]:
+    """Jets and epochs of a pre-training, from a nested Config."""
+    return int(base["data"]["train_jets"]), int(base["train"].get("until") or base["train"]["epochs"])
+
+
 def share_of_paper(plan: Plan) -> float:
     """Jet passes of the base as a share of what the paper's recipe for the same task has."""
     recipe = RECIPES[str(plan.base["data"].get("task", "all"))]
-    return jet_passes(plan.base) / (recipe["data.train_jets"] * recipe["train.epochs"])
+    return math.prod(trained(plan.base)) / (recipe["data.train_jets"] * recipe["train.epochs"])
 
 
 def size(plan: Plan) -> str:
     """``10,000 jets × 8 epochs, jBOT-S; 0.14% of the paper’s training``: of the base."""
-    trained = f"{plan.base['data']['train_jets']:,} jets × {plan.base['train']['epochs']} epochs"
-    return f"{trained}, {_model(plan)}; {_share(share_of_paper(plan))}"
+    jets, epochs = trained(plan.base)
+    return f"{jets:,} jets × {epochs} epochs, {_model(plan)}; {_share(share_of_paper(plan))}"
 
 
 def _model(plan: Plan) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from analysis.verdicts import arm_settings, summary, tables
-from analysis.verdicts.costs import jet_passes
 from analysis.verdicts.decide import DecidedStudy, decide_study
 from analysis.verdicts.summary import Section
 from jbot.store.plan import FILE, Plan, load_study
@@ -53,9 +53,9 @@ class StudySummary(DecidedStudy):
         return int((~(self.states == tables.PENDING).any(axis=1)).sum())
 
     @property
-    def passes(self) -> float:
+    def passes(self) -> int:
         """Jets that training the base sees."""
-        return jet_passes(self.plan.base)
+        return math.prod(arm_settings.trained(self.plan.base))
 
     @property
     def share_of_paper(self) -> float:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from jbot.config import Config
 from jbot.trainer.model import FEATURES, FFN_WIDTH, HEAD_WIDTH
+from jbot.trainer.workload import jet_passes
 
 VIEWS = 2
 PASSES_TEACHER, PASSES_STUDENT = 1, 3
@@ -50,4 +51,4 @@ def forward_flop(config: Config, used: float) -> float:
 def training_flop(config: Config, masked: float) -> float:
     """FLOP of a whole pre-training; `masked` is the mean share of the particles that were hidden."""
     used = (1 + masked * config.data.particles) / (1 + config.data.particles)
-    return step_flop(config, used) * config.data.train_jets * config.train.epochs
+    return step_flop(config, used) * jet_passes(config)

@@ -28,6 +28,7 @@ from jbot.trainer.pack import Pack
 from jbot.trainer.rng import Draws
 from jbot.trainer.state import Progress, TrainState, diverged, epoch_order, furthest_behind
 from jbot.trainer.step import TERMS, Rates, train_step
+from jbot.trainer.workload import is_probed, may_collapse
 
 Metrics = dict[str, float]
 
@@ -35,9 +36,6 @@ Metrics = dict[str, float]
 MIN_SPREAD = 1e-3
 MIN_ENTROPY = 1e-3
 MAX_ATTENTION_ENTROPY = 0.9999
-
-SNAPSHOT_EPOCHS = (0, 1, 10, 50)
-"""Finished epochs of points in every learning curve, whose weights and embedding are kept beside the last ones."""
 
 VIEW_JETS = {"cpu": 256, "cuda": 16_384}
 """Jets whose views are made in one call, several steps ahead when batches are small: at batch 16, a call for each step
@@ -120,21 +118,6 @@ def finish_epoch(
 def has_ended(config: Config, progress: Progress) -> bool:
     """Whether a trial takes no further step."""
     return progress.reason is not None or progress.epoch >= config.train.last_epoch
-
-
-def is_probed(epoch: int, config: Config) -> bool:
-    """Whether the learning curves have a point when so many epochs are done."""
-    return epoch in SNAPSHOT_EPOCHS or may_collapse(epoch, config)
-
-
-def may_collapse(epoch: int, config: Config) -> bool:
-    """Whether a collapse ends the trial when so many epochs are done: after the first one it may still pass."""
-    return epoch % config.probe.every == 0 or epoch == config.train.last_epoch
-
-
-def curve_epochs(config: Config) -> list[int]:
-    """Finished epochs at which learning curves have points."""
-    return [epoch for epoch in range(config.train.last_epoch + 1) if is_probed(epoch, config)]
 
 
 def run_epoch(

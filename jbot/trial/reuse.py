@@ -18,9 +18,9 @@ import torch
 from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
 from jbot.store.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
-from jbot.trainer.loop import is_probed
 from jbot.trainer.model import pack
 from jbot.trainer.state import Progress, TrainState
+from jbot.trainer.workload import is_probed
 from jbot.trial.checkpoint import Checkpoint, check_file, damage_warned, progress_of, read_state, restored, write_state
 
 STATE = "state"

@@ -15,11 +15,11 @@ from jbot.trainer.augment import augment
 from jbot.trainer.embed import embed
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.inputs import LabeledJets
-from jbot.trainer.loop import SNAPSHOT_EPOCHS
 from jbot.trainer.masking import mask_views
 from jbot.trainer.model import Flat, encode, forward, named_weights, unpack
 from jbot.trainer.rng import Draws
 from jbot.trainer.state import TrainState
+from jbot.trainer.workload import SNAPSHOT_EPOCHS
 
 PICTURE_JETS = 1_000
 

@@ -8,7 +8,7 @@ are. The files are found by the authors' names (https://github.com/hftsoi/jbot, 
     <task>_backbone_ft_..., <task>_mlp_ft_...                               finetune_100; ..._data10: finetune_10
     <task>_backbone_standalone_..., <task>_mlp_standalone_...               supervised_100; ..._data10: supervised_10
 
-What is found goes to <storage>/<study>/released/<task>_<size>.json; the same weights and jets are not judged again.
+What is found goes to <storage>/<study>/released/<task>_<size>.json; the same weights and jets are not evaluated again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class AuthorCheckpoint:
     folder: Path
 
     def path(self, part: str, kind: str, share: str = "") -> Path:
-        """Of ``backbone`` or ``mlp``, whether it is there or not."""
+        """The file of ``backbone`` or ``mlp``, whether it is there or not."""
         return self.folder / f"{self.task}_{part}_{kind}_{'_'.join(map(str, self.size))}{share}.weights.h5"
 
     @property
@@ -82,15 +82,15 @@ class AuthorCheckpoint:
         return [path for path in found if path.is_file()]
 
 
-def judge_released(folder: Path, plan: Plan, data: Jets, storage: Storage, say: Callable[[str], None]) -> bool:
-    """Judge the released checkpoints of the plan's tasks on the plan's test jets; leaves a file each.
+def evaluate_checkpoints(folder: Path, plan: Plan, data: Jets, storage: Storage, say: Callable[[str], None]) -> bool:
+    """Evaluate the released checkpoints of the plan's tasks on the plan's test jets; leaves a file each.
 
-    A checkpoint that cannot be judged is a line, and the others are judged all the same.
+    A checkpoint that cannot be evaluated is a line, and the others are evaluated all the same.
 
     Returns
     -------
     bool
-        Whether every one could be judged.
+        Whether every one could be evaluated.
 
     Raises
     ------
@@ -99,13 +99,13 @@ def judge_released(folder: Path, plan: Plan, data: Jets, storage: Storage, say: 
     """
     particles = functools.cache(lambda pt, count: resident(data.at(pt), count, torch.device("cpu")))
     whole = True
-    for checkpoint, config in find_released(folder, plan):
+    for checkpoint, config in find_checkpoints(folder, plan):
         name = f"{plan.study}/{RELEASED}/{checkpoint.task}_{MODELS[checkpoint.size]}.json"
         wanted = identity(checkpoint, config, data)
         failed = _failed_before(storage, name, wanted)
         if failed is None:
             size, count = MODELS[checkpoint.size], config.data.test_jets
-            say(f"judging the released {checkpoint.task} {size} on {count:,} test jets")
+            say(f"evaluating the released {checkpoint.task} {size} on {count:,} test jets")
             own = config.data
             _, jets = prepare(
                 own,
@@ -113,17 +113,17 @@ def judge_released(folder: Path, plan: Plan, data: Jets, storage: Storage, say: 
                 data=data.at(own.jet_pt),
                 particles=particles(own.jet_pt, own.particles),
             )
-            measured, failed = judge(checkpoint, config, jets)
+            measured, failed = evaluate(checkpoint, config, jets)
             found = content(checkpoint, config, data, measured)
             storage.write_json(name, found | {"failed": failed, "identity": wanted})
         for file, why in failed.items():
-            say(f"{folder / file} cannot be judged: {why}")
+            say(f"{folder / file} cannot be evaluated: {why}")
         whole = whole and not failed
     return whole
 
 
-def find_released(folder: Path, plan: Plan) -> list[tuple[AuthorCheckpoint, Config]]:
-    """The checkpoints of the plan's tasks in a folder, each with the Config it is to be judged by; every file is read.
+def find_checkpoints(folder: Path, plan: Plan) -> list[tuple[AuthorCheckpoint, Config]]:
+    """The checkpoints of the plan's tasks in a folder, each with the Config it is evaluated by; every file is read.
 
     Raises
     ------
@@ -176,15 +176,15 @@ def task_configs(plan: Plan) -> list[Config]:
     return list({config.data.task: config for config in reversed(configs)}.values())[::-1]
 
 
-def judge(
+def evaluate(
     checkpoint: AuthorCheckpoint, config: Config, jets: dict[str, LabeledJets]
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Metrics of the frozen encoder and of the classifiers, named as in a record; and why a file has none."""
     parts: dict[Path, Callable[[], dict[str, Measured]]] = {}
     if checkpoint.encoder.is_file():
-        parts[checkpoint.encoder] = functools.partial(judge_encoder, checkpoint.encoder, config, jets)
+        parts[checkpoint.encoder] = functools.partial(evaluate_encoder, checkpoint.encoder, config, jets)
     for probe, (encoder, head) in checkpoint.classifiers.items():
-        parts[head] = functools.partial(judge_classifier, probe, encoder, head, config, jets["test"])
+        parts[head] = functools.partial(evaluate_classifier, probe, encoder, head, config, jets["test"])
     measured: dict[str, Measured] = {}
     failed: dict[str, str] = {}
     for path, found in parts.items():
@@ -195,7 +195,7 @@ def judge(
     return measured, failed
 
 
-def judge_encoder(path: Path, config: Config, jets: dict[str, LabeledJets]) -> dict[str, Measured]:
+def evaluate_encoder(path: Path, config: Config, jets: dict[str, LabeledJets]) -> dict[str, Measured]:
     """Metrics of a frozen encoder, as of a trial's.
 
     Raises
@@ -207,14 +207,16 @@ def judge_encoder(path: Path, config: Config, jets: dict[str, LabeledJets]) -> d
     of_model = dataclasses.replace(config, model=model)
     state = init_state(of_model, [config.seed], torch.device("cpu"))
     state.student = frozen_student(model, backbone)
-    judgement = Evaluator(of_model, jets["bank"], jets["val"], jets["test"]).final(state, scan=config.anomaly.scan)
-    spread = judgement.measured["spread"].value
+    found = Evaluator(of_model, jets["bank"], jets["val"], jets["test"]).final(state, scan=config.anomaly.scan)
+    spread = found.measured["spread"].value
     if not spread >= MIN_SPREAD:
         raise TrialFailed(f"collapsed: the spread of the embedding is {spread:.2g}, below {MIN_SPREAD:g}")
-    return {f"test/{name}": one for name, one in judgement.measured.items()}
+    return {f"test/{name}": one for name, one in found.measured.items()}
 
 
-def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets: LabeledJets) -> dict[str, Measured]:
+def evaluate_classifier(
+    probe: str, encoder: Path, head: Path, config: Config, jets: LabeledJets
+) -> dict[str, Measured]:
     """Metrics of a classifier as it was released.
 
     Raises
@@ -233,10 +235,10 @@ def judge_classifier(probe: str, encoder: Path, head: Path, config: Config, jets
 
 
 def identity(checkpoint: AuthorCheckpoint, config: Config, data: Jets) -> str:
-    """Changes when weights, jets, probes or the code that judges do."""
+    """Changes when weights, jets, probes or the code that evaluates do."""
     groups = ("data.", "probe.", "anomaly.", "seed")
-    judged_by = {name: value for name, value in differences(config).items() if name.startswith(groups)}
-    return digest([judged_by, sha256(checkpoint), data.whole, TRAINER_VERSION])
+    evaluated_by = {name: value for name, value in differences(config).items() if name.startswith(groups)}
+    return digest([evaluated_by, sha256(checkpoint), data.whole, TRAINER_VERSION])
 
 
 def sha256(checkpoint: AuthorCheckpoint) -> dict[str, str]:
@@ -249,7 +251,7 @@ def content(checkpoint: AuthorCheckpoint, config: Config, data: Jets, measured: 
     return {
         "task": checkpoint.task,
         "model": MODELS[checkpoint.size],
-        "about": "trained by the authors on JetNet, judged on our test jets",
+        "about": "trained by the authors on JetNet, evaluated on our test jets",
         "data": dataclasses.asdict(config.data),
         "fingerprint": data.whole,
         "source": data.source,
@@ -261,7 +263,7 @@ def content(checkpoint: AuthorCheckpoint, config: Config, data: Jets, measured: 
 
 
 def _failed_before(storage: Storage, name: str, wanted: str) -> dict[str, str] | None:
-    """File -> why it cannot be judged, of the same weights and jets before; None when it is to be judged (again)."""
+    """File -> why it could not be evaluated, of the same weights and jets before; None when it is to be (again)."""
     try:
         kept = storage.read_json(name) if storage.exists(name) else {}
         return dict(kept["failed"]) if kept["identity"] == wanted else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,17 +12,15 @@ from rich.console import Console
 
 from cluster.events import Listener
 from cluster.progress import styled
-from cluster.resources import Resources
 from cluster.scheduling.run import run_inline
 from cluster.tracking.mirror import default_tracking_uri, see
 from jbot.data import Jets
 from jbot.store.plan import Plan
 from jbot.store.record import Storage, first_line, without_secret
 from jbot.store.trial_spec import TrialSpec
+from studies.runner.options import NO_VIEW, RunOptions
 
 console = Console(stderr=True)
-NO_VIEW = "none"
-"""In the place of a tracking URI: MLflow is shown nothing while a study runs."""
 
 
 def say(line: str) -> None:
@@ -36,21 +33,20 @@ def run_specs(
     data: Jets,
     storage: Storage,
     listeners: Sequence[Listener],
-    held: Resources,
-    options: argparse.Namespace,
+    options: RunOptions,
 ) -> None:
     """Run those that have no record yet, under Ray or inline."""
     if options.inline:
-        run_inline(specs, data, storage, listeners, held)
+        run_inline(specs, data, storage, listeners, options.resources)
     else:
         from cluster.scheduling.tune import run_ray
 
-        run_ray(specs, data, storage, listeners, address=options.address, resources=held)
+        run_ray(specs, data, storage, listeners, address=options.address, resources=options.resources)
 
 
 @contextmanager
 def watched(
-    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace, summaries: bool = True
+    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: RunOptions, summaries: bool = True
 ) -> Iterator[tuple[list[Listener], Any]]:
     """The listeners of a run, and the MLflow view among them, None without one; both are closed when the run ends.
 
@@ -79,7 +75,7 @@ def watched(
 
 
 def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
-    """How to mend the view when the server was down."""
+    """Say how to rebuild the view when the server was down."""
     say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
     where = f"{storage.uri}/{plan.study} --tracking-uri {without_secret(view.uri)}"
     say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {where}")
@@ -99,7 +95,7 @@ def _finish(view: Any, plan: Plan, storage: Storage) -> None:
         say(see(view.uri, storage, plan.study))
 
 
-def _live_view(plan: Plan, data: Jets, storage: Storage, options: argparse.Namespace) -> Any:
+def _live_view(plan: Plan, data: Jets, storage: Storage, options: RunOptions) -> Any:
     from cluster.tracking.pages import StudyInfo
     from cluster.tracking.publish import LiveView
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from analysis.stats.paired import min_p
 from analysis.stats.power import detectable_effect, min_seeds
 from analysis.stats.sequential import final_level
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.costs import CostEstimate, hours_text, same_but_seed, with_configs
 from analysis.verdicts.number_format import count
 from cluster.resources import Resources
 from cluster.scheduling.packs import form_packs, trial_bytes
@@ -25,35 +25,29 @@ from jbot.evaluation.anomaly.grid import grid_file, grid_seconds
 from jbot.store.plan import FILE, Contrast, Plan, load_study
 from jbot.store.record import Record, Storage
 from jbot.store.search_ledger import load_ledger
-from studies.runner.estimate import (
-    Bill,
-    Costs,
-    cores,
-    ended_records,
-    places_at,
-    places_here,
-    reusable_configs,
-    same_but_seed,
-    with_configs,
-)
-from studies.runner.jets import cached_plan_jets, plan_needs
+from jbot.trainer.workload import jet_passes
+from studies.runner.estimate import Costs, cores, ended_records, reusable_configs, slots_at, slots_here
 from studies.runner.looks import describe_looks, needed_seeds
-from studies.runner.study import Study, trial_specs
+from studies.runner.options import RunOptions
+from studies.runner.study import Study
+from studies.runner.trials import cached_plan_jets, plan_needs, planned_configs, trial_specs
 
 JETS_A_SECOND = 90.0
-"""Of one core that generates (docs/performance.md: 80 to 100)."""
+"""Jets that one core generates (docs/performance.md: 80 to 100)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Further:
+class ExtraWork:
     """Work of a study beside the trials of its plan: the points of a search, say."""
 
     what: str
     seconds: float
     """Device seconds that are still to be spent."""
+    trials: int = 0
+    """Trials of an arm that is not known yet."""
 
 
-def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> ExtraWork | None:
     """The open points of a search at the study's own options, at most, and the trials of its winner; None when both
     have ended."""
     if study.search is None or "winner" in plan.arms:
@@ -68,7 +62,7 @@ def search_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Fur
     cost = costs.of(base, fresh=True)
     seconds = (cost.seconds if cost else 0.0) * (left + trials)
     what = f"at most {left} points of the search, and its winner" if left else "the winner of the search"
-    return Further(what=what, seconds=seconds) if left + trials else None
+    return ExtraWork(what=what, seconds=seconds) if left + trials else None
 
 
 def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Storage) -> list[Config]:
@@ -83,7 +77,7 @@ def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Stor
     return [config for config in trials if config not in recorded]
 
 
-def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Further | None:
+def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> ExtraWork | None:
     """Anomaly grids that the trials of a plan have not; all of them where its trials are not known yet."""
     if study.anomaly_grid is None:
         return None
@@ -93,20 +87,20 @@ def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> Furt
         there = [storage.exists(grid_file(study.anomaly_grid, trial.trial_id)) for trial in found.trials]
         planned = planned[sum(there) :]  # they cost the same
     seconds = sum(grid_seconds(study.anomaly_grid, config) for config in planned)
-    return Further(what=f"{len(planned)} anomaly grids", seconds=seconds) if planned else None
+    return ExtraWork(what=f"{len(planned)} anomaly grids", seconds=seconds) if planned else None
 
 
-FURTHER: tuple[Callable[[Study, Plan, Costs, Storage], Further | None], ...] = (search_left, grids_left)
+EXTRA_WORK: tuple[Callable[[Study, Plan, Costs, Storage], ExtraWork | None], ...] = (search_left, grids_left)
 """Each tells what one kind of study needs beside the trials of its plan, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class StudyStatus:
     """A study at this moment: its trials, which of them are left, and what these cost."""
 
     plan: Plan
-    held: Resources
-    trials: int
+    contrasts: tuple[Contrast, ...]
+    """Those of the plan, and what it will be asked of arms that are not known yet."""
     jets: dict[str, str]
     """Arm -> fingerprint; empty where the jets are not at hand: then nobody knows which trials have a record."""
     left: list[Config]
@@ -116,97 +110,123 @@ class Outlook:
     records: list[Record]
     """All of the storage."""
     costs: Costs
-    bill: Bill
+    cost: CostEstimate
     """Of what is left."""
-    further: tuple[Further, ...]
+    extra: tuple[ExtraWork, ...]
+
+    @property
+    def trials(self) -> int:
+        """All of the study, those of arms that are not known yet among them."""
+        return len(self.plan.arms) * len(self.plan.seeds) + self.unknown
+
+    @property
+    def unknown(self) -> int:
+        """Trials of arms that are not known yet."""
+        return sum(more.trials for more in self.extra)
 
     @property
     def seconds(self) -> float:
         """Device seconds of all that is left."""
-        return self.bill.seconds + sum(more.seconds for more in self.further)
+        return self.cost.seconds + sum(more.seconds for more in self.extra)
 
 
-def look_ahead(
-    study: Study, plan: Plan, storage: Storage, options: argparse.Namespace, costs: Costs, records: list[Record]
-) -> Outlook:
-    """Which trials of a plan are left, and their cost. Generates no jets and writes nothing."""
-    data = cached_plan_jets(plan, options.data)
-    specs = trial_specs(plan, from_dict(plan.base), data) if data else []
+def estimate_remaining(
+    study: Study,
+    plan: Plan,
+    storage: Storage,
+    source: str,
+    costs: Costs,
+    records: list[Record],
+    to_come: tuple[Contrast, ...] = (),
+) -> StudyStatus:
+    """Which trials of a plan are left, and their cost. Generates no jets and writes nothing.
+
+    Parameters
+    ----------
+    source : str
+        Of the jets, as the user named it.
+    to_come : tuple of Contrast
+        Contrasts of arms that are not known yet, and will cost what the base does: the winner of a search.
+    """
+    data = cached_plan_jets(plan, source)
+    specs = trial_specs(plan, data) if data else []
     seeds = needed_seeds(plan, storage)
     left = [spec.config for spec in open_trials(specs, storage)] if data else planned_configs(plan)
     left = [config for config in left if config.seed in seeds]
-    bill = costs.bill(left)
-    assert bill is not None  # what has no record is timed
+    cost, fresh = costs.total(left), costs.of(from_dict(plan.base), fresh=True)
+    assert cost is not None  # what has no record is timed
+    assert fresh is not None
+    unknown = [
+        ExtraWork(what=f"{contrast.treatment}, whatever it will be", seconds=n * fresh.seconds, trials=n)
+        for contrast in to_come
+        for n in [len(plan.seeds)]
+    ]
     made_by = {record.trial_id: record.study for record in records}
-    return Outlook(
+    return StudyStatus(
         plan=plan,
-        held=costs.held,
-        trials=len(planned_configs(plan)),
+        contrasts=(*plan.contrasts, *to_come),
         jets={spec.arm: spec.data_fingerprint for spec in specs},
         left=left,
         shared=sum(made_by.get(spec.trial_id, plan.study) != plan.study for spec in specs),
         records=records,
         costs=costs,
-        bill=bill,
-        further=further_work(study, plan, costs, storage),
+        cost=cost,
+        extra=(*extra_work(study, plan, costs, storage), *unknown),
     )
 
 
-def further_work(study: Study, plan: Plan, costs: Costs, storage: Storage) -> tuple[Further, ...]:
+def extra_work(study: Study, plan: Plan, costs: Costs, storage: Storage) -> tuple[ExtraWork, ...]:
     """What a study still needs beside the trials of its plan."""
-    found = [more(study, plan, costs, storage) for more in FURTHER]
+    found = [more(study, plan, costs, storage) for more in EXTRA_WORK]
     return tuple(more for more in found if more)
-
-
-def planned_configs(plan: Plan) -> list[Config]:
-    """Of every trial, block by block."""
-    base = from_dict(plan.base)
-    return [override(base, {**changes, "seed": seed}) for seed in plan.seeds for changes in plan.arms.values()]
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------
 
 
-def describe(study: Study, plan: Plan, held: Resources, storage: Storage, options: argparse.Namespace) -> None:
-    """Print the plan: trials, device hours, p floor, the smallest effect it can find."""
-    base, records = from_dict(plan.base), ended_records(storage)
-    ahead = look_ahead(study, plan, storage, options, Costs(records, held), records)
+def describe(
+    study: Study, plan: Plan, storage: Storage, options: RunOptions, to_come: tuple[Contrast, ...] = ()
+) -> None:
+    """Print the plan: trials, device hours, smallest p-value, the smallest effect it can find."""
+    base, records, resources = from_dict(plan.base), ended_records(storage), options.resources
+    costs = Costs(records, resources)
+    status = estimate_remaining(study, plan, storage, options.data, costs, records, to_come)
+    arms = [*plan.arms, *(contrast.treatment for contrast in to_come)]
     table = Table(title=f"{plan.study}: dry run, nothing is started", show_header=False, title_justify="left")
     table.add_row("question", plan.question)
-    table.add_row("arms", ", ".join(plan.arms))
-    table.add_row("trials", f"{ahead.trials} = {count(len(plan.arms), 'arm')} x {count(len(plan.seeds), 'seed')}")
-    table.add_row("to be run", trials_left(ahead))
+    table.add_row("arms", ", ".join(arms))
+    table.add_row("trials", f"{status.trials} = {count(len(arms), 'arm')} x {count(len(plan.seeds), 'seed')}")
+    table.add_row("to be run", trials_left(status))
     table.add_row("each trial", "\n".join(pre_training(plan, base)))
-    table.add_row("device hours", "\n".join(cost_lines(ahead)))
-    table.add_row("wall clock", wall_line(ahead.seconds, ahead.bill.longest, *places(held, options)))
+    table.add_row("device hours", "\n".join(cost_lines(status)))
+    table.add_row("wall clock", wall_line(status.seconds, status.cost.longest, *slots(options)))
     if options.price is not None:
-        hours = ahead.costs.hours(ahead.seconds)
-        table.add_row(
-            "price", f"{hours_text(hours * options.price)} USD at {options.price:g} USD a {device(held)} hour"
-        )
-    table.add_row("packs", packing(plan, base, held))
+        money = hours_text(costs.hours(status.seconds) * options.price)
+        table.add_row("price", f"{money} USD at {options.price:g} USD a {costs.unit} hour")
+    table.add_row("packs", packing(status, base, resources))
     table.add_row("metric", f"{plan.metric}, margin {plan.margin:g}")
-    table.add_row("what it can answer", "\n".join(power_lines(ahead)))
-    if looks := look_lines(ahead, options.until_decided):
+    table.add_row("what it can answer", "\n".join(power_lines(status)))
+    if looks := look_lines(status, options.until_decided):
         table.add_row("until decided", "\n".join(looks))
     if aliases := alias_lines(plan):
         table.add_row("aliased", "\n".join(aliases))
-    table.add_row("plan hash", plan.hash)
+    table.add_row("plan hash", "known when all arms are" if to_come else plan.hash)
     Console().print(table)
 
 
-def trials_left(ahead: Outlook) -> str:
+def trials_left(status: StudyStatus) -> str:
     """``18, as 6 have a record already (6 made by other studies)``."""
-    if not ahead.jets:
-        jets = sum(sum(counts.values()) for counts in plan_needs(ahead.plan).values())
+    if not status.jets:
+        jets = sum(sum(counts.values()) for counts in plan_needs(status.plan).values())
         minutes = jets / JETS_A_SECOND / cores() / 60
         return (
             f"all, as far as one can know: the jets are not at hand (at most {jets:,} to be generated, which takes"
             f" this machine some {minutes:,.0f} min), so trials that have a record already are not found"
         )
-    done = ahead.trials - len(ahead.left)
-    others = f" ({ahead.shared} made by other studies)" if ahead.shared else ""
-    return f"{len(ahead.left)}, as {done} have a record already{others}" if done else "all, none has a record yet"
+    open_trials = len(status.left) + status.unknown
+    done = status.trials - open_trials
+    others = f" ({status.shared} made by other studies)" if status.shared else ""
+    return f"{open_trials}, as {done} have a record already{others}" if done else "all, none has a record yet"
 
 
 def pre_training(plan: Plan, base: Config) -> list[str]:
@@ -214,58 +234,50 @@ def pre_training(plan: Plan, base: Config) -> list[str]:
     arms: dict[str, list[str]] = {}
     for arm, changes in plan.arms.items():
         config = override(base, changes)
-        jets, epochs = config.data.train_jets, config.train.last_epoch
-        line = f"{jets:,} jets x {epochs} epochs = {jets * epochs:,} jet passes"
+        epochs = config.train.last_epoch
+        line = f"{config.data.train_jets:,} jets x {epochs} epochs = {jet_passes(config):,} jet passes"
         arms.setdefault(line, []).append(arm)
     return [line if len(arms) == 1 else f"{line}: {', '.join(names)}" for line, names in arms.items()]
 
 
-def device(held: Resources) -> str:
-    """What device hours are hours of."""
-    return "GPU" if held.gpus > 0 else "core"
-
-
-def cost_lines(ahead: Outlook) -> list[str]:
+def cost_lines(status: StudyStatus) -> list[str]:
     """Device hours of what is left, and what the figure rests on."""
-    costs, bill = ahead.costs, ahead.bill
-    each = [cost.seconds for config in ahead.left if (cost := costs.of(config))]
+    costs = status.costs
+    each = [cost.seconds for config in status.left if (cost := costs.of(config))]
     span = list(dict.fromkeys(fmt.duration(end) for end in (min(each), max(each)))) if each else []
-    lines = [f"{hours_text(costs.hours(bill.seconds))} {device(ahead.held)} hours"]
+    lines = [costs.words(costs.hours(status.cost.seconds))]
     lines[0] += f" ({' to '.join(span)} a trial)" if span else ""
-    lines += [f"{hours_text(costs.hours(more.seconds))} more for {more.what}" for more in ahead.further]
-    return [*lines, *bill.basis]
+    lines += [f"{hours_text(costs.hours(more.seconds))} more for {more.what}" for more in status.extra]
+    return [*lines, *status.cost.basis]
 
 
-def hours_text(hours: float) -> str:
-    """Two digits that matter: ``0.034``, ``1.2``, ``310``."""
-    return f"{hours:,.0f}" if hours >= 10 else f"{float(f'{hours:.2g}'):g}"
-
-
-def places(held: Resources, options: argparse.Namespace) -> tuple[int, str]:
+def slots(options: RunOptions) -> tuple[int, str]:
     """Packs that run at once, and where."""
     if options.inline:
         return 1, "one after another in one process"
     if options.address:
-        most = places_at(options.address, held)
-        return most, f"at {fmt.count(most, 'place')} of the cluster at {options.address}"
-    most = places_here(held)
-    return most, f"at {fmt.count(most, 'place')} of this machine"
+        most = slots_at(options.address, options.resources)
+        return most, f"in {count(most, 'slot')} of the cluster at {options.address}"
+    most = slots_here(options.resources)
+    return most, f"in {count(most, 'slot')} of this machine"
 
 
 def wall_line(seconds: float, longest: float, most: int, where: str) -> str:
-    """``12 min at 2 places of this machine``; no number of places makes a single trial faster."""
+    """``12 min in 2 slots of this machine``; no number of slots makes a single trial faster."""
     if most < 1:
         return f"unknown: nothing here can hold one trial ({where})"
     return f"{fmt.duration(max(seconds / most, longest))} {where}, without start, jets and pictures"
 
 
-def packing(plan: Plan, base: Config, held: Resources) -> str:
-    """How trials are put together on a device."""
-    if held.pack is None and held.gpus > 0:
+def packing(status: StudyStatus, base: Config, resources: Resources) -> str:
+    """How trials are put together on a device. Arms that are not known yet have the shapes of the base, most likely."""
+    plan = status.plan
+    if resources.pack is None and resources.gpus > 0:
         most = max(trial_bytes(override(base, changes)) for changes in plan.arms.values())
         return f"what fits on the GPU, some {most / 1e6:,.0f} MB a trial"
-    sizes = [len(pack) for pack in form_packs(trial_specs(plan, base, None), size=held.pack)]
-    return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {held.cpus:g}, GPUs: {held.gpus:g}"
+    specs = trial_specs(plan, None)
+    sizes = [len(pack) for pack in form_packs([*specs, *specs[: status.unknown]], size=resources.pack)]
+    return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {resources.cpus:g}, GPUs: {resources.gpus:g}"
 
 
 def alias_lines(plan: Plan) -> list[str]:
@@ -276,17 +288,17 @@ def alias_lines(plan: Plan) -> list[str]:
 # --- what it can answer ---------------------------------------------------------------------------------------------
 
 
-def power_lines(ahead: Outlook) -> list[str]:
-    """The p floor and minimum detectable effect of the primary family, in plain words."""
-    plan = ahead.plan
-    if not plan.contrasts:
+def power_lines(status: StudyStatus) -> list[str]:
+    """The smallest p-value and minimum detectable effect of the primary family, in plain words."""
+    plan = status.plan
+    if not status.contrasts:
         return ["the plan states no contrast: nothing is compared, every figure comes with its spread over seeds"]
-    primary = [contrast for contrast in plan.contrasts if contrast.primary]
+    primary = [contrast for contrast in status.contrasts if contrast.primary]
     n, family = len(plan.seeds), max(1, len(primary))
-    floor = min_p(n, family)
+    smallest = min_p(n, family)
     claim = f"after Holm over {family} primary contrast(s)" if primary else "of an exploratory contrast"
-    lines = [f"smallest p-value {claim} at n = {n}: {floor:.3g}"]
-    if floor > plan.alpha:
+    lines = [f"smallest p-value {claim} at n = {n}: {smallest:.3g}"]
+    if smallest > plan.alpha:
         enough, equal = min_seeds(plan.alpha, family)
         lines.append(f'CANNOT say "better" or "worse": that needs p <= {plan.alpha:g}, so at least {enough} seeds')
         if n < equal:
@@ -294,38 +306,39 @@ def power_lines(ahead: Outlook) -> list[str]:
         return lines
     effect = detectable_effect(n, final_level(plan.looks, plan.alpha), family)
     lines.append(f"detectable difference (80% power): {effect:.2f} sd of the paired difference")
-    pilot = pilot_records(ahead)
-    return lines + [line for contrast in primary if (line := _detectable(plan, contrast, pilot, effect))]
+    earlier = earlier_records(status)
+    return lines + [line for contrast in primary if (line := _detectable(plan, contrast, earlier, effect))]
 
 
-def look_lines(ahead: Outlook, asked: str | None) -> list[str]:
+def look_lines(status: StudyStatus, asked: Sequence[int] | None) -> list[str]:
     """When the study may stop early, and what that may save; nothing where nobody asked."""
-    plan, pilot = ahead.plan, pilot_records(ahead)
-    blocks = [ahead.costs.bill([config for config in ahead.left if config.seed == seed]) for seed in plan.seeds]
-    hours = [ahead.costs.hours(bill.seconds) if bill else 0.0 for bill in blocks]
-    pairs = [paired(plan, contrast, pilot) for contrast in plan.contrasts if contrast.primary]
-    return describe_looks(plan, asked, hours, pairs, f"{device(ahead.held)} hours")
+    plan, costs, earlier = status.plan, status.costs, earlier_records(status)
+    blocks = [costs.total([config for config in status.left if config.seed == seed]) for seed in plan.seeds]
+    unknown = sum(more.seconds for more in status.extra if more.trials) / len(blocks)
+    hours = [costs.hours(unknown + (block.seconds if block else 0.0)) for block in blocks]
+    pairs = [paired(plan, contrast, earlier) for contrast in status.contrasts if contrast.primary]
+    return describe_looks(plan, asked, hours, pairs, f"{costs.unit} hours")
 
 
-Pilot = dict[str, dict[int, Record]]
+Earlier = dict[str, dict[int, Record]]
 """By arm and seed."""
 
 
-def pilot_records(ahead: Outlook) -> Pilot:
+def earlier_records(status: StudyStatus) -> Earlier:
     """Complete records of the plan's arms at any seed, whatever study made them."""
-    arms = {arm: override(from_dict(ahead.plan.base), changes) for arm, changes in ahead.plan.arms.items()}
-    pilot: Pilot = {}
-    for config, record in with_configs(ahead.records):
+    arms = {arm: override(from_dict(status.plan.base), changes) for arm, changes in status.plan.arms.items()}
+    earlier: Earlier = {}
+    for config, record in with_configs(status.records):
         jets = record.data.get("fingerprint")
         for arm in (arm for arm, own in arms.items() if same_but_seed(config, own)):
-            if ahead.jets.get(arm, jets) == jets:
-                pilot.setdefault(arm, {})[record.seed] = record
-    return pilot
+            if status.jets.get(arm, jets) == jets:
+                earlier.setdefault(arm, {})[record.seed] = record
+    return earlier
 
 
-def _detectable(plan: Plan, contrast: Contrast, pilot: Pilot, effect: float) -> str | None:
+def _detectable(plan: Plan, contrast: Contrast, earlier: Earlier, effect: float) -> str | None:
     """The detectable difference in units of the metric, from the spread of earlier records."""
-    differences = paired(plan, contrast, pilot)
+    differences = paired(plan, contrast, earlier)
     if len(differences) > 1:
         sd = float(np.std(differences, ddof=1))
         enough = f"{effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs"
@@ -333,7 +346,7 @@ def _detectable(plan: Plan, contrast: Contrast, pilot: Pilot, effect: float) -> 
     for arm, metric in zip(
         (contrast.control, contrast.treatment), reversed(contrast.metrics(plan.metric)), strict=True
     ):
-        values = [record.metrics[metric] for record in pilot.get(arm, {}).values() if metric in record.metrics]
+        values = [record.metrics[metric] for record in earlier.get(arm, {}).values() if metric in record.metrics]
         if len(values) > 2:
             sd = float(np.std(values, ddof=1)) * 2**0.5
             return (
@@ -347,10 +360,10 @@ def _beside_margin(plan: Plan, detectable: float) -> str:
     return f"; more than the margin of {plan.margin:g}" if detectable > plan.margin else ""
 
 
-def paired(plan: Plan, contrast: Contrast, pilot: Pilot) -> list[float]:
+def paired(plan: Plan, contrast: Contrast, earlier: Earlier) -> list[float]:
     """Treatment minus control at seeds where both arms have a record with their metric."""
     own, other = contrast.metrics(plan.metric)
-    treatments, controls = pilot.get(contrast.treatment, {}), pilot.get(contrast.control, {})
+    treatments, controls = earlier.get(contrast.treatment, {}), earlier.get(contrast.control, {})
     return [
         treatments[seed].metrics[own] - controls[seed].metrics[other]
         for seed in sorted(set(treatments) & set(controls))

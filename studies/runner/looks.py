@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -14,53 +13,36 @@ from analysis.stats.sequential import Outlook
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.verdict import Look
-from jbot.config import ConfigError
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Storage
 from jbot.store.trial_spec import TrialSpec
 
-DEFAULT = "default"
-"""What --until-decided means without a list of blocks."""
-MOST_BLOCKS = 40
+MAX_BLOCKS = 40
 """Up to which the dry run looks for a number of blocks that could stop early (assumed)."""
 
 
-def add_option(made: argparse.ArgumentParser) -> None:
-    """``--until-decided``, of every study."""
-    made.add_argument(
-        "--until-decided",
-        nargs="?",
-        const=DEFAULT,
-        metavar="BLOCKS",
-        help="stop early, at a planned look, once every primary contrast is decided; the error level is paid for."
-        " Looks after so many blocks, e.g. 7,9 (default: from the first that can show a difference)",
-    )
-
-
-def with_looks(plan: Plan, asked: str | None) -> Plan:
+def with_looks(plan: Plan, asked: Sequence[int] | None, primary: int | None = None) -> Plan:
     """The plan with the looks that were asked for; as it is where it has nothing to decide, or could not stop early.
+
+    Parameters
+    ----------
+    asked : sequence of int or None
+        See RunOptions.until_decided.
+    primary : int, optional
+        Primary contrasts, where the plan does not have them yet.
 
     Raises
     ------
-    ConfigError, PlanError
+    PlanError
         For looks that are not ascending numbers of its blocks.
     """
-    primary = number_of_primary(plan)
+    primary = number_of_primary(plan) if primary is None else primary
     if asked is None or not primary:
         return plan
     blocks = len(plan.seeds)
-    if asked == DEFAULT:
-        looks = sequential.default_looks(blocks, primary, plan.alpha)
-    else:
-        looks = tuple(map(_number, asked.split(",")))
-        looks += (blocks,) if looks[-1] < blocks else ()
+    looks = tuple(asked) or sequential.default_looks(blocks, primary, plan.alpha)
+    looks += (blocks,) if looks[-1] < blocks else ()
     return dataclasses.replace(plan, looks=looks) if len(looks) > 1 else plan
-
-
-def _number(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise ConfigError(f"--until-decided wants numbers of blocks, such as 7,9, got {text!r}")
-    return int(text)
 
 
 def number_of_primary(plan: Plan) -> int:
@@ -104,14 +86,14 @@ def needed_seeds(plan: Plan, storage: Storage) -> tuple[int, ...]:
 
 
 def describe_looks(
-    plan: Plan, asked: str | None, hours: Sequence[float], pairs: Sequence[Sequence[float]], unit: str
+    plan: Plan, asked: Sequence[int] | None, hours: Sequence[float], pairs: Sequence[Sequence[float]], unit: str
 ) -> list[str]:
     """When the study may stop, what that would save at most, and what it may be expected to cost.
 
     Parameters
     ----------
-    asked : str or None
-        The value of --until-decided.
+    asked : sequence of int or None
+        See RunOptions.until_decided.
     hours : sequence of float
         Device hours of each block that are still to be spent.
     pairs : sequence of sequence of float
@@ -121,16 +103,15 @@ def describe_looks(
     """
     if asked is None:
         return []
+    primary = len(pairs)
     if not plan.looks:
-        return [why_not(plan)]
+        return [why_not(plan, primary)]
     lines = [f"judged after {_listed(plan.looks)} blocks; stops once every primary contrast is decided"]
     spread = [float(np.std(values, ddof=1)) for values in pairs if len(values) > 1]
-    lines += [_look_line(plan, look, sum(hours[look:]), unit) for look in plan.looks[:-1]]
+    lines += [_look_line(plan, primary, look, sum(hours[look:]), unit) for look in plan.looks[:-1]]
     known = len(spread) == len(pairs) and all(sd > 0 for sd in spread)
     margins = [plan.margin / sd for sd in spread] if known else []
-    size = minimum_detectable_effect(
-        len(plan.seeds), alpha=sequential.final_level(plan.looks, plan.alpha) / number_of_primary(plan)
-    )
+    size = minimum_detectable_effect(len(plan.seeds), alpha=sequential.final_level(plan.looks, plan.alpha) / primary)
     cases = [("no difference", [0.0] * len(pairs)), (f"differences of {size:.2f} sd", [size] * len(pairs))]
     cases.append((f"differences of {2 * size:.2f} sd", [2 * size] * len(pairs)))
     if known:
@@ -144,18 +125,18 @@ def describe_looks(
     return lines
 
 
-def why_not(plan: Plan) -> str:
-    """Why a study cannot stop early."""
-    blocks, primary = len(plan.seeds), number_of_primary(plan)
+def why_not(plan: Plan, primary: int) -> str:
+    """Why a study of so many primary contrasts cannot stop early."""
+    blocks = len(plan.seeds)
     if not primary:
         return "never stops early: the plan states no primary contrast, so there is nothing to decide"
     why = f"never stops early: no look before the last of {blocks} blocks can show a difference"
-    enough = [n for n in range(blocks + 1, MOST_BLOCKS) if len(sequential.default_looks(n, primary, plan.alpha)) > 1]
+    enough = [n for n in range(blocks + 1, MAX_BLOCKS) if len(sequential.default_looks(n, primary, plan.alpha)) > 1]
     return why + (f"; --seeds {enough[0]} or more could" if enough else "")
 
 
-def _look_line(plan: Plan, look: int, saved: float, unit: str) -> str:
-    blocks, primary = len(plan.seeds), number_of_primary(plan)
+def _look_line(plan: Plan, primary: int, look: int, saved: float, unit: str) -> str:
+    blocks = len(plan.seeds)
     course = sequential.planned_history([one for one in plan.looks if one <= look], blocks)
     smallest = primary * sequential.min_p(course)
     if sequential.can_differ(look, blocks, primary, plan.alpha):

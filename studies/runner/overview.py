@@ -10,15 +10,17 @@ from rich.table import Table
 
 from analysis.stats.power import MAX_SEEDS
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.costs import hours_text
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
 from jbot.store.record import Record, Storage
-from studies.runner.dry_run import Further, device, hours_text, planned_configs
+from studies.runner.dry_run import ExtraWork
 from studies.runner.estimate import Costs, reusable_configs
 from studies.runner.looks import look_of
+from studies.runner.trials import planned_configs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,35 +45,22 @@ class Row:
 HEADS = ("question", "trials", "verdict", "spent", "still open, and what it would cost")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rates:
-    """What turns device seconds into words."""
-
-    costs: Costs
-    price: float | None = None
-    """USD a device hour."""
-
-    def words(self, hours: float) -> str:
-        """``0.9 core hours (0.05 USD)``."""
-        money = "" if self.price is None else f" ({hours_text(hours * self.price)} USD)"
-        return f"{hours_text(hours)} {device(self.costs.held)} hours{money}"
-
-
-def look_back(
+def summarise(
     plan: Plan,
     storage: Storage,
     records: Sequence[Record],
-    rates: Rates,
-    further: Sequence[Further] = (),
+    costs: Costs,
+    price: float | None = None,
+    extra: Sequence[ExtraWork] = (),
     error: str = "",
 ) -> Row:
     """The state of a plan's question; `error` is why it could not run."""
-    found = begun(plan, storage)
+    found = started_study(plan, storage)
     missing = missing_trials(plan, found, reusable_configs(records))
     verdicts = primary_verdicts(found) if found else []
     look = look_of(found) if found else None
     planned = len(plan.arms) * (look.blocks if look else len(plan.seeds))
-    lines, hours = still_open(plan, missing, verdicts, rates, further)
+    lines, hours = still_open(plan, missing, verdicts, costs, price, extra)
     own = [record.own_seconds for record in records if record.study == plan.study]
     return Row(
         study=plan.study,
@@ -79,13 +68,13 @@ def look_back(
         done=planned - len(missing),
         planned=planned,
         verdicts=verdict_lines(plan, verdicts, found is not None),
-        spent_hours=rates.costs.hours(sum(own)),
+        spent_hours=costs.hours(sum(own)),
         open=(*([f"could not run: {error}"] if error else []), *lines),
         open_hours=hours,
     )
 
 
-def begun(plan: Plan, storage: Storage) -> StudyRecords | None:
+def started_study(plan: Plan, storage: Storage) -> StudyRecords | None:
     """The study as found in the storage, where it is of this plan."""
     if not storage.exists(f"{plan.study}/{FILE}"):
         return None
@@ -126,17 +115,22 @@ def _verdict_line(verdict: Verdict) -> str:
 
 
 def still_open(
-    plan: Plan, missing: Sequence[Config], verdicts: Sequence[Verdict], rates: Rates, further: Sequence[Further]
+    plan: Plan,
+    missing: Sequence[Config],
+    verdicts: Sequence[Verdict],
+    costs: Costs,
+    price: float | None,
+    extra: Sequence[ExtraWork],
 ) -> tuple[list[str], float | None]:
     """What is unfinished or undecided, each with its cost; and device hours for all of it."""
-    costs, lines = rates.costs, []
-    bill, block = costs.bill(missing), costs.bill(_block(plan), fresh=True)
-    hours: float | None = None if bill is None else costs.hours(bill.seconds)
+    lines: list[str] = []
+    left, block = costs.total(missing), costs.total(_block(plan), fresh=True)
+    hours: float | None = None if left is None else costs.hours(left.seconds)
     if missing:
-        cost = "of unknown cost, as no such trial has run" if hours is None else rates.words(hours)
+        cost = "of unknown cost, as no such trial has run" if hours is None else costs.words(hours, price)
         lines.append(f"{fmt.count(len(missing), 'trial')} missing: {cost}")
-    for more in further:
-        lines.append(f"{more.what}: {rates.words(costs.hours(more.seconds))}")
+    for more in extra:
+        lines.append(f"{more.what}: {costs.words(costs.hours(more.seconds), price)}")
         hours = None if hours is None else hours + costs.hours(more.seconds)
     blocks = 0
     for verdict in (one for one in verdicts if one.outcome == "undecided" and one.difference.n > 1):
@@ -145,11 +139,11 @@ def still_open(
             lines.append(f"{name}: not even {MAX_SEEDS} seeds would decide it at this size and spread")
             hours = None
             continue
-        extra = max(0, needed - len(plan.seeds))
-        blocks = max(blocks, extra)
-        cost = "" if block is None else f": {rates.words(extra * costs.hours(block.seconds))}"
+        beyond = max(0, needed - len(plan.seeds))
+        blocks = max(blocks, beyond)
+        cost = "" if block is None else f": {costs.words(beyond * costs.hours(block.seconds), price)}"
         lines.append(
-            f"{name}: about {needed} seeds would decide it, {fmt.count(extra, 'block')} more than planned{cost}"
+            f"{name}: about {needed} seeds would decide it, {fmt.count(beyond, 'block')} more than planned{cost}"
         )
     if hours is not None and blocks:
         hours = None if block is None else hours + blocks * costs.hours(block.seconds)
@@ -163,7 +157,7 @@ def _block(plan: Plan) -> list[Config]:
 # --- how it is shown ------------------------------------------------------------------------------------------------
 
 
-def cells(row: Row, rates: Rates) -> tuple[str, ...]:
+def cells(row: Row) -> tuple[str, ...]:
     """A row of the table, under HEADS."""
     return (
         f"{row.study}: {row.question}",
@@ -174,30 +168,30 @@ def cells(row: Row, rates: Rates) -> tuple[str, ...]:
     )
 
 
-def last_line(rows: Sequence[Row], rates: Rates, spent: float) -> str:
+def last_line(rows: Sequence[Row], costs: Costs, price: float | None, spent: float) -> str:
     """Totals."""
     known = sum(row.open_hours for row in rows if row.open_hours is not None)
     unknown = [row.study for row in rows if row.open_hours is None]
     more = f", without {', '.join(unknown)}" if unknown else ""
-    return f"spent now: {rates.words(spent)}; what is open would cost about {rates.words(known)}{more}"
+    return f"spent now: {costs.words(spent, price)}; what is open would cost about {costs.words(known, price)}{more}"
 
 
-def as_table(rows: Sequence[Row], rates: Rates) -> Table:
+def as_table(rows: Sequence[Row]) -> Table:
     """For a terminal."""
     table = Table(title="what is decided, and what the rest would cost", title_justify="left", show_lines=True)
     for head in HEADS:
         table.add_column(head, justify="right" if head == "spent" else "left")
     for row in rows:
-        table.add_row(*cells(row, rates))
+        table.add_row(*cells(row))
     return table
 
 
-def write(name: str, rows: Sequence[Row], rates: Rates, spent: float, storage: Storage) -> None:
+def write(name: str, rows: Sequence[Row], totals: str, storage: Storage) -> None:
     """``<name>.md`` for people, ``<name>.json`` for programs."""
 
     def line(texts: Sequence[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|").replace("\n", "<br>") for text in texts) + " |"
 
-    page = [f"# {name}", "", line(HEADS), line(["---"] * len(HEADS)), *(line(cells(row, rates)) for row in rows)]
-    storage.write(f"{name}.md", "\n".join([*page, "", last_line(rows, rates, spent), ""]).encode())
+    page = [f"# {name}", "", line(HEADS), line(["---"] * len(HEADS)), *(line(cells(row)) for row in rows)]
+    storage.write(f"{name}.md", "\n".join([*page, "", totals, ""]).encode())
     storage.write_json(f"{name}.json", [dataclasses.asdict(row) for row in rows])

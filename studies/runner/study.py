@@ -8,27 +8,69 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from analysis.verdicts.paper_values import RECIPES
-from cluster.resources import Resources
 from jbot.config import Config, ConfigError, flatten, override, to_dict
-from jbot.data import Jets
-from jbot.evaluation.anomaly.grid import AnomalyGrid
 from jbot.evaluation.metrics_registry import find_metric, metric_key, metric_names
-from jbot.store.plan import Contrast, Plan, PlannedTrial
-from jbot.store.trial_spec import TrialSpec
-from jbot.trial.provenance import git_commit
-from studies.presets import PRESETS, Preset
-from studies.runner.search import Search
+from jbot.store.plan import Contrast, Plan
+from search_spaces.axis import Axis
+from studies.presets import get_preset
+from studies.runner.options import check_objectives
+
+if TYPE_CHECKING:
+    from jbot.evaluation.anomaly.grid import AnomalyGrid
 
 Arms = Mapping[str, Mapping[str, Any]]
 
-"""Prefixes of the metrics that a trial has of what was not trained."""
+MAX_SEEDS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a hyperparameter search varies, and by which numbers its points are compared."""
+
+    space: tuple[Axis, ...] | Callable[[Config], tuple[Axis, ...]]
+    """Axes, or a function of the base that gives them."""
+    cost_axes: tuple[Axis, ...] = ()
+    """Also varied where cost is an objective."""
+    metric: str = "val/knn_accuracy"
+    """The objective `accuracy`: a column of the learning curves, of validation jets."""
+    objectives: tuple[str, ...] = ("accuracy",)
+    """One, with pruning; or several, without. The winner is the best by the first."""
+    points: Mapping[str, int] = field(default_factory=lambda: {"smoke": 6, "quick": 24, "gpu": 100, "paper": 200})
+    """By preset."""
+    reduction: int = 2
+    """At each rung the best 1 / reduction go on. Optuna's 4 would leave two of 24 points whole."""
+    seed: int = 0
+    """Of the suggestions."""
+
+    def __post_init__(self) -> None:
+        if find_metric(self.metric).split != "val":
+            raise ConfigError(f"a search chooses on validation jets: metric must start with val/, got {self.metric!r}")
+        check_objectives(self.objectives)
+        if self.reduction < 2:
+            raise ConfigError(f"reduction must be at least 2, got {self.reduction}")
+
+    def axes(self, base: Config, objectives: tuple[str, ...]) -> tuple[Axis, ...]:
+        """The space around a base.
+
+        Raises
+        ------
+        ConfigError
+            When two axes are of one field, or one is of what points share.
+        """
+        made = self.space if isinstance(self.space, tuple) else self.space(base)
+        made += self.cost_axes if "cost" in objectives else ()
+        fields = [axis.field for axis in made]
+        if twice := {name for name in fields if fields.count(name) > 1}:
+            raise ConfigError(f"two axes of a search are of {', '.join(sorted(twice))}")
+        if of_jets := [name for name in fields if name.startswith(("data.", "probe."))]:
+            raise ConfigError(f"points of a search share jets and probes, got an axis of {', '.join(of_jets)}")
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +83,7 @@ class Study:
     arms: Arms | Callable[[Config], Arms]
     """Arm name -> overrides of the base, or a function of the base where they are in proportion to it. An arm without
     overrides is the base itself."""
-    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
     """What is other than the preset's in every arm."""
     contrasts: tuple[Contrast, ...]
     metric: str = "test/knn_accuracy"
@@ -49,11 +91,11 @@ class Study:
     higher_is_better: bool = True
     margin: float
     """Differences of the metric below it do not matter."""
-    factors: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Component -> the overrides that take it out. Arms made of them are reported by what they leave in."""
-    arms_by_preset: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    arms_by_preset: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Presets that run only some arms (and the contrasts among them)."""
-    seeds_by_preset: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    seeds_by_preset: Mapping[str, int] = field(default_factory=dict)
     """Presets in which this study has another number of blocks than the preset says."""
     against_paper: bool = False
     """Arms follow the paper's recipe for their task: jets of each split and epochs are to the preset's as the paper's
@@ -144,69 +186,12 @@ class Study:
         )
 
 
-MAX_SEEDS = 10_000
-
-
-def get_preset(name: str) -> Preset:
-    """A preset by name."""
-    if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
-
-
-def trial_specs(plan: Plan, base: Config, jets: Jets | None) -> list[TrialSpec]:
-    """Every trial of a plan, block by block: all arms at the first seed, then all at the second, ...
-
-    Without jets the trials have ids of their own, under which no record lies.
-    """
-    trials = [
-        (arm, override(base, {**changes, "seed": seed})) for seed in plan.seeds for arm, changes in plan.arms.items()
-    ]
-    return [
-        TrialSpec(
-            study=plan.study,
-            arm=arm,
-            plan_hash=plan.hash,
-            config=config,
-            data_fingerprint=jets.fingerprint(config) if jets else "",
-            git_commit=git_commit(),
-        )
-        for arm, config in trials
-    ]
-
-
-def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
-    """The plan's trials and their ids, for study.json."""
-    return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
-
-
-def resources(
-    preset: str,
-    cpus: float | None,
-    gpus: float | None,
-    pack: int | None = None,
-    engine: str = "auto",
-    grow_to: int | None = None,
-) -> Resources:
-    """What one pack of trials holds, and how many they are: the preset's, unless told otherwise."""
-    size = get_preset(preset)
-    cpus, gpus = (size.cpus if cpus is None else cpus), (size.gpus if gpus is None else gpus)
-    chosen = Resources(cpus=cpus, gpus=gpus, pack=pack, engine=engine, grow_to=grow_to)
-    if pack is not None and pack < 1:
-        raise ConfigError(f"a pack needs at least one trial, got {pack}")
-    if grow_to is not None and grow_to < 1:
-        raise ConfigError(f"--grow-to needs at least one pack, got {grow_to}")
-    if not (0 < chosen.cpus < math.inf and 0 <= chosen.gpus < math.inf):
-        raise ConfigError(f"a trial needs CPUs > 0 and GPUs >= 0, got {chosen.cpus:g} and {chosen.gpus:g}")
-    return chosen
-
-
 def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:
-    for field in changes:
-        if field == "seed":
+    for name in changes:
+        if name == "seed":
             raise ConfigError("seed is set by the block; choose how many with --seeds")
-        if all(field in arm for arm in arms.values()):
-            raise ConfigError(f"{field} is what the arms set: changing the base does nothing")
+        if all(name in arm for arm in arms.values()):
+            raise ConfigError(f"{name} is what the arms set: changing the base does nothing")
     for name, arm in arms.items():
         if "seed" in arm:
             raise ConfigError(f"arm {name!r} must not set the seed: arms of a block share it")

@@ -93,11 +93,13 @@ class Before:
         """The same command in this process, without a report; its exit code, and what it said."""
         from tiny_study import main, no_report, study
 
+        from studies.runner import execute
+
         said = io.StringIO()
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
-            patch.setattr(main, "write_report", no_report)
+            patch.setattr(execute, "write_report", no_report)
             with pytest.raises(SystemExit) as ended:
-                main.main(study, self.command("--inline", *more)[2:])
+                main(study, self.command("--inline", *more)[2:])
         return int(ended.value.code or 0), said.getvalue()
 
     def stamps(self) -> dict[str, int]:

@@ -146,7 +146,7 @@ def test_a_storage_that_fails_is_no_bad_input(monkeypatch, capsys):
 
     monkeypatch.setattr(studies.runner.execute, "run", run)
     with pytest.raises(SystemExit) as stopped:
-        studies.runner.execute.main(masking_ablation, ["--inline"])
+        studies.main(masking_ablation, ["--inline"])
     assert stopped.value.code == 1
     assert capsys.readouterr().err.endswith("is down: no finished trial is lost, the same command continues\n")
 
@@ -327,7 +327,7 @@ def test_an_error_on_the_way_of_a_signal_is_an_interruption(monkeypatch, capsys,
 
     monkeypatch.setattr(studies.runner.execute, "run", run)
     with pytest.raises(SystemExit) as ended:
-        studies.runner.execute.main(masking_ablation, ["--preset", "smoke"])
+        studies.main(masking_ablation, ["--preset", "smoke"])
     assert ended.value.code == code
     assert capsys.readouterr().err.startswith("interrupted: " if code == 130 else "error: [Errno 9]")
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from jbot.store.plan import Contrast
-from studies.runner import execute
-from studies.runner.study import Study
+from studies import Contrast, Study, main
 
 study = Study(
     name="faults",
@@ -41,5 +39,7 @@ def no_report(*arguments: object) -> None:
 
 if __name__ == "__main__":
     if os.environ.get("JBOT_FAULTS_REPORT") != "1":
+        from studies.runner import execute
+
         execute.write_report = no_report
-    execute.main(study)
+    main(study)

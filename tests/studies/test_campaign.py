@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY
 
+from analysis.verdicts.costs import CostEstimate
 from cluster.resources import Resources
 from jbot.config import Config, from_dict, override
 from jbot.data import JetData
@@ -12,9 +13,10 @@ from jbot.store.plan import Contrast, save_study
 from jbot.store.record import Storage
 from jbot.trial.reuse import plain
 from jbot.trial.run import PackRun
-from studies.runner import campaign as tour
+from studies.runner import campaign
 from studies.runner.campaign import blocks_that_fit, chosen, decided_plan, find_studies, in_order
-from studies.runner.estimate import Bill, Cost, Costs, ended_records
+from studies.runner.cli import main_of_all
+from studies.runner.estimate import Costs, ended_records
 from studies.runner.study import Study
 
 BASE, NONE, SOFT, WIDE = {}, {"mask.scheme": "none"}, {"mask.scheme": "softest"}, {"mask.ratio_high": 0.9}
@@ -52,7 +54,7 @@ def call(jets_file: Path, tmp_path: Path):
     common = ["--preset", "smoke", "--inline", "--data", str(jets_file), "--storage", str(tmp_path / "out"), *settings]
 
     def run(*arguments: str, studies: dict[str, Study] = STUDIES) -> int:
-        return tour.run([*common, *arguments], studies)
+        return main_of_all([*common, *arguments], studies)
 
     return run
 
@@ -94,7 +96,7 @@ def test_expensive_studies_run_when_they_are_named():
     found = find_studies()
     assert {"masking_ablation", "paper_tables", "precision"} <= set(found)
     assert not {"paper_tables", "precision"} & set(chosen(found, None))
-    assert list(chosen(found, "paper_tables")) == ["paper_tables"]
+    assert list(chosen(found, ("paper_tables",))) == ["paper_tables"]
 
 
 # --- budget ---------------------------------------------------------------------------------------------------------
@@ -107,9 +109,9 @@ class Priced(Costs):
         super().__init__([], Resources())
         self.known = measured
 
-    def bill(self, configs):
+    def total(self, configs):
         n = len(list(configs))
-        return Bill(trials=n, seconds=3600.0 * n, longest=3600.0, basis=(), measured=self.known or n == 0)
+        return CostEstimate(trials=n, seconds=3600.0 * n, longest=3600.0, basis=(), measured=self.known or n == 0)
 
 
 def blocks(seeds: int, arms: int) -> list[Config]:
@@ -139,7 +141,9 @@ def test_a_first_block_whose_cost_was_timed_runs_alone():
 def test_a_budget_stops_at_a_whole_block_and_the_next_one_goes_on(call, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Costs, "hours", lambda self, seconds: seconds)  # so that a trial's figure is above rounding
     monkeypatch.setattr(Costs, "of", lambda self, config, before=(), fresh=False: one_second(config))
-    monkeypatch.setattr(tour.Tour, "spent", property(lambda self: len(ended_records(self.storage)) - len(self.known)))
+    monkeypatch.setattr(
+        campaign.Campaign, "spent", property(lambda self: len(ended_records(self.storage)) - len(self.known))
+    )
     assert call("--budget", "4.5", "--figures", "none") == 1
     # Three of the baseline; the other study has one trial a block left: seed 0 fits, seed 1 does not.
     assert trials(tmp_path) == [("base", 0), ("base", 1), ("base", 2), ("soft", 0)]
@@ -154,7 +158,7 @@ def test_a_budget_stops_at_a_whole_block_and_the_next_one_goes_on(call, tmp_path
 
 
 def one_second(config: Config):
-    return Cost(seconds=1.0, basis=("an hour each",), measured=True)
+    return CostEstimate(trials=1, seconds=1.0, longest=1.0, basis=("an hour each",), measured=True)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +285,7 @@ def test_an_encoder_that_is_there_is_not_paid_again(call, tmp_path):
     assert min(training) <= trained.seconds - judged.seconds <= max(training)
     assert costs.of(there, fresh=True) == trained
     assert costs.of(new, before={plain(new)}) == judged
-    assert costs.bill([there, new]).seconds == pytest.approx(judged.seconds + trained.seconds)
+    assert costs.total([there, new]).seconds == pytest.approx(judged.seconds + trained.seconds)
 
 
 def test_a_search_that_has_ended_is_read_from_its_own_plan_alone(tmp_path):

@@ -10,7 +10,7 @@ from helpers import ROOT, TINY
 
 from analysis.report.sections.components import added_alone, alias_lines, left_out
 from analysis.report.sections.scaling import lines_over_jets, lines_over_models
-from jbot.config import Config, ConfigError, flatten, from_dict, override
+from jbot.config import Config, ConfigError, flatten, override
 from jbot.store.record import Storage, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.model import weight_count
@@ -18,9 +18,10 @@ from jbot.trial.run import run_pack
 from search_spaces import components
 from search_spaces.augmentation import PAPER, PHYSICS, only
 from search_spaces.scaling import MODELS, SIZES
+from studies import main
 from studies.presets import PRESETS
-from studies.runner.execute import main
-from studies.runner.study import Study, trial_specs
+from studies.runner.study import Study
+from studies.runner.trials import trial_specs
 
 
 def study_of(path: Path) -> Study | None:
@@ -52,7 +53,7 @@ QUICK_UNITS = {
 
 def specs_of(name: str, preset: str, **options) -> list[TrialSpec]:
     plan = STUDIES[name].plan(preset, **options)
-    return trial_specs(plan, from_dict(plan.base), None)
+    return trial_specs(plan, None)
 
 
 def units(config: Config, base: Config) -> float:

@@ -15,18 +15,21 @@ from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import JetData, Jets
 from jbot.store.plan import Contrast, PlanError, load_study, save_study
 from jbot.store.record import Storage
+from jbot.trainer.workload import finetune_steps
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME
+from studies import main
 from studies.masking_ablation import study
 from studies.presets import PRESETS
-from studies.runner.estimate import finetune_steps, seconds_a_finetune_step
-from studies.runner.execute import keep_other_plan, main
-from studies.runner.study import Study, planned_trials, trial_specs
+from studies.runner.estimate import seconds_a_finetune_step
+from studies.runner.execute import keep_other_plan
+from studies.runner.study import Study
+from studies.runner.trials import planned_trials, trial_specs
 
 
 def specs_of(preset: str, **options):
     plan = study.plan(preset, **options)
-    return plan, trial_specs(plan, from_dict(plan.base), None)
+    return plan, trial_specs(plan, None)
 
 
 def test_quick_can_reach_a_verdict():
@@ -187,7 +190,7 @@ def test_dry_run_says_what_a_design_can_answer(tmp_path, capsys):
 def verdicts_of(tiny_study: Study, data: JetData, folder: Path) -> list[Verdict]:
     """Run every trial of a study at six seeds inline, and judge."""
     plan = tiny_study.plan("smoke", seeds=6, changes=TINY | {"train.epochs": 1})
-    storage, specs = Storage(folder), trial_specs(plan, from_dict(plan.base), Jets({1000: data}))
+    storage, specs = Storage(folder), trial_specs(plan, Jets({1000: data}))
     save_study(storage, plan, {"source": data.source, "fingerprint": data.fingerprint}, planned_trials(specs))
     run_inline(specs, data, storage, [], Resources())
     table = trial_table(load_study(f"{folder}/{plan.study}"))

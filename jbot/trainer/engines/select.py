@@ -17,13 +17,10 @@ from torch import Tensor
 
 from jbot.config import Config
 from jbot.trainer import model
-from jbot.trainer.engines import fused
+from jbot.trainer.engines import ENGINES, fused
 
 Forward = Callable[..., tuple[Tensor, Tensor]]
 """Arguments and results as those of `jbot.trainer.model.forward`."""
-
-ENGINES = ("auto", "plain", "fused", "compiled")
-"""auto: on a CPU the C++ kernel, on a GPU torch.compile; plain torch where that is not possible."""
 
 
 @dataclass

@@ -30,9 +30,8 @@ from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed
 from jbot.trainer.model import weight_shapes
 from studies.paper_tables import study
-from studies.runner.author_checkpoints import find_released, judge_released
-from studies.runner.jets import load_plan_jets
-from studies.runner.study import planned_trials, trial_specs
+from studies.runner.author_checkpoints import evaluate_checkpoints, find_checkpoints
+from studies.runner.trials import load_plan_jets, planned_trials, trial_specs
 
 JETNET = {"q": 170_679, "g": 177_252, "w": 177_172, "z": 176_952, "t": 177_945}
 """Jets of each class (SCIENCE: Zenodo 6975118)."""
@@ -139,7 +138,7 @@ def make_study(folder, changes=None):
     """A study of the three S arms at three seeds; `changes` maps (arm, seed) to fields of the record, None: pending."""
     plan = study.plan("smoke", seeds=3)
     storage = Storage(folder)
-    trials = planned_trials(trial_specs(plan, from_dict(plan.base), None))
+    trials = planned_trials(trial_specs(plan, None))
     save_study(storage, plan, DATA, trials)
     for trial in trials:
         changed = (changes or {}).get((trial.arm, trial.seed), {})
@@ -221,7 +220,7 @@ def test_classifiers_that_did_not_leave_chance_are_marked(tmp_path):
 
 def test_raw_features_have_anomaly_scores_where_a_record_has_them(tmp_path):
     plan = study.plan("smoke", seeds=3)
-    trial = next(t for t in planned_trials(trial_specs(plan, from_dict(plan.base), None)) if t.arm == "S_qg")
+    trial = next(t for t in planned_trials(trial_specs(plan, None)) if t.arm == "S_qg")
     metrics = make_record(plan, trial, DATA).metrics | {"raw/test/anomaly_knn_auc": 0.6}
     errors = {"uncertainties": {"raw/test/anomaly_knn_auc": {"error": 0.02}}}
     tables = paper.compare(make_study(tmp_path, {("S_qg", 0): {"metrics": metrics, **errors}}))
@@ -359,7 +358,7 @@ def write_released(folder: Path, size=(32, 4, 2), task="tqg", classes=2) -> None
 def judged(tmp_path, data, folder):
     plan = study.plan("smoke", seeds=1, changes=TINY)
     storage, said = Storage(tmp_path / "results"), []
-    judge_released(folder, plan, Jets({1000: data}), storage, said.append)
+    evaluate_checkpoints(folder, plan, Jets({1000: data}), storage, said.append)
     return plan, storage, said
 
 
@@ -416,21 +415,21 @@ def rewrite(path, **arrays):
 def test_a_damaged_or_foreign_released_file_is_found_before_anything_runs(tmp_path):
     plan, folder = study.plan("smoke", seeds=1, changes=TINY), tmp_path / "models"
     write_released(folder)
-    find_released(folder, plan)
+    find_checkpoints(folder, plan)
     write_released(tmp_path / "five", classes=5)
     head = "tqg_mlp_ft_32_4_2_data10.weights.h5"
     (folder / head).write_bytes((tmp_path / "five" / head).read_bytes())
     with pytest.raises(DataError, match=rf"{head}: must have 32 inputs and 2 outputs, got \(32, 5\)"):
-        find_released(folder, plan)
+        find_checkpoints(folder, plan)
     write_released(folder)
     wide, small = (folder / f"tqg_backbone_pretrain_{size}.weights.h5" for size in ("64_6_4", "32_4_2"))
     wide.write_bytes(small.read_bytes())
     with pytest.raises(DataError, match=r"must be \(64, 6, 4\) as in its name, got \(32, 4, 2\)"):
-        find_released(folder, plan)
+        find_checkpoints(folder, plan)
     wide.unlink()
     rewrite(small, **{"layers/dense/vars/1": np.nan})
     with pytest.raises(DataError, match="layers/dense/vars/1 must be finite"):
-        find_released(folder, plan)
+        find_checkpoints(folder, plan)
 
 
 @pytest.mark.parametrize("task", ["tqg", "qg"])
@@ -547,7 +546,7 @@ def test_a_folder_without_checkpoints_is_one_line(tmp_path):
 
 
 def test_dry_run_costs_every_arm(tmp_path, capsys):
-    from studies.runner.execute import main
+    from studies import main
 
     with pytest.raises(SystemExit) as stopped:
         main(study, ["--dry-run", "--preset", "smoke", "--storage", str(tmp_path)])

@@ -18,9 +18,11 @@ from analysis.verdicts.decide import decide_contrasts, decided
 from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, Plan, PlanError, load_study
 from jbot.store.record import Storage
-from studies.runner.execute import main
+from studies import main
+from studies.runner.cli import blocks_of
 from studies.runner.looks import batches, describe_looks, with_looks
-from studies.runner.study import Study, trial_specs
+from studies.runner.study import Study
+from studies.runner.trials import trial_specs
 
 PAIR = (Contrast(treatment="a", control="b", primary=True),)
 
@@ -282,25 +284,27 @@ def test_a_plan_with_looks_is_written_and_read(tmp_path):
 def test_options_become_looks():
     plan = make_plan(12, ())
     assert with_looks(plan, None) == plan
-    assert with_looks(plan, "default").looks == (7, 9, 10, 12)
-    assert with_looks(plan, "5,8").looks == (5, 8, 12)
-    assert with_looks(make_plan(6, ()), "default").looks == ()
-    assert with_looks(dataclasses.replace(plan, contrasts=()), "5,8").looks == ()
+    assert with_looks(plan, blocks_of("default")).looks == (7, 9, 10, 12)
+    assert with_looks(plan, blocks_of("5,8")).looks == (5, 8, 12)
+    assert with_looks(make_plan(6, ()), ()).looks == ()
+    undecidable = dataclasses.replace(plan, contrasts=())
+    assert with_looks(undecidable, (5, 8)).looks == ()
+    assert with_looks(undecidable, (5, 8), primary=1).looks == (5, 8, 12)  # a contrast that is to come
     for wrong in ("7;9", "x", "", "-3"):
         with pytest.raises(ValueError, match="--until-decided wants numbers of blocks, such as 7,9, got"):
-            with_looks(plan, wrong)
+            blocks_of(wrong)
 
 
 def test_what_a_dry_run_says():
     plan = make_plan(12, (5, 7, 12))
-    five, seven = describe_looks(plan, "5,7", [1.0] * 12, [[]], "core hours")[1:3]
+    five, seven = describe_looks(plan, (5, 7), [1.0] * 12, [[]], "core hours")[1:3]
     assert "after 5: can show nothing yet: the smallest p of a difference is 0.36; would save 7 blocks, 7" in five
     assert "after 7: can show differences (smallest p 0.046) or equivalence; would save 5 blocks, 5 core hours" in seven
-    early = describe_looks(make_plan(6, (5, 6)), "5", [1.0] * 6, [[]], "core hours")[1]
+    early = describe_looks(make_plan(6, (5, 6)), (5,), [1.0] * 6, [[]], "core hours")[1]
     assert "after 5: can show equivalence alone: the smallest p of a difference is 0.09; would save 1 block, 1" in early
-    (never,) = describe_looks(make_plan(6, ()), "default", [1.0] * 6, [[]], "core hours")
+    (never,) = describe_looks(make_plan(6, ()), (), [1.0] * 6, [[]], "core hours")
     assert never.endswith("no look before the last of 6 blocks can show a difference; --seeds 7 or more could")
-    pilot = describe_looks(plan, "5,7", [1.0] * 12, [[0.05, 0.06, 0.055]], "core hours")
+    pilot = describe_looks(plan, (5, 7), [1.0] * 12, [[0.05, 0.06, 0.055]], "core hours")
     (seen,) = [line for line in pilot if "earlier records" in line]
     assert "7.0 of 12 blocks, 7 of 12 core hours; decided in 100%" in seen
 
@@ -371,8 +375,6 @@ def test_a_study_stops_at_the_look_that_decides_it(tmp_path, jets, capsys):
 
 def test_trials_wait_for_the_look_before_them():
     plan = make_plan(6, (3, 5, 6))
-    specs = trial_specs(
-        dataclasses.replace(STUDY.plan("smoke", seeds=6), looks=plan.looks), STUDY.base_at("smoke"), None
-    )
+    specs = trial_specs(dataclasses.replace(STUDY.plan("smoke", seeds=6), looks=plan.looks), None)
     found = list(batches(plan, specs))
     assert [sorted({spec.config.seed for spec in batch}) for batch in found] == [[0, 1, 2], [3, 4], [5]]

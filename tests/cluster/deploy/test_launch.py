@@ -405,7 +405,7 @@ def test_the_image_has_what_it_copies_and_nobody_is_root():
     "page", ["docs/cluster.md", "cluster/deploy/kuberay.yaml", "cluster/deploy/slurm.sh", "cluster/deploy/on_head.sh"]
 )
 def test_commands_name_studies_and_options_that_exist(page):
-    from studies.runner.execute import parser
+    from studies.runner.cli import parser
 
     text = re.sub(r"\\?\s*\n[#\s]*(?=--)", " ", (ROOT / page).read_text())
     commands = re.findall(r"studies/(\w+)\.py((?: --[\w-]+(?: (?!--)[\w:/.-]+)?)*)", text)
@@ -422,8 +422,7 @@ def test_commands_name_studies_and_options_that_exist(page):
     ],
 )
 def test_what_cannot_grow_is_said_at_once(options, complaint, capsys, monkeypatch, tmp_path):
-    from studies import precision
-    from studies.runner.execute import main
+    from studies import main, precision
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -433,8 +432,7 @@ def test_what_cannot_grow_is_said_at_once(options, complaint, capsys, monkeypatc
 
 
 def test_a_study_without_ray_is_one_line_before_anything_is_made(capsys, monkeypatch, tmp_path):
-    from studies import precision
-    from studies.runner.execute import main
+    from studies import main, precision
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -1,6 +1,5 @@
 """A hyperparameter search: suggestions, pruning, restarts, records, the confirmation, and what the report says."""
 
-import argparse
 import ast
 import dataclasses
 import json
@@ -13,6 +12,7 @@ import pytest
 from helpers import TINY, make_data
 
 from analysis.report.sections.search import section
+from analysis.verdicts.costs import CostEstimate
 from cluster.resources import Resources
 from cluster.scheduling.run import open_trials
 from jbot.config import Config, ConfigError, flatten, override, to_dict
@@ -26,11 +26,13 @@ from search_spaces.axis import Axis
 from search_spaces.joint import COST, joint
 from studies.hyperparameters import study
 from studies.presets import PRESETS
+from studies.runner import dry_run
 from studies.runner import search as searching
-from studies.runner.dry_run import planned_configs, search_left
-from studies.runner.estimate import Cost, Costs
-from studies.runner.execute import changes_of
-from studies.runner.study import Study
+from studies.runner.cli import changes_of, parser, run_options
+from studies.runner.dry_run import search_left
+from studies.runner.estimate import Costs
+from studies.runner.options import SearchOptions
+from studies.runner.study import Search, Study
 
 optuna = pytest.importorskip("optuna")
 from cluster.events import Listeners  # noqa: E402
@@ -431,21 +433,19 @@ def test_attempts_of_workers_that_died_before_they_could_say_so_are_counted(tiny
 
 # --- the study ----------------------------------------------------------------------------------------------------
 
-
-def options_of(**changes) -> argparse.Namespace:
-    return argparse.Namespace(**{"objectives": "accuracy", "points": None, "preset": "quick"} | changes)
+ONE_SECOND = CostEstimate(trials=1, seconds=1.0, longest=1.0, basis=(), measured=True)
 
 
 def test_the_plan_of_a_preset_begins_with_the_base_and_has_rungs():
-    plan = searching.search_plan(study, study.plan("quick"), options_of(), None)
+    plan = searching.search_plan(study, study.plan("quick"), SearchOptions(), None)
     assert overrides(plan.first)["teacher.ema_momentum"] == 0.996
     assert plan.rungs == [2, 4]
-    assert searching.search_plan(study, study.plan("paper"), options_of(), None).rungs == [20, 40]
+    assert searching.search_plan(study, study.plan("paper"), SearchOptions(), None).rungs == [20, 40]
     assert plan.base["seed"] == searching.SEED
     assert searching.expected_epochs(plan, 24) == 24 * (2 + 2 / 2 + 4 / 4)
     changed = study.plan("quick", changes={"loss.koleo_weight": 0.0})  # outside the space
-    assert searching.search_plan(study, changed, options_of(), None).first == {}
-    front = searching.search_plan(study, study.plan("quick"), options_of(objectives="accuracy,cost"), None)
+    assert searching.search_plan(study, changed, SearchOptions(), None).first == {}
+    front = searching.search_plan(study, study.plan("quick"), SearchOptions(objectives=("accuracy", "cost")), None)
     assert front.rungs == []
     assert "model.layers" in [axis["field"] for axis in front.space]
 
@@ -460,16 +460,22 @@ def test_the_winner_is_compared_with_the_base_on_fresh_seeds():
     assert searching.confirmation(study, {}).plan("quick").contrasts == ()
 
 
-def test_a_dry_run_counts_the_trials_of_a_winner_that_is_not_known(undisturbed):
-    plan = searching._with_winner(study.plan("quick"))
-    assert len(set(planned_configs(plan))) == 12  # none of them taken for the base
+def test_a_dry_run_counts_the_trials_of_a_winner_that_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "cached_plan_jets", lambda plan, source: None)
+    plan, costs = study.plan("quick"), Costs([], Resources())
+    costs.of = lambda config, before=(), fresh=False: ONE_SECOND
+    alone = dataclasses.replace(study, search=None)
+    status = dry_run.estimate_remaining(alone, plan, Storage(tmp_path), "pythia", costs, [], (searching.CONFIRMATION,))
+    assert (len(status.left), status.unknown, status.trials, status.seconds) == (6, 6, 12, 12.0)
+    assert dry_run.packing(status, study.base_at("quick"), Resources()).startswith("12 of at most 1 trial(s)")
+    assert "smallest p-value after Holm over 1 primary contrast(s) at n = 6: 0.0312" in dry_run.power_lines(status)
 
 
 def test_what_is_left_of_a_search_ends_with_its_winner(tmp_path):
     storage, plan = Storage(tmp_path), study.plan("quick")
-    wanted = searching.search_plan(study, plan, options_of(), None)
+    wanted = searching.search_plan(study, plan, SearchOptions(), None)
     costs = Costs([], Resources())
-    costs.of = lambda config, fresh: Cost(seconds=1.0, basis=(), measured=True)
+    costs.of = lambda config, fresh: ONE_SECOND
     searcher = Searcher(wanted, 24, storage)
     assert search_left(study, plan, costs, storage).seconds == 24 + 6
     while entry := searcher.claim("0"):
@@ -482,23 +488,21 @@ def test_what_is_left_of_a_search_ends_with_its_winner(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("arguments", "words"),
     [
-        ({"objectives": "speed"}, "objectives must be among accuracy, anomaly, cost, got 'speed'"),
-        ({"objectives": "cost,cost"}, "objectives must be one or more, each once, got cost, cost"),
-        ({"objectives": ""}, "objectives must be one or more, each once, got none"),
-        ({"points": 0}, "points must be at least 1 and at most 10000, got 0"),
+        (["--objectives", "speed"], "objectives must be among accuracy, anomaly, cost, got 'speed'"),
+        (["--objectives", "cost,cost"], "objectives must be one or more, each once, got cost, cost"),
+        (["--objectives", ""], "objectives must be one or more, each once, got none"),
+        (["--points", "0"], "points must be at least 1 and at most 10000, got 0"),
     ],
 )
-def test_bad_options_are_said_in_one_line(changes, words):
-    options, plan = options_of(**changes), study.plan("quick")
-    ask = searching.points_of if "points" in changes else searching.search_plan
+def test_bad_options_are_said_in_one_line(arguments, words):
     with pytest.raises(ConfigError, match=words):
-        ask(study, "quick", options.points) if "points" in changes else ask(study, plan, options, None)
+        run_options(parser(study).parse_args(arguments))
 
 
 def test_bad_input_on_the_command_line_exits_with_2(tmp_path, capsys):
-    from studies.runner.execute import main
+    from studies import main
 
     for arguments in (["--objectives", "speed"], ["--points", "0"]):
         with pytest.raises(SystemExit) as ended:
@@ -513,8 +517,8 @@ def test_a_search_chooses_on_validation_jets():
     with pytest.raises(
         ConfigError, match=r"chooses on validation jets: metric must start with val/, got 'test/knn_acc"
     ):
-        searching.Search(space=AXES, metric="test/knn_accuracy")
-    twice = searching.Search(space=(*AXES, AXES[0]))
+        Search(space=AXES, metric="test/knn_accuracy")
+    twice = Search(space=(*AXES, AXES[0]))
     with pytest.raises(ConfigError, match=r"two axes of a search are of optim\.lr"):
         twice.axes(Config(), ("accuracy",))
 

@@ -20,11 +20,11 @@ from helpers import ROOT, TINY, make_data
 
 from cluster.resources import Resources
 from cluster.scheduling.run import run_inline
-from jbot.config import from_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study
 from jbot.store.record import Record, RecordError, Storage, load_record, load_records, save_record
-from studies.runner.study import Study, planned_trials, trial_specs
+from studies.runner.study import Study
+from studies.runner.trials import planned_trials, trial_specs
 
 pytestmark = pytest.mark.skipif(bool(server.missing()), reason=server.missing())
 
@@ -80,7 +80,7 @@ class Written:
                 contrasts=(contrast,), margin=0.02,
             )  # fmt: skip
             plan = study.plan("smoke", seeds=blocks, changes=QUICK | {"optim.lr": 1e-3 + number * 1e-6})
-            specs = trial_specs(plan, from_dict(plan.base), Jets({1000: data}))
+            specs = trial_specs(plan, Jets({1000: data}))
             save_study(self.storage, plan, {"source": "s", "fingerprint": "f"}, planned_trials(specs))
             self.plans.append(plan)
             self.specs.append(specs)

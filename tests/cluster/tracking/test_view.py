@@ -1,6 +1,5 @@
 """The MLflow view: one run per trial whatever happens, rebuilt from records, and never in the way."""
 
-import argparse
 import dataclasses
 import json
 import socket
@@ -21,7 +20,9 @@ from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study
 from jbot.store.record import Storage, load_record
 from studies.runner.console import watched
-from studies.runner.study import Study, planned_trials, trial_specs
+from studies.runner.options import RunOptions
+from studies.runner.study import Study
+from studies.runner.trials import planned_trials, trial_specs
 
 mlflow = pytest.importorskip("mlflow")
 from cluster.tracking import publish  # noqa: E402 - needs mlflow
@@ -46,7 +47,7 @@ class Case:
         self.data, self.storage = data, Storage(folder)
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.plan = STUDY.plan("smoke", seeds=1, changes=TINY)
-        self.specs = trial_specs(self.plan, from_dict(self.plan.base), Jets({1000: data}))
+        self.specs = trial_specs(self.plan, Jets({1000: data}))
         source = {"source": data.source, "fingerprint": data.fingerprint}
         save_study(self.storage, self.plan, source, planned_trials(self.specs))
         self.info = StudyInfo(
@@ -386,7 +387,7 @@ def test_a_card_that_is_too_long_ends_with_a_section():
 )
 def test_who_wants_a_live_view_has_one(tmp_path, tiny_data, inline, uri, wanted):
     case = Case(tmp_path, tiny_data)
-    options = argparse.Namespace(inline=inline, tracking_uri=uri and uri.format(tmp_path))
+    options = RunOptions(inline=inline, tracking_uri=uri and uri.format(tmp_path))
     with watched(SimpleNamespace(close=lambda: None), case.plan, Jets({1000: tiny_data}), case.storage, options) as (
         listeners,
         view,
@@ -397,7 +398,7 @@ def test_who_wants_a_live_view_has_one(tmp_path, tiny_data, inline, uri, wanted)
 
 def test_a_study_that_is_stopped_says_so_in_its_view(tmp_path, tiny_data):
     case = Case(tmp_path, tiny_data)
-    options = argparse.Namespace(inline=True, tracking_uri=case.uri)
+    options = RunOptions(inline=True, tracking_uri=case.uri)
     progress = SimpleNamespace(close=lambda: None)
 
     def run_and_stop():

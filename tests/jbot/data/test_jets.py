@@ -92,8 +92,7 @@ def test_a_trial_is_the_same_in_a_study_of_more_jets(tiny, tmp_path, task):
 SCALING = """
 import sys
 sys.path.insert(0, {root!r})
-from studies.runner.execute import main
-from studies.runner.study import Study
+from studies import Study, main
 
 main(Study(name={name!r}, question="How much do jets help?", arms={arms!r}, contrasts=(), margin=0.02))
 """

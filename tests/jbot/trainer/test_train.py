@@ -12,11 +12,9 @@ from jbot.trainer.loop import (
     TrialFailed,
     batch_sizes,
     collapse,
-    curve_epochs,
     ema_momentum,
     has_ended,
     learning_rate,
-    may_collapse,
     run_steps,
     step_groups,
     train,
@@ -26,6 +24,7 @@ from jbot.trainer.model import forward, init_weights, unpack, weight_slice
 from jbot.trainer.pack import Pack, stack
 from jbot.trainer.state import Progress, TrainState, epoch_order, furthest_behind, init_state, join_states
 from jbot.trainer.step import TERMS, adamw, masked_rows, train_step
+from jbot.trainer.workload import curve_epochs, may_collapse
 
 CPU = torch.device("cpu")
 

@@ -11,16 +11,14 @@ from scipy.stats import kendalltau
 from analysis.report.evidence import gather
 from analysis.report.sections import score_grid
 from analysis.stats.variance import jackknife, shares, variance_components
-from cluster.resources import Resources
 from cluster.scheduling.grids import run_grids
-from cluster.scheduling.run import run_inline
-from jbot.config import from_dict
+from cluster.scheduling.run import Resources, run_inline
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file
 from jbot.store.plan import load_study, save_study
 from jbot.store.record import Storage
 from studies.anomaly_metrics import study
-from studies.runner.study import planned_trials, trial_specs
+from studies.runner.trials import planned_trials, trial_specs
 
 SCORES = ["a", "a", "b", "b", "b", "b"]
 SMALL = AnomalyGrid(scores=("knn", "gmm", "mahalanobis"), draws=2)
@@ -119,7 +117,7 @@ def judged(tmp_path_factory):
     """The folder of a tiny study of two arms and three seeds, with its grids."""
     storage, data = Storage(str(tmp_path_factory.mktemp("study"))), Jets({1000.0: make_data(170)})
     plan = study.plan("smoke", seeds=3, changes=TINY | SIZES)
-    specs = trial_specs(plan, from_dict(plan.base), data)
+    specs = trial_specs(plan, data)
     save_study(storage, plan, {"source": "", "fingerprint": data.whole}, planned_trials(specs))
     run_inline(specs, data, storage, [], Resources())
     assert run_grids(SMALL, specs, data, storage, Resources(), inline=True) == 0

@@ -1,0 +1,81 @@
+"""The trials of a plan, and the jets that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from jbot.config import Config, from_dict, override
+from jbot.data.load import Jets, Needed, cached_jets, load_jets, needed_by
+from jbot.store.plan import Plan, PlannedTrial
+from jbot.store.trial_spec import TrialSpec
+from jbot.trial.provenance import git_commit
+
+
+def planned_configs(plan: Plan) -> list[Config]:
+    """The Config of every trial, block by block: all arms at the first seed, then all at the second, ..."""
+    base = from_dict(plan.base)
+    return [override(base, {**changes, "seed": seed}) for seed in plan.seeds for changes in plan.arms.values()]
+
+
+def trial_specs(plan: Plan, jets: Jets | None) -> list[TrialSpec]:
+    """Every trial of a plan, block by block.
+
+    Without jets the trials have ids of their own, under which no record lies.
+    """
+    return [
+        TrialSpec(
+            study=plan.study,
+            arm=arm,
+            plan_hash=plan.hash,
+            config=config,
+            data_fingerprint=jets.fingerprint(config) if jets else "",
+            git_commit=git_commit(),
+        )
+        for arm, config in zip(list(plan.arms) * len(plan.seeds), planned_configs(plan), strict=True)
+    ]
+
+
+def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
+    """The plan's trials and their ids, for study.json."""
+    return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
+
+
+# --- jets: at each jet pT, of each class as many as the arm that wants most ----------------------------------------
+
+
+def plan_needs(plan: Plan, tasks: Collection[str] = ()) -> Needed:
+    """Jet pT [GeV] -> class -> jets, of the arms and of the base at other tasks."""
+    base = from_dict(plan.base)
+    arms = [*plan.arms.values(), *({"data.task": task} for task in tasks)]
+    return needed_by(override(base, changes) for changes in arms)
+
+
+def load_plan_jets(plan: Plan, source: str, address: str | None = None, tasks: Collection[str] = ()) -> Jets:
+    """Load the jets of a plan.
+
+    Parameters
+    ----------
+    source : str
+        What the user named: pythia, jetnet or a path.
+    address : str, optional
+        Of a Ray cluster on which jets are generated.
+    tasks : collection of str
+        Tasks at which the base is run besides.
+
+    Raises
+    ------
+    DataError
+        One line; also for a file that is to give several jet pTs, or another one than its own.
+    """
+    executor = None
+    if address and source == "pythia":
+        from cluster.scheduling.generate import cluster_executor
+
+        executor = cluster_executor(address)
+    return load_jets(source, plan_needs(plan, tasks), executor=executor)
+
+
+def cached_plan_jets(plan: Plan, source: str, cache: Path | None = None, tasks: Collection[str] = ()) -> Jets | None:
+    """The same where nothing has to be generated or downloaded, else None: a dry run finds its records by them."""
+    return cached_jets(source, plan_needs(plan, tasks), cache)
