@@ -23,6 +23,7 @@ from jbot.cli import Parser, program
 from jbot.store.record import RecordError, Storage
 
 FILE = "index.html"
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 def build_index(storage: Storage, out: Path | None = None) -> Path:
@@ -47,7 +48,7 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
     """
     page = out or (Path(storage.uri) if storage.local else Path("results")) / FILE
     page.parent.mkdir(parents=True, exist_ok=True)
-    write(page, environment().get_template(f"{FILE}.j2").render(_content(load_index(storage))))
+    write(page, environment(TEMPLATES).get_template(f"{FILE}.j2").render(_content(load_index(storage))))
     return page
 
 

@@ -156,10 +156,10 @@ def write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def environment() -> jinja2.Environment:
-    """The templates of all pages: text is escaped in HTML, and a name that is missing is an error."""
+def environment(*folders: Path) -> jinja2.Environment:
+    """The templates of a page, from these folders besides ours: HTML is escaped, and a missing name is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([*folders, TEMPLATES]),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -18,7 +18,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from analysis.paper import tables as paper
+from analysis.paper.lines import compare
 from analysis.report import build
+from analysis.report.latex import tex
 from analysis.verdicts import paper_values
 from jbot.config import JBOT_B, Config, ModelConfig, from_dict, override
 from jbot.data import CLASSES, DataError, Jets, jets_needed, split
@@ -157,7 +159,7 @@ def lines_of(tables, name, label):
 
 
 def test_ours_stands_beside_the_papers(tmp_path):
-    lines = lines_of(paper.compare(make_study(tmp_path)), "top_tagging", "k-NN, S")
+    lines = lines_of(compare(make_study(tmp_path)), "top_tagging", "k-NN, S")
     assert list(lines) == ["paper", "ours", "folds", "test jets", "untrained", "raw"]
     assert lines["raw"].cells == ["–", "0.7000", "–", "–", "–"]
     assert lines["paper"].cells == ["0.8777", "0.9447", "0.8352", "0.3337", "–"]
@@ -174,7 +176,7 @@ def test_ours_stands_beside_the_papers(tmp_path):
 
 
 def test_anomaly_scores_show_what_was_chosen_and_the_optimism(tmp_path):
-    tables = paper.compare(make_study(tmp_path))
+    tables = compare(make_study(tmp_path))
     kinds = ["paper", "ours", "folds", "test jets", "chosen", "oracle", "optimism"]
     assert list(lines_of(tables, "anomaly", "k-NN, S")) == kinds
     gap = lines_of(tables, "anomaly", "k-NN, S")["optimism"].entries
@@ -187,7 +189,7 @@ def test_anomaly_scores_show_what_was_chosen_and_the_optimism(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     changes = {("S_tqg", 0): {"state": "failed", "reason": "diverged: loss is nan", "metrics": {}}, ("S_tqg", 2): None}
-    tables = paper.compare(make_study(tmp_path, changes))
+    tables = compare(make_study(tmp_path, changes))
     lines = lines_of(tables, "top_tagging", "jBOT S 10%")
     assert (lines["ours"].label, lines["ours"].cells[0]) == ("ours, 1 seed", "0.820 ± 0.012")
     assert lines["folds"].label == "sd of 10 folds, seed 1"
@@ -207,7 +209,7 @@ def test_what_is_missing_is_said(tmp_path):
 def test_classifiers_that_did_not_leave_chance_are_marked(tmp_path):
     usual = dict.fromkeys((f"test/{probe}_accuracy" for probe in METRICS["S_tqg"]), 0.8)
     stuck = {"metrics": usual | {"test/supervised_10_accuracy": 0.51}}  # within two errors of a half
-    tables = paper.compare(make_study(tmp_path, {("S_tqg", 0): stuck, ("S_tqg", 2): stuck}))
+    tables = compare(make_study(tmp_path, {("S_tqg", 0): stuck, ("S_tqg", 2): stuck}))
     lines = lines_of(tables, "top_tagging", "Sup. S 10%")
     assert lines["ours"].entries["accuracy"].at_chance == 2
     assert lines["ours"].cells[0].endswith(" †")
@@ -223,15 +225,13 @@ def test_raw_features_have_anomaly_scores_where_a_record_has_them(tmp_path):
     trial = next(t for t in planned_trials(trial_specs(plan, None)) if t.arm == "S_qg")
     metrics = make_record(plan, trial, DATA).metrics | {"raw/test/anomaly_knn_auc": 0.6}
     errors = {"uncertainties": {"raw/test/anomaly_knn_auc": {"error": 0.02}}}
-    tables = paper.compare(make_study(tmp_path, {("S_qg", 0): {"metrics": metrics, **errors}}))
+    tables = compare(make_study(tmp_path, {("S_qg", 0): {"metrics": metrics, **errors}}))
     assert lines_of(tables, "anomaly", "k-NN, S")["raw"].cells == ["–", "–", "–", "0.600 ± 0.020"]
 
 
 def test_a_fine_tuning_that_diverged_at_one_seed_is_said(tmp_path):
     kept = {f"test/{probe}_auc": 0.8 for probe in METRICS["S_tqg"] if probe != "finetune_10"}
-    tables = paper.compare(
-        make_study(tmp_path, {("S_tqg", 1): {"metrics": kept, "missing": {"finetune_10": "diverged"}}})
-    )
+    tables = compare(make_study(tmp_path, {("S_tqg", 1): {"metrics": kept, "missing": {"finetune_10": "diverged"}}}))
     assert lines_of(tables, "top_tagging", "jBOT S 10%")["ours"].label == "ours, 2 seeds"
     notes = table_of(tables, "top_tagging").notes
     assert "Missing: jBOT S 10% at seed 1: diverged." in notes
@@ -242,10 +242,10 @@ def test_a_study_without_the_papers_models_has_no_tables(tmp_path, capsys):
     found = make_study(tmp_path)
     small = {arm: changes | {"model.dim": 8} for arm, changes in found.plan.arms.items()}
     with pytest.raises(RecordError, match="has no arm of the paper's models"):
-        paper.compare(dataclasses.replace(found, plan=dataclasses.replace(found.plan, arms=small)))
+        compare(dataclasses.replace(found, plan=dataclasses.replace(found.plan, arms=small)))
     twice = found.plan.arms | {"again": {"mask.scheme": "none"}}
     with pytest.raises(RecordError, match="one jBOT-S of task all, got arms S_all and again"):
-        paper.compare(dataclasses.replace(found, plan=dataclasses.replace(found.plan, arms=twice)))
+        compare(dataclasses.replace(found, plan=dataclasses.replace(found.plan, arms=twice)))
     assert paper.main([str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.startswith("error: no nothing/study.json in ")
 
@@ -302,14 +302,14 @@ def test_latex_is_ascii_with_as_many_columns_as_it_declares(tmp_path):
     assert r"$\varepsilon_s$(0.01)" in text
     assert r"0.83 $\pm$ 0.04" in text
     blocks = text.split(r"\begin{longtable}")[1:]
-    assert len(blocks) == len(paper.compare(found))
+    assert len(blocks) == len(compare(found))
     for block in blocks:
         columns = block[1 : block.index("}")]
         lines = block[: block.index(r"\end{longtable}")].splitlines()
         body = [line for line in lines if line.endswith((r"\\", r"\\*")) and not line.startswith(r"\label")]
         assert len(body) >= 10
         assert {line.count("&") - line.count(r"\&") for line in body} == {len(columns) - 1}
-    assert paper.tex("50% of a_b & c ± 1 − 2") == r"50\% of a\_b \& c $\pm$ 1 $-$ 2"
+    assert tex("50% of a_b & c ± 1 − 2") == r"50\% of a\_b \& c $\pm$ 1 $-$ 2"
 
 
 def test_the_csv_is_unrounded(tmp_path):
@@ -335,11 +335,13 @@ def test_the_report_leads_to_the_tables(tmp_path):
 
 def test_standing_names_what_differs_from_the_paper(tmp_path):
     found = make_study(tmp_path)
-    assert paper.standing(found).startswith("Ours is trained on other jets than JetNet and with other numbers of jets")
+    assert paper.status_line(found).startswith(
+        "Ours is trained on other jets than JetNet and with other numbers of jets"
+    )
     plan = study.plan("paper", seeds=1)
     real = dataclasses.replace(found, plan=plan, data={"source": "JetNet (Zenodo 6975118)", "fingerprint": "f"})
     only_qg = "Ours is trained with other numbers of jets or epochs: the paper's"
-    assert paper.standing(real) == "" or paper.standing(real).startswith(only_qg)
+    assert paper.status_line(real) == "" or paper.status_line(real).startswith(only_qg)
 
 
 def write_released(folder: Path, size=(32, 4, 2), task="tqg", classes=2) -> None:
@@ -466,22 +468,22 @@ def test_released_rows_need_the_jets_of_the_study(tmp_path):
     content |= {"metrics": {"test/knn_auc": 0.9012}, "uncertainties": {}, "weights": {}}
     name = f"{found.plan.study}/released/tqg_B.json"
     found.storage.write_json(name, content)
-    lines = lines_of(paper.compare(found), "top_tagging", "k-NN, B")
+    lines = lines_of(compare(found), "top_tagging", "k-NN, B")
     assert list(lines) == ["paper", "released"]
     assert lines["released"].cells == ["–", "0.9012", "–", "–", "–"]
     for change in ({"fingerprint": "others"}, {"data": content["data"] | {"test_jets": 7}}):
         found.storage.write_json(name, content | change)
-        assert list(lines_of(paper.compare(found), "top_tagging", "k-NN, B")) == ["paper"]
+        assert list(lines_of(compare(found), "top_tagging", "k-NN, B")) == ["paper"]
     errors = {"test/knn_auc": {"error": 0.0041}, "test/knn_eps_s_0.01": {"error": 0.01}}
     measured = content["metrics"] | {"test/knn_eps_s_0.01": 0.3}
     found.storage.write_json(name, content | {"metrics": measured, "uncertainties": errors})
-    assert lines_of(paper.compare(found), "top_tagging", "k-NN, B")["released"].cells[1:4] == [
+    assert lines_of(compare(found), "top_tagging", "k-NN, B")["released"].cells[1:4] == [
         "0.901 ± 0.004",
         "–",
         "–",
     ]
     found.storage.write_json(name, content | {"failed": {"tqg_mlp.h5": "collapsed"}})
-    assert "Missing: released tqg_mlp.h5: collapsed." in table_of(paper.compare(found), "top_tagging").notes
+    assert "Missing: released tqg_mlp.h5: collapsed." in table_of(compare(found), "top_tagging").notes
     for damaged in (
         {},
         [],
@@ -491,7 +493,7 @@ def test_released_rows_need_the_jets_of_the_study(tmp_path):
     ):
         found.storage.write_json(name, damaged)
         with pytest.raises(RecordError, match=r"tqg_B\.json is not of a released checkpoint") as error:
-            paper.compare(found)
+            compare(found)
         assert "\n" not in str(error.value)
 
 
