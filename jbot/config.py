@@ -40,7 +40,7 @@ SCHEME_WORDS: Mapping[Scheme, str] = {
 }
 
 MIN_ANOMALY_BANK = 100
-"""Neighbours that the published cosine score looks at (jbot.evaluation.anomaly.detect.LEAST_BANK)."""
+"""Neighbours that the published cosine score looks at (jbot.evaluation.anomaly.scores.MIN_BANK)."""
 
 MIN_LABELED = 5
 """Any five jets in a row of a split hold every class of its task (jbot.data.splits.COMPOSITION)."""

@@ -122,7 +122,7 @@ def _write_tables(found: Evidence, out: Path) -> None:
         "trials": found.trials,
         "arms": found.arms,
         "contrasts": tables.contrasts_table(found.verdicts),
-        "signatures": diagnostics.as_table(found.signatures),
+        "signatures": diagnostics.as_table(found.diagnosis),
     }
     for name, frame in frames.items():
         write(out / f"{name}.csv", frame.to_csv(index=False))

@@ -13,7 +13,7 @@ from analysis.report.links import Links
 from analysis.verdicts import convergence, design, diagnostics, tables
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.decide import decide_study
-from analysis.verdicts.diagnostics import Signatures
+from analysis.verdicts.diagnostics import Diagnosis
 from analysis.verdicts.verdict import Verdict
 from jbot.store.plan import Plan, PlannedTrial, StudyRecords
 
@@ -37,7 +37,7 @@ class Evidence:
     verdicts: list[Verdict]
     curves: pd.DataFrame
     convergence: list[Convergence]
-    signatures: Signatures
+    diagnosis: Diagnosis
     links: Links
 
     @property
@@ -110,7 +110,7 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
         verdicts=found.verdicts,
         curves=curves,
         convergence=[speed for speed in speeds if speed is not None],
-        signatures=diagnostics.look(study),
+        diagnosis=diagnostics.diagnose(study),
         links=links.find(study, out or Path()),
     )
 

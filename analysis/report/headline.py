@@ -14,9 +14,8 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.verdicts import arm_settings, tables
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.outcome import FAILED, ORDER, numbers, outcome_label
 from analysis.verdicts.questions import judged_by_sections
-from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.sentences import FAILED, ORDER, contrast_name, numbers, outcome_label
 from analysis.verdicts.study_index import base_name
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import BASELINES, find_metric

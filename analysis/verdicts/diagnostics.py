@@ -1,6 +1,6 @@
 """Named ways in which training goes wrong, found in the records: what to look at before believing a comparison.
 
-A signature is a hint of where to look, no verdict: verdicts compare arms over seeds, signatures look at single trials.
+A finding is a hint of where to look, no verdict: verdicts compare arms over seeds, diagnostics look at single trials.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from jbot.evaluation.metrics_registry import class_label, classifier_label, find
 from jbot.store.plan import PlannedTrial, StudyRecords
 from jbot.store.record import Record, RecordError
 
-LEAST_SPREAD = 0.01
+MIN_SPREAD = 0.01
 """Ten times what fails a trial (jbot.trainer.loop.MIN_SPREAD). Untrained encoders have 0.02 to 0.06, trained ones
 0.7 to 0.9 (24 trials of jBOT-S on 10 thousand jets)."""
-LEAST_RANK = 1.1
+MIN_RANK = 1.1
 """Effective rank; 1 is a single direction (assumed). Untrained encoders have 1.2 to 1.5, trained ones 10 to 17."""
-MOST_ATTENTION_ENTROPY = 0.99
-"""Of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained encoders have
+MAX_ATTENTION_ENTROPY = 0.99
+"""Entropy of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained encoders have
 0.999, trained ones 0.3 to 0.85."""
-MOST_CONFUSION = 1 / 3
+MAX_CONFUSION = 1 / 3
 """Share of the decisions between two classes that are wrong (assumed); 1/2 is a coin."""
 ERRORS = 2.0
 """Standard errors by which one accuracy must fall below another: one would name every other tie."""
 
 UNIFORM_REASON = "attention is uniform"
-"""In the reason of a trial that failed of it (jbot.trainer.loop.collapse)."""
+"""What the reason of a trial says that failed of it (jbot.trainer.loop.collapse)."""
 FROZEN = ("knn", "linear")
 NOT_CLASSIFIERS = ("anomaly",)
 """Groups of scores.safetensors that are no probabilities of classes."""
@@ -58,9 +58,10 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A signature in a trial."""
+    """What a check has found in a trial."""
 
-    signature: str
+    check: str
+    """Its name, of CHECKS."""
     arm: str
     seed: int
     trial_id: str
@@ -68,19 +69,19 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Signatures:
+class Diagnosis:
     """What was found, and what was looked for."""
 
     found: Sequence[Finding]
     looked: Mapping[str, Mapping[str, int]]
-    """Signature -> arm -> trials that left what it takes to look for it."""
+    """Check -> arm -> trials that left what the check takes."""
 
 
 Check = Callable[[Record, StudyRecords], list[Case] | None]
 
 
-def look(study: StudyRecords) -> Signatures:
-    """Every signature in every trial that has ended.
+def diagnose(study: StudyRecords) -> Diagnosis:
+    """Run every check on every trial that has ended.
 
     Raises
     ------
@@ -88,29 +89,29 @@ def look(study: StudyRecords) -> Signatures:
         When the scores of a trial are damaged.
     """
     found: list[Finding] = []
-    looked: dict[str, dict[str, int]] = {name: {} for name in SIGNATURES}
+    looked: dict[str, dict[str, int]] = {name: {} for name in CHECKS}
     for trial in study.trials:
         record = study.records.get(trial.trial_id)
         if record is None:
             continue
-        for name, check in SIGNATURES.items():
+        for name, check in CHECKS.items():
             cases = check(record, study)
             if cases is not None:
                 looked[name][trial.arm] = looked[name].get(trial.arm, 0) + 1
                 found += [_finding(name, trial, case) for case in cases]
-    return Signatures(found=found, looked=looked)
+    return Diagnosis(found=found, looked=looked)
 
 
-def _finding(signature: str, trial: PlannedTrial, case: Case) -> Finding:
-    return Finding(signature=signature, arm=trial.arm, seed=trial.seed, trial_id=trial.trial_id, case=case)
+def _finding(check: str, trial: PlannedTrial, case: Case) -> Finding:
+    return Finding(check=check, arm=trial.arm, seed=trial.seed, trial_id=trial.trial_id, case=case)
 
 
-def as_table(signatures: Signatures) -> pd.DataFrame:
+def as_table(diagnosis: Diagnosis) -> pd.DataFrame:
     """One row per finding: signature, arm, seed, trial_id, subject, evidence."""
     columns = ["signature", "arm", "seed", "trial_id", "subject", "evidence"]
     rows = [
-        [item.signature, item.arm, item.seed, item.trial_id, item.case.subject, item.case.evidence]
-        for item in signatures.found
+        [item.check, item.arm, item.seed, item.trial_id, item.case.subject, item.case.evidence]
+        for item in diagnosis.found
     ]
     return pd.DataFrame(rows, columns=columns)
 
@@ -120,13 +121,13 @@ def collapse(record: Record, study: StudyRecords) -> list[Case] | None:
     if _failed_of(record, "collapsed"):
         return [Case(subject="the trial failed", evidence=str(record.reason), weight=math.inf)]
     cases = []
-    for metric, least, words in (
-        ("spread", LEAST_SPREAD, "spread of the embedding"),
-        ("effective_rank", LEAST_RANK, "effective rank"),
+    for metric, minimum, words in (
+        ("spread", MIN_SPREAD, "spread of the embedding"),
+        ("effective_rank", MIN_RANK, "effective rank"),
     ):
         value = _metric(record, metric)
-        if value is not None and value < least:
-            evidence = f"{words} {fmt.compact(value)}, below {least:g}"
+        if value is not None and value < minimum:
+            evidence = f"{words} {fmt.compact(value)}, below {minimum:g}"
             cases.append(Case(subject=words, evidence=evidence, weight=-value))
     known = any(_metric(record, metric) is not None for metric in ("spread", "effective_rank"))
     # A trial that failed of something else has no final metrics, but its reason says that it was not this.
@@ -140,9 +141,9 @@ def uniform_attention(record: Record, study: StudyRecords) -> list[Case] | None:
     value = _metric(record, "attention_entropy")
     if value is None:
         return None
-    if value <= MOST_ATTENTION_ENTROPY:
+    if value <= MAX_ATTENTION_ENTROPY:
         return []
-    evidence = f"sharpest head at {value:.4f} of uniform attention's entropy, above {MOST_ATTENTION_ENTROPY:g}"
+    evidence = f"sharpest head at {value:.4f} of uniform attention's entropy, above {MAX_ATTENTION_ENTROPY:g}"
     return [Case(subject="every head", evidence=evidence, weight=value)]
 
 
@@ -208,7 +209,7 @@ def _guesses(counts: NDArray[np.int64]) -> bool:
 def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: str) -> list[Case]:
     wrong, decided = mutual_confusion(counts, a, b)
     low, high = paired.wilson(wrong, decided)
-    if decided == 0 or low <= MOST_CONFUSION:
+    if decided == 0 or low <= MAX_CONFUSION:
         return []
     share = wrong / decided
     evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
@@ -246,11 +247,11 @@ def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
     return [case for run in tuned for case in _below(record, run, best, classifier_label(run))]
 
 
-def below_twin(record: Record, study: StudyRecords) -> list[Case] | None:
+def below_baseline(record: Record, study: StudyRecords) -> list[Case] | None:
     """Fine-tuning that ends below the same network trained from fresh weights on the same labels."""
     runs = [(run, run.replace("finetune", "supervised")) for run in _runs(record, "finetune")]
-    pairs = [(run, twin) for run, twin in runs if _metric(record, f"{twin}_accuracy") is not None]
-    cases = [case for run, twin in pairs for case in _below(record, run, twin, classifier_label(run))]
+    pairs = [(run, twin) for run, baseline in runs if _metric(record, f"{baseline}_accuracy") is not None]
+    cases = [case for run, baseline in pairs for case in _below(record, run, baseline, classifier_label(run))]
     return cases if pairs else None
 
 
@@ -313,32 +314,32 @@ def _runs(record: Record, kind: str) -> list[str]:
     return sorted(known, key=lambda run: float(run.removeprefix(f"{kind}_")))
 
 
-SIGNATURES: dict[str, Check] = {
+CHECKS: dict[str, Check] = {
     "collapse": collapse,
     "uniform attention": uniform_attention,
     "classifier at chance": at_chance,
     "fine-tuning below the frozen embedding": below_frozen,
-    "fine-tuning below its supervised baseline": below_twin,
+    "fine-tuning below its supervised baseline": below_baseline,
     "trained encoder below the untrained one": below_untrained,
     "class confusion": class_confusion,
 }
 """What is looked for, in the order of the report: what makes a trial useless first."""
 
 
-def by_arm(signatures: Signatures) -> Iterator[tuple[str, str, str, list[Finding], int]]:
-    """Signature, arm, subject, its findings (worst first), and the trials of the arm that were looked at."""
+def by_arm(diagnosis: Diagnosis) -> Iterator[tuple[str, str, str, list[Finding], int]]:
+    """Check, arm, subject, its findings (worst first), and the trials of the arm that were looked at."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for item in signatures.found:
-        groups.setdefault((item.signature, item.arm, item.case.subject), []).append(item)
-    for (name, arm, subject), found in sorted(groups.items(), key=lambda group: list(SIGNATURES).index(group[0][0])):
+    for item in diagnosis.found:
+        groups.setdefault((item.check, item.arm, item.case.subject), []).append(item)
+    for (name, arm, subject), found in sorted(groups.items(), key=lambda group: list(CHECKS).index(group[0][0])):
         found.sort(key=lambda item: -item.case.weight)
-        yield name, arm, subject, found, signatures.looked[name][arm]
+        yield name, arm, subject, found, diagnosis.looked[name][arm]
 
 
-def absent_line(signatures: Signatures) -> str:
+def absent_line(diagnosis: Diagnosis) -> str:
     """What was looked for and not found, and what could not be looked for; empty when all were found."""
-    found = {item.signature for item in signatures.found}
-    trials = {name: sum(by_arm.values()) for name, by_arm in signatures.looked.items()}
+    found = {item.check for item in diagnosis.found}
+    trials = {name: sum(by_arm.values()) for name, by_arm in diagnosis.looked.items()}
     absent = [f"{name} ({fmt.count(n, 'trial')})" for name, n in trials.items() if n and name not in found]
     blind = [name for name, n in trials.items() if not n]
     lines = [f"{'Looked for and not found' if found else 'None found. Looked for'}: {', '.join(absent)}."] * bool(

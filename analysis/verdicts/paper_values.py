@@ -150,8 +150,8 @@ ANOMALY = PublishedTable(
     source=f"{PAPER}, table of anomaly-detection results, jBOT-S",
     notes=(
         "The paper scanned settings of its scores on the labels of the test jets. ours: the published settings; "
-        "chosen: settings chosen on background or a pilot signal, never on the signal reported; oracle: the best of "
-        "all settings on the reported signal; optimism: oracle minus chosen.",
+        "chosen: settings chosen on background or a synthetic signal, never on the signal reported; oracle: the best "
+        "of all settings on the reported signal; optimism: oracle minus chosen.",
         "Mahalanobis as published uses the labels q and g; the label-free one does not.",
     ),
 )

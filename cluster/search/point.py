@@ -19,7 +19,7 @@ from jbot.config import from_dict, override
 from jbot.data import Jets
 from jbot.encoder import load
 from jbot.evaluation.anomaly.detect import AnomalyError
-from jbot.evaluation.anomaly.synthetic_signal_metric import pilot_auc
+from jbot.evaluation.anomaly.synthetic_signal import synthetic_signal_auc
 from jbot.store.record import Record, Storage, load_curves, load_record, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.flops import training_flop
@@ -135,4 +135,4 @@ def _value(objective: str, job: Job, specs: Sequence[TrialSpec], data: Jets, row
         masked = [row["train/masked_fraction"] for row in rows if row.get("train/masked_fraction") is not None]
         return training_flop(specs[0].config, float(np.mean(masked)) if masked else 1.0) / 1e12
     encoder = load.load(f"{job.storage.address}/{trial_folder(specs[-1].trial_id)}", device=job.resources.device)
-    return pilot_auc(encoder.embed, data.at(specs[-1].config.data.jet_pt), specs[-1].config)
+    return synthetic_signal_auc(encoder.embed, data.at(specs[-1].config.data.jet_pt), specs[-1].config)

@@ -1,7 +1,7 @@
-"""How good a frozen embedding is: probes, clustering, and the monitors that tell a collapse.
+"""How good a frozen embedding is: probes, clustering, anomaly scores, geometry and the monitors of failures.
 
-Metric keys are ``<split>/<probe>_<metric>``. All of it runs on the device of the jets (see jbot.evaluation.probes),
-so that on a GPU judging an encoder is a small part of training it.
+What the metrics mean stands in jbot.evaluation.metrics_registry. All of it runs on the device of the jets (see
+jbot.evaluation.probes), so that on a GPU evaluating an encoder is a small part of training it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from sklearn.metrics import adjusted_mutual_info_score
 from threadpoolctl import ThreadpoolController
@@ -20,7 +19,10 @@ from torch import Tensor
 
 from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
-from jbot.evaluation.anomaly.detect import AnomalyError, Detection, Embedded, Pilot, detect, overlay_pilot
+from jbot.evaluation.anomaly.detect import Detection, detect
+from jbot.evaluation.anomaly.scores import AnomalyError, Embedded
+from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, overlay_signal
+from jbot.evaluation.failure_monitors import attention_entropy, effective_rank, spread
 from jbot.evaluation.geometry import geometry, views_for_alignment
 from jbot.evaluation.metrics import Measured, MetricError, classification
 from jbot.evaluation.metrics_registry import AT_EVERY_PT, metric_key
@@ -32,11 +34,11 @@ from jbot.evaluation.probes import (
     nearest,
     silhouette,
 )
-from jbot.trainer.embed import CHUNK, GATHERED, Embedding, embed, embed_on_device
+from jbot.trainer.embed import GATHERED, Embedding, embed, embed_on_device
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.inputs import LabeledJets
 from jbot.trainer.loop import Metrics, TrialFailed
-from jbot.trainer.model import Flat, cls_rows, encode, forward, hidden_keys, relative_entropy, unpack
+from jbot.trainer.model import forward
 from jbot.trainer.rng import numpy_generator
 from jbot.trainer.state import TrainState
 
@@ -45,7 +47,7 @@ SILHOUETTE_JETS = 2_000
 MONITOR_JETS = 1_024
 
 RAW_SCORES = ("knn", "cosine", "mahalanobis")
-"""Anomaly scores that are had of the particles themselves: mixtures in 120 dimensions would take minutes."""
+"""Anomaly scores of the particles themselves: mixtures in 120 dimensions would take minutes."""
 
 Labels = Int64[Tensor, "jet"]
 Bank = Float[Tensor, "bank dim"]
@@ -55,7 +57,7 @@ Probabilities = Float[Tensor, "jet class"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """What was found of an encoder on test jets."""
+    """Metrics of an encoder on test jets, and what stands behind them."""
 
     measured: dict[str, Measured]
     """By metric, ``<probe>_<metric>``."""
@@ -63,30 +65,16 @@ class EvaluationResult:
     """What stands behind ROC curves and histograms: ``<probe>/probability`` (jet, class) and ``anomaly/<score>`` (jet,)
     of the test jets, in their order; float32."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of anomaly scores, where they were scanned: `chosen` by score, `oracle` by score and signal."""
+    """Those of anomaly scores, where they were scanned: `chosen` by score, `oracle` by score and signal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherJets:
-    """Jets of another pT, by which an encoder is judged too."""
+    """Jets of another pT, by which an encoder is evaluated too."""
 
     bank: LabeledJets
     """Training jets whose labels the probes may use."""
     test: LabeledJets
-
-
-def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> float:
-    """Entropy of the sharpest head's [CLS] attention, relative to uniform attention (1), averaged over jets."""
-    weights, slots, reference = unpack(student[:1], config.model), jets.shape[1], config.model.padding == "reference"
-    total = torch.zeros(config.model.layers, config.model.heads, device=jets.device)
-    for part in jets.split(CHUNK[jets.device.type]):
-        attentions: list[Tensor] = []
-        with torch.no_grad():
-            rows = cls_rows(1, len(part), slots, part.device)
-            encode(weights, part[None], config.model, rows=rows, attentions=attentions)
-        hidden = None if reference else hidden_keys(part[None, ..., 3] < 0.5)
-        total += len(part) * torch.cat([relative_entropy(attention, hidden) for attention in attentions])
-    return float(total.min()) / len(jets)
 
 
 def knn_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding, k: int) -> Probabilities:
@@ -109,7 +97,7 @@ def linear_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding) -> Proba
 
 def _check_probe(bank: Tensor, bank_targets: Tensor, jets: Tensor) -> int:
     """The number of classes, each of which must be in the bank; embeddings must be finite."""
-    for name, embedding in (("training", bank), ("judged", jets)):
+    for name, embedding in (("training", bank), ("evaluated", jets)):
         if not bool(torch.isfinite(embedding).all()):
             row = int((~torch.isfinite(embedding)).any(1).nonzero()[0])
             raise MetricError(f"probes need finite embeddings, got NaN or infinity in {name} jet {row}")
@@ -128,10 +116,10 @@ def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> 
     As in :func:`jbot.evaluation.metrics.classification`, but on the device and without uncertainties: for curves.
     """
     classes = probabilities.shape[1]
-    judged = [1] if classes == 2 else range(classes)
+    counted = [1] if classes == 2 else range(classes)
     return {
         f"{probe}_accuracy": float((probabilities.argmax(1) == targets).double().mean()),
-        f"{probe}_auc": float(np.mean([area_under_curve(probabilities[:, c], targets == c) for c in judged])),
+        f"{probe}_auc": float(np.mean([area_under_curve(probabilities[:, c], targets == c) for c in counted])),
     }
 
 
@@ -145,27 +133,8 @@ def clustering(embedding: Embedding, labels: Labels, generator: np.random.Genera
     }
 
 
-def effective_rank(embedding: Embedding) -> float:
-    """RankMe: exp of the entropy of the normalised singular values; 1 to dim (Garrido et al., arXiv:2210.02885).
-
-    Singular values come from the eigenvalues of the dim x dim Gram matrix in double precision: exact to 1e-8 of the
-    largest, less than the rounding of the embedding itself.
-    """
-    embedding = embedding.double()
-    eigenvalues = torch.linalg.eigvalsh(embedding.T @ embedding)[-len(embedding) :]
-    singular = eigenvalues.clamp(min=0).sqrt()
-    share = singular / singular.sum() + 1e-7
-    return float(torch.special.entr(share).sum().exp())
-
-
-def spread(embedding: Embedding) -> float:
-    """Root mean square distance of the normalised embeddings to their mean: 0 when all jets look alike, at most 1."""
-    unit = F.normalize(embedding.double(), dim=1)
-    return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
-
-
 class Evaluator:
-    """Judges a student on fixed jets.
+    """Evaluates a student on fixed jets.
 
     Parameters
     ----------
@@ -178,7 +147,7 @@ class Evaluator:
     forward : callable
         Encoder and head, in float32.
     others : mapping
-        By jet pT [GeV], jets of other pTs on which it is judged too (:meth:`elsewhere`).
+        By jet pT [GeV], jets of other pTs on which it is evaluated too (:meth:`elsewhere`).
     """
 
     def __init__(
@@ -240,7 +209,8 @@ class Evaluator:
         return EvaluationResult(measured=measured, scores=scores, settings=settings)
 
     def elsewhere(self, state: TrainState, baseline: bool = False) -> dict[str, Measured]:
-        """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see `metric_names`.
+        """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see
+        :func:`jbot.evaluation.metrics_registry.metric_names`.
 
         Parameters
         ----------
@@ -267,23 +237,23 @@ class Evaluator:
         """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
         seed, size = self.config.seed, self.config.anomaly.bank_jets
         try:
-            train, jets, pilot = self._anomaly_jets(state, bank, test, scan)
+            train, jets, selection = self._anomaly_jets(state, bank, test, scan)
             with self._pools.limit(limits=torch.get_num_threads()):
-                return detect(train, jets, seed=seed, bank_jets=size, pilot=pilot, folds=folds)
+                return detect(train, jets, seed=seed, bank_jets=size, selection=selection, folds=folds)
         except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
             raise TrialFailed(f"no anomaly score: {error}") from error
 
-    def anomaly_jets(self, state: TrainState) -> tuple[Embedded, Embedded, Pilot]:
-        """Jets for a bank, test jets, and the pilot signal that settings may be chosen on, by their embedding."""
+    def anomaly_jets(self, state: TrainState) -> tuple[Embedded, Embedded, SelectionSignal]:
+        """Jets for a bank, test jets, and the synthetic signal that settings may be chosen on, by their embedding."""
         bank, test = self._embed(state, self.bank)[0], self._embed(state, self.test)[0]
-        train, jets, pilot = self._anomaly_jets(state, bank, test, scan=True)
-        assert pilot is not None
-        return train, jets, pilot
+        train, jets, selection = self._anomaly_jets(state, bank, test, scan=True)
+        assert selection is not None
+        return train, jets, selection
 
     def _anomaly_jets(
         self, state: TrainState, bank: Bank, test: Embedding, scan: bool
-    ) -> tuple[Embedded, Embedded, Pilot | None]:
-        """With a pilot, and particles for the autoencoder, where settings are scanned."""
+    ) -> tuple[Embedded, Embedded, SelectionSignal | None]:
+        """With a synthetic signal, and particles for the autoencoder, where settings are scanned."""
 
         def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
             particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
@@ -293,11 +263,11 @@ class Evaluator:
             jets = torch.from_numpy(particles).to(test.device, state.student.dtype)
             return embed(state.student, jets, self.config, self.forward)
 
-        pilot = None
+        selection = None
         if scan:
             background = embedded(self.val, self._embed(state, self.val)[0])
-            pilot = overlay_pilot(background, embed_overlays, self.config.seed)
-        return embedded(self.bank, bank), embedded(self.test, test), pilot
+            selection = overlay_signal(background, embed_overlays, self.config.seed)
+        return embedded(self.bank, bank), embedded(self.test, test), selection
 
     def raw(self) -> dict[str, Measured]:
         """The classifiers on the particles themselves, flattened: what can be had without an encoder."""

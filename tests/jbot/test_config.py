@@ -17,7 +17,7 @@ from jbot.config import (
     parse_value,
     to_dict,
 )
-from jbot.evaluation.anomaly.detect import LEAST_BANK
+from jbot.evaluation.anomaly.scores import MIN_BANK
 from jbot.field import collect_fields
 from jbot.store.record import trial_id
 
@@ -105,7 +105,7 @@ def test_bad_values_name_rule_and_value(changes, words):
 
 
 def test_the_least_bank_is_that_of_the_scores():
-    assert MIN_ANOMALY_BANK == LEAST_BANK
+    assert MIN_ANOMALY_BANK == MIN_BANK
 
 
 def test_round_trip_through_json_types():

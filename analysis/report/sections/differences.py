@@ -14,8 +14,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import tables
-from analysis.verdicts.outcome import FAILED, numbers, outcome_label
-from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.sentences import FAILED, contrast_name, numbers, outcome_label
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan

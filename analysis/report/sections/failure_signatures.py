@@ -18,14 +18,14 @@ NOTE = (
 def section(evidence: Evidence) -> Section:
     """In which trials each was found, and the numbers of the worst one."""
     rows = []
-    for name, arm, subject, found, examined in diagnostics.by_arm(evidence.signatures):
+    for name, arm, subject, found, examined in diagnostics.by_arm(evidence.diagnosis):
         seeds = sorted(item.seed for item in found)
         named = ", ".join(map(str, seeds[:MAX_SEEDS])) + (", …" if len(seeds) > MAX_SEEDS else "")
         worst = f"{found[0].case.evidence}" + (f" (seed {found[0].seed})" if len(found) > 1 else "")
         rows.append([name, arm, subject, f"{len(found)} of {examined}", named, worst])
     head = ["signature", "arm", "where", "trials", "seeds", "evidence, of the worst trial"]
     table = Table(label="Failure signatures", head=head, rows=rows[:MAX_ROWS], text_columns=(0, 1, 2, 4, 5))
-    absent = diagnostics.absent_line(evidence.signatures)
+    absent = diagnostics.absent_line(evidence.diagnosis)
     return Section(
         key="signatures",
         title="Failure signatures",

@@ -293,7 +293,7 @@ def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         score, signal, seed, published, chosen, oracle; on the largest bank, means over arms and draws. For `any score`
-        the score is chosen too, by the pilot signal or by the oracle; it has no published one.
+        the score is chosen too, by the synthetic signal or by the oracle; it has no published one.
     """
     where = ["signal", "arm", "seed", "draw"]
     picked = {
@@ -302,8 +302,8 @@ def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
         "oracle": _best(largest, [*where, "score"], "auc"),
     }
     columns = {name: rows.groupby(["score", "signal", "seed"])["auc"].mean() for name, rows in picked.items()}
-    piloted = largest.dropna(subset=["pilot_auc"])
-    any_score = {"chosen": _best(piloted, where, "pilot_auc"), "oracle": _best(largest, where, "auc")}
+    chosen_on = largest.dropna(subset=["pilot_auc"])
+    any_score = {"chosen": _best(chosen_on, where, "pilot_auc"), "oracle": _best(largest, where, "auc")}
     over_all = {name: rows.groupby(["signal", "seed"])["auc"].mean() for name, rows in any_score.items()}
     whole = pd.DataFrame(over_all).reset_index().assign(score=ANY, published=math.nan)
     return pd.concat([pd.DataFrame(columns).reset_index(), whole], ignore_index=True)
@@ -482,7 +482,7 @@ def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
         figure=plots.score_ranges(drawn),
         alt=f"AUC of all signals by score over settings: {said}.",
         caption="AUC, all signals together, largest bank, mean over encoders and draws. Bar: over all settings; marks: "
-        "as published, chosen on the pilot signal, chosen by the oracle for each bank and encoder; grey: untrained.",
+        "as published, chosen on the synthetic signal, by the oracle for each bank and encoder; grey: untrained.",
     )
 
 

@@ -19,7 +19,7 @@ from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.search_ledger import load_ledger
 
 UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
-QUANTITIES = {"anomaly": "anomaly AUC on the pilot signal", "cost": "training work in TFLOP"}
+QUANTITIES = {"anomaly": "anomaly AUC on the synthetic signal", "cost": "training work in TFLOP"}
 MOST_POINTS = 10
 """Rows of the table of the best points; all are in the ledger."""
 

@@ -4,9 +4,9 @@
     rows = storage.read_rows(grid_file(AnomalyGrid(), spec.trial_id))
 
 A row has `trained` (or before training), `score`, `settings` (JSON), `bank_jets`, `draw`, `signal`, `auc`, `error` (of
-so many test jets), `published` (the settings), and `chosen`: the settings of the score that separate the pilot signal
-best, among all of this bank. The oracle's are those of the highest `auc`. An `auc` is missing where the bank cannot
-carry the score. Nothing is trained; what is there is not computed again.
+so many test jets), `published` (the settings), and `chosen`: the settings of the score that separate the synthetic
+signal best, among all of this bank. The oracle's are those of the highest `auc`. An `auc` is missing where the bank
+cannot carry the score. Nothing is trained; what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,21 @@ from threadpoolctl import threadpool_limits
 from jbot import TRAINER_VERSION
 from jbot.config import Config, digest, override
 from jbot.data import JetData, Jets
-from jbot.evaluation.anomaly.detect import SIGNALS, Embedded, Pilot, Truth, draw_bank, pilot_area, truth_of
-from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError, Settings, find_score
+from jbot.evaluation.anomaly.detect import Truth, truth_of
+from jbot.evaluation.anomaly.scores import (
+    MIN_BANK,
+    PUBLISHED,
+    SCORES,
+    AnomalyError,
+    Embedded,
+    Settings,
+    draw_bank,
+    find_score,
+)
+from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, selection_auc
 from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import rank_auc
+from jbot.evaluation.metrics_registry import SIGNALS
 from jbot.store.record import Storage, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
@@ -51,7 +62,7 @@ class AnomalyGrid:
     draws: int = 3
     """Banks of each size; the same jets for every encoder."""
     floor_draws: int = 1
-    """Of them, those on which the encoder before training is judged."""
+    """Of them, those on which the encoder before training is evaluated."""
 
     def __post_init__(self) -> None:
         for name in (*self.scores, *self.as_it_is):
@@ -78,7 +89,7 @@ def bank_sizes(grid: AnomalyGrid, config: Config) -> tuple[int, ...]:
     Otherwise its draws would be the same jets.
     """
     largest = min(config.anomaly.bank_jets, config.data.train_jets // 2)
-    return tuple(dict.fromkeys(max(LEAST_BANK, round(share * largest)) for share in grid.shares))
+    return tuple(dict.fromkeys(max(MIN_BANK, round(share * largest)) for share in grid.shares))
 
 
 def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, device: str = "cpu") -> None:
@@ -92,7 +103,7 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, 
     Raises
     ------
     AnomalyError
-        When the trial is not of the task `qg`, or has fewer than `LEAST_BANK` training jets.
+        When the trial is not of the task `qg`, or has fewer than `MIN_BANK` training jets.
     RecordError
         When its weights are missing.
     """
@@ -115,30 +126,32 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, 
 
 
 def evaluator_of(config: Config, data: JetData, device: torch.device) -> Evaluator:
-    """A judge with all training jets to draw banks from."""
+    """An evaluator with all training jets to draw banks from."""
     particles = resident(data, config.data.particles, device)
-    _, judged = prepare(config.data, config.data.train_jets, data=data, particles=particles)
+    _, jets = prepare(config.data, config.data.train_jets, data=data, particles=particles)
     forward = find_engine("fused", override(config, {"train.precision": "fp32"}), device).forward
-    return Evaluator(config, judged["bank"], judged["val"], judged["test"], forward)
+    return Evaluator(config, jets["bank"], jets["val"], jets["test"], forward)
 
 
 def encoder_rows(
     grid: AnomalyGrid, config: Config, evaluator: Evaluator, state: TrainState, draws: int
 ) -> Iterator[Row]:
     """Rows of one encoder over banks."""
-    train, test, pilot = evaluator.anomaly_jets(state)
+    train, test, selection = evaluator.anomaly_jets(state)
     for size in bank_sizes(grid, config):
         for draw in range(draws):
-            for row in bank_rows(grid, train, test, pilot, size, draw):
+            for row in bank_rows(grid, train, test, selection, size, draw):
                 yield row | {"bank_jets": size, "draw": draw}
 
 
-def bank_rows(grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, bank_jets: int, draw: int) -> list[Row]:
+def bank_rows(
+    grid: AnomalyGrid, train: Embedded, test: Embedded, selection: SelectionSignal, bank_jets: int, draw: int
+) -> list[Row]:
     """Every score and setting on one bank. Neighbours are searched for once; all k share them.
 
     Parameters
     ----------
-    train, test, pilot
+    train, test, selection
         As for :func:`jbot.evaluation.anomaly.detect.detect`, whose values at the same bank these are.
     draw : int
         Seed of the bank and of the scores that draw.
@@ -146,7 +159,7 @@ def bank_rows(grid: AnomalyGrid, train: Embedded, test: Embedded, pilot: Pilot, 
     truth = truth_of(test.labels, SIGNALS)
     rows: list[Row] = []
     for normalise in (True, False):
-        rows += _scored(grid, train, test, pilot, truth, bank_jets, draw, normalise)
+        rows += _scored(grid, train, test, selection, truth, bank_jets, draw, normalise)
     for score in grid.scores:
         of_score = [row for row in rows if row["score"] == score]
         areas = [row["pilot_auc"] for row in of_score]
@@ -161,7 +174,7 @@ def _scored(
     grid: AnomalyGrid,
     train: Embedded,
     test: Embedded,
-    pilot: Pilot,
+    selection: SelectionSignal,
     truth: Truth,
     bank_jets: int,
     draw: int,
@@ -172,22 +185,19 @@ def _scored(
     ask = [(name, settings) for name in names for settings in SCORES[name].grid]
     try:
         bank = draw_bank(train, bank_jets, draw, normalise)
-        jets, background, signal = (bank.jets(one) for one in _points(test, pilot))
+        points = (test.embedding, selection.background.embedding, selection.embedding)
+        jets, background, signal = map(bank.jets, points)
     except AnomalyError:  # the whole bank looks alike to this encoder
         return [row for name, settings in ask for row in _rows(name, settings, normalise, truth, None, None)]
     rows: list[Row] = []
     for name, settings in ask:
         try:
             fitted = bank.fit(name, **settings)
-            scores, area = fitted(jets), pilot_area(fitted, background, signal)
+            scores, area = fitted(jets), selection_auc(fitted, background, signal)
         except AnomalyError:
             scores, area = None, None
         rows += _rows(name, settings, normalise, truth, scores, area)
     return rows
-
-
-def _points(test: Embedded, pilot: Pilot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return test.embedding, pilot.background.embedding, pilot.embedding
 
 
 def _rows(
@@ -212,7 +222,7 @@ def _rows(
             yield row | {"auc": found.value, "error": found.error}
 
 
-# Seconds of one core for a bank of n jets and m judged ones, from a grid of 44.1 s (n = 1,250 and 5,000, m = 6,500) on
+# Seconds of one core for a bank of n jets and m others, from a grid of 44.1 s (n = 1,250 and 5,000, m = 6,500) on
 # one core of two: neighbours and distances go with n m, mixtures with n, the rest with m.
 SECONDS_A_PAIR, SECONDS_A_BANK_JET, SECONDS_A_JET = 4e-8, 1.2e-3, 1.5e-4
 

@@ -33,6 +33,7 @@ from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.autoencoder import fit_autoencoder
 from jbot.evaluation.metrics_registry import BACKGROUND, PUBLISHED_SCORES
+from jbot.trainer.rng import numpy_generator
 
 NEIGHBOURS = 100
 """Neighbours searched for at once: the most that any setting of the grid asks for."""
@@ -406,8 +407,33 @@ SCORES: dict[str, Score] = {
 
 PUBLISHED = tuple(PUBLISHED_SCORES)
 """Scores of the released code, on the embedding."""
-LEAST_BANK = max(settings.get("k", 1) for score in SCORES.values() for settings in score.grid)
+MIN_BANK = max(settings.get("k", 1) for score in SCORES.values() for settings in score.grid)
 """Jets a bank must have for every setting of the grids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Labeled jets by their embedding."""
+
+    embedding: Points
+    labels: Labels
+    """Positions in `CLASSES`."""
+    particles: Particles | None = None
+    """For the autoencoder."""
+
+    def __post_init__(self) -> None:
+        for name, array in (("labels", self.labels), ("particles", self.particles)):
+            if array is not None and len(array) != len(self.embedding):
+                raise AnomalyError(f"{name} must be of the same {len(self.embedding)} jets, got {len(array)}")
+        if not np.isin(self.labels, range(len(CLASSES))).all():
+            raise AnomalyError(f"labels must be positions in {', '.join(CLASSES)}, got {np.unique(self.labels)}")
+
+
+def draw_bank(train: Embedded, bank_jets: int, seed: int, normalise: bool = True) -> Bank:
+    """A bank of training jets, drawn without replacement from the stream "bank" of the seed."""
+    rows = draw_rows(len(train.embedding), bank_jets, numpy_generator(seed, "bank"))
+    particles = None if train.particles is None else train.particles[rows]
+    return Bank(train.embedding[rows], train.labels[rows], particles, seed=seed, normalise=normalise)
 
 
 def find_score(name: str) -> Score:

@@ -1,25 +1,47 @@
-"""A pilot signal made of background alone, on which settings of anomaly scores may be chosen.
+"""A synthetic signal made of background alone, and the choice of anomaly-score settings on it: blind to real signal.
 
 Two background jets, laid over each other as the two prongs of one jet, look like the decay of something heavy, of no
-particular mass. No signal jet is used, so settings chosen on it may be judged on every signal.
+particular mass. No signal jet is used, so settings chosen on it may be reported for every signal. No argument of a
+function that chooses holds a jet that is reported.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from jbot.config import Config
+from jbot.data import JetData, split
+from jbot.evaluation.anomaly.scores import (
+    PUBLISHED,
+    AnomalyError,
+    Bank,
+    Embedded,
+    Fitted,
+    Jets,
+    Particles,
+    Points,
+    Score,
+    Settings,
+    check_background,
+    draw_bank,
+    find_score,
+)
+from jbot.evaluation.metrics import share_below
+from jbot.evaluation.metrics_registry import COMBINED, SIGNALS
+from jbot.trainer.rng import numpy_generator
+
 ETA, PHI, PT, VALID = range(4)
 RADIUS = 0.4
 """Of the jets of JetNet at 1 TeV, anti-kT (arXiv:2106.11535)."""
-LEAST_SHARE = 0.1
+MIN_SHARE = 0.1
 """Of the softer prong: the z_cut of the soft-drop grooming that the jets passed."""
-LEAST_SEPARATION = 0.25
+MIN_SEPARATION = 0.25
 """Of the prongs, in units of the radius: 0.1 at 1 TeV, below W (2 m / pT = 0.16) and top (0.35)."""
-
-Particles = Float[np.ndarray, "jet particle 4"]
 
 
 def overlay(particles: Particles, generator: np.random.Generator, radius: float = RADIUS) -> Particles:
@@ -55,8 +77,8 @@ def overlay(particles: Particles, generator: np.random.Generator, radius: float 
     if jets < 2:
         raise ValueError(f"an overlay needs at least 2 background jets, got {jets}")
     order = generator.permutation(jets)
-    share = generator.uniform(LEAST_SHARE, 0.5, jets)
-    apart = generator.uniform(LEAST_SEPARATION * radius, radius, jets)
+    share = generator.uniform(MIN_SHARE, 0.5, jets)
+    apart = generator.uniform(MIN_SEPARATION * radius, radius, jets)
     angle = generator.uniform(-math.pi, math.pi, jets)
     pair = np.stack((particles[order], particles[np.roll(order, 1)]), axis=1).astype(np.float64)
     prongs = _placed(pair, share, apart, angle).reshape(jets, 2 * slots, 4)
@@ -93,3 +115,124 @@ def _as_jet(particles: Float[np.ndarray, "jet particle 4"], radius: float) -> Fl
     jets = np.concatenate((moved, pt[..., None], particles[..., VALID, None]), axis=-1)
     hardest = np.argsort(-pt, axis=1, kind="stable")
     return np.take_along_axis(jets, hardest[..., None], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionSignal:
+    """All that settings may be chosen on: background jets, and a signal that is not reported."""
+
+    background: Embedded
+    """Jets of neither bank nor test, say the validation jets."""
+    embedding: Points
+    """The signal's jets, by their embedding."""
+    particles: Particles | None = None
+    signal: str | None = None
+    """None: made of background (:func:`overlay_signal`), good for every signal. Else a class of real signal jets,
+    which then cannot be reported, nor can the combined signal, which has it inside."""
+
+    def __post_init__(self) -> None:
+        check_background(self.background.labels, "background of the selection")
+
+
+def choose(score: Score, bank: Bank, background: Jets, selection: Jets) -> Settings:
+    """Settings of the grid that separate the selection signal from background best, by AUC; of equal ones the first.
+
+    Parameters
+    ----------
+    score : Score
+    bank : Bank
+    background, selection : Jets
+        Prepared by :meth:`Bank.jets`.
+    """
+    fits = [bank.fit(score.name, **settings) for settings in score.grid]
+    return score.grid[int(np.argmax([selection_auc(fitted, background, selection) for fitted in fits]))]
+
+
+def selection_auc(fitted: Fitted, background: Jets, selection: Jets) -> float:
+    """How well a score separates the selection signal from background: the AUC."""
+    return float(share_below(fitted(selection), fitted(background)).mean())
+
+
+def choose_all(bank: Bank, selection: SelectionSignal, names: Sequence[str] = PUBLISHED) -> dict[str, Settings]:
+    """Settings of each score, chosen on this signal."""
+    background = bank.jets(selection.background.embedding, selection.background.particles)
+    signal = bank.jets(selection.embedding, selection.particles)
+    return {name: choose(find_score(name), bank, background, signal) for name in names}
+
+
+def overlay_signal(
+    background: Embedded, embed: Callable[[Particles], Points], seed: int, radius: float = RADIUS
+) -> SelectionSignal:
+    """A synthetic signal of overlaid background jets, drawn from the stream "pilot" of the seed.
+
+    The same jets are the background that it is told from.
+
+    Parameters
+    ----------
+    background : Embedded
+        With particles; jets of neither bank nor test.
+    embed : callable
+        The encoder: particles (jet, particle, 4) to embeddings (jet, dim).
+    radius : float
+        Of the jets.
+    """
+    if background.particles is None or len(background.particles) < 2:
+        raise AnomalyError("a synthetic signal needs the particles of at least 2 background jets")
+    particles = overlay(background.particles, numpy_generator(seed, "pilot"), radius)
+    return SelectionSignal(background=background, embedding=embed(particles), particles=particles)
+
+
+def check_blind(selection: SelectionSignal, signals: Sequence[str]) -> None:
+    """A signal that settings are chosen on cannot be reported.
+
+    Raises
+    ------
+    AnomalyError
+        When it would be, alone or in the combined signal.
+    """
+    if selection.signal is None:
+        return
+    if selection.signal not in SIGNALS[:-1]:
+        raise AnomalyError(
+            f"the selection signal must be one of {', '.join(SIGNALS[:-1])} or None, got {selection.signal!r}"
+        )
+    barred = [name for name in signals if name in (selection.signal, COMBINED)]
+    if barred:
+        rest = [name for name in SIGNALS[:-1] if name != selection.signal]
+        raise AnomalyError(
+            f"settings chosen on {selection.signal} cannot be reported for {' and '.join(barred)}: report"
+            f" {', '.join(rest)}, or choose on overlays of background"
+        )
+
+
+def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, config: Config) -> float:
+    """AUC of the published k-NN score: overlays of validation jets against the validation jets themselves.
+
+    An anomaly metric to choose an encoder by: neither a signal jet nor a test jet has a part in it.
+
+    Parameters
+    ----------
+    embed : callable
+        The encoder: particles (jet, particle, 4) to embeddings (jet, dim).
+    data : JetData
+        The jets it was trained on, as its trial split them.
+    config : Config
+        Of the trial; its task is `qg`.
+
+    Raises
+    ------
+    AnomalyError
+        When the embedding cannot be scored: constant, or not finite.
+    """
+    wanted = config.data
+    parts = split(data.labels, task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+
+    def embedded(rows: np.ndarray) -> Embedded:
+        particles = data.particles[rows][:, : wanted.particles]
+        return Embedded(embedding=embed(particles), labels=data.labels[rows], particles=particles)
+
+    bank = draw_bank(embedded(parts.train[: config.probe.bank_jets]), config.anomaly.bank_jets, config.seed)
+    selection = overlay_signal(embedded(parts.val), embed, config.seed)
+    score = bank.fit("knn")
+    background, signal = score(bank.jets(selection.background.embedding)), score(bank.jets(selection.embedding))
+    return float(share_below(signal, background).mean())

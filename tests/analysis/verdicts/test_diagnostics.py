@@ -8,7 +8,7 @@ from test_report import make_plan, planned_trials, write_study
 
 from analysis.report import build
 from analysis.verdicts import diagnostics
-from analysis.verdicts.diagnostics import SIGNATURES, absent_line, chance_of, confusion_matrix, look, mutual_confusion
+from analysis.verdicts.diagnostics import CHECKS, absent_line, chance_of, confusion_matrix, diagnose, mutual_confusion
 from jbot.data import CLASSES
 from jbot.store.plan import load_study
 from jbot.store.record import RecordError, Storage, trial_folder
@@ -51,7 +51,7 @@ def with_metrics(**changes):
 
 
 def named(study):
-    return [(item.signature, item.seed, item.case.subject) for item in look(study).found]
+    return [(item.check, item.seed, item.case.subject) for item in diagnose(study).found]
 
 
 def said(label, probability_of_truth, instead=None, classes=5):
@@ -67,12 +67,10 @@ LABELS = np.arange(5000) % 5
 
 def test_a_healthy_trial_has_none(tmp_path):
     study = study_of(tmp_path, scores={0: {"label": LABELS, "knn/probability": said(LABELS, 0.7)}})
-    found = look(study)
+    found = diagnose(study)
     assert found.found == []
-    assert {name: looked[ARM] for name, looked in found.looked.items()} == dict.fromkeys(SIGNATURES, 1)
-    assert (
-        absent_line(found) == "None found. Looked for: " + ", ".join(f"{name} (1 trial)" for name in SIGNATURES) + "."
-    )
+    assert {name: looked[ARM] for name, looked in found.looked.items()} == dict.fromkeys(CHECKS, 1)
+    assert absent_line(found) == "None found. Looked for: " + ", ".join(f"{name} (1 trial)" for name in CHECKS) + "."
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_a_healthy_trial_has_none(tmp_path):
         (with_metrics(linear_accuracy=0.4), ("trained encoder below the untrained one", 0, "linear probe")),
     ],
 )
-def test_each_signature_of_metrics_alone(tmp_path, changes, expected):
+def test_each_check_of_metrics_alone(tmp_path, changes, expected):
     assert named(study_of(tmp_path, {0: changes})) == [expected]
 
 
@@ -128,22 +126,22 @@ def test_chance_is_the_share_of_the_most_frequent_target():
 )
 def test_a_failed_trial_is_named_by_the_reason_that_training_gives(tmp_path, row, expected):
     reason = f"collapsed: {loop.collapse(row, point())} after epoch 3"
-    found = look(study_of(tmp_path, {0: {"state": "failed", "reason": reason, "metrics": {}}})).found
-    assert [item.signature for item in found] == expected
+    found = diagnose(study_of(tmp_path, {0: {"state": "failed", "reason": reason, "metrics": {}}})).found
+    assert [item.check for item in found] == expected
     assert all(item.case.evidence == reason for item in found)
 
 
 def test_a_trial_that_diverged_did_not_collapse(tmp_path):
     diverged = {"state": "failed", "reason": "diverged: train/loss is not finite in epoch 2", "metrics": {}}
-    found = look(study_of(tmp_path, {0: diverged}))
+    found = diagnose(study_of(tmp_path, {0: diverged}))
     assert found.found == []
     assert found.looked["collapse"] == {ARM: 1}
     assert not found.looked["uniform attention"]
 
 
 def test_a_collapse_is_named_before_training_fails_of_it():
-    assert diagnostics.LEAST_SPREAD > loop.MIN_SPREAD
-    assert diagnostics.MOST_ATTENTION_ENTROPY < loop.MAX_ATTENTION_ENTROPY
+    assert diagnostics.MIN_SPREAD > loop.MIN_SPREAD
+    assert diagnostics.MAX_ATTENTION_ENTROPY < loop.MAX_ATTENTION_ENTROPY
 
 
 def test_confusion_by_hand():
@@ -159,8 +157,8 @@ def test_confused_classes_are_named_with_their_interval(tmp_path):
     label = np.array([w] * 100 + [z] * 100 + [0] * 100)
     probability = np.eye(5, dtype=np.float32)[np.concatenate([[w] * 55, [z] * 45, [z] * 60, [w] * 40, [0] * 100])]
     scores = {"label": label, "linear/probability": probability, "anomaly/knn": np.ones(300, np.float32)}
-    (finding,) = look(study_of(tmp_path, scores={0: scores})).found
-    assert (finding.signature, finding.case.subject) == ("class confusion", "W and Z, linear probe")
+    (finding,) = diagnose(study_of(tmp_path, scores={0: scores})).found
+    assert (finding.check, finding.case.subject) == ("class confusion", "W and Z, linear probe")
     # Wilson, z = 1.96, 85 of 200: centre (0.425 + z^2 / 400) / (1 + z^2 / 200) = 0.42641, half width 0.06783
     assert finding.case.evidence == "85 of 200 decisions between them wrong: 42.5% (35.9% to 49.4%)"
 
@@ -202,7 +200,7 @@ def test_confusion_between_the_targets_of_a_task(tmp_path, task, pair):
 def test_damaged_scores_are_one_line(tmp_path, scores, message):
     study = study_of(tmp_path, scores={0: scores})
     with pytest.raises(RecordError, match=message):
-        look(study)
+        diagnose(study)
 
 
 def test_the_error_of_an_accuracy_decides(tmp_path):
@@ -213,7 +211,7 @@ def test_the_error_of_an_accuracy_decides(tmp_path):
     assert named(inside) == []
     assert named(outside) == [("fine-tuning below the frozen embedding", 0, "fine-tuning on 10% of labels")]
     error = math.sqrt(0.45 * 0.55 / 100 + 0.62 * 0.38 / 100)
-    assert look(outside).found[0].case.evidence == (
+    assert diagnose(outside).found[0].case.evidence == (
         f"accuracy 0.45 against 0.62 (linear probe): 0.17 ± {error:.2f} lower"
     )
 
@@ -227,7 +225,7 @@ def test_a_recorded_error_comes_before_the_binomial_one(tmp_path):
 
 def test_what_a_trial_did_not_leave_is_not_looked_for(tmp_path):
     only = {"test/knn_accuracy": 0.6, "test/finetune_10_accuracy": 0.7, "test/spread": 0.7}
-    found = look(study_of(tmp_path, healthy=only))
+    found = diagnose(study_of(tmp_path, healthy=only))
     assert found.found == []
     assert {name for name, looked in found.looked.items() if looked} == {
         "collapse",
@@ -267,4 +265,4 @@ def test_the_page_of_a_healthy_study_has_one_line(tmp_path):
 def test_a_study_without_records_has_been_looked_at_for_nothing(tmp_path):
     plan = one_arm()
     study = load_study(str(write_study(tmp_path, plan, changes={(ARM, 0): None})))
-    assert absent_line(look(study)).startswith("Not looked for, because no trial left what it takes: collapse, ")
+    assert absent_line(diagnose(study)).startswith("Not looked for, because no trial left what it takes: collapse, ")

@@ -1,4 +1,4 @@
-"""Scores against formulas of a few lines and scikit-learn, settings behind the firewall, and what bad jets are told."""
+"""Scores against formulas of a few lines and scikit-learn, settings chosen blind to signal, what bad jets are told."""
 
 import dataclasses
 import inspect
@@ -14,22 +14,19 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.neural_network import MLPRegressor
 
-from jbot.evaluation.anomaly import detect as anomaly
 from jbot.evaluation.anomaly.autoencoder import BATCH, HIDDEN, LEARNING_RATE
-from jbot.evaluation.anomaly.detect import (
-    SIGNALS,
-    Embedded,
-    Pilot,
+from jbot.evaluation.anomaly.detect import detect
+from jbot.evaluation.anomaly.scores import MIN_BANK, PUBLISHED, SCORES, AnomalyError, Bank, Embedded, draw_bank
+from jbot.evaluation.anomaly.synthetic_signal import (
+    RADIUS,
+    SelectionSignal,
     choose,
     choose_all,
-    detect,
-    draw_bank,
-    overlay_pilot,
+    overlay,
+    overlay_signal,
 )
-from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError, Bank
-from jbot.evaluation.anomaly.synthetic_signal import RADIUS, overlay
 from jbot.evaluation.metrics import auc_difference, share_below
-from jbot.evaluation.metrics_registry import ANOMALY_SCORES, anomaly_names
+from jbot.evaluation.metrics_registry import ANOMALY_SCORES, SIGNALS, anomaly_names
 
 DIM = 6
 QUICK = ("knn", "mahalanobis_labels", "gmm")
@@ -68,7 +65,7 @@ def encoder(particles):
     return np.stack([*moments, pt.max(1), (pt > 0).mean(1)], axis=1) * 5 + 2
 
 
-PILOT = overlay_pilot(VAL, encoder, seed=0)
+SELECTION = overlay_signal(VAL, encoder, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,7 @@ def jets(bank):
 
 @pytest.fixture(scope="module")
 def scanned():
-    return detect(TRAIN, TEST, seed=0, pilot=PILOT)
+    return detect(TRAIN, TEST, seed=0, selection=SELECTION)
 
 
 # Scores, by hand and against formulas of few lines
@@ -290,7 +287,7 @@ def test_inputs_are_left_alone():
         assert np.array_equal(before, after)
 
 
-# The pilot
+# The synthetic signal
 
 
 def test_overlay_by_hand():
@@ -380,7 +377,7 @@ def test_prongs_scale_with_the_radius():
     assert width(wide) == pytest.approx(2 * width(narrow), rel=0.1)
 
 
-# Detection and its firewall
+# Detection, blind to the signal it reports
 
 
 def test_detection_has_the_names_and_numbers_of_the_contract():
@@ -410,7 +407,7 @@ def test_the_bank_is_drawn_from_the_training_jets_by_the_seed():
 
 
 def test_detection_repeats_whatever_else_is_scored(scanned):
-    again = detect(TRAIN, TEST, seed=0, pilot=PILOT, scores=QUICK)
+    again = detect(TRAIN, TEST, seed=0, selection=SELECTION, scores=QUICK)
     for name, value in again.values.items():
         assert dataclasses.astuple(value) == pytest.approx(
             dataclasses.astuple(scanned.values[name]), nan_ok=True, abs=0
@@ -420,7 +417,7 @@ def test_detection_repeats_whatever_else_is_scored(scanned):
         assert np.array_equal(again.scores[name], scanned.scores[name])
 
 
-def test_the_firewall_holds(scanned):
+def test_settings_are_chosen_blind_to_the_signal(scanned):
     """Whatever the reported signals look like, the chosen settings are the same."""
     is_signal = TEST.labels > G
     rng = np.random.default_rng(9)
@@ -432,31 +429,31 @@ def test_the_firewall_holds(scanned):
     labels[is_signal] = rng.permutation(labels[is_signal])
     permuted = Embedded(embedding=TEST.embedding, labels=labels, particles=TEST.particles)
     for other, names in ((replaced, None), (permuted, QUICK)):
-        found = detect(TRAIN, other, seed=0, pilot=PILOT, scores=names)
+        found = detect(TRAIN, other, seed=0, selection=SELECTION, scores=names)
         assert found.chosen == {name: scanned.chosen[name] for name in names or SCORES}
         assert found.oracle != {name: scanned.oracle[name] for name in names or SCORES}  # which does look
 
 
 def test_what_chooses_is_handed_no_test_jet():
-    assert list(inspect.signature(choose).parameters) == ["score", "bank", "background", "pilot"]
-    assert list(inspect.signature(choose_all).parameters) == ["bank", "pilot", "names"]
-    assert not {"test", "truth"} & set(Pilot.__dataclass_fields__)
+    assert list(inspect.signature(choose).parameters) == ["score", "bank", "background", "selection"]
+    assert list(inspect.signature(choose_all).parameters) == ["bank", "selection", "names"]
+    assert not {"test", "truth"} & set(SelectionSignal.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_the_best_settings_on_the_pilot_are_chosen(name, bank):
-    background, pilot = bank.jets(VAL.embedding, VAL.particles), bank.jets(PILOT.embedding, PILOT.particles)
-    is_pilot = np.repeat([0, 1], [len(background), len(pilot)])
+def test_the_best_settings_on_the_synthetic_signal_are_chosen(name, bank):
+    background, selection = bank.jets(VAL.embedding, VAL.particles), bank.jets(SELECTION.embedding, SELECTION.particles)
+    is_signal = np.repeat([0, 1], [len(background), len(selection)])
     areas = []
     for settings in SCORES[name].grid:
         fitted = bank.fit(name, **settings)
-        areas.append(roc_auc_score(is_pilot, np.concatenate((fitted(background), fitted(pilot)))))
-    chosen = choose(SCORES[name], bank, background, pilot)
+        areas.append(roc_auc_score(is_signal, np.concatenate((fitted(background), fitted(selection)))))
+    chosen = choose(SCORES[name], bank, background, selection)
     assert areas[SCORES[name].grid.index(chosen)] == pytest.approx(max(areas), abs=1e-12)
 
 
 def test_the_first_of_equal_settings_is_chosen(bank):
-    """No pilot jet beats a background jet, or all do: whatever the settings, so the published ones stay."""
+    """No selection jet beats a background jet, or all do: whatever the settings, so the published ones stay."""
     far = bank.jets(-np.abs(TEST.embedding) - 5)
     assert choose(SCORES["knn"], bank, bank.jets(TRAIN.embedding[:20]), far) == SCORES["knn"].defaults
 
@@ -504,33 +501,35 @@ def test_error_of_a_difference_of_areas_knows_that_jets_are_the_same():
     assert (same.value, same.error) == (0, 0)
 
 
-# A real signal as the pilot
+# A real signal to choose on
 
 
-def real_pilot(name):
+def real_signal(name):
     rows = TEST.labels == "qgwzt".index(name)
-    return Pilot(background=VAL, embedding=TEST.embedding[rows], particles=TEST.particles[rows], signal=name)
+    return SelectionSignal(background=VAL, embedding=TEST.embedding[rows], particles=TEST.particles[rows], signal=name)
 
 
 def test_settings_chosen_on_a_signal_are_not_reported_for_it():
     for signals in (SIGNALS, ("w", "t"), ("combined",)):
         with pytest.raises(AnomalyError, match=r"chosen on t cannot be reported for .*: report w, z"):
-            detect(TRAIN, TEST, seed=0, pilot=real_pilot("t"), signals=signals)
-    found = detect(TRAIN, TEST, seed=0, pilot=real_pilot("t"), signals=("w", "z"), scores=QUICK)
+            detect(TRAIN, TEST, seed=0, selection=real_signal("t"), signals=signals)
+    found = detect(TRAIN, TEST, seed=0, selection=real_signal("t"), signals=("w", "z"), scores=QUICK)
     assert "anomaly_knn_chosen_auc_w" in found.values
     assert not [name for name in found.values if name.endswith("_t") or name.endswith("_auc")]
-    with pytest.raises(AnomalyError, match="pilot signal must be one of w, z, t or None, got 'q'"):
-        detect(TRAIN, TEST, seed=0, pilot=Pilot(background=VAL, embedding=TEST.embedding, signal="q"))
+    with pytest.raises(AnomalyError, match="selection signal must be one of w, z, t or None, got 'q'"):
+        detect(TRAIN, TEST, seed=0, selection=SelectionSignal(background=VAL, embedding=TEST.embedding, signal="q"))
 
 
 def test_settings_are_not_chosen_on_jets_that_are_reported():
     w = TEST.labels == W
-    unnamed = Pilot(background=VAL, embedding=TEST.embedding[w], particles=TEST.particles[w])
-    with pytest.raises(AnomalyError, match=rf"on reported jets, got {w.sum()} of them as pilot signal"):
-        detect(TRAIN, TEST, seed=0, pilot=unnamed)
-    background = Pilot(background=only(TEST, Q, G), embedding=PILOT.embedding, particles=PILOT.particles)
-    with pytest.raises(AnomalyError, match=r"on reported jets, got \d+ of them as pilot background"):
-        detect(TRAIN, TEST, seed=0, pilot=background)
+    unnamed = SelectionSignal(background=VAL, embedding=TEST.embedding[w], particles=TEST.particles[w])
+    with pytest.raises(AnomalyError, match=rf"on reported jets, got {w.sum()} of them as selection signal"):
+        detect(TRAIN, TEST, seed=0, selection=unnamed)
+    background = SelectionSignal(
+        background=only(TEST, Q, G), embedding=SELECTION.embedding, particles=SELECTION.particles
+    )
+    with pytest.raises(AnomalyError, match=r"on reported jets, got \d+ of them as selection background"):
+        detect(TRAIN, TEST, seed=0, selection=background)
 
 
 def test_distances_are_to_the_jets_of_ones_own_bank():
@@ -639,26 +638,25 @@ def test_a_singular_covariance_is_told_with_a_regulariser_that_helps():
         Bank(twice, normalise=False).fit("gmm", components=2, reg=0.0)
 
 
-def test_a_pilot_needs_background():
-    with pytest.raises(AnomalyError, match=r"background of the pilot: .* got w"):
-        overlay_pilot(TEST, encoder, seed=0)
+def test_a_synthetic_signal_needs_background():
+    with pytest.raises(AnomalyError, match=r"background of the selection: .* got w"):
+        overlay_signal(TEST, encoder, seed=0)
     with pytest.raises(AnomalyError, match="particles of at least 2"):
-        overlay_pilot(embedded(VAL, particles=None), encoder, seed=0)
-    with pytest.raises(AnomalyError, match=r"background of the pilot: .* got w"):
-        detect(TRAIN, TEST, seed=0, pilot=Pilot(background=TEST, embedding=VAL.embedding))
+        overlay_signal(embedded(VAL, particles=None), encoder, seed=0)
+    with pytest.raises(AnomalyError, match=r"background of the selection: .* got w"):
+        detect(TRAIN, TEST, seed=0, selection=SelectionSignal(background=TEST, embedding=VAL.embedding))
 
 
 def test_without_particles_there_is_no_autoencoder():
     bare = [embedded(jets, particles=None) for jets in (TRAIN, TEST, VAL)]
-    pilot = Pilot(background=bare[2], embedding=PILOT.embedding)
-    found = detect(bare[0], bare[1], seed=0, pilot=pilot)
+    selection = SelectionSignal(background=bare[2], embedding=SELECTION.embedding)
+    found = detect(bare[0], bare[1], seed=0, selection=selection)
     assert found.scores.keys() == SCORES.keys() - {"autoencoder"}
 
 
 def test_the_smallest_bank_carries_every_setting():
-    bank = Bank(TRAIN.embedding[:LEAST_BANK], TRAIN.labels[:LEAST_BANK], TRAIN.particles[:LEAST_BANK])
+    bank = Bank(TRAIN.embedding[:MIN_BANK], TRAIN.labels[:MIN_BANK], TRAIN.particles[:MIN_BANK])
     for name, score in SCORES.items():
         for settings in score.grid:
             bank.fit(name, **settings)
-    assert LEAST_BANK == 100
-    assert anomaly.LEAST_BANK == LEAST_BANK
+    assert MIN_BANK == 100

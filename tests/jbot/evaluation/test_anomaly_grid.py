@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, make_data
-from test_anomaly import PILOT, TEST, TRAIN
+from test_anomaly import SELECTION, TEST, TRAIN
 
 from cluster.resources import Resources
 from cluster.scheduling.grids import open_grids, run_grids
 from cluster.scheduling.run import run_inline
 from jbot.config import Config, ConfigError, override
 from jbot.data import Jets
-from jbot.evaluation.anomaly.detect import SIGNALS, choose, detect, draw_bank
+from jbot.evaluation.anomaly.detect import detect
 from jbot.evaluation.anomaly.grid import AnomalyGrid, bank_rows, bank_sizes, grid_file, grid_seconds, make_grid
-from jbot.evaluation.anomaly.scores import LEAST_BANK, PUBLISHED, SCORES, AnomalyError
+from jbot.evaluation.anomaly.scores import MIN_BANK, PUBLISHED, SCORES, AnomalyError, draw_bank
+from jbot.evaluation.anomaly.synthetic_signal import choose
 from jbot.evaluation.metrics import MetricError, auc, rank_auc
+from jbot.evaluation.metrics_registry import SIGNALS
 from jbot.store.record import Storage
 from jbot.store.trial_spec import TrialSpec
 from studies.runner.study import Study
@@ -45,7 +47,7 @@ def trained(data, tmp_path_factory):
 
 
 def test_grid_is_detection_at_the_same_bank():
-    rows = bank_rows(AnomalyGrid(), TRAIN, TEST, PILOT, 120, draw=3)
+    rows = bank_rows(AnomalyGrid(), TRAIN, TEST, SELECTION, 120, draw=3)
     found = detect(TRAIN, TEST, seed=3, bank_jets=120)
     for row in rows:
         if row["published"]:
@@ -55,18 +57,18 @@ def test_grid_is_detection_at_the_same_bank():
     assert sum(row["published"] for row in rows) == len(PUBLISHED) * len(SIGNALS)
 
 
-def test_chosen_settings_are_those_of_the_pilot_alone():
+def test_chosen_settings_are_those_of_the_synthetic_signal_alone():
     on_sphere = AnomalyGrid(as_it_is=())
-    rows = bank_rows(on_sphere, TRAIN, TEST, PILOT, 120, draw=3)
+    rows = bank_rows(on_sphere, TRAIN, TEST, SELECTION, 120, draw=3)
     bank = draw_bank(TRAIN, 120, 3)
-    background, signal = bank.jets(PILOT.background.embedding), bank.jets(PILOT.embedding)
+    background, signal = bank.jets(SELECTION.background.embedding), bank.jets(SELECTION.embedding)
     for name in PUBLISHED:
         chosen = {row["settings"] for row in rows if row["score"] == name and row["chosen"]}
         assert [json.loads(settings) for settings in chosen] == [choose(SCORES[name], bank, background, signal)]
 
 
 def test_embeddings_as_they_are_are_the_unnormalised_detection():
-    rows = bank_rows(SMALL, TRAIN, TEST, PILOT, 150, draw=0)
+    rows = bank_rows(SMALL, TRAIN, TEST, SELECTION, 150, draw=0)
     found = detect(TRAIN, TEST, seed=0, bank_jets=150, normalise=False, scores=["knn"])
     (row,) = [
         row for row in rows
@@ -78,7 +80,7 @@ def test_embeddings_as_they_are_are_the_unnormalised_detection():
 
 def test_a_bank_that_carries_no_score_has_no_auc():
     same = dataclasses.replace(TRAIN, embedding=np.ones_like(TRAIN.embedding))
-    rows = bank_rows(SMALL, same, TEST, PILOT, 120, draw=0)
+    rows = bank_rows(SMALL, same, TEST, SELECTION, 120, draw=0)
     assert len(rows) == len(SIGNALS) * (2 * len(SCORES["knn"].grid) + len(SCORES["gmm"].grid))
     assert all(row["auc"] is None and not row["chosen"] for row in rows)
 
@@ -99,7 +101,7 @@ def test_banks_leave_half_of_the_training_jets_out():
 
     assert sizes(**{"data.train_jets": 10_000, "probe.bank_jets": 5_000}) == (5_000, 1_250)
     assert sizes() == (20_000, 5_000)
-    assert sizes(**{"data.train_jets": 240, "probe.bank_jets": 240}) == (120, LEAST_BANK)
+    assert sizes(**{"data.train_jets": 240, "probe.bank_jets": 240}) == (120, MIN_BANK)
 
 
 def test_grids_are_made_once_and_continue(trained, data):

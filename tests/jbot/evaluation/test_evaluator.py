@@ -15,14 +15,12 @@ from jbot.data import hdf5
 from jbot.data.splits import targets
 from jbot.evaluation.evaluator import (
     Evaluator,
-    attention_entropy,
     clustering,
-    effective_rank,
     knn_probe,
     linear_probe,
     quick_metrics,
-    spread,
 )
+from jbot.evaluation.failure_monitors import attention_entropy, effective_rank, spread
 from jbot.evaluation.metrics import MetricError, classification, uncertainties
 from jbot.evaluation.metrics_registry import find_metric, metric_names
 from jbot.evaluation.probes import (
@@ -94,7 +92,7 @@ def test_probes_name_what_they_cannot_use(probe):
     broken[4] = torch.nan
     with pytest.raises(MetricError, match="finite embeddings, got NaN or infinity in training jet 4"):
         probe(broken, SIDES, LINE)
-    with pytest.raises(MetricError, match="finite embeddings, got NaN or infinity in judged jet 4"):
+    with pytest.raises(MetricError, match="finite embeddings, got NaN or infinity in evaluated jet 4"):
         probe(LINE, SIDES, broken)
     with pytest.raises(MetricError, match=r"of each class and at least two classes, got \[3, 0, 3\]"):
         probe(LINE, 2 * SIDES, LINE)
