@@ -30,8 +30,8 @@ MIN_SPREAD = 0.01
 MIN_RANK = 1.1
 """Effective rank; 1 is a single direction (assumed). Untrained encoders have 1.2 to 1.5, trained ones 10 to 17."""
 MAX_ATTENTION_ENTROPY = 0.99
-"""Entropy of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained encoders
-have 0.999, trained ones 0.3 to 0.85."""
+"""Entropy of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained
+encoders have 0.999, trained ones 0.3 to 0.85."""
 MAX_CONFUSION = 1 / 3
 """Share of the decisions between two classes that are wrong (assumed); 1/2 is a coin."""
 ERRORS = 2.0
