@@ -1,9 +1,9 @@
 """Do our own statistics hold what they claim? ``python -m benchmarks.calibration``.
 
-Thousands of simulated studies with known truth go through the functions that judge real ones: false positive rates,
-coverage of intervals, power, and which law is told from which. Every figure has its number of simulated studies and
-its Monte-Carlo error. Writes calibration.md and calibration.json into ``--out``; the exit code is 1
-when a claim does not stand. docs/calibration.md explains what was found.
+Thousands of simulated studies with known truth go through the functions that decide real ones: false positive rates,
+coverage of intervals, power, and which law is distinguished from which. Every figure has its number of simulated
+studies and its Monte-Carlo error. Writes calibration.md and calibration.json into ``--out``; the exit code is 1 when
+a claim does not stand. docs/calibration.md explains what was found.
 """
 
 from __future__ import annotations
@@ -88,40 +88,42 @@ def _monte_carlo_interval(values: Floats) -> tuple[float, float]:
     return max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))
 
 
-def _judged(what: str, claim: str, event: Event, kind: Kind, nominal: float = ALPHA, **truth: Any) -> Check:
+def _decided(what: str, claim: str, event: Event, kind: Kind, nominal: float = ALPHA, **truth: Any) -> Check:
     weight = truth.pop("weight", 1.0)
-    simulate = functools.partial(truths.judged, event, Truth(**truth))
+    simulate = functools.partial(truths.decided, event, Truth(**truth))
     return Check(what=what, claim=claim, nominal=nominal, kind=kind, simulate=simulate, weight=weight)
 
 
 def _false_positives() -> Iterator[Check]:
     """Studies of two arms that are the same: how often is one called better or worse?"""
-    judged = functools.partial(_judged, "False positives, one contrast", event="difference", kind="at most")
+    decided = functools.partial(_decided, "False positives, one contrast", event="difference", kind="at most")
     for n, weight in ((3, 0.5), (5, 0.5), (6, 2), (8, 2), (10, 2), (20, 1)):
-        yield judged(f"normal scores, n = {n}", seeds=n, weight=weight)
+        yield decided(f"normal scores, n = {n}", seeds=n, weight=weight)
     for shape in ("skewed scores", "heavy tails", "ties"):
         for n in (8, 20):
-            yield judged(f"{shape}, n = {n}", seeds=n, shape=shape, weight=0.5)
-    yield judged("a fifth of the trials fails by chance, n = 10", seeds=10, failing="by chance")
-    yield judged("the lowest fifth of the scores fails, n = 10", seeds=10, failing="low scores")
-    shown = functools.partial(judged, kind="shown", weight=0.5)
+            yield decided(f"{shape}, n = {n}", seeds=n, shape=shape, weight=0.5)
+    yield decided("a fifth of the trials fails by chance, n = 10", seeds=10, failing="by chance")
+    yield decided("the lowest fifth of the scores fails, n = 10", seeds=10, failing="low scores")
+    shown = functools.partial(decided, kind="shown", weight=0.5)
     for n in (8, 20):
         yield shown(f"equal means, skewed differences, n = {n}", seeds=n, shape="skewed differences", shared=0.0)
     yield shown("only the treatment loses its lowest fifth, n = 10", seeds=10, failing="low scores of treatments")
 
 
 def _families() -> Iterator[Check]:
-    judged = functools.partial(_judged, "False positives, families of contrasts", kind="at most", seeds=10, weight=0.5)
-    any_false = functools.partial(judged, event="difference")
+    decided = functools.partial(
+        _decided, "False positives, families of contrasts", kind="at most", seeds=10, weight=0.5
+    )
+    any_false = functools.partial(decided, event="difference")
     yield any_false("Holm: any of 3 contrasts, none differs, n = 10", shifts=(0.0,) * 3)
     yield any_false("Holm: any of 10 contrasts, none differs, n = 10", shifts=(0.0,) * 10)
     yield any_false("Holm: any of 3 contrasts beside 2 that differ by 3 sd, n = 10", shifts=(3.0, 3.0, 0.0, 0.0, 0.0))
     some = (3.0,) * 5 + (0.0,) * 5
-    yield judged(
+    yield decided(
         "Benjamini-Hochberg: share of false among claims, 5 of 10 contrasts differ, n = 10",
         event="share", shifts=some, primary=False,
     )  # fmt: skip
-    yield judged(
+    yield decided(
         "Benjamini-Hochberg: share of false among claims, none of 10 differs, n = 10",
         event="share", shifts=(0.0,) * 10, primary=False,
     )  # fmt: skip
@@ -131,20 +133,20 @@ def _families() -> Iterator[Check]:
         "margin": 0.3,
         "shared": 0.0,
     }
-    yield judged("Holm, a mixed family: any false difference, n = 10", event="difference", **mixed)
-    yield judged("Holm, a mixed family: any false equivalence, n = 10", event="equivalence", **mixed)
-    yield judged(
+    yield decided("Holm, a mixed family: any false difference, n = 10", event="difference", **mixed)
+    yield decided("Holm, a mixed family: any false equivalence, n = 10", event="equivalence", **mixed)
+    yield decided(
         "Holm, a mixed family: a false claim of either kind, n = 10", event="either", **mixed | {"kind": "shown"}
     )
 
 
 def _equivalence() -> Iterator[Check]:
     """Differences exactly as large as the margin: how often are they called equivalent?"""
-    judged = functools.partial(_judged, "False equivalence at the margin", event="equivalence", kind="at most")
+    decided = functools.partial(_decided, "False equivalence at the margin", event="equivalence", kind="at most")
     for n in (3, 5, 10, 20):
-        yield judged(f"margin 1 sd of the difference, n = {n}", seeds=n, shifts=(1.0,), margin=1.0, weight=0.5)
-    yield judged("margin 10 sd of the difference, n = 5", seeds=5, shifts=(10.0,), margin=10.0, weight=0.5)
-    yield judged("Holm: any of 3 contrasts, n = 5", seeds=5, shifts=(3.0,) * 3, margin=3.0, weight=0.5)
+        yield decided(f"margin 1 sd of the difference, n = {n}", seeds=n, shifts=(1.0,), margin=1.0, weight=0.5)
+    yield decided("margin 10 sd of the difference, n = 5", seeds=5, shifts=(10.0,), margin=10.0, weight=0.5)
+    yield decided("Holm: any of 3 contrasts, n = 5", seeds=5, shifts=(3.0,) * 3, margin=3.0, weight=0.5)
     rare: dict[str, Any] = {
         "shape": "rare collapse",
         "shared": 0.0,
@@ -153,7 +155,7 @@ def _equivalence() -> Iterator[Check]:
         "kind": "shown",
     }
     for n in (5, 20):
-        yield judged(f"a mean made by a collapse in one of ten seeds, n = {n}", seeds=n, **rare, weight=0.5)
+        yield decided(f"a mean made by a collapse in one of ten seeds, n = {n}", seeds=n, **rare, weight=0.5)
 
 
 def _intervals() -> Iterator[Check]:
@@ -225,28 +227,28 @@ def _holds(interval: tuple[float, float], truth: float) -> bool:
 
 def _power() -> Iterator[Check]:
     """What a dry run promises: a difference of the detectable size is found in 80% of studies."""
-    judged = functools.partial(_judged, "Power", kind="at least", nominal=0.8, weight=0.5)
+    decided = functools.partial(_decided, "Power", kind="at least", nominal=0.8, weight=0.5)
     for n in (6, 7, 8, 10, 12, 20):
         effect = power.detectable_effect(n, ALPHA)
-        yield judged(
+        yield decided(
             f"one contrast, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=(effect,)
         )
     for n, family in ((8, 3), (10, 3), (10, 6)):
         effect = power.detectable_effect(n, ALPHA, family)
         alone = (effect, *(0.0,) * (family - 1))
-        yield judged(
+        yield decided(
             f"one of {family} contrasts, the detectable {effect:.2f} sd, n = {n}", event="better", seeds=n, shifts=alone
         )
     for mean in (2.0, 1.0, 0.75):
         needed = power.seeds_to_decide(mean, 1.0, truths.NO_MARGIN)
         if needed is not None:
             claim = f"a difference of {mean:g} sd is decided by the {needed} seeds it is said to need"
-            yield judged(claim, event="decided", seeds=needed, shifts=(mean,))
+            yield decided(claim, event="decided", seeds=needed, shifts=(mean,))
     for margin in (2.0, 1.0):
         needed = power.seeds_to_decide(0.0, 1.0, margin)
         if needed is not None:
             claim = f"no difference, margin {margin:g} sd: decided by the {needed} seeds it is said to need"
-            yield judged(claim, event="decided", seeds=needed, shifts=(0.0,), margin=margin)
+            yield decided(claim, event="decided", seeds=needed, shifts=(0.0,), margin=margin)
 
 
 def _levels() -> Iterator[Check]:
@@ -288,11 +290,11 @@ def cover_levels(method: str, n: int, error: float, rng: np.random.Generator, re
 
 def _sequential() -> Iterator[Check]:
     """Studies with interim analyses."""
-    judged = functools.partial(_judged, "Sequential looks", kind="at most", weight=0.5)
-    alike = functools.partial(judged, event="difference")
+    decided = functools.partial(_decided, "Sequential looks", kind="at most", weight=0.5)
+    alike = functools.partial(decided, event="difference")
     yield alike("one contrast, looks at 6, 8, 10 blocks", seeds=10, looks=(6, 8, 10))
     yield alike("any of 3 contrasts, looks at 8, 10, 12 blocks", seeds=12, looks=(8, 10, 12), shifts=(0.0,) * 3)
-    yield judged(
+    yield decided(
         "equivalence at a margin of 1 sd, looks at 6, 8, 10 blocks",
         event="equivalence", seeds=10, looks=(6, 8, 10), shifts=(1.0,), margin=1.0,
     )  # fmt: skip

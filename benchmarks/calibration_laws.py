@@ -1,6 +1,7 @@
-"""Whether laws are told apart where they can be, left open where they cannot, and foretell with honest intervals.
+"""Whether laws are distinguished where they can be, left open where they cannot, and predict with honest intervals.
 
-Truths are a linear, a logarithmic and a power law (with a floor, and without), over sizes from 1,600 to 1,000,000 jets.
+Truths are a linear, a logarithmic and a power law (with an irreducible error, and without), over sizes from 1,600 to
+1,000,000 jets.
 The seeds of a study share a factor (10%, as in the pilot) along their line, and every trial has noise of its own.
 """
 
@@ -16,7 +17,7 @@ from analysis.stats.curve_fit import LINEAR, LOGARITHMIC, POWER, Form
 from analysis.stats.scaling_law import AHEAD, Comparison
 from benchmarks.calibration_row import Kind, Row, rate
 
-FEWEST, MOST = 1600.0, 1e6
+MIN_JETS, MAX_JETS = 1600.0, 1e6
 """Training jets: those of the gpu preset of studies/scaling.py."""
 SHARED, NOISE = 0.10, 0.02
 """Relative, of what a seed's trials share, and of each alone. In the pilot of STATISTICS.md they were 10% and 1.3%."""
@@ -34,11 +35,11 @@ class Truth:
     name: str
     form: Form
     error: Callable[[Floats], Floats]
-    """Of training jets in units of the fewest."""
+    """Error as a function of training jets, in units of the fewest."""
     parameters: dict[str, float]
 
 
-REACH = MOST / FEWEST
+REACH = MAX_JETS / MIN_JETS
 TRUTHS = (
     Truth(
         name="linear",
@@ -89,8 +90,8 @@ def calibrate(rng: np.random.Generator, repeats: int) -> list[Row]:
 
 def simulate(truth: Truth, sizes: int, seeds: int, rng: np.random.Generator, noise: float = NOISE) -> Comparison:
     """The forms at one simulated study of a truth."""
-    jets = np.geomspace(FEWEST, MOST, sizes)
-    logs = np.log(truth.error(jets / FEWEST))
+    jets = np.geomspace(MIN_JETS, MAX_JETS, sizes)
+    logs = np.log(truth.error(jets / MIN_JETS))
     logs = logs + SHARED * rng.normal(size=(seeds, 1)) + noise * rng.normal(size=(seeds, sizes))
     return scaling_law.compare(jets, np.exp(logs), rng, alpha=ALPHA, draws=DRAWS, nulls=NULLS)
 
@@ -117,7 +118,7 @@ def _of_intervals(truth: Truth, sizes: int, seeds: int, found: list[Comparison])
     fitted = [next(law for law in one.laws if law.form is truth.form) for one in found]
     where = f"{truth.name}, {sizes} sizes, {seeds} seeds"
     ahead = max(0.0, float(truth.error(np.array([AHEAD * REACH]))[0]))
-    inside = {f"error at {AHEAD:g} times the jets": [(law.at(AHEAD * MOST), ahead) for law in fitted]}
+    inside = {f"error at {AHEAD:g} times the jets": [(law.at(AHEAD * MAX_JETS), ahead) for law in fitted]}
     inside |= {name: [(law.parameters[name], value) for law in fitted] for name, value in truth.parameters.items()}
     return [
         rate(

@@ -1,4 +1,4 @@
-"""Simulated studies whose truth is known, judged by :func:`analysis.verdicts.decide.judge` as real ones are.
+"""Simulated studies whose truth is known, decided by :func:`analysis.verdicts.decide.judge` as real ones are.
 
 Unit of all scores: the standard deviation of a paired difference. Axes of scores: (seed, arm).
 """
@@ -51,7 +51,7 @@ class Truth:
     shared: float = 0.5
     """Part of a paired difference's variance that comes from the control's noise: arms alike have one half."""
     looks: tuple[int, ...] = ()
-    """Numbers of blocks at which a sequential study is judged."""
+    """Numbers of blocks at which a sequential study is decided."""
 
 
 def draw(truth: Truth, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -71,7 +71,7 @@ def draw(truth: Truth, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataF
 
 
 def noise(truth: Truth, rng: np.random.Generator, size: tuple[int, ...]) -> Floats:
-    """Of mean zero and standard deviation one, but for heavy tails, which have none."""
+    """Noise of mean zero and standard deviation one, but for heavy tails, which have none."""
     if truth.shape in ("skewed scores", "skewed differences"):
         return (rng.lognormal(size=size) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
     if truth.shape == "heavy tails":
@@ -130,7 +130,7 @@ def verdicts(truth: Truth, rng: np.random.Generator) -> Iterator[list[Verdict]]:
             return
 
 
-def judged(event: Event, truth: Truth, rng: np.random.Generator, repeats: int) -> Floats:
+def decided(event: Event, truth: Truth, rng: np.random.Generator, repeats: int) -> Floats:
     """How often an event happens: one number in [0, 1] for each simulated study, (study,).
 
     Parameters

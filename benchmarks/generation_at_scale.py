@@ -47,15 +47,15 @@ def ray_overhead(options: argparse.Namespace, scratch: Path) -> list[Row]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         list(on_nodes(chunks[:4], make=ready_made))  # workers start
-        begun = time.perf_counter()
+        started = time.perf_counter()
         list(on_nodes(chunks, make=ready_made))
-        sent = (time.perf_counter() - begun) / len(chunks)
+        sent = (time.perf_counter() - started) / len(chunks)
     finally:
         ray.shutdown()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for chunk in chunks:
         save_chunk(chunk, ready_made(chunk))
-    written = (time.perf_counter() - begun) / len(chunks)
+    written = (time.perf_counter() - started) / len(chunks)
     return [
         {"what": "chunk of 1000 made of nothing and written here", "ms per chunk": 1000 * written},
         {"what": "the same sent by a Ray task", "ms per chunk": 1000 * sent},
@@ -87,21 +87,21 @@ def one_file(options: argparse.Namespace, scratch: Path) -> list[Row]:
 
 def _in_own_process(phase: Callable[..., None], *arguments: Any) -> tuple[float, float]:
     context = multiprocessing.get_context("spawn")
-    told = context.SimpleQueue()
-    child = context.Process(target=_measure, args=(told, phase, *arguments))
+    queue = context.SimpleQueue()
+    child = context.Process(target=_measure, args=(queue, phase, *arguments))
     child.start()
     child.join()
     if child.exitcode:
         raise RuntimeError(f"measuring process ended with exit code {child.exitcode}")
-    return told.get()
+    return queue.get()
 
 
-def _measure(told: Any, phase: Callable[..., None], *arguments: Any) -> None:
+def _measure(queue: Any, phase: Callable[..., None], *arguments: Any) -> None:
     """Seconds, and GB by which the process has grown at its largest."""
-    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     phase(*arguments)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told.put((time.perf_counter() - begun, (peak - before) * 1024 / 1e9))
+    queue.put((time.perf_counter() - started, (peak - before) * 1024 / 1e9))
 
 
 def _assemble(counts: dict[str, int], scratch: Path) -> None:

@@ -22,7 +22,7 @@ TILES_CUDA = (2048, 4096, 8192)
 REPEAT_FLOP = {"cpu": 2e9, "cuda": 2e12}
 """Least FLOP of one timed run: some 20 ms on one core."""
 TRIAD_MIB = 256
-"""Of each of the triad's three arrays: larger together than the caches of common machines."""
+"""Size of each of the triad's three arrays: larger together than the caches of common machines."""
 TRIAD_MIB_QUICK = 64
 TRIAD_REPEATS = {"cpu": 1, "cuda": 50}
 """A GPU reads the arrays in a fraction of a millisecond, too short to be timed alone."""

@@ -57,14 +57,14 @@ def run_study(options: argparse.Namespace, storage: Path, trials: int, places: i
     """One study as a process of its own, and what it took.
 
     `overhead` is what a place was held for a trial beyond its training and probes [s]; start and end of the driver, Ray
-    among them, are told apart.
+    among them, apart.
     """
     command = [sys.executable, "-m", "benchmarks.scale_study", "--preset", "smoke", "--seeds", str(trials // ARMS)]
     command += ["--data", str(ROOT / "tests/data/jets_sample.h5"), "--storage", str(storage), "--figures", "none"]
     command += ["--pack", str(options.pack), *more]
-    before, begun = len(list(storage.glob("trials/*/record.json"))), time.time()
+    before, started = len(list(storage.glob("trials/*/record.json"))), time.time()
     done = run(command)
-    files = [path for path in storage.glob("trials/*/record.json") if path.stat().st_mtime >= begun]
+    files = [path for path in storage.glob("trials/*/record.json") if path.stat().st_mtime >= started]
     found = load_records(Storage(storage), [path.parent.name for path in files])
     records = [record for record in found.values() if record]
     if not records:
@@ -75,9 +75,9 @@ def run_study(options: argparse.Namespace, storage: Path, trials: int, places: i
     return {
         "trials": len(records),
         "pack": options.pack,
-        "start s": first - begun,
+        "start s": first - started,
         "trials s": last - first,
-        "end s": begun + done["wall s"] - last,
+        "end s": started + done["wall s"] - last,
         "training s/trial": training / len(records),
         "overhead s/trial": ((last - first) * places - training) / len(records),
         "retries": sum(record.attempts - 1 for record in records),
@@ -87,7 +87,7 @@ def run_study(options: argparse.Namespace, storage: Path, trials: int, places: i
 def run(command: list[str]) -> Row:
     """A program's wall seconds, its own CPU seconds (user and system, all threads), and its peak memory [MB]."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1"}
-    begun = time.perf_counter()
+    started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=sys.stderr)
     peak, used = 0.0, 0.0
     while process.poll() is None:
@@ -95,7 +95,7 @@ def run(command: list[str]) -> Row:
         time.sleep(0.25)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
-    return {"wall s": time.perf_counter() - begun, "CPU s": used, "peak MB": peak}
+    return {"wall s": time.perf_counter() - started, "CPU s": used, "peak MB": peak}
 
 
 def _peak(pid: int) -> float:
@@ -135,9 +135,9 @@ def pages(options: argparse.Namespace, storage: Path) -> list[Row]:
     }
     (storage / "again.db").unlink(missing_ok=True)
     rows = [{"what": name, **run([sys.executable, "-m", *command])} for name, command in commands.items()]
-    begun, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     records = [record for record in load_records(Storage(storage), Storage(storage).names("trials")).values() if record]
-    took = {"wall s": time.perf_counter() - begun, "CPU s": time.process_time() - cpu}
+    took = {"wall s": time.perf_counter() - started, "CPU s": time.process_time() - cpu}
     rows.append({"what": f"{len(records)} records read", **took, "peak MB": _own_peak()})
     return [row | {"ms a trial": 1000 * row["CPU s"] / len(records)} for row in rows]
 
@@ -171,13 +171,13 @@ def mlflow(options: argparse.Namespace, storage: Path) -> list[Row]:
     uri = f"sqlite:///{storage}/mlflow.db"
     client = library.MlflowClient(tracking_uri=uri)
     where = json.loads((storage / study.plan("smoke").study / "mlflow.json").read_text(encoding="utf-8"))
-    begun, found, token = time.perf_counter(), 0, None
+    started, found, token = time.perf_counter(), 0, None
     while True:
         runs = client.search_runs([where["experiment_id"]], "tags.role = 'trial'", max_results=1000, page_token=token)
         found, token = found + len(runs), runs.token
         if not token:
             break
-    rows = [{"what": f"search_runs of {found} runs, in pages of 1000", "wall s": time.perf_counter() - begun}]
+    rows = [{"what": f"search_runs of {found} runs, in pages of 1000", "wall s": time.perf_counter() - started}]
     return rows + [
         {"what": f"the page of {view}, in Chromium", "wall s": seconds}
         for view, seconds in seen(uri, where["experiment_id"], options.out.parent).items()
@@ -207,10 +207,10 @@ def seen(uri: str, experiment: str, pictures: Path) -> dict[str, float]:
             stack.enter_context(closing(browser))
             for view, row in {"arms": "koleo_9 (arm)", "trials": "seed "}.items():
                 tab = browser.new_page(viewport={"width": 1400, "height": 900})
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 tab.goto(page(address, experiment, view))
                 tab.get_by_text(row).first.wait_for(timeout=240_000)
-                times[view] = time.perf_counter() - begun
+                times[view] = time.perf_counter() - started
                 tab.screenshot(path=pictures / f"scale_{view}.png")
     finally:
         os.killpg(server.pid, 9)

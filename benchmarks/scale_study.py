@@ -23,7 +23,7 @@ TRIVIAL = {
     "probe.every": 1,
     "probe.knn_k": 5,
 }
-"""Two training steps, and all that is judged, drawn from and written of any trial."""
+"""Two training steps, and all that is evaluated, drawn from and written of any trial."""
 
 study = Study(
     name="scale",

@@ -32,7 +32,7 @@ from benchmarks.timing import (
     seconds_of,
     value_row,
 )
-from benchmarks.trainer import MODELS, MOST_STEPS, PARTS, Stretch
+from benchmarks.trainer import MAX_STEPS, MODELS, PARTS, StepGroup
 from jbot.config import Config, override
 from jbot.data.jets import JetData
 from jbot.trainer.engines.select import find_engine
@@ -54,11 +54,11 @@ class Setting:
     quick: bool
     data: JetData
     engine: str = "auto"
-    """Of every section but `step` and `gpu`, which compare engines; in fp32."""
+    """Engine of every section but `step` and `gpu`, which compare engines; in fp32."""
     advance: Advance | None = None
     batches: Mapping[str, int] | None = None
     """Jets a step by model, in place of the usual ones."""
-    most_steps: int = MOST_STEPS
+    max_steps: int = MAX_STEPS
     """Made at once."""
 
     @property
@@ -78,10 +78,10 @@ class Setting:
             rounds, budget = min(rounds, 5), budget / 10
         return interleave(variants, rounds=rounds, budget=budget, device=self.device, advance=self.advance)
 
-    def stretch(self, config: Config, **options: Any) -> Stretch:
+    def group(self, config: Config, **options: Any) -> StepGroup:
         """Steps on this setting's jets and device, by its engine unless told otherwise."""
-        options = {"engine": self.engine, "most_steps": self.most_steps, **options}
-        return Stretch(config, self.jets, device=self.device, **options)
+        options = {"engine": self.engine, "max_steps": self.max_steps, **options}
+        return StepGroup(config, self.jets, device=self.device, **options)
 
     @property
     def engine_name(self) -> str:
@@ -91,26 +91,26 @@ class Setting:
         return f"auto ({find_engine('auto', MODELS['S'], self.device).name})"
 
 
-def step_variant(name: str, *stretches: Stretch, threads: int | None = None, least: int = 1) -> Variant:
-    """Steps as the trainer makes them, at least so many, on other jets each time; of several stretches, one by one.
+def step_variant(name: str, *groups: StepGroup, threads: int | None = None, least: int = 1) -> Variant:
+    """Steps as the trainer makes them, at least so many, on other jets each time; of several groups, one by one.
 
     The amount is in jets, of one step of all.
     """
-    times = -(-least // stretches[0].steps)
+    times = -(-least // groups[0].steps)
 
     def prepare() -> None:
         if threads:
             torch.set_num_threads(threads)
-        for stretch in stretches:
-            stretch.choose_jets()
+        for group in groups:
+            group.choose_jets()
 
     def run() -> None:
-        for stretch in stretches:
+        for group in groups:
             for _ in range(times):
-                stretch.run()
+                group.run()
 
-    amount = sum(stretch.jets_a_step for stretch in stretches)
-    return Variant(name=name, run=run, prepare=prepare, amount=amount, pieces=times * stretches[0].steps)
+    amount = sum(group.jets_a_step for group in groups)
+    return Variant(name=name, run=run, prepare=prepare, amount=amount, pieces=times * groups[0].steps)
 
 
 @contextmanager
@@ -135,24 +135,24 @@ def step(setting: Setting) -> list[Row]:
 
 
 def _step_of(setting: Setting, model: str) -> list[Row]:
-    stretches, other_rows = _by_engine(setting, model)
-    variants = {name: step_variant(name, stretch) for name, stretch in stretches.items()}
+    groups, other_rows = _by_engine(setting, model)
+    variants = {name: step_variant(name, group) for name, group in groups.items()}
     probes = _probes(setting)
     found = setting.timed([*variants.values(), *probes.values()], rounds=12, budget=30)
     base = variants[f"{model} plain fp32"]
-    moved = {name: stretch.traffic() for name, stretch in stretches.items()}
+    moved = {name: group.traffic() for name, group in groups.items()}
     rows = []
-    for name, stretch in stretches.items():
-        shares = _shares_of_limits(stretch, moved[name], found[name], probes, found)
-        settings = _settings(setting, model, stretch) | shares
+    for name, group in groups.items():
+        shares = _shares_of_limits(group, moved[name], found[name], probes, found)
+        settings = _settings(setting, model, group) | shares
         note = ", ".join(f"{100 * share[0]:.0f}% of {limit.split('_')[0]} limit" for limit, share in shares.items())
         rows.append(rate_row(variants[name], found, "jets/s", base, settings=settings, note=note))
     return [*rows, *other_rows]
 
 
-def _by_engine(setting: Setting, model: str) -> tuple[dict[str, Stretch], list[Row]]:
+def _by_engine(setting: Setting, model: str) -> tuple[dict[str, StepGroup], list[Row]]:
     """Steps that have been made once, by name; and rows that say what is missing, and what compilation took."""
-    stretches: dict[str, Stretch] = {}
+    groups: dict[str, StepGroup] = {}
     rows: list[Row] = []
     for engine, precision in COMPARED:
         name = f"{model} {engine} {precision}"
@@ -160,36 +160,36 @@ def _by_engine(setting: Setting, model: str) -> tuple[dict[str, Stretch], list[R
             rows.append(no_row(name, "jets/s", "left out by --quick: compiles for minutes"))
             continue
         try:
-            stretches[name], seconds = _warm(setting, setting.config(model, train__precision=precision), engine)
+            groups[name], seconds = _warm(setting, setting.config(model, train__precision=precision), engine)
         except NotAvailable as reason:
             rows.append(no_row(name, "jets/s", str(reason), "not available"))
             continue
         if engine == "compiled":
             what = f"{name}, first steps, with compilation"
             rows.append(value_row(what, "s", [seconds], note="less when an earlier run has compiled it"))
-    return stretches, rows
+    return groups, rows
 
 
-def _warm(setting: Setting, config: Config, engine: str) -> tuple[Stretch, float]:
+def _warm(setting: Setting, config: Config, engine: str) -> tuple[StepGroup, float]:
     """Steps that have been made once, and the seconds of that and of finding the engine."""
     started = time.perf_counter()
-    stretch = setting.stretch(config, engine=engine)
+    group = setting.group(config, engine=engine)
     try:
-        stretch.run()
+        group.run()
     except (RuntimeError, NotImplementedError) as error:
         if engine == "plain" and config.train.precision == "fp32":
             raise
         raise NotAvailable(next(iter(str(error).splitlines()), type(error).__name__)) from error
-    stretch.check_engine()
-    return stretch, time.perf_counter() - started
+    group.check_engine()
+    return group, time.perf_counter() - started
 
 
-def _used(stretch: Stretch, draws: int = 4) -> float:
+def _used(group: StepGroup, draws: int = 4) -> float:
     """Share of the tokens whose loss is used, averaged over some draws of jets."""
     shares = []
     for _ in range(draws):
-        stretch.choose_jets()
-        shares.append(stretch.used_share())
+        group.choose_jets()
+        shares.append(group.used_share())
     return float(np.mean(shares))
 
 
@@ -205,7 +205,7 @@ def _probes(setting: Setting) -> dict[str, Variant]:
 
 
 def _shares_of_limits(
-    stretch: Stretch,
+    group: StepGroup,
     moved: float | None,
     samples: list[Sample],
     probes: Mapping[str, Variant],
@@ -219,21 +219,21 @@ def _shares_of_limits(
     def share(amount: float, probe: Variant) -> tuple[float, float, float]:
         return ratios(busy_rates(samples, amount), busy_rates(found[probe.name], probe.amount))
 
-    flop = step_flop(stretch.config, _used(stretch)) * stretch.jets_a_step
-    shares = {"GEMM_share": share(flop / 1e9, probes[stretch.config.train.precision])}
+    flop = step_flop(group.config, _used(group)) * group.jets_a_step
+    shares = {"GEMM_share": share(flop / 1e9, probes[group.config.train.precision])}
     if moved is not None:
         shares["memory_share"] = share(moved / 1e9, probes["memory"])
     return shares
 
 
-def _settings(setting: Setting, model: str, stretch: Stretch) -> dict[str, Any]:
+def _settings(setting: Setting, model: str, group: StepGroup) -> dict[str, Any]:
     return {
         "model": model,
-        "batch": stretch.config.train.batch,
-        "pack": stretch.size,
-        "steps_at_once": stretch.steps,
-        "engine": stretch.engine.name,
-        "precision": stretch.config.train.precision,
+        "batch": group.config.train.batch,
+        "pack": group.size,
+        "steps_at_once": group.steps,
+        "engine": group.engine.name,
+        "precision": group.config.train.precision,
         "device": setting.device.type,
         "threads": torch.get_num_threads(),
     }
@@ -249,28 +249,28 @@ def parts(setting: Setting) -> list[Row]:
 
 
 def _parts_of(setting: Setting, model: str) -> list[Row]:
-    stretch = setting.stretch(setting.config(model))
+    group = setting.group(setting.config(model))
     clocks: list[Clock] = []
 
     def in_parts() -> None:
         clocks.append(Clock(setting.device))
-        stretch.run_parts(clocks[-1])
+        group.run_parts(clocks[-1])
 
-    whole = step_variant(f"{model} whole step", stretch)
+    whole = step_variant(f"{model} whole step", group)
     split = dataclasses.replace(whole, name="parts", run=in_parts)
     found = setting.timed([split, whole], rounds=15, budget=15)
     clocks = clocks[-len(found["parts"]) :]  # without the warm-up
-    samples = {part: [clock.parts[part].each(stretch.steps) for clock in clocks] for part in PARTS}
+    samples = {part: [clock.parts[part].each(group.steps) for clock in clocks] for part in PARTS}
     total = [
         (sum(timed[i].wall for timed in samples.values()), sum(timed[i].cpu for timed in samples.values()))
         for i in range(len(clocks))
     ]
-    settings = _settings(setting, model, stretch)
+    settings = _settings(setting, model, group)
     rows = [
-        _part_row(f"{model} {part}", timed, total, stretch.jets_a_step, settings | {"part": part})
+        _part_row(f"{model} {part}", timed, total, group.jets_a_step, settings | {"part": part})
         for part, timed in samples.items()
     ]
-    check = _part_row(whole.name, found[whole.name], total, stretch.jets_a_step, settings | {"part": "whole"})
+    check = _part_row(whole.name, found[whole.name], total, group.jets_a_step, settings | {"part": "whole"})
     note = "timed apart from its parts: 1 when they add up to it"
     if setting.device.type == "cuda":
         note = "timed apart from its parts, in one CUDA graph where it can be recorded; the parts are launched singly"
@@ -311,8 +311,8 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
     config = setting.config(model)
     counts = sorted({1, 2, machine.cores()})
     with worker_processes(2, config, setting) as workers:
-        stretch = setting.stretch(config)
-        variants = [step_variant(f"{model} {machine.thread_count(t)}", stretch, threads=t) for t in counts]
+        group = setting.group(config)
+        variants = [step_variant(f"{model} {machine.thread_count(t)}", group, threads=t) for t in counts]
         both = dataclasses.replace(
             variants[0],
             name=f"{model} 2 processes of 1 thread",
@@ -320,7 +320,7 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
             amount=2 * config.train.batch,
         )
         found = setting.timed([*variants, both], rounds=10, budget=20)
-    settings = _settings(setting, model, stretch)
+    settings = _settings(setting, model, group)
     rows = [
         rate_row(variant, found, "jets/s", variants[0], settings=settings | {"threads": t, "processes": 1})
         for variant, t in zip(variants, counts, strict=True)
@@ -330,7 +330,7 @@ def _threads_of(setting: Setting, model: str) -> list[Row]:
 
 @contextmanager
 def worker_processes(count: int, config: Config, setting: Setting) -> Iterator[list[Connection]]:
-    """Processes of one thread that make a stretch of steps whenever they are told to, and wait in between."""
+    """Processes of one thread that make a group of steps whenever they are told to, and wait in between."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe after torch started threads
     ends = [context.Pipe() for _ in range(count)]
     made = [
@@ -354,7 +354,7 @@ def worker_processes(count: int, config: Config, setting: Setting) -> Iterator[l
 
 
 def _all_step(workers: list[Connection]) -> float:
-    """A stretch of every worker at once; CPU seconds of all."""
+    """A group of every worker at once; CPU seconds of all."""
     try:
         for worker in workers:
             worker.send("step")
@@ -365,15 +365,15 @@ def _all_step(workers: list[Connection]) -> float:
 
 def _work(orders: Connection, config: Config, particles: np.ndarray, engine: str) -> None:
     torch.set_num_threads(1)
-    stretch = Stretch(config, torch.from_numpy(particles), engine=engine)
+    group = StepGroup(config, torch.from_numpy(particles), engine=engine)
     while True:
         try:
             orders.recv()
         except (EOFError, KeyboardInterrupt):
             return
         started = time.process_time()
-        stretch.choose_jets()
-        stretch.run()
+        group.choose_jets()
+        group.run()
         orders.send(time.process_time() - started)
 
 
@@ -391,19 +391,19 @@ def packs(setting: Setting) -> list[Row]:
 def _packs_of(setting: Setting, batch: int, sizes: Sequence[int]) -> list[Row]:
     config = setting.config("S", batch)
     least = max(1, 256 // batch)  # a single step of a small batch is a few milliseconds
-    packed: dict[int, tuple[Stretch, Variant]] = {}
+    packed: dict[int, tuple[StepGroup, Variant]] = {}
     apart: dict[int, Variant] = {}
     for size in sizes:
-        stretch = setting.stretch(config, size=size)
-        packed[size] = stretch, step_variant(f"S batch {batch}, pack of {size}", stretch, least=least)
+        group = setting.group(config, size=size)
+        packed[size] = group, step_variant(f"S batch {batch}, pack of {size}", group, least=least)
         if size > 1:
-            singles = [setting.stretch(config) for _ in range(size)]
+            singles = [setting.group(config) for _ in range(size)]
             apart[size] = step_variant(f"{size} one after another", *singles, least=least)
     variants = [variant for _, variant in packed.values()] + list(apart.values())
     found = setting.timed(variants, rounds=12, budget=15)
     return [
-        rate_row(variant, found, "jets/s", apart.get(size), settings=_settings(setting, "S", stretch))
-        for size, (stretch, variant) in packed.items()
+        rate_row(variant, found, "jets/s", apart.get(size), settings=_settings(setting, "S", group))
+        for size, (group, variant) in packed.items()
     ]
 
 
@@ -417,22 +417,22 @@ def growth(setting: Setting) -> list[Row]:
     """
     short = setting.quick
     base = 64 if short else 256
-    sweeps: dict[str, tuple[Sequence[int], Callable[[int], Stretch]]] = {
-        "jets": ((32, 64, 128) if short else (128, 256, 512, 1024), lambda n: setting.stretch(setting.config("S", n))),
+    sweeps: dict[str, tuple[Sequence[int], Callable[[int], StepGroup]]] = {
+        "jets": ((32, 64, 128) if short else (128, 256, 512, 1024), lambda n: setting.group(setting.config("S", n))),
         "particles": (
             (10, 30) if short else (8, 15, 22, 30),
-            lambda n: setting.stretch(setting.config("S", base, data__particles=n)),
+            lambda n: setting.group(setting.config("S", base, data__particles=n)),
         ),
         "width": (
             (16, 32, 64) if short else (16, 32, 64, 128),
-            lambda n: setting.stretch(setting.config("S", base, model__dim=n)),
+            lambda n: setting.group(setting.config("S", base, model__dim=n)),
         ),
     }
     with one_thread(setting.device):
         return [row for name, (sizes, make) in sweeps.items() for row in _sweep(setting, name, sizes, make)]
 
 
-def _sweep(setting: Setting, name: str, sizes: Sequence[int], make: Callable[[int], Stretch]) -> list[Row]:
+def _sweep(setting: Setting, name: str, sizes: Sequence[int], make: Callable[[int], StepGroup]) -> list[Row]:
     variants = [step_variant(f"{name} {size}", make(size)) for size in sizes]
     found = setting.timed(variants, rounds=10, budget=12)
     seconds = np.array([[sample.busy for sample in found[variant.name]] for variant in variants])  # (size, round)
@@ -479,11 +479,11 @@ def gpu(setting: Setting) -> list[Row]:
 
 def _pretraining(setting: Setting, model: str, what: str) -> list[Row]:
     """jets/s at the paper's batch by engine and precision; the duration of all its jet passes is derived from it."""
-    stretches, rows = _by_engine(setting, model)
-    variants = {name: step_variant(f"{what}, {name}", stretch) for name, stretch in stretches.items()}
+    groups, rows = _by_engine(setting, model)
+    variants = {name: step_variant(f"{what}, {name}", group) for name, group in groups.items()}
     found = setting.timed(list(variants.values()), rounds=20, budget=30)
     for name, variant in variants.items():
-        settings = _settings(setting, model, stretches[name])
+        settings = _settings(setting, model, groups[name])
         rows.append(rate_row(variant, found, "jets/s", variants[f"{model} plain fp32"], settings=settings))
         hours = [PAPER_PASSES / rate / 3600 for rate in rates(found[variant.name], variant.amount)]
         note = f"{PAPER_PASSES / 1e6:.0f}M jet passes / measured jets/s, probes left out"

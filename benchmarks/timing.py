@@ -45,7 +45,7 @@ class Sample:
 
     wall: float
     cpu: float
-    """Of this process and of those that helped it."""
+    """CPU seconds of this process and of those that helped it."""
     device: float | None = None
     """Between CUDA events; None on a CPU."""
 
@@ -141,7 +141,7 @@ def interleave(
     rounds : int
         At most this many.
     budget : float
-        Seconds after which no round is begun, once there are MIN_ROUNDS.
+        Seconds after which no round is started, once there are MIN_ROUNDS.
     advance : callable, optional
         Called after each round.
 

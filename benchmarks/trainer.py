@@ -1,6 +1,6 @@
 """The trainer as the benchmarks see it. All they know of jbot's training code is in this file.
 
-A `Stretch` is what the trainer does in one call: consecutive steps of some trials, whole (`run`) or part by part
+A `StepGroup` is what the trainer does in one call: consecutive steps of some trials, whole (`run`) or part by part
 (`run_parts`, in the order of PARTS, by the trainer's own functions). A test holds one against the other.
 """
 
@@ -34,16 +34,16 @@ from jbot.trainer.step import losses, masked_rows, update
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
 LEARNING_RATE, MOMENTUM = 5e-4, 0.996
-MOST_STEPS = 64
-"""Of one stretch. On a CPU the trainer's have no more from batch 4 on; on a GPU they have up to 1024 at batch 16, whose
-seconds a round are not worth what little is left to save."""
+MAX_STEPS = 64
+"""Steps of one group. On a CPU the trainer's have no more from batch 4 on; on a GPU they have up to 1024 at batch 16,
+whose seconds a round are not worth what little is left to save."""
 COMPILED_SHAPES = 256
 
 Timed = Callable[..., Any]
 """timed(part, function, *arguments, **named): the function's result."""
 
 
-class Stretch:
+class StepGroup:
     """Consecutive steps of trials of one Config at seeds 0 ... K-1, on jets that lie on the device.
 
     Parameters
@@ -69,7 +69,7 @@ class Stretch:
         size: int = 1,
         device: torch.device | None = None,
         engine: str = "auto",
-        most_steps: int = MOST_STEPS,
+        max_steps: int = MAX_STEPS,
     ):
         self.config, self.size, self.wanted = config, size, engine
         self.device = device or torch.device("cpu")
@@ -85,13 +85,13 @@ class Stretch:
         self.lr, self.momentum = (
             torch.full((size,), value, dtype=torch.float64, device=self.device) for value in (LEARNING_RATE, MOMENTUM)
         )
-        self.steps = min(steps_at_once(config.train.batch, size, self.device), most_steps)
+        self.steps = min(steps_at_once(config.train.batch, size, self.device), max_steps)
         self._generator = np.random.default_rng(0)
         self.choose_jets()
 
     @property
     def jets_a_step(self) -> int:
-        """Of all trials together."""
+        """Jets of one step of all trials together."""
         return self.size * self.config.train.batch
 
     def check_engine(self) -> None:

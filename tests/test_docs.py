@@ -19,7 +19,8 @@ from jbot.store.plan import Contrast
 from studies.runner.cli import run_options
 from studies.runner.execute import planned
 
-PAGES = [path for folder in ("docs", "benchmarks", ".") for path in sorted((ROOT / folder).glob("*.md"))]
+FOLDERS = ("docs", "docs/studies", "benchmarks", ".")
+PAGES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.md"))]
 NOTEBOOK = ROOT / "notebooks/records.ipynb"
 
 
@@ -35,9 +36,9 @@ def test_links_work_on_a_repository_host(page):
 
 def test_every_page_is_in_the_navigation_and_every_study_has_one():
     entries = re.findall(r": ([\w/.]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert set(entries) >= {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert set(entries) >= {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     studies = [path.stem for path in (ROOT / "studies").glob("*.py") if "\nstudy = Study(" in path.read_text()]
-    assert set(entries) >= {f"{study}.md" for study in studies}
+    assert set(entries) >= {f"studies/{study}.md" for study in studies}
     for overview in ("README.md", "docs/index.md"):
         assert {posixpath.basename(target) for target in links((ROOT / overview).read_text())} >= {
             f"{study}.md" for study in studies
@@ -62,13 +63,19 @@ def test_links_out_of_docs_are_led_to_pages_of_the_site():
             ")"
         )[0]
 
-    assert moved("all.md", "../analysis/verdict.py") == "repository/analysis/verdict.py.md"
-    assert moved("all.md", "../notebooks/records.ipynb") == "notebooks/records.md"
-    assert moved("all.md", "parity.md#initial-weights") == "parity.md#initial-weights"
+    assert moved("running.md", "../analysis/export.py") == "repository/analysis/export.py.md"
+    assert moved("running.md", "../notebooks/records.ipynb") == "notebooks/records.md"
+    assert moved("running.md", "performance.md#studies") == "performance.md#studies"
     assert moved("api/studies.md", "../../studies/precision.py") == "../repository/studies/precision.py.md"
     assert moved("repository/benchmarks/README.md", "../docs/performance.md") == "../../performance.md"
-    assert moved("all.md", "https://zenodo.org") == "https://zenodo.org"
+    assert moved("running.md", "https://zenodo.org") == "https://zenodo.org"
     assert hooks.fenced("a ``` b", "python") == "````python\na ``` b\n````\n"
+    code = '"""Is it so?\n\nSource   A paper,\n         and more.\nCommand  python studies/x.py\n"""\n'
+    page = hooks.study_page(code, "# Title\n\nThe file.\n\n## Arms\n\nNone.")
+    assert (
+        page
+        == "# Is it so?\n\n**Source.** A paper, and more.\n\n```bash\npython studies/x.py\n```\n\n\n## Arms\n\nNone."
+    )
 
 
 SHOWING = [page for page in PAGES if page.name != "CHANGELOG.md"]

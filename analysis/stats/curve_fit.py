@@ -204,9 +204,9 @@ REPEATED = Form(
 )
 
 FORMS = (LINEAR, LOGARITHMIC, POWER)
-"""Of one line, the simpler first."""
+"""Forms of one line, the simpler first."""
 REPETITION = (UNIQUE, PASSED, REPEATED)
-"""Of training sets and passes over each (Muennighoff et al., arXiv:2305.16264, for the last)."""
+"""Forms of training sets and passes over each (Muennighoff et al., arXiv:2305.16264, for the last)."""
 
 
 def freed(form: Form) -> Form:

@@ -13,7 +13,7 @@ from benchmarks import bench, report, steps
 from benchmarks.counts import Traffic, step_flop
 from benchmarks.steps import Setting
 from benchmarks.timing import Clock, NotAvailable, Variant, interleave, quartiles, rate_row
-from benchmarks.trainer import MODELS, PARTS, Stretch, steps_at_once
+from benchmarks.trainer import MODELS, PARTS, StepGroup, steps_at_once
 from jbot.config import Config, override
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def setting():
-    return Setting(device=CPU, quick=True, data=make_data(8), batches={"S": 4, "B": 4}, most_steps=1)
+    return Setting(device=CPU, quick=True, data=make_data(8), batches={"S": 4, "B": 4}, max_steps=1)
 
 
 # --- FLOP and bytes -------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_flop_of_the_papers_models(model, full, needed):
 
 
 def test_flop_of_the_teacher_are_what_torch_counts(tiny, jets):
-    stretch = Stretch(tiny, jets[0], engine="plain")
+    group = StepGroup(tiny, jets[0], engine="plain")
     counted = []
 
     def timed(part, function, *arguments):
@@ -59,8 +59,8 @@ def test_flop_of_the_teacher_are_what_torch_counts(tiny, jets):
             counted.append(counter.get_total_flops())
         return result
 
-    stretch.run_parts(timed)
-    assert counted == [step_flop(tiny) * stretch.jets_a_step / 4] * stretch.steps
+    group.run_parts(timed)
+    assert counted == [step_flop(tiny) * group.jets_a_step / 4] * group.steps
 
 
 def test_flop_refuse_a_share_above_one():
@@ -80,7 +80,7 @@ def test_traffic_counts_each_input_and_output_once_and_no_views():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_parts_make_the_same_steps_as_the_trainer(tiny, jets, size):
-    whole, split = (Stretch(tiny, jets[0], size=size) for _ in range(2))
+    whole, split = (StepGroup(tiny, jets[0], size=size) for _ in range(2))
     called = []
 
     def timed(part, function, *arguments):
@@ -106,31 +106,31 @@ def test_steps_at_once_are_those_of_the_trainer(batch, size, steps):
 
 def test_bf16_step_is_near_fp32(tiny, jets):
     exact, rough = (
-        Stretch(override(tiny, {"train.precision": precision}), jets[0], engine="plain")
+        StepGroup(override(tiny, {"train.precision": precision}), jets[0], engine="plain")
         for precision in ("fp32", "bf16")
     )
-    for stretch in (exact, rough):
-        stretch.run()
+    for group in (exact, rough):
+        group.run()
     assert rough.state.moment1.dtype == torch.float32
     assert not torch.equal(exact.state.moment1, rough.state.moment1)
     assert float(torch.cosine_similarity(exact.state.moment1, rough.state.moment1)) > 0.98
 
 
 def test_used_share_counts_cls_and_masked_particles(tiny, jets):
-    unmasked = Stretch(override(tiny, {"mask.scheme": "none"}), jets[0])
+    unmasked = StepGroup(override(tiny, {"mask.scheme": "none"}), jets[0])
     assert unmasked.used_share() == pytest.approx(1 / 31)
-    assert 1 / 31 < Stretch(tiny, jets[0]).used_share() < 1
+    assert 1 / 31 < StepGroup(tiny, jets[0]).used_share() < 1
 
 
 def test_an_engine_asked_for_by_name_that_is_missing_says_so(tiny, jets):
     bf16 = override(tiny, {"train.precision": "bf16"})
     with pytest.raises(NotAvailable, match="computes in float32, not bf16"):
-        Stretch(bf16, jets[0], engine="fused")
-    assert Stretch(bf16, jets[0], engine="auto").engine.name == "plain"
+        StepGroup(bf16, jets[0], engine="fused")
+    assert StepGroup(bf16, jets[0], engine="auto").engine.name == "plain"
 
 
 def test_the_kernel_moves_less_than_plain_operations(tiny, jets):
-    plain, kernel = (Stretch(tiny, jets[0], engine=engine) for engine in ("plain", "auto"))
+    plain, kernel = (StepGroup(tiny, jets[0], engine=engine) for engine in ("plain", "auto"))
     if kernel.engine.name != "fused":
         pytest.skip(kernel.engine.why)
     views = 2 * tiny.train.batch * 31 * tiny.model.projection * 4  # the teacher writes that
@@ -181,7 +181,7 @@ def measured(tmp_path_factory):
     """Two real sections at tiny sizes, through the command's own code."""
     folder = tmp_path_factory.mktemp("bench")
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
-    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, most_steps=1)
+    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, max_steps=1)
     return folder, bench.run(["step", "parts", "gpu"], setting, options)
 
 
@@ -253,7 +253,7 @@ def test_pretraining_is_derived_from_measured_jets_a_second(setting):
 def test_sections_of_an_earlier_run_stay(measured):
     folder, _ = measured
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
-    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, most_steps=1)
+    setting = bench.make_setting(options, batches={"S": 4, "B": 2}, max_steps=1)
     before = report.load(folder)
     after = bench.run(["gpu"], setting, options)
     assert list(after) == list(before)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import calibration, calibration_truths
 from benchmarks.calibration_row import Row, rate
-from benchmarks.calibration_truths import Truth, judged
+from benchmarks.calibration_truths import Truth, decided
 
 
 def row(kind, found, nominal=0.05, repeats=1000):
@@ -56,11 +56,11 @@ def test_a_fifth_of_the_trials_fails(failing):
 def test_arms_alike_are_rarely_called_better_and_a_large_difference_is_found():
     rng = np.random.default_rng(1)
     # The floor of 6 seeds is 2/64 = 3.1%; of 200 studies 6 are expected, and more than 16 in one of 2,000 runs.
-    assert judged("difference", Truth(seeds=6), rng, 200).sum() <= 16
-    assert judged("difference", Truth(seeds=5), rng, 20).sum() == 0
-    assert judged("better", Truth(seeds=8, shifts=(-6.0,)), rng, 20).mean() == 1.0
-    assert judged("equivalence", Truth(seeds=10, shifts=(1.0,), margin=1.0), rng, 100).sum() <= 16
-    assert judged("share", Truth(seeds=8, shifts=(6.0, 0.0), primary=False), rng, 20).mean() <= 0.25
+    assert decided("difference", Truth(seeds=6), rng, 200).sum() <= 16
+    assert decided("difference", Truth(seeds=5), rng, 20).sum() == 0
+    assert decided("better", Truth(seeds=8, shifts=(-6.0,)), rng, 20).mean() == 1.0
+    assert decided("equivalence", Truth(seeds=10, shifts=(1.0,), margin=1.0), rng, 100).sum() <= 16
+    assert decided("share", Truth(seeds=8, shifts=(6.0, 0.0), primary=False), rng, 20).mean() <= 0.25
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

@@ -190,7 +190,7 @@ def test_calibration_in_small():
 
 
 def test_no_estimate_lies_outside_its_own_interval():
-    """Of a straight line the nearest power law has no floor, and its refits would have one below zero."""
+    """The power law nearest a straight line has no irreducible error, and its refits would have one below zero."""
     rng = np.random.default_rng(2)
     straight = 0.5 - 0.25 * (SIZES - SIZES[0]) / (SIZES[-1] - SIZES[0])
     found = scaling_law.compare(SIZES, straight * np.exp(0.02 * rng.normal(size=(3, 7))), rng, draws=99, nulls=39)
