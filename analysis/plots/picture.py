@@ -20,3 +20,8 @@ class Picture:
     caption: str = ""
     pdf: bool = True
     """Saved as PDF too."""
+
+
+def picture(name: str, figure: Figure, caption: str, said: str) -> Picture:
+    """A figure whose alternative text is its caption and what it shows."""
+    return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)

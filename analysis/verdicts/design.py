@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.stats import paired
+from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import tables
@@ -97,6 +97,39 @@ def shown(values: MeanInterval, p_adjusted: float, alpha: float) -> int:
     return 1 if values.mean > 0 else -1
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Estimate:
+    """A difference over seeds, tested together with others."""
+
+    name: str
+    seeds: Floats
+    """(seed,), in units of the metric."""
+    interval: MeanInterval
+    p: float
+    """Sign-flip test, Benjamini-Hochberg over all that are tested together; NaN below two seeds."""
+    shown: int
+    """1 or -1 when it is significantly above or below zero, else 0."""
+
+    def __str__(self) -> str:
+        return mean_cell(self.interval, sign=True)
+
+    @property
+    def cells(self) -> list[str]:
+        """Mean, interval, n and corrected p."""
+        n = self.interval.n
+        return [str(self), interval_cell(self.interval), str(n), p_cell(self.p, n)]
+
+
+def estimates(differences: Sequence[tuple[str, Floats]], alpha: float) -> list[Estimate]:
+    """Names and their differences (seed,), all tested together."""
+    p_values = corrected([sign_flip(seeds) for _, seeds in differences])
+    found = []
+    for (name, seeds), p in zip(differences, p_values, strict=True):
+        interval = paired.mean_interval(seeds, 1 - alpha)
+        found.append(Estimate(name=name, seeds=seeds, interval=interval, p=p, shown=shown(interval, p, alpha)))
+    return found
+
+
 def mean_cell(values: MeanInterval, sign: bool = False) -> str:
     """``0.021 ± 0.006``: mean and standard error; the mean alone where there is no spread."""
     if values.n < 2 or values.standard_error == 0:
@@ -124,8 +157,3 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 def value_words(value: Any) -> str:
     """A setting in few letters."""
     return fmt.compact(value, 4) if isinstance(value, float) else str(value)
-
-
-def slug(name: str) -> str:
-    """Part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

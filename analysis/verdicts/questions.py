@@ -85,7 +85,7 @@ OPEN = (
     ),
     Question(
         text="What is each component worth?",
-        parts=(Part(study="component_ablation", sections=("Worth of each component",)),),
+        parts=(Part(study="component_ablation", sections=("Effect of each component",)),),
     ),
     Question(
         text="What does it cost that the released code does not do what the paper says?",

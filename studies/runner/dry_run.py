@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from analysis.report.sections import components
 from analysis.stats.paired import min_p
 from analysis.stats.power import detectable_effect, min_seeds
 from analysis.stats.sequential import final_level
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.component_design import alias_lines
 from analysis.verdicts.costs import CostEstimate, hours_text, same_but_seed, with_configs
 from analysis.verdicts.number_format import count
 from cluster.resources import Resources
@@ -278,11 +278,6 @@ def packing(status: StudyStatus, base: Config, resources: Resources) -> str:
     specs = trial_specs(plan, None)
     sizes = [len(pack) for pack in form_packs([*specs, *specs[: status.unknown]], size=resources.pack)]
     return f"{len(sizes)} of at most {max(sizes)} trial(s); CPUs a pack: {resources.cpus:g}, GPUs: {resources.gpus:g}"
-
-
-def alias_lines(plan: Plan) -> list[str]:
-    """Which effects a fractional factorial cannot tell apart."""
-    return components.alias_lines(plan) if plan.factors else []
 
 
 # --- what it can answer ---------------------------------------------------------------------------------------------

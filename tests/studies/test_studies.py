@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import ROOT, TINY
 
-from analysis.report.sections.components import added_alone, alias_lines, left_out
 from analysis.report.sections.scaling import lines_over_jets, lines_over_models
+from analysis.verdicts.component_design import added_alone, alias_lines, left_out
 from jbot.config import Config, ConfigError, flatten, override
 from jbot.store.record import Storage, trial_folder
 from jbot.store.trial_spec import TrialSpec

@@ -7,35 +7,34 @@ question costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.plots import curves as curve_plots
-from analysis.plots.picture import Picture
+from analysis.plots import curves as plots
+from analysis.plots.picture import Picture, picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.report.sections.curves import comparable
-from analysis.stats import Floats, power
-from analysis.stats import paired as statistics
-from analysis.stats.paired import MeanInterval
+from analysis.stats import Floats, paired, power
 from analysis.verdicts import convergence, design, tables
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.design import Estimate, listed, mean_cell
 from jbot.evaluation.metrics_registry import BASELINES, find_metric, metric_key
 from jbot.store.plan import Plan, StudyRecords
 
 SEEDS = (6, 8, 10, 20)
 """Sizes of a study for which the smallest difference that it would find is given; fewer than six find none."""
 CORRELATIONS = (0.0, 0.5, 0.9, 0.99)
-"""Of two arms over seeds. Independent arms have 0; arms that share weights, order and noise had up to 0.997 in short
-runs (masking pilot)."""
+"""Correlations of two arms over seeds. Independent arms have 0; arms that share weights, order and noise had up to
+0.997 in short runs."""
 MILESTONES = (0, 1, 10, 50)
-"""Epochs at which training is looked at, beside the last one; those without a point are left out."""
+"""Epochs that are shown, beside the last one; those without a point are left out."""
 CLUSTERING = ("knn_accuracy", "linear_accuracy", "kmeans_ami", "silhouette", "nc1", "effective_rank")
 """Metrics of clusters in the embedding."""
-MOST_PANELS = 6
+MAX_PANELS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,8 @@ class Gain:
     before: Floats
     """(seed,)"""
     after: Floats
-    interval: MeanInterval
-    """Of after - before."""
-    p: float
-    """Sign-flip test, corrected over all gains; NaN below two seeds."""
+    change: Estimate
+    """After minus before."""
     outcome: str
     """`better`, `worse`, `larger`, `smaller`, or `not shown`."""
 
@@ -61,30 +58,26 @@ def section(evidence: Evidence) -> Section | None:
     if len(plan.arms) != 1 or not values:
         return None
     gains, points = trained_gains(evidence.trials, plan), milestones(evidence.curves, plan)
-    spread = _spread_table(values, evidence.study)
     by_seeds, gained = list(_seed_sentences(plan, values, evidence.study)), list(_gain_sentences(plan, gains))
+    spread = _spread_table(values, evidence.study)
     return Section(
         title="Seeds and emergence",
         answer=[*by_seeds[:1], *gained],
-        sentences=[
-            *by_seeds,
-            *gained,
-            *_milestone_sentence(points),
-        ],
-        tables=[spread, *_power_tables(plan, values), *_gain_tables(gains, evidence), *_milestone_tables(points)],
-        figures=[*_milestone_pictures(plan, points), *_gain_pictures(gains)],
+        sentences=[*by_seeds, *gained, *_milestone_sentence(points)],
+        tables=[spread, *_power_tables(values), *_gain_tables(gains, evidence), *_milestone_tables(points)],
+        figures=[*_milestone_figures(points), *_gain_figures(gains)],
     )
+
+
+def _of_only_arm(trials: pd.DataFrame, plan: Plan, metric: str) -> pd.Series:
+    return tables.scores_and_states(trials, plan, metric)[0].iloc[:, 0]
 
 
 def metric_values(trials: pd.DataFrame, plan: Plan) -> dict[str, Floats]:
     """Metric -> its values over the seeds of the only arm that have it; the primary metric first."""
-    arm = next(iter(plan.arms))
-    found = {}
-    for metric in (plan.metric, *tables.other_metrics(trials, plan)):
-        values = tables.scores_and_states(trials, plan, metric)[0][arm].dropna().to_numpy(dtype=float)
-        if len(values):
-            found[metric] = values
-    return found
+    metrics = (plan.metric, *tables.other_metrics(trials, plan))
+    found = {metric: _of_only_arm(trials, plan, metric).dropna().to_numpy(dtype=float) for metric in metrics}
+    return {metric: values for metric, values in found.items() if len(values)}
 
 
 def detectable(sd: float, n: int, correlation: float = 0.0) -> float:
@@ -105,50 +98,48 @@ def detectable(sd: float, n: int, correlation: float = 0.0) -> float:
     return power.detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
 
 
+def _finds(sd: float, correlation: float = 0.0) -> list[str]:
+    """What studies of SEEDS find, as cells."""
+    return [fmt.compact(detectable(sd, n, correlation), 2) for n in SEEDS]
+
+
 def milestones(curves: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
     """Learning curves at the milestones and at the end of training: metric -> (seed, epoch), complete trials only.
 
     The last epoch is that of the longest training. Metrics and epochs without any value are left out; the curve of the
     primary metric comes first.
     """
-    if curves.empty:
-        return {}
-    complete = curves[curves["state"] == "complete"]
+    complete = curves[curves["state"] == "complete"] if len(curves) else curves
     if complete.empty:
         return {}
-    epochs = sorted({*MILESTONES, complete["epoch"].max()} & set(complete["epoch"]))
-    at = complete[complete["epoch"].isin(epochs)]
-    found = {}
+    at = complete[complete["epoch"].isin({*MILESTONES, complete["epoch"].max()})]
     first = convergence.validation_metric(plan, curves)
-    for metric in sorted(comparable(curves), key=lambda name: name != first):
-        table = at.pivot_table(index="seed", columns="epoch", values=metric, aggfunc="last").astype(float)
-        if not table.empty:
-            found[metric] = table
-    return found
+    found = {
+        metric: at.pivot_table(index="seed", columns="epoch", values=metric, aggfunc="last").astype(float)
+        for metric in sorted(comparable(curves), key=lambda name: name != first)
+    }
+    return {metric: table for metric, table in found.items() if not table.empty}
 
 
 def trained_gains(trials: pd.DataFrame, plan: Plan) -> list[Gain]:
     """Every clustering metric, trained minus untrained at the seeds that have both."""
-    arm = next(iter(plan.arms))
     pairs = {}
     for name in CLUSTERING:
-        columns = [
-            tables.scores_and_states(trials, plan, key)[0][arm]
-            for key in (metric_key(name, baseline="untrained"), metric_key(name))
-        ]
-        both = pd.concat(columns, axis=1).dropna().to_numpy(dtype=float)
+        keys = metric_key(name, baseline="untrained"), metric_key(name)
+        both = pd.concat([_of_only_arm(trials, plan, key) for key in keys], axis=1).dropna().to_numpy(dtype=float)
         if len(both):
             pairs[name] = both
-    p_values = design.corrected([design.sign_flip(both[:, 1] - both[:, 0]) for both in pairs.values()])
-    return [_gain(plan, name, both, p) for (name, both), p in zip(pairs.items(), p_values, strict=True)]
+    changes = design.estimates([(name, both[:, 1] - both[:, 0]) for name, both in pairs.items()], plan.alpha)
+    return [
+        Gain(metric=metric_key(one.name), before=both[:, 0], after=both[:, 1], change=one, outcome=_outcome(one))
+        for one, both in zip(changes, pairs.values(), strict=True)
+    ]
 
 
-def _gain(plan: Plan, name: str, both: Floats, p: float) -> Gain:
-    interval = statistics.mean_interval(both[:, 1] - both[:, 0], 1 - plan.alpha)
-    sign, higher_is_better = design.shown(interval, p, plan.alpha), find_metric(name).higher_is_better
+def _outcome(change: Estimate) -> str:
+    higher_is_better = find_metric(change.name).higher_is_better
     words = {1: "larger", -1: "smaller"} if higher_is_better is None else {1: "better", -1: "worse"}
-    outcome = words.get(-sign if higher_is_better is False else sign, "not shown")
-    return Gain(metric=metric_key(name), before=both[:, 0], after=both[:, 1], interval=interval, p=p, outcome=outcome)
+    return words.get(-change.shown if higher_is_better is False else change.shown, "not shown")
 
 
 def jet_error(study: StudyRecords, metric: str) -> float:
@@ -159,15 +150,17 @@ def jet_error(study: StudyRecords, metric: str) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
+def _deviation(sd: float, n: int, alpha: float) -> str:
+    return " to ".join(fmt.compact(end, 2) for end in paired.deviation_interval(sd, n, 1 - alpha))
+
+
 def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) -> Iterator[str]:
     metric = next(iter(values))
-    spread, words = statistics.mean_interval(values[metric]), find_metric(metric).full_label
+    spread, words = paired.mean_interval(values[metric]), find_metric(metric).full_label
     if spread.n < 2:
         yield f"One seed has ended: {words} {fmt.number(spread.mean)}. How far seeds move it takes two."
         return
-    low, high = statistics.deviation_interval(spread.sd, spread.n, 1 - plan.alpha)
-    error = jet_error(study, metric)
-    beside = ""
+    error, beside = jet_error(study, metric), ""
     if error > 0:
         beside = (
             f" The error of one trial from its test jets is {fmt.compact(error, 2)}: "
@@ -175,42 +168,36 @@ def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) 
         )
     yield (
         f"Seeds alone move {words} by {fmt.compact(spread.sd, 2)} (standard deviation over {spread.n} seeds, "
-        f"{1 - plan.alpha:.0%} interval {fmt.compact(low, 2)} to {fmt.compact(high, 2)}) around "
-        f"{design.mean_cell(spread)}.{beside}"
+        f"{1 - plan.alpha:.0%} interval {_deviation(spread.sd, spread.n, plan.alpha)}) around "
+        f"{mean_cell(spread)}.{beside}"
     )
-    few, many = (fmt.compact(detectable(spread.sd, n), 2) for n in (SEEDS[0], SEEDS[-1]))
-    paired = fmt.compact(detectable(spread.sd, SEEDS[1], CORRELATIONS[-1]), 2)
+    few, *_, many = _finds(spread.sd)
     yield (
         f"Two arms without any correlation over seeds must differ by {few} to be told apart by {SEEDS[0]} seeds, and "
         f"by {many} by {SEEDS[-1]} (80% power, one contrast). Pairing is what makes a study affordable: at a "
-        f"correlation of {CORRELATIONS[-1]:g}, {SEEDS[1]} seeds find {paired}."
+        f"correlation of {CORRELATIONS[-1]:g}, {SEEDS[1]} seeds find {_finds(spread.sd, CORRELATIONS[-1])[1]}."
     )
 
 
 def _gain_sentences(plan: Plan, gains: Sequence[Gain]) -> Iterator[str]:
-    judged = [gain for gain in gains if find_metric(gain.metric).higher_is_better is not None]
-    if not judged:
+    directed = [gain for gain in gains if find_metric(gain.metric).higher_is_better is not None]
+    if not directed:
         return
-    n = max(gain.interval.n for gain in gains)
+    n = max(gain.change.interval.n for gain in gains)
     parts = []
-    for outcome in ("better", "worse", "not shown"):
-        names = [find_metric(gain.metric).label for gain in judged if gain.outcome == outcome]
-        if names:
-            parts.append(
-                f"{outcome} in {design.listed(names)}"
-                if outcome != "not shown"
-                else f"not shown for {design.listed(names)}"
-            )
-    verdict = {"better": "Clustering emerges.", "worse": "Training does not make clusters."}
-    whole = {gain.outcome for gain in judged}
-    start = f"{verdict[whole.pop()]} " if len(whole) == 1 and whole <= set(verdict) else ""
+    for outcome, words in (("better", "better in"), ("worse", "worse in"), ("not shown", "not shown for")):
+        names = [find_metric(gain.metric).label for gain in directed if gain.outcome == outcome]
+        parts += [f"{words} {listed(names)}"] * bool(names)
+    verdict = {"better": "Clustering emerges. ", "worse": "Training does not make clusters. "}
+    outcomes = {gain.outcome for gain in directed}
+    start = verdict.get(min(outcomes), "") if len(outcomes) == 1 else ""
     yield (
         f"{start}Against the untrained encoder at the same seed, the trained one is {'; '.join(parts)} "
         f"(sign-flip tests, Benjamini-Hochberg over {len(gains)} metrics, {fmt.count(n, 'seed')})."
     )
-    floor = statistics.min_p(n)
-    if n > 1 and floor > plan.alpha:
-        yield f"{n} seeds cannot show more: the smallest p they can reach is {fmt.p_value(floor)}."
+    smallest = paired.min_p(n)
+    if n > 1 and smallest > plan.alpha:
+        yield f"{n} seeds cannot show more: the smallest p they can reach is {fmt.p_value(smallest)}."
 
 
 def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
@@ -227,110 +214,87 @@ def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
     first, last = (fmt.number(float(means.iloc[i]), 3) for i in (0, -1))
     yield (
         f"{find_metric(metric).full_label} goes from {first} before training to {last} after {means.index[-1]:g} "
-        f"epochs; of that way it has gone {design.listed(said[1:-1])}."
+        f"epochs; of that way it has gone {listed(said[1:-1])}."
     )
 
 
 def _spread_table(values: dict[str, Floats], study: StudyRecords) -> Table:
-    alpha = study.plan.alpha
-    rows = []
+    alpha, rows = study.plan.alpha, []
     for metric, seeds in values.items():
-        one = statistics.mean_interval(seeds)
-        low, high = statistics.deviation_interval(one.sd, one.n, 1 - alpha)
-        interval = f"{fmt.compact(low, 2)} to {fmt.compact(high, 2)}" if one.n > 1 else fmt.MISSING
-        finds = [fmt.compact(detectable(one.sd, n), 2) for n in SEEDS]
+        one = paired.mean_interval(seeds)
+        mean, sd = fmt.number(one.mean, fmt.decimals_of(one.sd)), fmt.compact(one.sd, 2)
+        interval = _deviation(one.sd, one.n, alpha) if one.n > 1 else fmt.MISSING
         error = fmt.compact(jet_error(study, metric), 2)
-        mean = fmt.number(one.mean, fmt.decimals_of(one.sd))
-        rows.append([find_metric(metric).full_label, str(one.n), mean, fmt.compact(one.sd, 2), interval, error, *finds])
+        rows.append([find_metric(metric).full_label, str(one.n), mean, sd, interval, error, *_finds(one.sd)])
     head = ["metric", "n", "mean", "sd over seeds", f"{1 - alpha:.0%} interval of sd", "error of test jets"]
-    head += [f"{n} seeds find" for n in SEEDS]
-    return Table(
-        label="Spread over seeds, and the difference of uncorrelated arms that seeds find",
-        head=head,
-        rows=rows,
-    )
+    label = "Spread over seeds, and the difference of uncorrelated arms that seeds find"
+    return Table(label=label, head=[*head, *(f"{n} seeds find" for n in SEEDS)], rows=rows)
 
 
-def _power_tables(plan: Plan, values: dict[str, Floats]) -> Iterator[Table]:
-    """Of the primary metric, at several correlations."""
+def _power_tables(values: dict[str, Floats]) -> Iterator[Table]:
+    """What seeds find in the primary metric, at several correlations."""
     metric, seeds = next(iter(values.items()))
-    sd = statistics.mean_interval(seeds).sd
+    sd = paired.mean_interval(seeds).sd
     if math.isfinite(sd):
-        rows = [[f"{r:g}", *(fmt.compact(detectable(sd, n, r), 2) for n in SEEDS)] for r in CORRELATIONS]
+        rows = [[f"{r:g}", *_finds(sd, r)] for r in CORRELATIONS]
         label = f"Difference in {find_metric(metric).label} that seeds find, by the correlation of the arms"
         yield Table(label=label, head=["correlation", *(f"{n} seeds" for n in SEEDS)], rows=rows)
 
 
 def _gain_tables(gains: Sequence[Gain], evidence: Evidence) -> Iterator[Table]:
-    if not gains:
-        return
-    plan, rows = evidence.plan, []
+    rows = []
     for gain in gains:
-        raw = (
-            tables.scores_and_states(evidence.trials, plan, metric_key(find_metric(gain.metric).name, baseline="raw"))[
-                0
-            ]
-            .stack()
-            .mean()
-        )
-        before, after = (design.mean_cell(statistics.mean_interval(one)) for one in (gain.before, gain.after))
-        cells = [find_metric(gain.metric).full_label, gain.outcome, fmt.number(float(raw)), before, after]
-        cells += [design.mean_cell(gain.interval, sign=True), design.interval_cell(gain.interval)]
-        rows.append([*cells, str(gain.interval.n), design.p_cell(gain.p, gain.interval.n)])
-    head = [
-        "metric",
-        "trained",
-        BASELINES["raw"],
-        "untrained",
-        "trained",
-        "difference",
-        f"{1 - plan.alpha:.0%} interval",
-    ]
-    yield Table(label="Untrained against trained", head=[*head, "n", "p, corrected"], rows=rows, text_columns=(0, 1))
+        raw = metric_key(find_metric(gain.metric).name, baseline="raw")
+        cells = [fmt.number(float(_of_only_arm(evidence.trials, evidence.plan, raw).mean()))]
+        cells += [mean_cell(paired.mean_interval(one)) for one in (gain.before, gain.after)]
+        rows.append([find_metric(gain.metric).full_label, gain.outcome, *cells, *gain.change.cells])
+    head = ["metric", "trained", BASELINES["raw"], "untrained", "trained", "difference", evidence.level]
+    if rows:
+        head += ["n", "p, corrected"]
+        yield Table(label="Untrained against trained", head=head, rows=rows, text_columns=(0, 1))
+
+
+def _epochs(points: Mapping[str, pd.DataFrame]) -> list[float]:
+    return sorted({epoch for table in points.values() for epoch in table.columns})
 
 
 def _milestone_tables(points: dict[str, pd.DataFrame]) -> Iterator[Table]:
-    epochs = sorted({epoch for table in points.values() for epoch in table.columns})
-    rows = []
+    epochs, rows = _epochs(points), []
     for metric, table in points.items():
-        means = {epoch: statistics.mean_interval(table[epoch].dropna()) for epoch in table.columns}
-        cells = [design.mean_cell(means[epoch]) if epoch in means else fmt.MISSING for epoch in epochs]
+        means = table.reindex(columns=epochs)
+        cells = [mean_cell(paired.mean_interval(means[epoch].dropna())) for epoch in epochs]
         rows.append([find_metric(metric).full_label, *cells])
     if rows:
         head = ["metric", *("untrained" if epoch == 0 else f"epoch {epoch:g}" for epoch in epochs)]
         yield Table(label="Emergence", head=head, rows=rows)
 
 
-def _milestone_pictures(plan: Plan, points: dict[str, pd.DataFrame]) -> Iterator[Picture]:
-    drawn = {metric: table for metric, table in points.items() if len(table.columns) > 1}
-    drawn = dict(list(drawn.items())[:MOST_PANELS])
+def _milestone_figures(points: dict[str, pd.DataFrame]) -> Iterator[Picture]:
+    drawn = dict([(metric, table) for metric, table in points.items() if len(table.columns) > 1][:MAX_PANELS])
     if not drawn:
         return
-    epochs = sorted({epoch for table in drawn.values() for epoch in table.columns})
+    epochs = _epochs(drawn)
     caption = (
-        f"Before training and after {design.listed([f'{epoch:g}' for epoch in epochs if epoch])} epochs: thick line, "
+        f"Before training and after {listed([f'{epoch:g}' for epoch in epochs if epoch])} epochs: thick line, "
         "mean over seeds; faint lines, single seeds. Epochs are not to scale."
     )
     said = "; ".join(find_metric(metric).full_label for metric in drawn)
     panels = {_title(metric): table for metric, table in drawn.items()}
-    figure = curve_plots.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
+    figure = plots.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
     yield Picture(name="emergence", figure=figure, alt=f"{said}. {caption}", caption=caption)
 
 
-def _gain_pictures(gains: Sequence[Gain]) -> Iterator[Picture]:
+def _gain_figures(gains: Sequence[Gain]) -> Iterator[Picture]:
     if not gains:
         return
-    panels = {_title(gain.metric): pd.DataFrame({0: gain.before, 1: gain.after}) for gain in gains[:MOST_PANELS]}
+    panels = {_title(gain.metric): pd.DataFrame({0: gain.before, 1: gain.after}) for gain in gains[:MAX_PANELS]}
     caption = (
         "Clustering on test jets before and after training: each faint line is a seed, the thick one the mean. "
         "NC1 is lower, and all but the effective rank are higher, where classes are clearer."
     )
-    said = "; ".join(
-        f"{find_metric(gain.metric).label}: {design.mean_cell(gain.interval, sign=True)}, {gain.outcome}"
-        for gain in gains
-    )
-    figure = curve_plots.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
-    yield Picture(name="untrained-and-trained", figure=figure, alt=f"{caption} {said}.", caption=caption)
+    said = "; ".join(f"{find_metric(gain.metric).label}: {gain.change}, {gain.outcome}" for gain in gains)
+    figure = plots.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
+    yield picture("untrained-and-trained", figure, caption, said)
 
 
 def _title(metric: str) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.plots import sensitivity as plots
 from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Section, Table, slug
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import design
@@ -244,7 +244,7 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
         f"{design.value_words(value)}: {design.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
     )
     return Picture(
-        name=f"response-{design.slug(field)}",
+        name=f"response-{slug(field)}",
         figure=figure,
         alt=f"{words} against {field}. Means: {said}.",
         caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; dashed: the "

@@ -93,7 +93,7 @@ def test_spread_of_every_metric_beside_the_error_of_test_jets(tmp_path):
     assert [row[0] for row in made.tables[1].rows] == ["0", "0.5", "0.9", "0.99"]
 
 
-def test_gains_of_training_are_paired_and_judged(tmp_path):
+def test_gains_of_training_are_paired_and_tested(tmp_path):
     gains = {gain.metric: gain for gain in seed_variation.trained_gains(*trials_and_plan(baseline(tmp_path)))}
     assert {metric: gain.outcome for metric, gain in gains.items()} == {
         "test/knn_accuracy": "better",
@@ -102,8 +102,8 @@ def test_gains_of_training_are_paired_and_judged(tmp_path):
         "test/nc1": "better",
         "test/effective_rank": "larger",
     }
-    assert gains["test/silhouette"].p == 1
-    assert gains["test/knn_accuracy"].p == pytest.approx(2 / 2**8 * 5 / 4)
+    assert gains["test/silhouette"].change.p == 1
+    assert gains["test/knn_accuracy"].change.p == pytest.approx(2 / 2**8 * 5 / 4)
 
 
 def trials_and_plan(evidence):
@@ -133,7 +133,7 @@ def test_failed_trials_enter_nothing(tmp_path):
     plan = evidence.study.plan
     assert len(seed_variation.metric_values(evidence.trials, plan)["test/knn_accuracy"]) == 6
     assert list(seed_variation.milestones(evidence.curves, plan)["val/knn_accuracy"].index) == [0, 1, 3, 4, 6, 7]
-    assert {gain.interval.n for gain in seed_variation.trained_gains(evidence.trials, plan)} == {6}
+    assert {gain.change.interval.n for gain in seed_variation.trained_gains(evidence.trials, plan)} == {6}
 
 
 def test_one_seed_and_no_curves(tmp_path):
