@@ -224,20 +224,20 @@ def _check_finite(values: np.ndarray, where: str, columns: tuple[str, ...], firs
 
 
 def _raise_at(broken: np.ndarray, values: np.ndarray, where: str, rule: str, first_row: int) -> None:
-    """Raise for the first place where `broken` (jet,) or (jet, particle) of one block is true."""
+    """Raise for the first entry where `broken` (jet,) or (jet, particle) of one block is true."""
     if not broken.any():
         return
-    place = np.unravel_index(np.argmax(broken), broken.shape)
-    spot = f"row {first_row + place[0]}" + (f", particle {place[1]}" if len(place) == 2 else "")
+    index = np.unravel_index(np.argmax(broken), broken.shape)
+    spot = f"row {first_row + index[0]}" + (f", particle {index[1]}" if len(index) == 2 else "")
     others = np.count_nonzero(broken) - 1  # blocks behind this one are not looked at
     more = f" (and at least {others} more)" if others else ""
-    raise DataError(f"{where}, {spot}: {rule}, got {values[place]:g}{more}")
+    raise DataError(f"{where}, {spot}: {rule}, got {values[index]:g}{more}")
 
 
 def _clean(particles: np.ndarray, jets: np.ndarray) -> None:
     """Zero the features of padding, so that a sum over the 30 slots is a sum over particles, and cap the count.
 
-    JetNet counts all particles of a jet; ours is the number of those kept, at most 30. Changes our own copy in place.
+    JetNet counts all particles of a jet; ours is the number of those kept, at most 30. Changes our own copy in index.
     """
     particles *= particles[..., 3:]
     np.minimum(jets[:, 3], N_PARTICLES, out=jets[:, 3])

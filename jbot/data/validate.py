@@ -294,7 +294,7 @@ def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 300
     against : JetData, optional
         A second sample, for W1 distances; classes it lacks are an error.
     fpnd_jets : int
-        Jets a class for FPND, 12 ms each on one core; 0 leaves it out.
+        Jets per class for FPND, 12 ms each on one core; 0 leaves it out.
 
     Raises
     ------
@@ -347,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="a file in JetNet's layout, or a folder holding {q,g,w,z,t}.hdf5")
     parser.add_argument("--against", type=Path, help="second sample, for W1 distances")
-    parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets a class for FPND, at most 50000; 0: none")
+    parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets per class for FPND, at most 50000; 0: none")
     options = parser.parse_args(arguments)
     if options.fpnd_jets < 0:
         raise DataError(f"--fpnd-jets must be >= 0, got {options.fpnd_jets}")

@@ -75,7 +75,7 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[ModelConfig, Arrays]:
     Returns
     -------
     ModelConfig
-        As the shapes in the file tell, with `padding="reference"`. `projection` is not in the file: it is dim / 2,
+        As the shapes in the file say, with `padding="reference"`. `projection` is not in the file: it is dim / 2,
         as in both published sizes.
     dict of float32 arrays
         By the names and shapes of :func:`jbot.trainer.model.weight_shapes`, without those in `UNRELEASED`.

@@ -279,13 +279,13 @@ def load(
         One line: missing, unfinished, failed, damaged or incomplete checkpoints, an unknown device.
     """
     options = {"device": _device(device), "engine": _engine(engine)}
-    place = os.fspath(checkpoint)
+    address = os.fspath(checkpoint)
     try:
-        if place.endswith(".h5"):
-            return _load_released(Path(place).expanduser(), head, options)
+        if address.endswith(".h5"):
+            return _load_released(Path(address).expanduser(), head, options)
         if head is not None:
-            raise EncoderError(f"head is for a released .weights.h5 file, got {place} with it")
-        return _load_saved(place, options)
+            raise EncoderError(f"head is for a released .weights.h5 file, got {address} with it")
+        return _load_saved(address, options)
     except (KerasWeightsError, RecordError, ConfigError, OSError) as error:  # OSError: a store that refuses
         raise EncoderError(first_line(error)) from None
 
@@ -297,13 +297,13 @@ def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dic
     return _encoder(model, weights, layers, provenance, options)
 
 
-def _load_saved(place: str, options: dict[str, Any]) -> Encoder:
+def _load_saved(address: str, options: dict[str, Any]) -> Encoder:
     """From a folder, or a .safetensors file in one, with a record.json or config.json that says what it is."""
-    if "://" not in place:
-        place = str(Path(place).expanduser().absolute())
-    folder, name = place.rstrip("/"), "student.safetensors"
-    if place.endswith(".safetensors"):
-        folder, _, name = place.rpartition("/")
+    if "://" not in address:
+        address = str(Path(address).expanduser().absolute())
+    folder, name = address.rstrip("/"), "student.safetensors"
+    if address.endswith(".safetensors"):
+        folder, _, name = address.rpartition("/")
     storage = Storage(folder)
     record = _record_of(storage)
     config = from_dict(record.config if record else storage.read_json("config.json"))
@@ -314,7 +314,7 @@ def _load_saved(place: str, options: dict[str, Any]) -> Encoder:
     if not layers and record is None and storage.exists("head.safetensors"):
         layers = storage.read_arrays("head.safetensors")
     provenance = Provenance(
-        source=without_secret(place),
+        source=without_secret(address),
         sha256=hashlib.sha256(storage.read(name)).hexdigest(),
         record=record,
         training=config if record else None,
@@ -366,7 +366,7 @@ def _checked(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], where: str) 
 
 
 def _class_names(count: int, provenance: Provenance) -> tuple[str, ...]:
-    """By the task of the trial. A released head is of the task all or tqg, and its size tells which."""
+    """Class names by the task of the trial. A released head is of the task all or tqg, and its size tells which."""
     task = provenance.training.data.task if provenance.training else "all" if count == len(CLASSES) else "tqg"
     if len(TARGETS[task]) != count:
         raise EncoderError(f"{provenance.source}: a head must have {len(TARGETS[task])} classes, it has {count}")

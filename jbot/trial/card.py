@@ -96,7 +96,7 @@ def released_card(model: ModelConfig, sources: Mapping[str, Mapping[str, str]]) 
     Parameters
     ----------
     model : ModelConfig
-        As the shapes tell.
+        As the shapes say.
     sources : mapping
         "backbone", and "head" if there is one: each with the `source` (file name) and its `sha256`.
     """

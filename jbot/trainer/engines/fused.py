@@ -139,13 +139,13 @@ class _Fused(torch.autograd.Function):
         trials, jets, slots, _ = particles.shape
         flat, particles = flat.contiguous(), particles.contiguous()
         masked, factors = (None if x is None else x.contiguous() for x in (masked, factors))
-        place, count = None, jets * (slots + 1)
+        row_of_token, count = None, jets * (slots + 1)
         if rows is not None:
             tokens, count = count, rows.shape[1]
-            place = torch.full((trials, tokens + 1), -1, dtype=torch.int32)
+            row_of_token = torch.full((trials, tokens + 1), -1, dtype=torch.int32)
             # Row -1, no token, goes to a column that the kernel does not reach.
-            place.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
-        ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, place, factors)
+            row_of_token.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
+        ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, row_of_token, factors)
         ctx.kept = kernel.keep(trials, jets) if ctx.needs_input_grad[1] else None
         return kernel.forward(ctx.inputs, count, ctx.kept)
 
