@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int16, Int64
+from jaxtyping import Float, Int, Int16, Int64
 from torch import Tensor
 
 from jbot.config import Config, ModelConfig
 from jbot.data.jets import DataError
-from jbot.data.splits import TARGETS
+from jbot.data.splits import TARGETS, targets
 from jbot.trainer.classifier import classifier_logits, classifier_shapes, init_classifier, unpack_classifier
 from jbot.trainer.dropout import cut_and_scale, factors
 from jbot.trainer.embed import GATHERED, embed_on_device
@@ -77,6 +77,12 @@ class LabeledRows:
                 f"got {fraction:g} of {len(self.rows)} training jets, {count} jets without class {missing[0]}"
             )
         return LabeledRows(rows=self.rows[:count], targets=self.targets[:count])
+
+
+def label(rows: Int64[Tensor, "jet"], labels: Int[np.ndarray, "all"], task: str) -> LabeledRows:
+    """Rows of all jets with their classes by a task, made of the `labels` of all jets."""
+    found = targets(labels[rows.cpu().numpy()], task)
+    return LabeledRows(rows=rows, targets=torch.from_numpy(found).to(rows.device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ import torch
 
 from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
+from jbot.data import Jets
+from jbot.evaluation.evaluator import other_pts
 from jbot.store.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
 from jbot.trainer.model import pack
 from jbot.trainer.state import Progress, TrainState
@@ -115,6 +117,20 @@ def plain(config: Config) -> Config:
     """The trial that trains this one's encoder and learning curves, and evaluates no more than every trial does."""
     probe = dataclasses.replace(config.probe, jet_pts=())
     return dataclasses.replace(config, probe=probe, finetune=FinetuneConfig(), anomaly=AnomalyConfig())
+
+
+def encoder_id(config: Config, fingerprint: str, jets: Jets) -> str:
+    """The id under which trials that differ in what is evaluated alone share an encoder: that of the plain trial.
+
+    Parameters
+    ----------
+    fingerprint : str
+        Of the trial's jets, those of other pTs among them.
+    jets : Jets
+        All that there are.
+    """
+    trained = plain(config)
+    return trial_id(trained, jets.fingerprint(trained) if other_pts(config) else fingerprint, TRAINER_VERSION)
 
 
 def publish_encoder(storage: Storage, trial: str, encoder: str, weights: str) -> None:

@@ -10,21 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from jbot import TRAINER_VERSION
 from jbot.config import at_epoch, override, to_dict
 from jbot.data import JetData, Jets
-from jbot.data.splits import targets
 from jbot.evaluation.evaluator import Evaluator, OtherJets
 from jbot.evaluation.metrics import Measured, uncertainties
 from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.attempts import attempts_begun, checkpoint_folder
-from jbot.store.record import Record, Storage, load_whole, save_record, trial_folder, trial_id
+from jbot.store.record import Record, Storage, load_whole, save_record, trial_folder
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import Engine, find_engine
-from jbot.trainer.finetune import FinetuneState, LabeledRows, Run, finetune, named_classifier, pack_key, runs_of
+from jbot.trainer.finetune import FinetuneState, Run, finetune, label, named_classifier, pack_key, runs_of
 from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.loop import Metrics, TrialFailed, train
 from jbot.trainer.model import named_weights
@@ -35,7 +32,7 @@ from jbot.trial.checkpoint import Checkpoint, finite
 from jbot.trial.evaluate import classifier_metrics, final_metrics, raw_feature_baseline
 from jbot.trial.provenance import hardware, library_versions
 from jbot.trial.resource_usage import ResourceUsage
-from jbot.trial.reuse import plain, publish_encoder, save_state, start
+from jbot.trial.reuse import encoder_id, publish_encoder, save_state, start
 from jbot.trial.snapshots import save_pictures, save_snapshot
 
 Row = tuple[TrialSpec, dict[str, Any]]
@@ -136,7 +133,7 @@ class PackRun:
         self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
         self.report, self.ended, self.prune = report, ended, prune
         self.configs = [spec.config for spec in specs]
-        self.encoders = [encoder_id(spec, all_jets) for spec in specs]
+        self.encoders = [encoder_id(spec.config, spec.data_fingerprint, all_jets) for spec in specs]
         self.state = join_states(
             [
                 start(checkpoint, spec.config, spec.data_fingerprint, encoder, device, dtype)
@@ -148,7 +145,12 @@ class PackRun:
         parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
         jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
-        self.runs = [self._runs(trial, splits["val"].rows) for trial, (_, splits) in enumerate(jets)]
+        self.runs = []
+        for config, student, (rows, splits) in zip(self.configs, self.state.student, jets, strict=True):
+            train_rows, val_rows = (label(x, self.data.labels, config.data.task) for x in (rows, splits["val"].rows))
+            self.runs.append(runs_of(config, student, train_rows, val_rows))
+        """For each trial, its fine-tunings. Made before it is pre-trained, of whose weights they are views: bad input
+        stops it."""
         self.tuned: list[dict[str, FinetuneState]] = [{} for _ in specs]
         """For each trial, its fine-tunings by name: views of the packs in which they step."""
         fp32 = override(self.configs[0], {"train.precision": "fp32"})
@@ -178,15 +180,6 @@ class PackRun:
                 _, splits = parts(few, config.bank_jets)
                 others[pt] = OtherJets(bank=splits["bank"], test=splits["test"])
         return found
-
-    def _runs(self, trial: int, val: Int64[Tensor, "_"]) -> list[Run]:
-        """A trial's fine-tunings. Made before its pre-training, of whose weights they are views: bad input stops it."""
-
-        def labeled(rows: Int64[Tensor, "_"]) -> LabeledRows:
-            found = targets(self.data.labels[rows.cpu().numpy()], self.configs[trial].data.task)
-            return LabeledRows(rows=rows, targets=torch.from_numpy(found).to(rows.device))
-
-        return runs_of(self.configs[trial], self.state.student[trial], labeled(self.rows[trial]), labeled(val))
 
     # --- pre-training ---
 
@@ -404,11 +397,3 @@ class PackRun:
             continues=checkpoint.history["continues"],
             shared_seconds=round(checkpoint.history["shared_seconds"], 3),
         )
-
-
-def encoder_id(spec: TrialSpec, jets: Jets) -> str:
-    """The id under which trials that differ in what is evaluated alone share an encoder."""
-    trained, fingerprint = plain(spec.config), spec.data_fingerprint
-    if other_pts(spec.config):
-        fingerprint = jets.fingerprint(trained)
-    return trial_id(trained, fingerprint, TRAINER_VERSION)
