@@ -18,7 +18,7 @@ import torch
 from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
 from jbot.data import Jets
-from jbot.evaluation.evaluator import other_pts
+from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
 from jbot.trainer.model import pack
 from jbot.trainer.state import Progress, TrainState

@@ -133,6 +133,7 @@ class PackRun:
         self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
         self.report, self.ended, self.prune = report, ended, prune
         self.configs = [spec.config for spec in specs]
+        self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.encoders = [encoder_id(spec.config, spec.data_fingerprint, all_jets) for spec in specs]
         self.state = join_states(
             [
@@ -140,17 +141,15 @@ class PackRun:
                 for checkpoint, spec, encoder in zip(self.checkpoints, specs, self.encoders, strict=True)
             ]
         )
-        self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.particles = resident(self.data, self.configs[0].data.particles, device, dtype)
         parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
         jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
-        self.runs = []
+        # Fine-tunings are made before what they fine-tune is trained, as views of its weights: bad input stops it.
+        self.runs: list[list[Run]] = []
         for config, student, (rows, splits) in zip(self.configs, self.state.student, jets, strict=True):
             train_rows, val_rows = (label(x, self.data.labels, config.data.task) for x in (rows, splits["val"].rows))
             self.runs.append(runs_of(config, student, train_rows, val_rows))
-        """For each trial, its fine-tunings. Made before it is pre-trained, of whose weights they are views: bad input
-        stops it."""
         self.tuned: list[dict[str, FinetuneState]] = [{} for _ in specs]
         """For each trial, its fine-tunings by name: views of the packs in which they step."""
         fp32 = override(self.configs[0], {"train.precision": "fp32"})
