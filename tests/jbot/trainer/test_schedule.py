@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_jets
-from test_train import CPU, assert_same_rows, run
+from test_loop import CPU, assert_same_rows, run
 
 import jbot.trial.run
 from jbot.config import (
