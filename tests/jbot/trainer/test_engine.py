@@ -57,9 +57,9 @@ def test_bf16_is_coarser_and_returns_float32(inputs):
 
 COMPILED = """
 import torch
-from jbot import model
+from jbot.trainer import model
 from jbot.config import Config, override
-from jbot.engine import find_engine
+from jbot.trainer.engines.select import find_engine
 
 config = override(Config(), {"model.dim": 8, "model.layers": 1})
 engine = find_engine("compiled", config, torch.device("cpu"))
