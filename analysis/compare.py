@@ -37,7 +37,8 @@ from jbot.cli import Parser, program
 from jbot.config import Config, flatten
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords, load_study
-from jbot.store.record import Record, RecordError, Storage, load_curves, trial_folder
+from jbot.store.record import Record, load_curves, trial_folder
+from jbot.store.storage import RecordError, Storage
 
 EQUAL, DIFFERING = 0, 1
 WEIGHTS = "student.safetensors"

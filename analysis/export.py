@@ -24,7 +24,8 @@ from analysis.verdicts.tables import PENDING, device_of
 from jbot.cli import Parser, program
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, load_study
-from jbot.store.record import Record, RecordError, Storage, load_curves, load_finetune_curves, load_record
+from jbot.store.record import Record, load_curves, load_finetune_curves, load_record
+from jbot.store.storage import RecordError, Storage, atomic_write
 
 TRIAL = ("folder", "study", "preset", "arm", "seed", "trial_id", "state", "reason")
 """Columns that say which trial a row is of."""
@@ -234,14 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(frame: pd.DataFrame, out: Path) -> None:
-    """Whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    if out.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    temporary.replace(out)
+    with atomic_write(out) as temporary:
+        if out.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from analysis.plots import svg
 from analysis.plots.picture import Picture
 from analysis.report.trial_pictures import trial_pictures
 from jbot.cli import Parser, bad_input, program
-from jbot.store.record import RecordError, Storage, first_line, open_folder, trial_folder
+from jbot.messages import first_line
+from jbot.store.record import trial_folder
+from jbot.store.storage import RecordError, Storage, open_folder
 
 INDEX = "figures.json"
 """Name -> caption, beside the figures, written last: a folder with this file is whole."""

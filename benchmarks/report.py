@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from jbot.store.storage import atomic_write
 
 SCHEMA = 1
 COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
@@ -51,9 +52,8 @@ def save(folder: Path, sections: Mapping[str, Section]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n")
 
 
 def markdown(sections: Mapping[str, Section]) -> str:

@@ -29,7 +29,8 @@ from benchmarks.report import Row, show
 from benchmarks.scale_study import ARMS, study
 from cluster.tracking.pages import page
 from jbot.cli import Parser
-from jbot.store.record import Storage, load_records
+from jbot.store.record import load_records
+from jbot.store.storage import Storage
 
 ROOT = Path(__file__).parent.parent
 NODES = (1, 2, 4)

@@ -25,9 +25,9 @@ from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from cluster.resources import ClusterError
 from cluster.stop import held_back, own_sigterm
-from jbot.cli import one_line
+from jbot.messages import first_line, one_line
 from jbot.store.processes import is_pending
-from jbot.store.record import first_line, is_left_over, temporary_name
+from jbot.store.storage import is_stale, temporary_name
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -106,7 +106,7 @@ def _session_folder() -> Path:
     """
     root = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
     for path in root.glob("jbot.*.tmp"):
-        if is_left_over(path.name):
+        if is_stale(path.name):
             shutil.rmtree(path, ignore_errors=True)
     return root / temporary_name("jbot")
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from cluster.resources import ClusterError
 from cluster.stop import interrupt
-from jbot.store.processes import begun, is_alive, place
-from jbot.store.record import RecordError, Storage, first_line
+from jbot.messages import first_line
+from jbot.store.processes import host_id, is_alive, start_ticks
+from jbot.store.storage import RecordError, Storage
 
 FILE = "driver.json"
 HEARTBEAT_S = 5.0
@@ -105,7 +106,7 @@ class _Heartbeat(threading.Thread):
 def _wait_for_death(storage: Storage, name: str, holder: dict[str, Any], say: Callable[[str], None]) -> None:
     """Return when the holder is dead; at once where its process can be looked for."""
     study = name.rpartition("/")[0]
-    if holder.get("place") == place():
+    if holder.get("place") == host_id():
         if _runs(holder):
             raise ClusterError(_held(storage, study, holder))
         return
@@ -152,12 +153,12 @@ def _myself() -> dict[str, Any]:
         "nonce": uuid.uuid4().hex,
         "host": socket.gethostname(),
         "pid": pid,
-        "begun": begun(pid),
-        "place": place(),
+        "begun": start_ticks(pid),
+        "place": host_id(),
     }
 
 
 def _runs(holder: dict[str, Any]) -> bool:
     """Whether its process lives, and not another that has its number by now."""
     pid = holder.get("pid")
-    return isinstance(pid, int) and is_alive(pid) and begun(pid) == holder.get("begun")
+    return isinstance(pid, int) and is_alive(pid) and start_ticks(pid) == holder.get("begun")

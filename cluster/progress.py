@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from jbot.evaluation.metrics_registry import fine_tunings
-from jbot.store.record import Record, last_line
+from jbot.messages import last_line
+from jbot.store.record import Record
 from jbot.store.trial_spec import TrialSpec
 
 LOG_SECONDS = 15.0

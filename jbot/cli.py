@@ -10,11 +10,9 @@ import os
 import sys
 from typing import NoReturn, Protocol
 
-from jbot.store.record import without_secret
+from jbot.messages import one_line
 
 BAD_INPUT, INTERRUPTED = 2, 130
-MOST = 2_000
-"""Characters of a message: a value may be of any length (assumed)."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,16 +33,6 @@ def bad_input(problem: BaseException | str) -> int:
     """
     print(f"error: {one_line(problem)}", file=sys.stderr)
     return BAD_INPUT
-
-
-def one_line(problem: BaseException | str) -> str:
-    """What an error says in one line that is safe to show: no secret, and nothing that a terminal would obey."""
-    text = str(problem) or type(problem).__name__
-    if isinstance(problem, KeyError):  # says the key alone
-        text = f"{text} is missing"
-    words = " ".join(without_secret(text).split())
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
-    return shown if len(shown) <= MOST else f"{shown[:MOST]} ... ({len(shown):,} characters)"
 
 
 class Main(Protocol):

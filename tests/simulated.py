@@ -7,7 +7,8 @@ import numpy as np
 from analysis.report.evidence import gather
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import Plan, PlannedTrial, load_study, save_study
-from jbot.store.record import Record, Storage, save_record, trial_folder, trial_id
+from jbot.store.record import Record, save_record, trial_folder, trial_id
+from jbot.store.storage import Storage
 
 FAILED = {"state": "failed", "reason": "loss is not finite at step 12", "metrics": {}}
 

@@ -44,16 +44,10 @@ from jbot.config import Config, ConfigError, flatten, from_dict, override, parse
 from jbot.data import CLASSES, DataError, hdf5, validate
 from jbot.encoder import embed, keras_weights
 from jbot.encoder.load import EncoderError, load
+from jbot.messages import without_secret
 from jbot.store.plan import Contrast, load_study
-from jbot.store.record import (
-    Record,
-    RecordError,
-    Storage,
-    load_curves,
-    load_finetune_curves,
-    load_record,
-    without_secret,
-)
+from jbot.store.record import Record, load_curves, load_finetune_curves, load_record
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.model import weight_shapes
 from studies.runner.study import Study
 

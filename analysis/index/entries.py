@@ -25,7 +25,7 @@ from analysis.verdicts.study_index import Search, StudyIndex, StudySummary
 from analysis.verdicts.summary import Section
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import find_metric
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage
 
 MAX_ROWS, MAX_EXPLORATORY = 12, 4
 """Contrasts drawn in one entry; of these, exploratory ones (heuristic)."""

@@ -20,7 +20,7 @@ from analysis.verdicts.costs import Prices
 from analysis.verdicts.questions import FURTHER, OPEN
 from analysis.verdicts.study_index import StudyIndex, load_index
 from jbot.cli import Parser, program
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage
 
 FILE = "index.html"
 TEMPLATES = Path(__file__).with_name("templates")

@@ -9,7 +9,8 @@ from typing import Any
 from analysis.verdicts import paper_values as published
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import StudyRecords
-from jbot.store.record import Record, RecordError
+from jbot.store.record import Record
+from jbot.store.storage import RecordError
 from jbot.store.validation import check_types
 
 

@@ -31,7 +31,7 @@ from analysis.verdicts.sentences import contrast_name
 from jbot.cli import Parser, program
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import StudyRecords, load_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage, atomic_write
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -144,16 +144,14 @@ def _write_latex(found: Evidence, out: Path) -> None:
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def write(path: Path, text: str) -> None:
     """Whole or not at all: a browser may be reading the last report."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def environment(*folders: Path) -> jinja2.Environment:

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from jbot.store.plan import StudyRecords
-from jbot.store.record import RecordError, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import RecordError
 
 DEFAULT_UI = "http://127.0.0.1:5000"
 """Where ``mlflow ui`` answers when it is not told otherwise."""

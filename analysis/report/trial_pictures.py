@@ -15,14 +15,8 @@ from analysis.verdicts import number_format as fmt
 from jbot.data.jets import CLASS_LABELS, CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics_registry import classifier_label, score_label, short_classifier_label
-from jbot.store.record import (
-    Record,
-    RecordError,
-    Storage,
-    load_curves,
-    load_record,
-    trial_folder,
-)
+from jbot.store.record import Record, load_curves, load_record, trial_folder
+from jbot.store.storage import RecordError, Storage
 
 MAX_JETS = 300
 """Jets of an embedding map: t-SNE of them takes about a second."""

@@ -22,7 +22,8 @@ from jbot.data.jets import CLASSES
 from jbot.data.splits import COMPOSITION, TARGETS, targets
 from jbot.evaluation.metrics_registry import class_label, classifier_label, find_metric
 from jbot.store.plan import PlannedTrial, StudyRecords
-from jbot.store.record import Record, RecordError
+from jbot.store.record import Record
+from jbot.store.storage import RecordError
 
 MIN_SPREAD = 0.01
 """Ten times what fails a trial (jbot.trainer.loop.MIN_SPREAD). Untrained encoders have 0.02 to 0.06, trained ones

@@ -10,7 +10,8 @@ from analysis.verdicts import number_format as fmt
 from analysis.verdicts.tables import device_of
 from jbot.config import digest
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords
-from jbot.store.record import Record, RecordError
+from jbot.store.record import Record
+from jbot.store.storage import RecordError
 
 
 def ended(study: StudyRecords) -> list[tuple[PlannedTrial, Record]]:

@@ -12,8 +12,8 @@ from analysis.verdicts import arm_settings, summary, tables
 from analysis.verdicts.decide import DecidedStudy, decide_study
 from analysis.verdicts.summary import Section
 from jbot.store.plan import FILE, Plan, load_study
-from jbot.store.record import RecordError, Storage
 from jbot.store.search_ledger import load_ledger
+from jbot.store.storage import RecordError, Storage
 
 SMOKE_PASSES = 10_000
 """Jet passes below which a training tests the program and answers nothing (assumed): smoke has 1,200, quick 80,000."""

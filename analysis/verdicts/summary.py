@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jbot.config import digest
 from jbot.store.plan import StudyRecords
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage, atomic_write
 
 FILE = "summary.json"
 
@@ -44,9 +44,8 @@ def state_of(study: StudyRecords) -> str:
 def write(study: StudyRecords, sections: Sequence[Section], out: Path) -> None:
     """Beside a report that was made of these records."""
     content = {"made_of": state_of(study), "sections": [asdict(section) for section in sections]}
-    temporary = out / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(out / FILE)
+    with atomic_write(out / FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read(study: StudyRecords, storage: Storage, folder: str) -> list[Section] | None:

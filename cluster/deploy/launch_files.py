@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from jbot.cli import BAD_INPUT, Parser, bad_input, program
-from jbot.store.record import first_line
+from jbot.messages import first_line
 
 PLACEHOLDER = "CHANGE-ME"
 KINDS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}

@@ -26,7 +26,7 @@ from cluster.doctor.services import check_jets, check_tracking
 from cluster.doctor.storage import check_storage
 from cluster.resources import ClusterError
 from jbot.cli import Parser, bad_input, program
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 
 
 def examine(storage: Storage, address: str | None, source: str | None, tracking_uri: str | None) -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.doctor.finding import Finding, Node
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 
 MIN_DISK = 2.0e9
 """Bytes free where records and Ray's own files go (assumed): a trial of jBOT-S leaves some 5 MB."""

@@ -12,7 +12,8 @@ from cluster.doctor import storage as shared
 from cluster.doctor.code import code_digest, same_code, same_libraries, versions
 from cluster.doctor.finding import HERE, Finding, Node
 from cluster.resources import ClusterError
-from jbot.store.record import Storage, last_line
+from jbot.messages import last_line
+from jbot.store.storage import Storage
 
 
 def probe_node(storage: Storage, token: str) -> dict[str, Any]:

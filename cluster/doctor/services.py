@@ -8,7 +8,7 @@ from cluster.doctor.finding import HERE, Finding
 from cluster.doctor.nodes import alive_nodes, on_each
 from jbot.data.jets import CLASSES, JetData, content_fingerprint
 from jbot.data.load import load_cached
-from jbot.store.record import first_line, without_secret
+from jbot.messages import first_line, without_secret
 
 JETS = 100
 """Jets of each class that are read and sent to show that they arrive."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cluster.doctor.finding import Finding, Node
 from cluster.resources import ClusterError
-from jbot.cli import one_line
-from jbot.store.record import RecordError, Storage, first_line, temporary_name
+from jbot.messages import first_line, one_line
+from jbot.store.storage import RecordError, Storage, temporary_name
 
 CONTENT = b"seen"
 """What a token holds."""

@@ -12,7 +12,7 @@ from ray import tune
 
 from cluster.events import Listener, Listeners, LostAttempts
 from jbot.store.attempts import attempts_begun
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 
 

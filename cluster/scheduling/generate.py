@@ -21,7 +21,7 @@ from cluster.resources import ClusterError
 from jbot.cli import bad_input, program
 from jbot.data import DataError, generate, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
-from jbot.store.record import first_line, last_line
+from jbot.messages import first_line, last_line
 
 RETRIES = 3
 """Times a chunk is made again after its worker or node died."""

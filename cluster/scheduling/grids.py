@@ -17,7 +17,9 @@ from cluster.progress import Bar, styled
 from cluster.resources import Resources
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file, make_grid
-from jbot.store.record import Storage, first_line, load_record
+from jbot.messages import first_line
+from jbot.store.record import load_record
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 
 

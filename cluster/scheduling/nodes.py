@@ -17,7 +17,8 @@ from cluster.doctor.nodes import alive_nodes, ask_nodes, evaluate, on_node
 from cluster.doctor.storage import check_storage
 from cluster.resources import ClusterError, Resources
 from cluster.scheduling.packs import free_gpu_bytes
-from jbot.store.record import Storage, first_line
+from jbot.messages import first_line
+from jbot.store.storage import Storage
 
 POLL_S, REMIND_S = 2.0, 600.0
 """Between questions whether a first node has come, and between lines that say so (assumed)."""

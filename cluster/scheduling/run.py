@@ -17,7 +17,8 @@ from cluster.scheduling.packs import form_packs, free_gpu_bytes
 from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.store.attempts import checkpoint_folder
-from jbot.store.record import Storage, for_each, load_whole_records
+from jbot.store.record import load_whole_records
+from jbot.store.storage import Storage, for_each
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 
@@ -34,7 +35,7 @@ def cleanup(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
     for scratch in (f".ray-{study}", f".ray-{study}-search"):
         scratch_storage(storage).remove(scratch)
     for folder in ("", "encoders", "floors", study):
-        storage.sweep(folder)
+        storage.remove_stale_files(folder)
     there = set(storage.names("trials"))
     ended = load_whole_records(storage, [spec.trial_id for spec in specs if spec.trial_id in there])
     # Checkpoints of attempts that were killed after they wrote the record.

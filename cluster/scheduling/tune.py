@@ -20,7 +20,8 @@ from cluster.scheduling.nodes import check_nodes, free_bytes, slots
 from cluster.scheduling.packs import form_packs
 from cluster.scheduling.run import open_trials, scratch_storage
 from jbot.data import JetData, Jets
-from jbot.store.record import Record, Storage
+from jbot.store.record import Record
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 

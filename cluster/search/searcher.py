@@ -29,8 +29,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cluster.search.plan import SearchPlan
 from jbot.config import digest
-from jbot.store.record import RecordError, Storage
 from jbot.store.search_ledger import LEDGER, SCHEMA, load_ledger
+from jbot.store.storage import RecordError, Storage
 
 DIGITS = 4
 """Significant digits of a suggested number: what is run is what is printed, and can be typed."""

@@ -9,8 +9,9 @@ import shlex
 import sys
 
 from cluster.tracking.pages import DEFAULT_UI, page
-from jbot.cli import Parser, bad_input, one_line, program
-from jbot.store.record import RecordError, Storage, first_line, open_folder, without_secret
+from jbot.cli import Parser, bad_input, program
+from jbot.messages import first_line, one_line, without_secret
+from jbot.store.storage import RecordError, Storage, open_folder
 
 
 def default_tracking_uri(storage: Storage) -> str:

@@ -13,16 +13,10 @@ from typing import Any
 from cluster.tracking.pages import StudyInfo
 from cluster.tracking.registry import Ended, register_best
 from cluster.tracking.view import LINKS, View, milliseconds
-from jbot.store.record import (
-    Record,
-    RecordError,
-    Storage,
-    first_line,
-    load_curves,
-    load_finetune_curves,
-    load_records,
-)
+from jbot.messages import first_line
+from jbot.store.record import Record, load_curves, load_finetune_curves, load_records
 from jbot.store.search_ledger import load_ledger
+from jbot.store.storage import RecordError, Storage
 from jbot.store.trial_spec import TrialSpec
 
 CATCH_UP_SECONDS = 15.0

@@ -19,7 +19,8 @@ from cluster.tracking import pages
 from cluster.tracking.runs import Runs, pages_of
 from jbot.config import from_dict
 from jbot.evaluation.metrics_registry import find_metric
-from jbot.store.record import Record, Storage, load_curves, trial_folder
+from jbot.store.record import Record, load_curves, trial_folder
+from jbot.store.storage import Storage
 from jbot.trial.card import CARD, model_card
 
 CODE = Path(__file__).with_name("encoder.py")

@@ -18,8 +18,10 @@ from cluster.tracking import pages
 from cluster.tracking.pages import StudyInfo
 from cluster.tracking.runs import Run, Runs
 from jbot.config import Config, digest, flatten, from_dict
+from jbot.messages import without_secret, without_user
 from jbot.store.arm_colours import arm_colour
-from jbot.store.record import Record, Storage, trial_folder, without_secret, without_user
+from jbot.store.record import Record, trial_folder
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 
 STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}

@@ -31,10 +31,10 @@ import numpy as np
 from rich.console import Console
 
 from jbot.data import hdf5
-from jbot.data.files import cache_folder, remove_leftovers, written_whole
 from jbot.data.jets import CLASSES, Arrays, DataError, JetData, content_fingerprint, join_parts
 from jbot.data.progress import progress_bar
 from jbot.data.pythia import CITATIONS, Settings, generate
+from jbot.store.storage import atomic_write, cache_folder, remove_stale_files
 
 CHUNK = 1000
 """Jets of a full chunk. Another chunk size gives other jets of the same physics."""
@@ -112,7 +112,7 @@ def generate_file(
         _assemble(path, chunks, counts, settings)
     if out is None:
         return path
-    with written_whole(out) as partial:
+    with atomic_write(out) as partial:
         shutil.copyfile(path, partial)
     return out
 
@@ -188,7 +188,7 @@ def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> Non
     """Make every chunk that is missing or damaged."""
     if not chunks:
         return
-    remove_leftovers(chunks[0].folder)
+    remove_stale_files(chunks[0].folder)
     missing = [chunk for chunk in chunks if _read_chunk(chunk) is None]
     if not missing:
         return
@@ -249,7 +249,7 @@ def generate_chunk(chunk: Chunk) -> Made:
 def save_chunk(chunk: Chunk, made: Made) -> None:
     """Write the file of a generated chunk, whole or not at all."""
     particles, jets, events = made
-    with written_whole(chunk.path) as partial, h5py.File(partial, "w") as file:
+    with atomic_write(chunk.path) as partial, h5py.File(partial, "w") as file:
         file[hdf5.PARTICLES], file[hdf5.JETS] = particles, jets
         file.attrs.update({"events": events, "fingerprint": content_fingerprint(particles, jets)})
 

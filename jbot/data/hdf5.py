@@ -16,9 +16,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from jbot.data.files import written_whole
 from jbot.data.jets import CLASSES, N_PARTICLES, Arrays, DataError, JetData, blocks, content_fingerprint, join_parts
-from jbot.store.record import first_line
+from jbot.messages import first_line
+from jbot.store.storage import atomic_write
 
 PARTICLES = "particle_features"
 JETS = "jet_features"
@@ -258,7 +258,7 @@ def write(path: Path, per_class: Mapping[str, tuple[int, Iterable[Arrays]]], att
     attributes : mapping
         Settings, versions and citations, kept as attributes of the file, beside its own "fingerprint".
     """
-    with written_whole(path) as partial, h5py.File(partial, "w") as file:  # the file closes before it is moved
+    with atomic_write(path) as partial, h5py.File(partial, "w") as file:  # the file closes before it is moved
         file.attrs.update(dict(attributes))
         for name, (n_jets, parts) in per_class.items():
             particle_set = file.create_dataset(f"{name}/{PARTICLES}", (n_jets, N_PARTICLES, 4), np.float32)

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from jbot.data import hdf5
-from jbot.data.files import cache_folder
 from jbot.data.jets import CLASSES, DataError, JetData
+from jbot.store.storage import cache_folder
 
 SOURCE = "JetNet (Zenodo 6975118)"
 CITATION = "R. Kansal et al., Particle cloud generation with message passing GANs (JetNet), arXiv:2106.11535"

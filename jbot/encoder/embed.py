@@ -24,11 +24,11 @@ from rich.console import Console
 
 from jbot import TRAINER_VERSION
 from jbot.cli import Parser, program
-from jbot.data.files import written_whole
 from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
 from jbot.data.jets import CLASSES, DataError, blocks
 from jbot.data.progress import progress_bar
 from jbot.encoder.load import Encoder, check_pt_rel, load
+from jbot.store.storage import atomic_write
 
 JET_FEATURES = ("pt", "eta", "mass", "n")
 """Columns of JetNet's jet_features: GeV, pseudorapidity, GeV, count."""
@@ -81,7 +81,7 @@ def embed_file(path: Path, encoder: Encoder, out: Path, console: Console | None 
     DataError
         Naming file, dataset and row of what breaks a rule.
     """
-    with opened(path) as (tables, facts), written_whole(out) as partial:
+    with opened(path) as (tables, facts), atomic_write(out) as partial:
         total = sum(table.n_jets for table in tables)
         with (
             progress_bar("embedding", total, console) as advance,

@@ -30,7 +30,8 @@ from safetensors.numpy import save as save_arrays
 
 from jbot.cli import Parser, program
 from jbot.config import ModelConfig
-from jbot.store.record import Storage, first_line
+from jbot.messages import first_line
+from jbot.store.storage import Storage
 from jbot.trainer.classifier import classifier_shapes
 from jbot.trainer.model import FEATURES, FFN_WIDTH, Flat, pack, weight_shapes
 from jbot.trial.card import CARD, released_card

@@ -27,7 +27,9 @@ from jbot.data.hdf5 import check_particles
 from jbot.data.jets import CLASSES, N_PARTICLES, DataError, shared_tensor
 from jbot.data.splits import TARGETS
 from jbot.encoder.keras_weights import UNRELEASED, KerasWeightsError, frozen_student, load_backbone, load_head
-from jbot.store.record import Record, RecordError, Storage, first_line, read_record, without_secret
+from jbot.messages import first_line, without_secret
+from jbot.store.record import Record, read_record
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed_on_device
 from jbot.trainer.engines.select import ENGINES, Forward, find_engine

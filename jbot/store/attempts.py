@@ -13,7 +13,8 @@ import re
 import uuid
 from datetime import UTC, datetime
 
-from jbot.store.record import RecordError, Storage, UnreadableError, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import RecordError, Storage, UnreadableError
 
 NAME = re.compile(r"attempt-(\d+)\.json")
 

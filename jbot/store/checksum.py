@@ -6,28 +6,28 @@ from typing import Any
 
 from jbot.config import digest
 
-SEAL = "seal"
+KEY = "seal"
 
 
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
     """The content and its digest."""
-    return content | {SEAL: digest(content)}
+    return content | {KEY: digest(content)}
 
 
-def unsealed(content: Any) -> Any:
+def without_checksum(content: Any) -> Any:
     """The content alone.
 
     Raises
     ------
     TypeError
-        When it is not what was sealed. Content without a digest, of before there were any, is taken as it is.
+        When it is not what was written. Content without a digest, of before there were any, is taken as it is.
     """
-    if not isinstance(content, dict) or SEAL not in content:
+    if not isinstance(content, dict) or KEY not in content:
         return content
-    rest = {name: value for name, value in content.items() if name != SEAL}
+    rest = {name: value for name, value in content.items() if name != KEY}
     try:
-        same = content[SEAL] == digest(rest)
-    except ValueError:  # NaN, which is never sealed
+        same = content[KEY] == digest(rest)
+    except ValueError:  # NaN, which is never written
         same = False
     if not same:
         raise TypeError("it is not what was written")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jbot import TRAINER_VERSION
-from jbot.cli import one_line
 from jbot.config import differences, digest, with_defaults
-from jbot.store.record import Record, RecordError, Storage, load_curves, load_records, open_folder, trial_folder
+from jbot.messages import one_line
+from jbot.store.record import Record, load_curves, load_records, trial_folder
+from jbot.store.storage import RecordError, Storage, open_folder
 from jbot.store.validation import check_types, fits
 
 FILE = "study.json"

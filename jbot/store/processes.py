@@ -11,7 +11,7 @@ from jbot.config import digest
 
 
 @functools.cache
-def place() -> str:
+def host_id() -> str:
     """Where a process number means one process: this boot of this machine, and this namespace of numbers."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -20,14 +20,14 @@ def place() -> str:
         return digest(platform.node(), 8)
 
 
-def begun(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
     """When a process began [clock ticks since boot, which no clock that is set changes]; None where nobody tells."""
     fields = _stat(pid)
     return int(fields[19]) if fields else None
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this place has this number; numbers are used again, see `begun`.
+    """Whether a process of this host has this number; numbers are used again, see `start_ticks`.
 
     One that has ended is dead, even where its parent never asks how: the first process of a container rarely does.
     """

@@ -26,280 +26,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import io
-import json
-import os
-import re
-import shutil
-import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
+from typing import Any, Literal
 
 from jbot import TRAINER_VERSION
 from jbot.config import Config, differences, digest, with_defaults
-from jbot.store.checksum import SEAL, sealed, unsealed
-from jbot.store.processes import is_alive, place
+from jbot.store.checksum import KEY, with_checksum, without_checksum
+from jbot.store.storage import NotThereError, RecordError, Storage, UnreadableError, for_each
 from jbot.store.validation import check_types, fits
 
 State = Literal["complete", "failed", "pruned"]
-Result = TypeVar("Result")
 SCHEMA = 1
-
-
-SECRET_USER = re.compile(r"(?<=://)(?:[^/\s]*@|[^/\s:@]*:(?!\d+/)\S*@)")
-"""User and password before a host. The second form is of a key with a slash in it, as AWS gives them."""
-SECRET_QUERY = re.compile(
-    r"([?&](?:[\w.-]*(?:password|secret|token|signature|credential)|(?:[\w.-]*[_.-])?(?:key|sig)|\w*(?:api|access|account)key)=)"
-    r"[^&\s]*",
-    re.IGNORECASE,
-)
-AT_ONCE = 32
-"""Files of an object store that are read at the same time: each waits some 10 to 50 ms for its first byte (assumed)."""
-
-
-class RecordError(ValueError):
-    """A record, plan or table that is missing, damaged or of another schema."""
-
-
-class NotThereError(RecordError):
-    """A file that is missing."""
-
-
-class UnreadableError(RecordError, OSError):
-    """A file that is there, in a storage that fails to give it: nobody knows what it holds. Later it may do better."""
-
-
-TEMPORARY = re.compile(r"\.(?P<pid>\d+)-(?P<place>[0-9a-f]{8})-[0-9a-f]{8}\.tmp")
-"""What ends the name of a file that is being written: by which process, and where that number means one process."""
-DAY_S = 86_400.0
-
-
-def temporary_name(name: str) -> str:
-    """A name for what this process alone uses, from which others can tell whether it lives."""
-    return f"{name}.{os.getpid()}-{place()}-{uuid.uuid4().hex[:8]}.tmp"
-
-
-def is_left_over(name: str) -> bool | None:
-    """Whether the process that gave a temporary name is dead; None when it is of another machine, or nobody's."""
-    found = TEMPORARY.search(name)
-    if found is None or found["place"] != place():
-        return None
-    return not is_alive(int(found["pid"]))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without secrets, or its kind when it says nothing."""
-    return without_secret(next(iter(str(error).splitlines()), type(error).__name__))
-
-
-def last_line(error: object) -> str:
-    """The last line of what an error of a worker says, where a traceback comes first; safe to show, as the first."""
-    return without_secret(next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "no word"))
-
-
-def without_secret(text: str) -> str:
-    """A URI, or words that hold one, without user and password before its host and in its query: safe to show."""
-    return SECRET_QUERY.sub(r"\1***", SECRET_USER.sub("***@", text))
-
-
-def without_user(address: str) -> str:
-    """An http address without user and password, as a page may lead to it: the browser asks for them."""
-    scheme, _, rest = without_secret(address).partition("://")
-    return f"{scheme}://{rest.removeprefix('***@')}"
-
-
-def open_folder(folder: str) -> tuple[Storage, str]:
-    """The storage and the name of a study's folder, ``<storage>/<study>``."""
-    address = Storage(folder).address if "://" in folder else str(Path(folder).expanduser().resolve())
-    root, _, study = address.rstrip("/").rpartition("/")
-    return Storage(root or "/"), study
-
-
-class Storage:
-    """Files under one root: a folder, or any URI that pyarrow.fs knows (s3://, gs://, hdfs://).
-
-    A file is there whole or not at all: local writes go through a temporary name, object stores upload atomically.
-
-    Attributes
-    ----------
-    address : str
-        What opens it again; may hold a password, so it is never shown.
-    uri : str
-        The same without secrets, for messages and files.
-    """
-
-    def __init__(self, uri: str | os.PathLike[str]):
-        self.address = os.fspath(uri)
-        if "://" in self.address:
-            if "?" in self.address:
-                words = (
-                    f"storage {self.address} must have nothing after '?': AWS_ENDPOINT_URL says where another store is"
-                )
-                raise RecordError(without_secret(words))
-            try:
-                self._fs, self._root = _open(self.address)
-            except (ValueError, NotImplementedError, OSError) as error:  # of pyarrow, and of its file systems
-                words = f"storage {self.address} cannot be opened: {first_line(error)}"
-                raise RecordError(without_secret(words)) from None
-        else:
-            self.address = str(Path(self.address).expanduser().absolute())
-            self._fs, self._root = pafs.LocalFileSystem(), self.address
-        self.local = isinstance(self._fs, pafs.LocalFileSystem)
-        if not self._root:
-            raise RecordError(f"storage must name a bucket or folder, got {without_secret(self.address)}")
-        if self.local:
-            self.address = self._root
-        self.uri = self.address if self.local else without_secret(self.address)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.address,))
-
-    def exists(self, name: str) -> bool:
-        """Whether a file or folder of this name is there."""
-        return bool(self._fs.get_file_info(self._path(name)).type != pafs.FileType.NotFound)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file.
-
-        Raises
-        ------
-        NotThereError
-            When there is none.
-        UnreadableError
-            When the storage fails.
-        """
-        try:
-            with self._fs.open_input_stream(self._path(name)) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            raise NotThereError(f"no {name} in {self.uri}") from None
-        except OSError as error:
-            raise UnreadableError(f"{self.uri}/{name} cannot be read: {first_line(error)}") from None
-
-    def write(self, name: str, content: bytes) -> None:
-        """Create or replace a file, atomically."""
-        path = self._path(name)
-        if not self.local:
-            # Any closing of the stream makes a file of what is written so far; signals interrupt the main thread only.
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(self._upload, path, content).result()
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(temporary_name(f".{target.name}"))
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _upload(self, path: str, content: bytes) -> None:
-        with self._fs.open_output_stream(path) as stream:
-            stream.write(content)
-
-    def names(self, folder: str = "") -> list[str]:
-        """Names directly under a folder, sorted; none when the folder is missing."""
-        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector))
-
-    def remove_file(self, name: str) -> None:
-        """Delete one file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.delete_file(self._path(name))
-
-    def remove(self, folder: str) -> None:
-        """Delete a folder and all in it, if it is there."""
-        if self.local:
-            shutil.rmtree(self._path(folder), ignore_errors=True)
-        elif self.exists(folder):
-            self._fs.delete_dir(self._path(folder))
-
-    def sweep(self, folder: str = "") -> None:
-        """Take away what writes that died have left directly in a folder: of dead processes of this machine at once,
-        of other machines' after a day."""
-        for path in Path(self._path(folder)).glob(".*.tmp") if self.local else ():
-            dead = is_left_over(path.name)
-            with contextlib.suppress(FileNotFoundError):
-                if dead or (dead is None and time.time() - path.stat().st_mtime > DAY_S):
-                    path.unlink()
-
-    def read_json(self, name: str) -> Any:
-        """A JSON file; a damaged one is a RecordError."""
-        try:
-            return json.loads(self.read(name))
-        except RecordError:
-            raise
-        except (ValueError, RecursionError) as error:  # also for whole numbers of thousands of digits
-            raise RecordError(f"{self.uri}/{name} is not valid JSON: {error}") from None
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write JSON that any parser reads: no NaN."""
-        self.write(name, json.dumps(content, indent=1, allow_nan=False).encode())
-
-    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Named arrays of a safetensors file."""
-        try:
-            return load_arrays(self.read(name))
-        except RecordError:
-            raise
-        except Exception as error:  # safetensors has one exception class per binding version
-            raise RecordError(f"{self.uri}/{name} is not a valid safetensors file: {error}") from None
-
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> str:
-        """Write named arrays as safetensors; returns the file's sha256."""
-        content = save_arrays({key: np.ascontiguousarray(value) for key, value in arrays.items()})
-        self.write(name, content)
-        return hashlib.sha256(content).hexdigest()
-
-    def read_rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a Parquet table."""
-        content = self.read(name)
-        try:
-            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
-            return list(table.to_pylist())
-        except (pa.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:  # as the damage is
-            raise RecordError(f"{self.uri}/{name} is not a valid Parquet file: {first_line(error)}") from None
-
-    def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows as Parquet; a column is there when any row has it."""
-        columns = {key: None for row in rows for key in row}
-        sink = io.BytesIO()
-        table = pa.table({key: [row.get(key) for row in rows] for key in columns})
-        pq.write_table(table, sink, write_page_checksum=True)
-        self.write(name, sink.getvalue())
-
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}".rstrip("/")
-
-
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a URI, and the path in it."""
-    if not uri.startswith("s3://"):
-        return pafs.FileSystem.from_uri(uri)
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        # Many stores that are not Amazon's refuse the checksums which its newer clients send after the content.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-    # What is smaller than a part is one request, not three.
-    return pafs.FileSystem.from_uri(f"{uri}?allow_delayed_open=true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,7 +129,7 @@ def save_record(storage: Storage, record: Record) -> None:
     """Write a record. Its other files must be there already: this one says that the trial has ended."""
     content = dataclasses.asdict(record)
     del content["from_defaults"]
-    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", sealed(content))
+    storage.write_json(f"{trial_folder(record.trial_id)}/record.json", with_checksum(content))
 
 
 def load_record(storage: Storage, trial: str, strict: bool = False) -> Record | None:
@@ -437,14 +178,6 @@ def _load_many(
     return dict(zip(names, for_each(storage, names, load), strict=True))
 
 
-def for_each(storage: Storage, names: Sequence[str], do: Callable[[str], Result]) -> list[Result]:
-    """What a function of the storage gives for each name, in order; on an object store many at once."""
-    if storage.local:
-        return [do(name) for name in names]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(do, names))
-
-
 def load_whole(storage: Storage, trial: str) -> Record | None:
     """The record of a trial that has run to its end, or None: a pruned one can go on from its checkpoint.
 
@@ -468,8 +201,8 @@ def _load_strictly(storage: Storage, trial: str) -> Record | None:
     except UnreadableError:  # it may be whole
         raise
     except RecordError as error:
-        mend = f"move {trial_folder(trial)} away, and the same command runs that trial again"
-        raise RecordError(f"{error}: {mend}") from None
+        remedy = f"move {trial_folder(trial)} away, and the same command runs that trial again"
+        raise RecordError(f"{error}: {remedy}") from None
 
 
 def read_record(storage: Storage, name: str, strict: bool = False) -> Record:
@@ -487,11 +220,11 @@ def read_record(storage: Storage, name: str, strict: bool = False) -> Record:
     """
     content = storage.read_json(name)
     try:
-        content = unsealed(content)
+        content = without_checksum(content)
     except TypeError as error:
         if strict:
             raise RecordError(f"{storage.uri}/{name}: {error}") from None
-        content.pop(SEAL)
+        content.pop(KEY)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise RecordError(f"{storage.uri}/{name} must be a record of schema {SCHEMA}")
     if isinstance(content.get("config"), dict):

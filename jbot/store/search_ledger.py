@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NotRequired, TypedDict
 
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage
 from jbot.store.validation import misfit
 
 LEDGER = "search.json"

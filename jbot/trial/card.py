@@ -15,7 +15,8 @@ from jbot.data.jetnet import CITATION as JETNET_CITATION
 from jbot.data.pythia import CITATIONS as GENERATOR_CITATIONS
 from jbot.data.splits import COMPOSITION
 from jbot.evaluation.metrics_registry import BASELINES, TUNED, find_metric
-from jbot.store.record import Record, Storage, trial_folder
+from jbot.store.record import Record, trial_folder
+from jbot.store.storage import Storage
 
 CARD = "card.md"
 METHOD = "H. F. Tsoi and D. Rankin, jBOT, arXiv:2601.11719"

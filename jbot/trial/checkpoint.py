@@ -21,8 +21,9 @@ from torch import Tensor
 
 from jbot.config import Config
 from jbot.store.attempts import attempts_begun, checkpoint_folder, is_newest, note_attempt
-from jbot.store.checksum import sealed, unsealed
-from jbot.store.record import RecordError, Storage, UnreadableError, trial_folder
+from jbot.store.checksum import with_checksum, without_checksum
+from jbot.store.record import trial_folder
+from jbot.store.storage import RecordError, Storage, UnreadableError
 from jbot.store.validation import misfit
 from jbot.trainer.finetune import FinetuneProgress, FinetuneState, Run, init_finetune
 from jbot.trainer.state import PackState, Progress, TrainState, init_state
@@ -82,7 +83,7 @@ class Checkpoint:
         self.attempt = attempts_begun(self.storage, self.trial) + 1
         self.name = note_attempt(self.storage, self.trial, self.attempt)
         for folder in (trial_folder(self.trial), self.folder):
-            self.storage.sweep(folder)
+            self.storage.remove_stale_files(folder)
 
     def is_ours(self) -> bool:
         """Whether no other attempt has begun since, and none has ended the trial."""
@@ -172,7 +173,7 @@ def write_state(
 ) -> None:
     """Write the arrays under the name `arrays`, then ``<part>.json``, which makes them valid."""
     checksum = storage.write_arrays(f"{folder}/{arrays}", as_arrays(tensors))
-    storage.write_json(f"{folder}/{part}.json", sealed({"arrays": arrays, "sha256": checksum} | content))
+    storage.write_json(f"{folder}/{part}.json", with_checksum({"arrays": arrays, "sha256": checksum} | content))
 
 
 def read_state(storage: Storage, folder: str, part: str) -> tuple[dict[str, Any], Arrays]:
@@ -183,7 +184,7 @@ def read_state(storage: Storage, folder: str, part: str) -> tuple[dict[str, Any]
     RecordError, KeyError, TypeError
         When they are missing or damaged.
     """
-    saved = unsealed(storage.read_json(f"{folder}/{part}.json"))
+    saved = without_checksum(storage.read_json(f"{folder}/{part}.json"))
     name = f"{folder}/{saved.get('arrays', f'{part}.safetensors')}"
     check_file(storage, name, saved.get("sha256"))
     return saved, storage.read_arrays(name)

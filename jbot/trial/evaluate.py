@@ -14,8 +14,8 @@ from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.evaluator import EvaluationResult, Evaluator
 from jbot.evaluation.metrics import Measured, classification, uncertainties
 from jbot.evaluation.metrics_registry import metric_key, own_pt_names
-from jbot.store.checksum import sealed, unsealed
-from jbot.store.record import RecordError, Storage
+from jbot.store.checksum import with_checksum, without_checksum
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.engines.select import Forward
 from jbot.trainer.finetune import FinetuneState, Run, class_probabilities_of
 from jbot.trainer.inputs import LabeledJets
@@ -50,12 +50,12 @@ def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluato
     asked = [fingerprint, used, TRAINER_VERSION]
     name = f"floors/raw-{digest(asked)}.json"
     try:
-        found = {metric: Measured(**parts) for metric, parts in unsealed(storage.read_json(name)).items()}
+        found = {metric: Measured(**parts) for metric, parts in without_checksum(storage.read_json(name)).items()}
     except (RecordError, AttributeError, TypeError):  # not there yet, or damaged: made again
         found = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
         known = uncertainties(found)
         saved = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
-        storage.write_json(name, sealed(saved))
+        storage.write_json(name, with_checksum(saved))
     return {metric_key(metric, baseline="raw"): one for metric, one in found.items()}
 
 

@@ -19,7 +19,8 @@ from jbot import TRAINER_VERSION
 from jbot.config import AnomalyConfig, Config, FinetuneConfig, override
 from jbot.data import Jets
 from jbot.evaluation.metrics_registry import other_pts
-from jbot.store.record import RecordError, Storage, load_curves, load_record, trial_folder, trial_id
+from jbot.store.record import load_curves, load_record, trial_folder, trial_id
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.model import pack
 from jbot.trainer.state import Progress, TrainState
 from jbot.trainer.workload import is_probed

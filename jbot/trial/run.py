@@ -18,7 +18,8 @@ from jbot.evaluation.evaluator import Evaluator, OtherJets
 from jbot.evaluation.metrics import Measured, uncertainties
 from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.attempts import attempts_begun, checkpoint_folder
-from jbot.store.record import Record, Storage, load_whole, save_record, trial_folder
+from jbot.store.record import Record, load_whole, save_record, trial_folder
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import Engine, find_engine
 from jbot.trainer.finetune import FinetuneState, Run, finetune, label, named_classifier, pack_key, runs_of

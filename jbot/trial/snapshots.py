@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from jbot.config import Config, MaskConfig, ModelConfig
-from jbot.store.record import Storage, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import Storage
 from jbot.trainer.augment import augment
 from jbot.trainer.embed import embed
 from jbot.trainer.engines.select import Forward

@@ -33,7 +33,7 @@ from jbot.evaluation.anomaly.detect import AnomalyError
 from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import Measured, MetricError, classification, uncertainties
 from jbot.store.plan import Plan
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.classifier import pack_classifier
 from jbot.trainer.finetune import class_probabilities_of
 from jbot.trainer.inputs import LabeledJets, prepare, resident

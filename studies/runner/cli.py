@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 from analysis.verdicts.number_format import count
 from cluster.resources import ClusterError
 from cluster.stop import stopped_by_sigterm, was_interrupted
-from jbot.cli import INTERRUPTED, Parser, bad_input, one_line
+from jbot.cli import INTERRUPTED, Parser, bad_input
 from jbot.config import ConfigError, parse_value
 from jbot.data.jets import DataError
+from jbot.messages import one_line
 from jbot.store.plan import PlanError
-from jbot.store.record import RecordError
+from jbot.store.storage import RecordError
 from jbot.trainer.engines import ENGINES
 from studies.presets import PRESETS
 from studies.runner.options import FIGURES, CampaignOptions, RunOptions, SearchOptions

@@ -15,8 +15,9 @@ from cluster.progress import styled
 from cluster.scheduling.run import run_inline
 from cluster.tracking.mirror import default_tracking_uri, see
 from jbot.data import Jets
+from jbot.messages import first_line, without_secret
 from jbot.store.plan import Plan
-from jbot.store.record import Storage, first_line, without_secret
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from studies.runner.options import NO_VIEW, RunOptions
 

@@ -23,8 +23,9 @@ from cluster.scheduling.run import open_trials
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.anomaly.grid import grid_file, grid_seconds
 from jbot.store.plan import FILE, Contrast, Plan, load_study
-from jbot.store.record import Record, Storage
+from jbot.store.record import Record
 from jbot.store.search_ledger import load_ledger
+from jbot.store.storage import Storage
 from jbot.trainer.workload import jet_passes
 from studies.runner.estimate import Costs, cores, ended_records, reusable_configs, slots_at, slots_here
 from studies.runner.looks import describe_looks, needed_seeds

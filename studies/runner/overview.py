@@ -16,7 +16,8 @@ from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.config import Config, from_dict, override
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
-from jbot.store.record import Record, Storage
+from jbot.store.record import Record
+from jbot.store.storage import Storage
 from studies.runner.dry_run import ExtraWork
 from studies.runner.estimate import Costs, reusable_configs
 from studies.runner.looks import look_of

@@ -17,8 +17,8 @@ from cluster.resources import ClusterError
 from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, Plan
-from jbot.store.record import Storage
 from jbot.store.search_ledger import LEDGER, load_ledger
+from jbot.store.storage import Storage
 from jbot.trial.provenance import git_commit
 from search_spaces.axis import Axis
 from studies.runner.console import console, say, watched

@@ -11,7 +11,8 @@ from simulated import FAILED, make_plan, simulate
 
 from analysis import compare
 from jbot.store.plan import Contrast
-from jbot.store.record import Storage, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import Storage
 
 ARMS = {"momentum": {}, "random": {"mask.scheme": "random"}}
 CONTRAST = Contrast(treatment="momentum", control="random", primary=True)

@@ -5,7 +5,7 @@ import pytest
 from simulated import FAILED, make_plan, seed_offset, simulate
 
 from analysis.export import curves, main, tidy, wide
-from jbot.store.record import RecordError, Storage
+from jbot.store.storage import RecordError, Storage
 
 ARMS = {"base": {}, "random": {"mask.scheme": "random"}}
 CURVE = [{"epoch": epoch, "device_seconds": 1.0 * epoch, "val/knn_accuracy": 0.1 * epoch} for epoch in (0, 2)]

@@ -10,7 +10,8 @@ from test_report import make_plan, make_record, planned_trials, write_files
 from analysis import pictures
 from analysis.report import trial_pictures
 from jbot.data.jets import CLASS_LABELS
-from jbot.store.record import RecordError, Storage, save_record, trial_folder
+from jbot.store.record import save_record, trial_folder
+from jbot.store.storage import RecordError, Storage
 
 
 def small_jets(rng, classes):

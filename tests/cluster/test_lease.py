@@ -15,14 +15,14 @@ from helpers import ROOT, SAMPLE
 from cluster import lease as module
 from cluster.lease import lease
 from cluster.resources import ClusterError
-from jbot.store.processes import begun, is_alive, place
-from jbot.store.record import Storage, is_left_over
+from jbot.store.processes import host_id, is_alive, start_ticks
+from jbot.store.storage import Storage, is_stale
 
 DRIVER = """
 import sys, time
 from cluster import lease as module
 from cluster.stop import stopped_by_sigterm
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 module.HEARTBEAT_S = 0.1
 try:
     with stopped_by_sigterm(), module.lease(Storage(sys.argv[1]), "study", say=print):
@@ -96,7 +96,7 @@ def test_a_killed_driver_is_replaced_without_waiting(storage, driver):
 
 
 def test_a_process_number_that_is_used_again_is_no_driver(storage):
-    write(storage, place=place(), pid=os.getpid(), begun=1)
+    write(storage, place=host_id(), pid=os.getpid(), begun=1)
     with lease(storage, "study"):
         pass
 
@@ -105,7 +105,7 @@ def test_a_killed_driver_that_nobody_asks_after_is_dead(storage, driver):
     """As in a container whose first process is no init: the driver stays in the list of processes."""
     driver.kill()
     os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)
-    assert is_left_over(f".x.{driver.pid}-{place()}-00000000.tmp")
+    assert is_stale(f".x.{driver.pid}-{host_id()}-00000000.tmp")
     with lease(storage, "study"):
         assert content(storage)["pid"] == os.getpid()
 
@@ -115,7 +115,7 @@ def test_a_process_may_have_any_name():
     process = subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     assert is_alive(process.pid)
-    assert begun(process.pid) >= begun(os.getpid())
+    assert start_ticks(process.pid) >= start_ticks(os.getpid())
     process.communicate(b"\n")
 
 

@@ -29,7 +29,8 @@ import pytest
 
 from analysis.verdicts import provenance
 from jbot.store.plan import StudyRecords, load_study
-from jbot.store.record import Record, Storage, is_left_over, load_curves, load_whole
+from jbot.store.record import Record, load_curves, load_whole
+from jbot.store.storage import Storage, is_stale
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "tests/faults/tiny_study.py"
@@ -174,7 +175,7 @@ class Before:
         files = [name for name in files if not (unfinished and name.endswith("/checkpoint"))]
         files += [str(path) for path in self.temporary.iterdir()]
         for pid in self.drivers:  # of others something may be there, until the next Ray on this machine
-            files += [str(path) for path in Path("/tmp").glob(f"jbot.{pid}-*.tmp") if is_left_over(path.name)]
+            files += [str(path) for path in Path("/tmp").glob(f"jbot.{pid}-*.tmp") if is_stale(path.name)]
         files += [str(path) for path in set(SHARED.iterdir()) - self.shared if not is_mapped(path)]
         assert not files, f"temporary files are left: {files}"
 

@@ -22,8 +22,9 @@ from cluster.resources import Resources
 from cluster.scheduling.run import cleanup, open_trials, run_inline, scratch_storage
 from jbot.config import Config, override
 from jbot.store.attempts import checkpoint_folder, is_newest, note_attempt
-from jbot.store.processes import place
-from jbot.store.record import RecordError, Storage, UnreadableError, load_record
+from jbot.store.processes import host_id
+from jbot.store.record import load_record
+from jbot.store.storage import RecordError, Storage, UnreadableError
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.checkpoint import read_state
 from jbot.trial.run import run_pack
@@ -335,9 +336,9 @@ def test_an_error_on_the_way_of_a_signal_is_an_interruption(monkeypatch, capsys,
 def leave_what_a_killed_driver_leaves(before: Before, pid: int) -> None:
     """Files that are there only if it dies at the wrong moment."""
     for name in (
-        f"floors/.raw.json.{pid}-{place()}-00000000.tmp",
+        f"floors/.raw.json.{pid}-{host_id()}-00000000.tmp",
         f".ray-{NAME}/state.json",
-        f".token.{pid}-{place()}-00000000.tmp",
+        f".token.{pid}-{host_id()}-00000000.tmp",
     ):
         before.storage.write(name, b"half")
     for trial in before.finished:
@@ -378,9 +379,9 @@ def test_an_upload_that_is_interrupted_is_whole(tmp_path):
 def test_files_of_other_machines_are_left_alone_for_a_day(tmp_path):
     storage = Storage(tmp_path)
     old, young = tmp_path / ".a.7-ffffffff-00000000.tmp", tmp_path / ".b.7-ffffffff-00000000.tmp"
-    mine = tmp_path / f".c.{os.getpid()}-{place()}-00000000.tmp"
+    mine = tmp_path / f".c.{os.getpid()}-{host_id()}-00000000.tmp"
     for path in (old, young, mine):
         path.write_bytes(b"")
     os.utime(old, (time.time() - 90_000,) * 2)
-    storage.sweep()
+    storage.remove_stale_files()
     assert storage.names() == [young.name, mine.name]

@@ -291,7 +291,7 @@ os.fsync = slow
 
 
 def test_a_storage_that_takes_seconds_for_each_file(tmp_path, undisturbed):
-    """Every write is synced (jbot/store/record.py), and each sync takes 1.5 s, in the driver and in all workers:
+    """Every write is synced (jbot/store/storage.py), and each sync takes 1.5 s, in the driver and in all workers:
     what a busy NFS server does to a program. Reads are as fast as ever, and so is what Tune writes for itself."""
     before, site = Before(tmp_path), tmp_path / "site"
     site.mkdir()

@@ -10,7 +10,7 @@ from jbot.config import Config, from_dict, override
 from jbot.data import JetData
 from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, save_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from jbot.trial.reuse import plain
 from jbot.trial.run import PackRun
 from studies.runner import campaign

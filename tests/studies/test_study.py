@@ -14,7 +14,7 @@ from cluster.scheduling.run import run_inline
 from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data import JetData, Jets
 from jbot.store.plan import Contrast, PlanError, load_study, save_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from jbot.trainer.workload import finetune_steps
 from search_spaces.axis import Axis
 from search_spaces.masking import SCHEME

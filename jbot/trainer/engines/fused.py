@@ -14,7 +14,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jbot.config import ModelConfig
-from jbot.data.files import cache_folder
+from jbot.store.storage import atomic_write, cache_folder
 from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_count
 
 SOURCE = Path(__file__).with_name("fused.cpp")
@@ -211,11 +210,8 @@ def _library(config: ModelConfig, slots: int) -> Path:
     path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-                made = Path(folder) / "kernel.so"
+            with atomic_write(path) as made:
                 _compile([*command, str(SOURCE), "-o", str(made)])
-                made.replace(path)
     except OSError as error:  # a full or read-only disk
         raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
     return path

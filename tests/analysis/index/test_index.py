@@ -19,7 +19,7 @@ from analysis.verdicts.costs import Prices, hours_text
 from analysis.verdicts.questions import FURTHER, OPEN
 from analysis.verdicts.study_index import load_index
 from jbot.store.plan import Contrast, load_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from studies.presets import PRESETS
 from studies.runner.campaign import find_studies
 

@@ -27,7 +27,8 @@ from jbot.data import CLASSES, DataError, Jets, jets_needed, split
 from jbot.data.hdf5 import write
 from jbot.encoder.keras_weights import frozen_student, load_backbone, load_head
 from jbot.store.plan import load_study, save_study
-from jbot.store.record import Record, RecordError, Storage, save_record
+from jbot.store.record import Record, save_record
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed
 from jbot.trainer.model import weight_shapes

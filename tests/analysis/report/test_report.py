@@ -24,7 +24,8 @@ from analysis.verdicts import number_format as fmt
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan, PlannedTrial, load_study, save_study
-from jbot.store.record import Record, Storage, save_record, trial_folder, trial_id
+from jbot.store.record import Record, save_record, trial_folder, trial_id
+from jbot.store.storage import Storage
 
 ARMS = {"momentum": {}, "random": {"mask.scheme": "random"}, "none": {"mask.scheme": "none"}}
 EFFECT = {"momentum": 0.02, "random": 0.0, "none": 0.0}

@@ -17,7 +17,7 @@ from analysis.stats.sequential import InterimHistory, planned_history
 from analysis.verdicts.decide import decide_contrasts, decided
 from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, Plan, PlanError, load_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from studies import main
 from studies.runner.cli import blocks_of
 from studies.runner.looks import batches, describe_looks, with_looks

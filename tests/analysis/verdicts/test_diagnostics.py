@@ -11,7 +11,8 @@ from analysis.verdicts import diagnostics
 from analysis.verdicts.diagnostics import CHECKS, absent_line, chance_of, confusion_matrix, diagnose, mutual_confusion
 from jbot.data import CLASSES
 from jbot.store.plan import load_study
-from jbot.store.record import RecordError, Storage, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import RecordError, Storage
 from jbot.trainer import loop
 
 HEALTHY = {

@@ -16,7 +16,8 @@ from cluster.doctor.finding import Finding, Node
 from cluster.doctor.nodes import clock_skew, evaluate, on_each, probe_node, this_machine
 from cluster.doctor.storage import check_storage
 from cluster.resources import ClusterError
-from jbot.store.record import Storage, without_secret
+from jbot.messages import without_secret
+from jbot.store.storage import Storage
 
 GPU = {"name": "H100", "free": 70 * 2**30, "total": 80 * 2**30}
 GB = 10**9

@@ -197,7 +197,7 @@ def test_finished_chunks_are_kept_when_another_fails(nodes, tmp_path: Path) -> N
     with pytest.raises(DataError, match="stopped"):
         list(generate.on_nodes(wanted, make=fail_third))
     assert all(chunk.path.exists() for chunk in wanted[:2])
-    assert not list((tmp_path / "chunks").glob("*.part"))
+    assert not list((tmp_path / "chunks").glob(".*.tmp"))
     list(generate.on_nodes([chunk for chunk in wanted if not chunk.path.exists()], make=numbers))
     assert all(chunks._read_chunk(chunk) is not None for chunk in wanted)
 

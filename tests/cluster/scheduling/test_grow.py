@@ -23,7 +23,7 @@ from helpers import TINY, make_data
 from cluster.resources import ClusterError, Resources
 from cluster.scheduling.tune import run_ray
 from jbot.config import Config, override
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 
 data = make_data(60)

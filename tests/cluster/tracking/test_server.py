@@ -22,7 +22,8 @@ from cluster.resources import Resources
 from cluster.scheduling.run import run_inline
 from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study
-from jbot.store.record import Record, RecordError, Storage, load_record, load_records, save_record
+from jbot.store.record import Record, load_record, load_records, save_record
+from jbot.store.storage import RecordError, Storage
 from studies.runner.study import Study
 from studies.runner.trials import planned_trials, trial_specs
 

@@ -18,7 +18,8 @@ from cluster.tracking.mirror import main as mirror
 from jbot.config import Config, flatten, from_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study
-from jbot.store.record import Storage, load_record
+from jbot.store.record import load_record
+from jbot.store.storage import Storage
 from studies.runner.console import watched
 from studies.runner.options import RunOptions
 from studies.runner.study import Study

@@ -11,8 +11,8 @@ import pytest
 
 from jbot.data import DataError, chunks, generate, load, pythia
 from jbot.data.chunks import Chunk, generate_file, make_chunk
-from jbot.data.files import STALE_SECONDS, remove_leftovers
 from jbot.data.pythia import Settings, card, jet_features
+from jbot.store.storage import DAY_S, remove_stale_files
 
 SETTINGS = Settings(seed=3)
 
@@ -149,26 +149,26 @@ def test_a_process_killed_while_writing_leaves_nothing_trusted(tmp_path: Path, f
     process = multiprocessing.get_context("spawn").Process(target=_write_half_and_die, args=(chunk.path,))
     process.start()
     process.join()
-    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     assert chunks._read_chunk(chunk) is None
     make_chunk(chunk)
     assert chunks._read_chunk(chunk) is not None
 
 
 def _write_half_and_die(path: Path) -> None:
-    from jbot.data.files import written_whole
+    from jbot.store.storage import atomic_write
 
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(b"half a chunk")
         os._exit(1)
 
 
 def test_old_leftovers_are_removed_and_young_ones_left_to_their_writer(tmp_path: Path) -> None:
-    old, young = tmp_path / "a.h5.1.part", tmp_path / "b.h5.2.part"
+    old, young = (tmp_path / f".{name}.h5.7-ffffffff-00000000.tmp" for name in "ab")  # of another machine
     for path in (old, young):
         path.touch()
-    os.utime(old, (0, young.stat().st_mtime - STALE_SECONDS - 60))
-    remove_leftovers(tmp_path)
+    os.utime(old, (0, young.stat().st_mtime - DAY_S - 60))
+    remove_stale_files(tmp_path)
     assert list(tmp_path.iterdir()) == [young]
 
 

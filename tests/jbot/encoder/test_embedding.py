@@ -32,7 +32,8 @@ from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import EncoderError, check_jets
 from jbot.evaluation.metrics_registry import metric_names
-from jbot.store.record import Storage, load_record
+from jbot.store.record import load_record
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed
@@ -491,7 +492,7 @@ def test_a_fault_late_in_the_file_leaves_no_half_result(
 
 def test_ctrl_c_leaves_no_half_file(trial: Path, jets_file: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupted(*arguments: object) -> None:
-        assert any(path.suffix == ".part" for path in tmp_path.iterdir())
+        assert any(path.suffix == ".tmp" for path in tmp_path.iterdir())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "embedded", interrupted)

@@ -11,7 +11,8 @@ from cluster.search.plan import SearchPlan
 from jbot.config import JBOT_B, Config, LossConfig, differences, flatten, override, to_dict, with_defaults
 from jbot.field import collect_fields, per_trial
 from jbot.store.plan import Contrast, Plan, PlannedTrial, load_study, save_study
-from jbot.store.record import Record, Storage, load_record, not_reused, read_record, save_record, trial_id
+from jbot.store.record import Record, load_record, not_reused, read_record, save_record, trial_id
+from jbot.store.storage import Storage
 
 VERSION = "3"
 GOLDEN = {

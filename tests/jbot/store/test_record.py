@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jbot.config import Config, override, to_dict
-from jbot.store.record import Record, RecordError, Storage, load_curves, load_record, open_folder, save_record
+from jbot.store.record import Record, load_curves, load_record, save_record
+from jbot.store.storage import RecordError, Storage, open_folder
 
 RECORD = Record(
     trial_id="abc",
@@ -60,7 +61,7 @@ def test_a_damaged_record_is_named(tmp_path, content):
 def test_a_write_that_dies_leaves_the_old_file(tmp_path, monkeypatch):
     storage = Storage(tmp_path)
     storage.write("file", b"old")
-    monkeypatch.setattr("jbot.store.record.os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("jbot.store.storage.os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         storage.write("file", b"new")
     assert storage.read("file") == b"old"

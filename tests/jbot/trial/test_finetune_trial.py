@@ -9,7 +9,8 @@ import torch
 import jbot.trial.run
 from jbot.config import override
 from jbot.evaluation.metrics_registry import metric_names
-from jbot.store.record import Record, Storage, load_finetune_curves, load_record, trial_folder
+from jbot.store.record import Record, load_finetune_curves, load_record, trial_folder
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits
 from jbot.trainer.model import cls_rows, encode

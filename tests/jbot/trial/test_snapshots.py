@@ -9,7 +9,8 @@ from test_trial import Killed, always_save, changed, kill_after, run_trial, spec
 
 import jbot.trial.run
 from jbot.config import Config, override
-from jbot.store.record import Storage, trial_folder
+from jbot.store.record import trial_folder
+from jbot.store.storage import Storage
 from jbot.trainer.embed import embed
 from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.model import init_weights, pack

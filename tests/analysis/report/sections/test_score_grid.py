@@ -16,7 +16,7 @@ from cluster.scheduling.run import Resources, run_inline
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file
 from jbot.store.plan import load_study, save_study
-from jbot.store.record import Storage
+from jbot.store.storage import Storage
 from studies.anomaly_metrics import study
 from studies.runner.trials import planned_trials, trial_specs
 

@@ -12,7 +12,8 @@ from analysis.verdicts import number_format as fmt
 from jbot.config import from_dict, override, to_dict
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import PlannedTrial, load_study, save_study
-from jbot.store.record import Record, Storage, save_record, trial_id
+from jbot.store.record import Record, save_record, trial_id
+from jbot.store.storage import Storage
 from studies.cross_energy import study
 
 PTS = (500, 1000, 2000)
