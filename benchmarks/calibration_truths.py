@@ -1,4 +1,4 @@
-"""Simulated studies whose truth is known, decided by :func:`analysis.verdicts.decide.judge` as real ones are.
+"""Simulated studies whose truth is known, which :mod:`analysis.verdicts.decide` decides as it does real ones.
 
 Unit of all scores: the standard deviation of a paired difference. Axes of scores: (seed, arm).
 """

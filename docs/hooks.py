@@ -66,11 +66,15 @@ def study_page(code: str, markdown: str) -> str:
     Of the page itself the title and the line that points to the file go.
     """
     question, _, parts = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")
-    told = [f"# {question}"]
+    shown = [f"# {question}"]
     for name, text in re.findall(r"^(\w+) +(.*(?:\n +.*)*)", parts, re.MULTILINE):
         lines = [line.strip() for line in text.split("\n")]
-        told.append(fenced("\n".join(lines), "bash") if name == "Command" else f"**{name}.** {' '.join(lines)}")
-    return "\n\n".join([*told, markdown.split("\n\n", 2)[2]])
+        if name == "Command":
+            remarked = [re.sub(r"(?<=\S)( {2,})", r"\1# ", line, count=1) for line in lines]
+            shown.append(fenced("\n".join(remarked), "bash"))
+        else:
+            shown.append(f"**{name}.** {' '.join(lines)}")
+    return "\n\n".join([*shown, markdown.split("\n\n", 2)[2]])
 
 
 def repository_path(src_uri: str) -> str:

@@ -70,12 +70,10 @@ def test_links_out_of_docs_are_led_to_pages_of_the_site():
     assert moved("repository/benchmarks/README.md", "../docs/performance.md") == "../../performance.md"
     assert moved("running.md", "https://zenodo.org") == "https://zenodo.org"
     assert hooks.fenced("a ``` b", "python") == "````python\na ``` b\n````\n"
-    code = '"""Is it so?\n\nSource   A paper,\n         and more.\nCommand  python studies/x.py\n"""\n'
+    code = '"""Is it so?\n\nSource   A paper,\n         and more.\nCommand  python studies/x.py   a minute\n"""\n'
     page = hooks.study_page(code, "# Title\n\nThe file.\n\n## Arms\n\nNone.")
-    assert (
-        page
-        == "# Is it so?\n\n**Source.** A paper, and more.\n\n```bash\npython studies/x.py\n```\n\n\n## Arms\n\nNone."
-    )
+    commands = "```bash\npython studies/x.py   # a minute\n```\n"
+    assert page == f"# Is it so?\n\n**Source.** A paper, and more.\n\n{commands}\n\n## Arms\n\nNone."
 
 
 SHOWING = [page for page in PAGES if page.name != "CHANGELOG.md"]
