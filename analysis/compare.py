@@ -28,7 +28,7 @@ from rich.table import Table as TerminalTable
 from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design, provenance, tables
+from analysis.verdicts import exploratory, provenance, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import SEED, decide_study
 from analysis.verdicts.sentences import contrast_name
@@ -227,7 +227,7 @@ def metrics_section(found: Comparison, frame: pd.DataFrame) -> Table:
         p = paired.sign_flip_test(by_seed, rng) if len(by_seed) > 1 else math.nan
         largest = float(of_metric["difference"].abs().max())
         rows.append((str(metric), len(every), len(every) - len(of_metric), largest, over_seeds(every), p))
-    adjusted = design.corrected([row[-1] for row in rows])
+    adjusted = exploratory.corrected([row[-1] for row in rows])
     ordered = sorted(zip(rows, adjusted, strict=True), key=lambda row: _clearness(found, row[0]))
     cells = [
         [metric, f"{equal} of {n}", fmt.compact(largest, 2), *_mean_cells(mean), _p(p, mean.n)]

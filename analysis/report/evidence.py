@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.report import links
 from analysis.report.links import Links
-from analysis.verdicts import convergence, design, diagnostics, tables
+from analysis.verdicts import convergence, diagnostics, exploratory, tables
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.diagnostics import Diagnosis
@@ -53,7 +53,7 @@ class Evidence:
     @cached_property
     def compared(self) -> pd.DataFrame:
         """Scores (seed, arm) of the blocks in which every arm has ended: what may be compared."""
-        return design.compared(self.scores, self.states)
+        return exploratory.ended_scores(self.scores, self.states)
 
     @cached_property
     def shown(self) -> list[str]:

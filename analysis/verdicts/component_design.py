@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 
 from analysis.stats import Floats
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.design import Settings, base_settings, listed, plain, settings
+from analysis.verdicts.arm_configs import FlatConfig
+from analysis.verdicts.number_format import listed
 from jbot.store.plan import Plan
 
 MIN_ARMS = 4
@@ -92,9 +93,9 @@ class Column:
 
 def removed(plan: Plan) -> dict[str, frozenset[str]]:
     """The components that are out of each arm; arms that differ from the base in something else are not there."""
-    base, factors = base_settings(plan), components(plan)
+    base, factors = base_config(plan), components(plan)
     found = {}
-    for arm, config in settings(plan).items():
+    for arm, config in arm_configs(plan).items():
         for out in _candidates(config, factors):
             if config == base | {field: value for name in out for field, value in factors[name].items()}:
                 found[arm] = frozenset(out)
@@ -102,14 +103,14 @@ def removed(plan: Plan) -> dict[str, frozenset[str]]:
     return found
 
 
-def components(plan: Plan) -> dict[str, Settings]:
+def components(plan: Plan) -> dict[str, FlatConfig]:
     """Those of the plan that are in its base: what is out of it already cannot be taken out."""
-    base = base_settings(plan)
-    factors = {name: plain(changes) for name, changes in plan.factors.items()}
+    base = base_config(plan)
+    factors = {name: flat_values(changes) for name, changes in plan.factors.items()}
     return {name: changes for name, changes in factors.items() if changes and not changes.items() <= base.items()}
 
 
-def _candidates(config: Settings, factors: dict[str, Settings]) -> Iterator[tuple[str, ...]]:
+def _candidates(config: FlatConfig, factors: dict[str, FlatConfig]) -> Iterator[tuple[str, ...]]:
     """What may be out of an arm. The simplest reading first: taking one component out may imply another."""
     names = tuple(factors)
     yield ()

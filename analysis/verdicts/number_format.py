@@ -1,8 +1,13 @@
-"""Numbers as a physicist writes them: rounded by their error, p-values never below what the design can reach."""
+"""Numbers as a physicist writes them: rounded by their error, p-values never below what the design can reach; lists."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.stats import paired
+from analysis.stats.paired import MeanInterval
 
 MISSING = "–"
 """What stands for a number that does not exist."""
@@ -88,3 +93,32 @@ def duration(seconds: float) -> str:
 def capitalise(text: str) -> str:
     """The first letter large, the others as they are."""
     return text[:1].upper() + text[1:]
+
+
+def mean_cell(values: MeanInterval, sign: bool = False) -> str:
+    """``0.021 ± 0.006``: mean and standard error; the mean alone where there is no spread."""
+    if values.n < 2 or values.standard_error == 0:
+        return number(values.mean, sign=sign)
+    return with_error(values.mean, values.standard_error, sign)
+
+
+def interval_cell(values: MeanInterval) -> str:
+    """``0.008 to 0.034``."""
+    return interval(values.low, values.high, values.standard_error)
+
+
+def p_cell(p_adjusted: float, n: int) -> str:
+    """A corrected p, never below what n seeds can reach; a dash without a test."""
+    return p_value(p_adjusted, paired.min_p(n)) if math.isfinite(p_adjusted) else MISSING
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """``a, b and c``; of more than `most` the first ones."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def value_words(value: Any) -> str:
+    """A setting in few letters."""
+    return compact(value, 4) if isinstance(value, float) else str(value)

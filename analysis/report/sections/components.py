@@ -13,7 +13,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design
+from analysis.verdicts import exploratory
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.component_design import (
     ComponentEffect,
@@ -26,7 +26,8 @@ from analysis.verdicts.component_design import (
     left_out,
     removed,
 )
-from analysis.verdicts.design import Estimate, listed
+from analysis.verdicts.exploratory import Estimate
+from analysis.verdicts.number_format import listed
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
@@ -46,9 +47,11 @@ def section(evidence: Evidence) -> Section | None:
     if not (alone or full or crossed):
         return None
     contrasts = columns(crossed) if crossed else []
-    sizes = [(one.component, design.gaps(scores, one.treatment, one.control)) for one in (*full, *alone)]
+    sizes = [
+        (one.component, exploratory.paired_differences(scores, one.treatment, one.control)) for one in (*full, *alone)
+    ]
     sizes += [(column.name, effect_sizes(crossed, column, scores)) for column in contrasts if crossed]
-    found = design.estimates(sizes, plan.alpha)
+    found = exploratory.estimates(sizes, plan.alpha)
     in_full, in_alone = found[: len(full)], found[len(full) : len(full) + len(alone)]
     effects = found[len(full) + len(alone) :]
     said = list(_sentences(plan, in_full, in_alone, evidence))
@@ -143,12 +146,12 @@ def _together(plan: Plan, full: Sequence[ComponentEffect], scores: pd.DataFrame)
     whole, rest = (paired.mean_interval(values, 1 - plan.alpha) for values in (total, total - parts))
     if whole.n < 2:
         return
-    added = design.mean_cell(paired.mean_interval(parts), sign=True)
+    added = fmt.mean_cell(paired.mean_interval(parts), sign=True)
     but = "".join(f" but {name}" for name in names if name not in outs[barest])
     yield (
-        f"All components{but} together have an effect of {design.mean_cell(whole, sign=True)}; left out of the full "
-        f"recipe one by one, they add up to {added}. The rest is {design.mean_cell(rest, sign=True)} "
-        f"({1 - plan.alpha:.0%} interval {design.interval_cell(rest)}), {_what_the_rest_says(plan, rest)}."
+        f"All components{but} together have an effect of {fmt.mean_cell(whole, sign=True)}; left out of the full "
+        f"recipe one by one, they add up to {added}. The rest is {fmt.mean_cell(rest, sign=True)} "
+        f"({1 - plan.alpha:.0%} interval {fmt.interval_cell(rest)}), {_what_the_rest_says(plan, rest)}."
     )
 
 

@@ -6,7 +6,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.convergence import Convergence
-from analysis.verdicts.design import interval_cell, mean_cell
+from analysis.verdicts.number_format import interval_cell, mean_cell
 from analysis.verdicts.sentences import contrast_name
 from jbot.evaluation.metrics_registry import find_metric
 

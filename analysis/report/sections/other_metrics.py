@@ -12,7 +12,7 @@ from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import tables
-from analysis.verdicts.design import mean_cell
+from analysis.verdicts.number_format import mean_cell
 from analysis.verdicts.sentences import contrast_name
 from jbot.evaluation.metrics_registry import BASELINES, find_metric
 

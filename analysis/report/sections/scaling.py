@@ -29,9 +29,9 @@ from analysis.report.sections.scaling_laws import Fitted
 from analysis.stats import Floats, paired
 from analysis.stats.curve_fit import FORMS
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design
+from analysis.verdicts import arm_configs
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.design import Settings
+from analysis.verdicts.arm_configs import FlatConfig
 from jbot.config import JBOT_B, ModelConfig
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
@@ -84,7 +84,7 @@ def has_error(metric: str) -> bool:
     return find_metric(metric).measure.endswith(("accuracy", "auc"))
 
 
-def weights(config: Settings) -> int:
+def weights(config: FlatConfig) -> int:
     """Trained numbers of an arm's student, counted from the shapes of its weights."""
     # Imported here: it brings torch along, which reports of other studies do without.
     from jbot.trainer.model import weight_count
@@ -109,7 +109,7 @@ def lines_over_jets(plan: Plan) -> list[Line]:
 
 def lines_over_models(plan: Plan) -> list[Line]:
     """Lines over models at one training set and one number of epochs."""
-    configs = design.settings(plan)
+    configs = arm_configs.arm_configs(plan)
     model = {field for config in configs.values() for field in config if field.startswith(("model.", "optim."))}
     found = []
     for arms in _groups(plan, model).values():
@@ -120,19 +120,19 @@ def lines_over_models(plan: Plan) -> list[Line]:
     return sorted(found, key=lambda line: (line.runs[0].jets, line.runs[0].epochs))
 
 
-def _groups(plan: Plan, free: Collection[str]) -> dict[tuple[tuple[str, object], ...], dict[str, Settings]]:
+def _groups(plan: Plan, free: Collection[str]) -> dict[tuple[tuple[str, object], ...], dict[str, FlatConfig]]:
     """Arms that agree in all settings but the free ones."""
-    groups: dict[tuple[tuple[str, object], ...], dict[str, Settings]] = {}
-    for arm, config in design.settings(plan).items():
-        groups.setdefault(design.without(config, free), {})[arm] = config
+    groups: dict[tuple[tuple[str, object], ...], dict[str, FlatConfig]] = {}
+    for arm, config in arm_configs.arm_configs(plan).items():
+        groups.setdefault(arm_configs.without(config, free), {})[arm] = config
     return groups
 
 
-def _runs(arms: Mapping[str, Settings]) -> list[Run]:
+def _runs(arms: Mapping[str, FlatConfig]) -> list[Run]:
     return [_run(arm, config) for arm, config in arms.items()]
 
 
-def _run(arm: str, config: Settings) -> Run:
+def _run(arm: str, config: FlatConfig) -> Run:
     jets, epochs = int(config["data.train_jets"]), float(config["train.epochs"])
     steps = int(epochs * max(1, math.ceil(jets / config["train.batch"])))
     labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
@@ -182,17 +182,17 @@ def _by_jets(runs: Iterable[Run]) -> tuple[Run, ...]:
     return tuple(first[jets] for jets in sorted(first))
 
 
-def _names(configs: Sequence[Settings]) -> list[str]:
+def _names(configs: Sequence[FlatConfig]) -> list[str]:
     """Models by their name, and what else tells the groups apart."""
     fields = sorted({field for config in configs for field in config if not field.startswith("model.")})
     differing = [field for field in fields if len({config.get(field) for config in configs}) > 1]
     return [
-        ", ".join([_model(one), *(f"{field} = {design.value_words(one.get(field))}" for field in differing)])
+        ", ".join([_model(one), *(f"{field} = {fmt.value_words(one.get(field))}" for field in differing)])
         for one in configs
     ]
 
 
-def _model(config: Settings) -> str:
+def _model(config: FlatConfig) -> str:
     sizes = {field.removeprefix("model."): value for field, value in config.items() if field.startswith("model.")}
     base = vars(ModelConfig())
     known = {"jBOT-S": base, "jBOT-B": base | {field.removeprefix("model."): v for field, v in JBOT_B.items()}}
@@ -271,11 +271,11 @@ def _fitted(plan: Plan, line: Line, errors: pd.DataFrame) -> Fitted | None:
 
 def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
     """The joint law of all models that differ from the base in nothing else, at its epochs or at its steps."""
-    configs = design.settings(plan)
-    base = design.base_settings(plan)
+    configs = arm_configs.arm_configs(plan)
+    base = arm_configs.base_config(plan)
     free = {*SIZES, *(field for config in configs.values() for field in config if field.startswith("model."))}
-    key, origin = design.without(base, free), _run("", base)
-    alike = [_run(arm, config) for arm, config in configs.items() if design.without(config, free) == key]
+    key, origin = arm_configs.without(base, free), _run("", base)
+    alike = [_run(arm, config) for arm, config in configs.items() if arm_configs.without(config, free) == key]
     held = {EPOCHS: lambda run: run.epochs == origin.epochs, STEPS: lambda run: _as_long(run, origin)}[kind]
     runs = {(run.parameters, run.jets): run for run in alike if held(run)}
     if len({weights for weights, _ in runs}) < LEAST_MODELS or len({jets for _, jets in runs}) < LEAST_JOINT:
@@ -330,9 +330,9 @@ def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) ->
     left = f"{ten_times} leave {10**slope.mean:.0%} of the error"
     if slope.n < 2:
         return f"{where}: slope {fmt.number(slope.mean, 3)}, {left} (one seed, no interval)."
-    said = f"{where}: slope {design.mean_cell(slope, sign=True)}, {left}"
+    said = f"{where}: slope {fmt.mean_cell(slope, sign=True)}, {left}"
     clear = "" if slope.high < 0 or slope.low > 0 else "; that the error does not change is not excluded"
-    interval = f"{1 - plan.alpha:.0%} interval {design.interval_cell(slope)}"
+    interval = f"{1 - plan.alpha:.0%} interval {fmt.interval_cell(slope)}"
     return f"{said} ({interval}, n = {fmt.count(slope.n, 'seed')}{clear})."
 
 
@@ -350,7 +350,7 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         f"{fmt.count(len(plan.seeds), 'seed')}."
     )
     runs = [run for line in lines for run in line.runs]
-    bank = min(float(design.base_settings(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
+    bank = min(float(arm_configs.base_config(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
     small = sorted({run.jets for run in runs if run.labeled < bank})
     if small:
         yield (
@@ -363,7 +363,7 @@ def _repetition(kind: str, runs: Sequence[Run]) -> str:
     few, many = min(runs, key=lambda run: run.jets), max(runs, key=lambda run: run.jets)
     if kind == EPOCHS:
         epochs = sorted({run.epochs for run in runs})
-        times = design.listed([_times(one) for one in epochs])
+        times = fmt.listed([_times(one) for one in epochs])
         return (
             f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets "
             "are more optimiser steps too."
@@ -380,7 +380,7 @@ def _times(epochs: float) -> str:
 
 def _of_base_epochs(plan: Plan, models: Sequence[Line]) -> list[Line]:
     """Lines over models at the base's epochs: those of fixed steps have other ones at each training set."""
-    epochs = design.base_settings(plan)["train.epochs"]
+    epochs = arm_configs.base_config(plan)["train.epochs"]
     return [line for line in models if line.runs[0].epochs == epochs] or list(models)
 
 
@@ -423,12 +423,12 @@ def _tables(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: p
 
 def _error_cells(plan: Plan, run: Run, errors: pd.DataFrame) -> list[str]:
     values = paired.mean_interval(errors[run.arm].dropna(), 1 - plan.alpha)
-    return [str(values.n), design.mean_cell(values), design.interval_cell(values)]
+    return [str(values.n), fmt.mean_cell(values), fmt.interval_cell(values)]
 
 
 def _slope_row(against: str, line: Line, held: str, slope: MeanInterval) -> list[str]:
     left = f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING
-    cells = [design.mean_cell(slope, sign=True), design.interval_cell(slope), left]
+    cells = [fmt.mean_cell(slope, sign=True), fmt.interval_cell(slope), left]
     return [line.name, held, against, str(len(line.runs)), str(slope.n), *cells]
 
 
@@ -456,7 +456,7 @@ def _picture(
 
 
 def _slopes_said(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame, over_models: bool = False) -> str:
-    said = [f"{one.name}: slope {design.mean_cell(_slope(plan, one, errors, over_models))}" for one in lines]
+    said = [f"{one.name}: slope {fmt.mean_cell(_slope(plan, one, errors, over_models))}" for one in lines]
     return "; ".join(said)
 
 

@@ -15,7 +15,6 @@ from analysis.report.section import Table
 from analysis.stats import scaling_law
 from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
-from analysis.verdicts import design
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
@@ -86,11 +85,9 @@ def _left(errors: pd.DataFrame, whole: pd.DataFrame, sizes: Sequence[tuple[float
     seeds = [str(seed) for seed in errors.index if seed not in whole.index and errors.loc[seed].notna().any()]
     places = [sizes[i] for i in range(errors.shape[1]) if i not in whole.columns]
     said = (
-        [f"{'size' if len(places) == 1 else 'sizes'} {design.listed([_place(one) for one in places])}"]
-        if places
-        else []
+        [f"{'size' if len(places) == 1 else 'sizes'} {fmt.listed([_place(one) for one in places])}"] if places else []
     )
-    said += [f"{'seed' if len(seeds) == 1 else 'seeds'} {design.listed(seeds)}"] if seeds else []
+    said += [f"{'seed' if len(seeds) == 1 else 'seeds'} {fmt.listed(seeds)}"] if seeds else []
     return " and ".join(said)
 
 
@@ -109,7 +106,7 @@ def _answer(one: Fitted) -> Iterator[str]:
     design_words = f"{fmt.count(len(found.sizes), 'size')}, {fmt.count(found.seeds, 'seed')}"
     if named:
         others = [law for law in found.laws if law is not named]
-        rejected = f"{design.listed([law.form.name for law in others])} {_p_words(others)}"
+        rejected = f"{fmt.listed([law.form.name for law in others])} {_p_words(others)}"
         law = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
         yield f"{one.where}: {law} ({design_words}; rejected: {rejected})."
         if found.best_predictor is not named:
@@ -128,7 +125,7 @@ def _answer(one: Fitted) -> Iterator[str]:
             f"{nearest.form.name}, p {_p(nearest.p_fit)})."
         )
     else:
-        standing = design.listed([law.form.name for law in found.standing])
+        standing = fmt.listed([law.form.name for law in found.standing])
         yield (
             f"{one.where}: not separable ({design_words}). Not rejected: {standing}; AICc prefers "
             f"{found.best.form.name}."
@@ -169,7 +166,7 @@ def _predicted(one: Fitted) -> Iterator[str]:
         yield f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
     else:
         each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
-        yield f"{at} they predict an error of {design.listed(each)}."
+        yield f"{at} they predict an error of {fmt.listed(each)}."
 
 
 def _left_out_words(one: Fitted) -> Iterator[str]:

@@ -19,9 +19,10 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.report.sections.curves import comparable
 from analysis.stats import Floats, paired, power
-from analysis.verdicts import convergence, design, tables
+from analysis.verdicts import convergence, exploratory, tables
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.design import Estimate, listed, mean_cell
+from analysis.verdicts.exploratory import Estimate
+from analysis.verdicts.number_format import listed, mean_cell
 from jbot.evaluation.metrics_registry import BASELINES, find_metric, metric_key
 from jbot.store.plan import Plan, StudyRecords
 
@@ -129,7 +130,7 @@ def trained_gains(trials: pd.DataFrame, plan: Plan) -> list[Gain]:
         both = pd.concat([_of_only_arm(trials, plan, key) for key in keys], axis=1).dropna().to_numpy(dtype=float)
         if len(both):
             pairs[name] = both
-    changes = design.estimates([(name, both[:, 1] - both[:, 0]) for name, both in pairs.items()], plan.alpha)
+    changes = exploratory.estimates([(name, both[:, 1] - both[:, 0]) for name, both in pairs.items()], plan.alpha)
     return [
         Gain(metric=metric_key(one.name), before=both[:, 0], after=both[:, 1], change=one, outcome=_outcome(one))
         for one, both in zip(changes, pairs.values(), strict=True)

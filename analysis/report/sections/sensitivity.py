@@ -21,10 +21,10 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table, slug
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
-from analysis.verdicts import design
+from analysis.verdicts import arm_configs, exploratory
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.arm_configs import FlatConfig
 from analysis.verdicts.decide import SEED
-from analysis.verdicts.design import Settings
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
@@ -72,22 +72,22 @@ class Span:
 
 def scans(plan: Plan) -> list[Scan]:
     """Every scan of a plan, by field, in the order in which arms first change the fields."""
-    configs, base = design.settings(plan), design.base_settings(plan)
+    configs, base = arm_configs.arm_configs(plan), arm_configs.base_config(plan)
     changed = dict.fromkeys(field for changes in plan.arms.values() for field in changes)
     return [scan for field in changed if field not in ELSEWHERE for scan in _of_field(field, configs, base)]
 
 
-def _of_field(field: str, configs: dict[str, Settings], base: Settings) -> list[Scan]:
+def _of_field(field: str, configs: dict[str, FlatConfig], base: FlatConfig) -> list[Scan]:
     groups: dict[tuple[tuple[str, object], ...], dict[float, str]] = {}
     for arm, config in configs.items():
         if isinstance(config.get(field), float):
-            groups.setdefault(design.without(config, [field]), {})[config[field]] = arm
+            groups.setdefault(arm_configs.without(config, [field]), {})[config[field]] = arm
     kept = {key: arms for key, arms in groups.items() if len(arms) >= LEAST_VALUES}
     differing = [name for name in base if name != field and len({dict(key).get(name) for key in kept}) > 1]
     return [
         Scan(
             field=field,
-            group=", ".join(f"{name} = {design.value_words(dict(key)[name])}" for name in differing),
+            group=", ".join(f"{name} = {fmt.value_words(dict(key)[name])}" for name in differing),
             arms=dict(sorted(arms.items())),
             base=base.get(field, math.nan),
         )
@@ -179,17 +179,17 @@ def _how_to_read(plan: Plan, scores: pd.DataFrame) -> str:
 
 def _sentences(plan: Plan, found: list[Scan], scores: pd.DataFrame) -> list[str]:
     spans = [span(scan, scores) for scan in found]
-    p_values = design.corrected([math.nan if one is None else one.p for one in spans])
+    p_values = exploratory.corrected([math.nan if one is None else one.p for one in spans])
     n = sum(math.isfinite(p) for p in p_values)
     return [_sentence(plan, *item, n) for item in zip(found, spans, p_values, strict=True)]
 
 
 def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int) -> str:
-    first, last = (design.value_words(value) for value in (min(scan.arms), max(scan.arms)))
+    first, last = (fmt.value_words(value) for value in (min(scan.arms), max(scan.arms)))
     where = f"{scan.field} from {first} to {last}" + (f" ({scan.group})" if scan.group else "")
     if reach is None:
         return f"{where}: fewer than {LEAST_VALUES} values have a score at one seed, so nothing can be said yet."
-    low, high = (f"{fmt.number(one[1])} at {design.value_words(one[0])}" for one in (reach.lowest, reach.highest))
+    low, high = (f"{fmt.number(one[1])} at {fmt.value_words(one[0])}" for one in (reach.lowest, reach.highest))
     said = f"{where}: the means lie {fmt.compact(reach.size, 2)} apart, from {low} to {high}"
     if not math.isfinite(p):
         return f"{said}. One seed has no spread: this may be noise."
@@ -206,7 +206,7 @@ def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -
     """A table per field. The differences of all of them are corrected together."""
     rows = [(scan, value, arm) for found in by_field.values() for scan in found for value, arm in scan.arms.items()]
     differences = [_to_base(plan, scan, arm, scores) for scan, _, arm in rows]
-    p_values = design.corrected([design.sign_flip(gaps) for gaps in differences])
+    p_values = exploratory.corrected([exploratory.sign_flip(gaps) for gaps in differences])
     cells: dict[str, list[list[str]]] = {field: [] for field in by_field}
     for (scan, value, arm), gaps, p in zip(rows, differences, p_values, strict=True):
         cells[scan.field].append(_row(plan, scan, value, arm, scores, gaps, p))
@@ -221,18 +221,18 @@ def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -
 def _to_base(plan: Plan, scan: Scan, arm: str, scores: pd.DataFrame) -> Floats:
     """Paired differences to the arm of the scan that has the base's value; none without such an arm, or for itself."""
     base = scan.arms.get(scan.base)
-    return np.empty(0) if base is None or base == arm else design.gaps(scores, arm, base)
+    return np.empty(0) if base is None or base == arm else exploratory.paired_differences(scores, arm, base)
 
 
 def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, gaps: Floats, p: float) -> list[str]:
     mean = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
     difference = paired.mean_interval(gaps, 1 - plan.alpha)
-    name = design.value_words(value) + (f", {scan.group}" if scan.group else "")
-    cells = [name, arm, str(mean.n), design.mean_cell(mean), design.interval_cell(mean)]
+    name = fmt.value_words(value) + (f", {scan.group}" if scan.group else "")
+    cells = [name, arm, str(mean.n), fmt.mean_cell(mean), fmt.interval_cell(mean)]
     if value == scan.base:
         return [*cells, "the base’s value", fmt.MISSING, fmt.MISSING, fmt.MISSING]
-    cells += [design.mean_cell(difference, sign=True), design.interval_cell(difference)]
-    return [*cells, str(difference.n), design.p_cell(p, difference.n)]
+    cells += [fmt.mean_cell(difference, sign=True), fmt.interval_cell(difference)]
+    return [*cells, str(difference.n), fmt.p_cell(p, difference.n)]
 
 
 def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) -> Picture:
@@ -241,7 +241,7 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
     figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
     words = find_metric(plan.metric).full_label
     said = "; ".join(
-        f"{design.value_words(value)}: {design.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
+        f"{fmt.value_words(value)}: {fmt.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
     )
     return Picture(
         name=f"response-{slug(field)}",

@@ -12,8 +12,8 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import Floats
 from analysis.stats.two_level import Labels, Levels, jet_parts, levels
-from analysis.verdicts import design, tables
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts import tables
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import find_metric
@@ -112,10 +112,10 @@ def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Level
     )
     lost = [found.name for found, verdict in contrasts if verdict.outcome in ("better", "worse") and _spans(found)]
     if lost:
-        yield f"Shown for these test jets, not for others: {design.listed(lost)}."
+        yield f"Shown for these test jets, not for others: {fmt.listed(lost)}."
     larger = [found.name for found, _ in contrasts if found.jet_error > found.seeds.standard_error]
     if larger:
-        yield f"Test jets make the larger error: more of them help more than more seeds. {design.listed(larger)}."
+        yield f"Test jets make the larger error: more of them help more than more seeds. {fmt.listed(larger)}."
 
 
 def _spans(found: Levels) -> bool:
