@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from analysis.stats import Floats
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.arm_configs import FlatConfig
+from analysis.verdicts.arm_configs import FlatConfig, arm_configs, base_config, flat_values
 from analysis.verdicts.number_format import listed
 from jbot.store.plan import Plan
 
