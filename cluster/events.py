@@ -13,8 +13,8 @@ from jbot.store.storage import RecordError, Storage
 from jbot.store.trial_spec import TrialSpec
 
 
-class Listener(Protocol):
-    """Called in the driver process. Should not raise: see :class:`Listeners`."""
+class Watcher(Protocol):
+    """What whoever runs a trial tells of it."""
 
     def started(self, spec: TrialSpec) -> None:
         """A trial has been given to a worker, for the first time or again."""
@@ -22,11 +22,15 @@ class Listener(Protocol):
     def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
         """A new row of a trial's learning curves. May come twice after a crash."""
 
-    def interrupted(self, spec: TrialSpec) -> None:
-        """Its worker or node has died; it will be started again from its last checkpoint."""
-
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """A trial has left its record."""
+
+
+class Listener(Watcher, Protocol):
+    """Called in the driver process. Should not raise: see :class:`Listeners`."""
+
+    def interrupted(self, spec: TrialSpec) -> None:
+        """Its worker or node has died; it will be started again from its last checkpoint."""
 
     def lost(self, spec: TrialSpec, error: str) -> None:
         """A trial was given up without a record; the same command tries it again."""

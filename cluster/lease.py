@@ -29,6 +29,9 @@ MAX_MISSED = 4
 SETTLE_S = 1.0
 """Seconds in which the write of another driver that starts at the same time would have arrived (assumed)."""
 
+Holder = dict[str, Any]
+"""What a driver says of itself: `nonce`, `host`, `pid`, `start_ticks`, `host_id` and `count`."""
+
 
 @contextmanager
 def lease(
@@ -50,42 +53,85 @@ def lease(
     KeyboardInterrupt
         In the main thread, when another driver took the study over.
     """
-    name = f"{study}/{FILE}"
-    holder = _holder(storage, name)
+    pid = os.getpid()
+    mine = {"nonce": uuid.uuid4().hex, "host": socket.gethostname(), "pid": pid}
+    own = _Lease(storage, study, mine | {"start_ticks": start_ticks(pid), "host_id": host_id()}, say)
+    holder = own.read()
     if holder is not None and not take_over:
-        _wait_for_death(storage, name, holder, say)
-    mine = _myself()
-    storage.write_json(name, mine | {"count": 0})
+        own.wait_for_death(holder)
+    own.write(0)
     time.sleep(SETTLE_S if holder is not None or not storage.local else SETTLE_S / 10)
-    if _nonce(_holder(storage, name)) != mine["nonce"]:
-        raise ClusterError(_held(storage, study, _holder(storage, name)))
-    heartbeat = _Heartbeat(storage, name, mine, say)
-    heartbeat.start()
+    if not own.is_mine(now := own.read()):
+        raise own.refused(now)
+    own.start()
     try:
         yield
     finally:
-        heartbeat.end()
+        own.end()
 
 
-class _Heartbeat(threading.Thread):
-    """Counts in the file. A storage that fails for a while is no reason to stop: trials say so when they need it."""
+class _Lease(threading.Thread):
+    """The file of a study's driver; as a thread it counts there."""
 
-    def __init__(self, storage: Storage, name: str, mine: dict[str, Any], say: Callable[[str], None]):
+    def __init__(self, storage: Storage, study: str, mine: Holder, say: Callable[[str], None]):
         super().__init__(name="lease", daemon=True)
-        self.storage, self.file, self.mine, self.say = storage, name, mine, say
-        self.over = threading.Event()
+        self.storage, self.study, self.mine, self.say = storage, study, mine, say
+        self.file, self.over = f"{study}/{FILE}", threading.Event()
+
+    def read(self) -> Holder | None:
+        """What the file says; None when there is none. Of a damaged one nothing is known, and nothing counts in it."""
+        if not self.storage.exists(self.file):
+            return None
+        try:
+            content = self.storage.read_json(self.file)
+        except RecordError:
+            return None if not self.storage.exists(self.file) else {}
+        return content if isinstance(content, dict) else {}
+
+    def write(self, count: int) -> None:
+        """Say that this driver lives."""
+        self.storage.write_json(self.file, self.mine | {"count": count})
+
+    def is_mine(self, holder: Holder | None) -> bool:
+        """Whether this driver is the holder."""
+        return holder is not None and holder.get("nonce") == self.mine["nonce"]
+
+    def refused(self, holder: Holder | None) -> ClusterError:
+        """Why a second driver does not start."""
+        return ClusterError(
+            f"study {self.study} in {self.storage.uri} is run by another driver, {_name(holder or {})}: wait for it, "
+            "or take the study from it with --take-over"
+        )
+
+    def wait_for_death(self, holder: Holder) -> None:
+        """Return when the holder is dead; at once on its own host, where its process can be looked for."""
+        if holder.get("host_id") == host_id():
+            if _is_running(holder):
+                raise self.refused(holder)
+            return
+        seconds = HEARTBEAT_S * MAX_MISSED
+        self.say(f"{_name(holder)} was running this study: watching for {seconds:g} s whether it still is")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(HEARTBEAT_S / 2)
+            now = self.read()
+            if now is None:
+                return
+            if any(now.get(key) != holder.get(key) for key in ("nonce", "count")):
+                raise self.refused(now)
 
     def run(self) -> None:
+        """Count. A storage that fails for a while is no reason to stop: trials say so when they need it."""
         count = 0
         while not self.over.wait(HEARTBEAT_S):
             try:
-                other = _holder(self.storage, self.file)
-                if other and _nonce(other) != self.mine["nonce"]:
-                    self.say(f"another driver ({_who(other)}) has taken this study over: this one stops")
+                other = self.read()
+                if other and not self.is_mine(other):
+                    self.say(f"another driver ({_name(other)}) has taken this study over: this one stops")
                     interrupt()
                     return
                 count += 1
-                self.storage.write_json(self.file, self.mine | {"count": count})
+                self.write(count)
             except OSError:
                 continue
 
@@ -94,71 +140,19 @@ class _Heartbeat(threading.Thread):
         self.over.set()
         self.join()
         try:
-            if _nonce(_holder(self.storage, self.file)) == self.mine["nonce"]:
+            if self.is_mine(self.read()):
                 self.storage.remove_file(self.file)
-                study = self.file.rpartition("/")[0]
-                if not self.storage.names(study):  # bad input: nothing has come of it, and nothing is left of it
-                    self.storage.remove(study)
+                if not self.storage.names(self.study):  # bad input: nothing has come of it, and nothing is left of it
+                    self.storage.remove(self.study)
         except OSError as error:  # the next driver finds this process dead
             self.say(f"{self.storage.uri}/{self.file} was not removed: {first_line(error)}")
 
 
-def _wait_for_death(storage: Storage, name: str, holder: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Return when the holder is dead; at once where its process can be looked for."""
-    study = name.rpartition("/")[0]
-    if holder.get("place") == host_id():
-        if _runs(holder):
-            raise ClusterError(_held(storage, study, holder))
-        return
-    say(f"{_who(holder)} was running this study: watching for {HEARTBEAT_S * MAX_MISSED:g} s whether it still is")
-    until = time.monotonic() + HEARTBEAT_S * MAX_MISSED
-    while time.monotonic() < until:
-        time.sleep(min(HEARTBEAT_S, HEARTBEAT_S * MAX_MISSED) / 2)
-        now = _holder(storage, name)
-        if now is None:
-            return
-        if (_nonce(now), now.get("count")) != (_nonce(holder), holder.get("count")):
-            raise ClusterError(_held(storage, study, now))
-
-
-def _holder(storage: Storage, name: str) -> dict[str, Any] | None:
-    """What the file says; None when there is none. Of a damaged one nothing is known, and nothing counts in it."""
-    if not storage.exists(name):
-        return None
-    try:
-        content = storage.read_json(name)
-    except RecordError:
-        return None if not storage.exists(name) else {}
-    return content if isinstance(content, dict) else {}
-
-
-def _nonce(holder: dict[str, Any] | None) -> Any:
-    return holder.get("nonce") if holder else None
-
-
-def _held(storage: Storage, study: str, holder: dict[str, Any] | None) -> str:
-    return (
-        f"study {study} in {storage.uri} is run by another driver, {_who(holder or {})}: wait for it, "
-        "or take the study from it with --take-over"
-    )
-
-
-def _who(holder: dict[str, Any]) -> str:
+def _name(holder: Holder) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
-def _myself() -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "nonce": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": pid,
-        "begun": start_ticks(pid),
-        "place": host_id(),
-    }
-
-
-def _runs(holder: dict[str, Any]) -> bool:
+def _is_running(holder: Holder) -> bool:
     """Whether its process lives, and not another that has its number by now."""
     pid = holder.get("pid")
-    return isinstance(pid, int) and is_alive(pid) and start_ticks(pid) == holder.get("begun")
+    return isinstance(pid, int) and is_alive(pid) and start_ticks(pid) == holder.get("start_ticks")

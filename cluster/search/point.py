@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from cluster.events import Watcher
 from cluster.resources import Resources
 from cluster.search.plan import SearchPlan
 from cluster.search.searcher import Entry, Searcher
@@ -20,7 +21,7 @@ from jbot.data import Jets
 from jbot.encoder import load
 from jbot.evaluation.anomaly.detect import AnomalyError
 from jbot.evaluation.anomaly.synthetic_signal import synthetic_signal_auc
-from jbot.store.record import Record, load_curves, load_record, trial_folder
+from jbot.store.record import load_curves, load_record, trial_folder
 from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.flops import training_flop
@@ -58,19 +59,6 @@ class Job:
             )
             for suffix, config in configs.items()
         ]
-
-
-class Watcher(Protocol):
-    """Hears what becomes of a point's trials: part of :class:`cluster.events.Listener`."""
-
-    def started(self, spec: TrialSpec) -> None:
-        """A trial begins."""
-
-    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
-        """A row of its curves."""
-
-    def ended(self, spec: TrialSpec, record: Record) -> None:
-        """It has a record."""
 
 
 def run_point(entry: Entry, job: Job, data: Jets, searcher: Searcher, watcher: Watcher) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import queue
 import threading
@@ -12,15 +11,15 @@ from typing import Any
 
 from cluster.tracking.pages import StudyInfo
 from cluster.tracking.registry import Ended, register_best
-from cluster.tracking.view import LINKS, View, milliseconds
+from cluster.tracking.view import View, milliseconds
 from jbot.messages import first_line
-from jbot.store.record import Record, load_curves, load_finetune_curves, load_records
+from jbot.store.record import Record, load_records
 from jbot.store.search_ledger import load_ledger
-from jbot.store.storage import RecordError, Storage
+from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 
 CATCH_UP_SECONDS = 15.0
-"""While a study runs, between writings of LINKS and of the arms' summaries: each goes through all trials (assumed)."""
+"""Between writings of links and summaries of arms while a study runs: each goes through all trials (assumed)."""
 PATIENCE_S = 120
 """How long a server may take for one task when the study waits for the last ones (assumed)."""
 
@@ -49,7 +48,7 @@ class LiveView:
         """See View.ended."""
 
         def write(view: View) -> None:
-            write_trial(view, self.storage, spec.trial_id, spec.arm, record)
+            view.ended(spec.trial_id, spec.arm, record)
             self._changed.add(spec.arm)
 
         self._tasks.put(write)
@@ -81,7 +80,7 @@ class LiveView:
         def do(task: Callable[[View], None]) -> None:
             nonlocal view
             try:
-                view = view or View(self.uri, self.info, self.storage.uri)
+                view = view or View(self.uri, self.info, self.storage)
                 task(view)
             except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
                 self.error = f"{type(error).__name__}: {first_line(error)}"
@@ -100,7 +99,7 @@ class LiveView:
         for arm in sorted(self._changed):
             view.summarise(arm)
         self._changed.clear()
-        save_links(view, self.storage)
+        view.save_links()
 
 
 def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
@@ -116,52 +115,31 @@ def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
     view, content, ended = _open(storage, study, uri)
     searched = _ended_points(storage, study)
     for trial, arm, record in ended + searched:
-        write_trial(view, storage, trial, arm, record)
+        view.ended(trial, arm, record)
     for arm in dict.fromkeys(arm for _, arm, _ in ended):
         view.summarise(arm)
     trials = [trial["trial_id"] for trial in content["trials"]]
     view.retire(trials + [trial for trial, _, _ in searched])
     view.finish("unfinished" not in content and len(ended) == len(trials))
-    save_links(view, storage)
+    view.save_links()
     if files:
         page = f"{study}/report.html"
-        _send_files(view, storage, ended, storage.read(page) if storage.exists(page) else None)
+        _send_files(view, ended, storage.read(page) if storage.exists(page) else None)
     return len(ended) + len(searched)
 
 
 def show_files(storage: Storage, study: str, uri: str, report: bytes) -> None:
     """Add the figures that were drawn, the report, and the best encoder of each arm to the view of a study."""
     view, _, ended = _open(storage, study, uri)
-    _send_files(view, storage, ended, report)
+    _send_files(view, ended, report)
 
 
-def write_trial(view: View, storage: Storage, trial: str, arm: str, record: Record) -> None:
-    """A trial that has ended, with its learning curves."""
-    view.ended(trial, arm, record, functools.partial(all_curves, storage, trial))
-
-
-def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
-    """Rows of pre-training, and of fine-tunings."""
-    return load_curves(storage, trial) + load_finetune_curves(storage, trial)
-
-
-def save_links(view: View, storage: Storage) -> None:
-    """Write LINKS into the study's folder, when anything has changed."""
-    name, content = f"{view.info.name}/{LINKS}", view.links()
-    try:
-        there = storage.read_json(name)
-    except RecordError:  # not there yet, or damaged
-        there = None
-    if there != content:
-        storage.write_json(name, content)
-
-
-def _send_files(view: View, storage: Storage, ended: list[Ended], report: bytes | None) -> None:
+def _send_files(view: View, ended: list[Ended], report: bytes | None) -> None:
     for trial, arm, record in ended:
-        view.figures(trial, arm, record, storage)
+        view.figures(trial, arm, record)
     if report is not None:
-        view.report(report, storage)
-    register_best(view.runs, view.info, storage, ended)
+        view.report(report)
+    register_best(view.runs, view.info, view.storage, ended)
 
 
 def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any], list[Ended]]:
@@ -183,7 +161,7 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any],
     ]  # fewer than planned, where a study was decided at an interim analysis
     ended = _ended(storage, trials)
     begun = min((milliseconds(record)[0] for _, _, record in ended), default=None)
-    return View(uri, info, storage.uri, begun), content, ended
+    return View(uri, info, storage, begun), content, ended
 
 
 def _content(storage: Storage, study: str) -> dict[str, Any]:

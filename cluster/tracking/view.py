@@ -9,7 +9,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from cluster.tracking.runs import Run, Runs
 from jbot.config import Config, digest, flatten, from_dict
 from jbot.messages import without_secret, without_user
 from jbot.store.arm_colours import arm_colour
-from jbot.store.record import Record, trial_folder
-from jbot.store.storage import Storage
+from jbot.store.record import Record, load_curves, load_finetune_curves, trial_folder
+from jbot.store.storage import RecordError, Storage
 from jbot.store.trial_spec import TrialSpec
 
 STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
@@ -36,19 +36,20 @@ class View:
 
     Parameters
     ----------
-    folder : str
-        Path or URI under which the records lie, said in the runs.
+    storage : Storage
+        Where the records lie.
     begun : int, optional
         When the study started [ms since 1970]; now by default.
     """
 
-    def __init__(self, uri: str, info: StudyInfo, folder: str = "", begun: int | None = None):
-        self.info, self.folder = info, folder
+    def __init__(self, uri: str, info: StudyInfo, storage: Storage, begun: int | None = None):
+        self.info, self.storage = info, storage
         self.begun = int(time.time() * 1000) if begun is None else begun
         self.runs = Runs(uri, info.name)
         self.records: dict[str, dict[str, Record]] = {}
         """Those that were written or found written, by arm and trial: what the summaries are of."""
-        self.parent = self._run("study", info.name, f"{info.name} ({info.preset})", {"question": info.question})
+        title, tags = f"{info.name} ({info.preset})", self._tags(None, question=info.question)
+        self.parent = self.runs.get("study", info.name, title, tags, self.begun)
         self.runs.log(self.parent, tags={"plan_hash": info.plan_hash, "metric": info.metric})  # the plan that ran last
         self.describe(())
 
@@ -70,23 +71,17 @@ class View:
         run = self._trial(spec.trial_id, spec.arm, spec.config)
         self.runs.log(run, self.runs.points(run, [row]))
 
-    def ended(self, trial: str, arm: str, record: Record, rows: Callable[[], list[dict[str, Any]]]) -> None:
-        """All a record holds: missing points, final metrics, state, where it ran. Nothing where it was written before.
-
-        Parameters
-        ----------
-        rows : callable
-            Gives the learning curves, when they are needed.
-        """
+    def ended(self, trial: str, arm: str, record: Record) -> None:
+        """All a record holds: missing points, final metrics, state, where it ran. Nothing that was written before."""
         self.records.setdefault(arm, {})[trial] = record
         begun, finished = milliseconds(record)
         run = self._trial(trial, arm, from_dict(record.config), begun)
-        written = f"{SCHEMA} {digest([dataclasses.asdict(record), self.folder, arm])}"
+        written = f"{SCHEMA} {digest([dataclasses.asdict(record), self.storage.uri, arm])}"
         if run.tags.get("written") == written:
             return
         final = {name: value for name, value in record.metrics.items() if value is not None}
         final |= {"wall_seconds": record.wall_seconds, "device_seconds": record.device_seconds}
-        metrics = self.runs.points(run, rows()) + self.runs.metrics(final, at=begun)
+        metrics = self.runs.points(run, all_curves(self.storage, trial)) + self.runs.metrics(final, at=begun)
         tags = {
             "state": record.state,
             "reason": record.reason or "",
@@ -135,23 +130,33 @@ class View:
             "runs": {key: run.id for (role, key), run in sorted(self.runs.known.items()) if role == "trial"},
         }
 
+    def save_links(self) -> None:
+        """Write LINKS into the study's folder, when anything has changed."""
+        name, content = f"{self.info.name}/{LINKS}", self.links()
+        try:
+            there = self.storage.read_json(name)
+        except RecordError:  # not there yet, or damaged
+            there = None
+        if there != content:
+            self.storage.write_json(name, content)
+
     # --- files ----------------------------------------------------------------------------------------------------
 
-    def figures(self, trial: str, arm: str, record: Record, storage: Storage) -> None:
+    def figures(self, trial: str, arm: str, record: Record) -> None:
         """The figures that were drawn of a trial, as artifacts of its run; those that are there are not sent again."""
-        folder = f"{trial_folder(trial)}/figures"
+        folder, storage = f"{trial_folder(trial)}/figures", self.storage
         if drawn := [name for name in storage.names(folder) if name.endswith(".svg")]:
             run = self._trial(trial, arm, from_dict(record.config), milliseconds(record)[0])
             there = {Path(found.path).name for found in self.runs.client.list_artifacts(run.id, "figures")}
             missing = {name: storage.read(f"{folder}/{name}") for name in drawn if name not in there}
             self.runs.upload(run, missing, "figures")
 
-    def report(self, page: bytes, storage: Storage) -> None:
+    def report(self, page: bytes) -> None:
         """The study's report, its figures and tables, as artifacts of the parent run; its verdicts in the description.
 
         Files that are as they were are not sent again.
         """
-        study = self.info.name
+        study, storage = self.info.name, self.storage
         tables = [name for name in storage.names(study) if name.endswith(".csv")]
         drawn = [f"figures/{name}" for name in storage.names(f"{study}/figures") if name.endswith(".svg")]
         files = {"report.html": page} | {name: storage.read(f"{study}/{name}") for name in tables + drawn}
@@ -168,14 +173,14 @@ class View:
     # --- runs -----------------------------------------------------------------------------------------------------
 
     def _trial(self, trial: str, arm: str, config: Config, begun: int | None = None) -> Run:
-        folder = f"{self.folder}/{trial_folder(trial)}" if self.folder else trial_folder(trial)
-        tags = {"arm": arm, "seed": str(config.seed), "block": str(config.seed), "trial_id": trial, "record": folder}
-        tags["mlflow.note.content"] = pages.trial_note(arm, config.seed, folder)
+        seed, folder = str(config.seed), f"{self.storage.uri}/{trial_folder(trial)}"
         if arm in self.info.arms:  # lists cut names, and the arm stands in the row above
-            name, parent = f"seed {config.seed}: {arm}", self._arm(arm, config)
+            name, parent = f"seed {seed}: {arm}", self._arm(arm, config)
         else:  # a point of a search
-            name, parent = f"{arm} seed {config.seed}", self.parent
-        return self._run("trial", trial, name, tags, parent, begun, lambda: flatten(config))
+            name, parent = f"{arm} seed {seed}", self.parent
+        tags = self._tags(parent, arm=arm, seed=seed, block=seed, trial_id=trial, record=folder)
+        tags["mlflow.note.content"] = pages.trial_note(arm, config.seed, folder)
+        return self.runs.get("trial", trial, name, tags, begun, lambda: flatten(config))
 
     def _arm(self, arm: str, config: Config) -> Run:
         """The run of an arm, over those of its trials. Without the seed: so comparing two arms shows what differs.
@@ -186,25 +191,16 @@ class View:
         def params() -> dict[str, Any]:
             return {name: value for name, value in flatten(config).items() if name != "seed"}
 
-        return self._run("arm", arm, f"{arm} (arm)", {"arm": arm}, self.parent, self.begun - self._index(arm), params)
+        tags = self._tags(self.parent, arm=arm)
+        return self.runs.get("arm", arm, f"{arm} (arm)", tags, self.begun - self._index(arm), params)
 
-    def _run(
-        self,
-        role: str,
-        key: str,
-        name: str,
-        tags: dict[str, str],
-        parent: Run | None = None,
-        begun: int | None = None,
-        params: Callable[[], dict[str, Any]] | None = None,
-    ) -> Run:
-        tags = tags | {"study": self.info.name, "preset": self.info.preset}
-        if parent:
-            # The UI opens what such a run lies under: found is seen at once.
+    def _tags(self, parent: Run | None, **tags: str) -> dict[str, str]:
+        tags |= {"study": self.info.name, "preset": self.info.preset}
+        if parent:  # the UI opens what a run of this type lies under: found is seen at once
             tags |= {"mlflow.parentRunId": parent.id, "mlflow.runType": "evaluation"}
         if "arm" in tags:
             tags["mlflow.runColor"] = arm_colour(self._index(tags["arm"]))
-        return self.runs.get(role, key, name, tags, begun if parent else self.begun, params)
+        return tags
 
     def _index(self, arm: str) -> int:
         """The arm's place in the plan; the last for points of a search."""
@@ -223,6 +219,11 @@ class View:
     def _finish(self, run: Run, written: str, status: str, state: str, end: int) -> None:
         self.runs.set_status(run, status, state, end)
         self.runs.log(run, tags={"written": written})  # last: a run with this tag is whole
+
+
+def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
+    """Rows of pre-training, and of fine-tunings."""
+    return load_curves(storage, trial) + load_finetune_curves(storage, trial)
 
 
 def milliseconds(record: Record) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def content(storage: Storage) -> dict:
 
 
 def write(storage: Storage, **changes) -> None:
-    storage.write_json("study/driver.json", {"nonce": "x", "host": "far", "pid": 7, "place": "far away"} | changes)
+    storage.write_json("study/driver.json", {"nonce": "x", "host": "far", "pid": 7, "host_id": "far away"} | changes)
 
 
 def test_it_is_held_counts_and_is_given_back(storage):
@@ -96,7 +96,7 @@ def test_a_killed_driver_is_replaced_without_waiting(storage, driver):
 
 
 def test_a_process_number_that_is_used_again_is_no_driver(storage):
-    write(storage, place=host_id(), pid=os.getpid(), begun=1)
+    write(storage, host_id=host_id(), pid=os.getpid(), start_ticks=1)
     with lease(storage, "study"):
         pass
 

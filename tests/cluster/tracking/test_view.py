@@ -26,7 +26,7 @@ from studies.runner.study import Study
 from studies.runner.trials import planned_trials, trial_specs
 
 mlflow = pytest.importorskip("mlflow")
-from cluster.tracking import publish  # noqa: E402 - needs mlflow
+from cluster.tracking import publish, view  # noqa: E402 - needs mlflow
 from cluster.tracking.pages import StudyInfo, shortened  # noqa: E402
 from cluster.tracking.publish import LiveView, rebuild, show_files  # noqa: E402
 from cluster.tracking.registry import choose  # noqa: E402
@@ -164,7 +164,7 @@ def test_a_server_that_is_down_loses_nothing(case, capsys):
 
 
 def test_a_point_that_comes_twice_is_one_point(case):
-    view = View(case.uri, case.info)
+    view = View(case.uri, case.info, case.storage)
     spec, row = case.specs[0], {"epoch": 1, "train/loss": 2.0, "val/knn_accuracy": None}
     for _ in range(2):
         view.point(spec, row)
@@ -230,7 +230,7 @@ def saved(client, experiment, key):
 
 
 def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
-    view = View(case.uri, case.info)
+    view = View(case.uri, case.info, case.storage)
     tags = view.runs.client.get_experiment(view.runs.experiment).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert tags["mlflow.note.content"].startswith("Does it show? Open: [arms](")
@@ -245,7 +245,7 @@ def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
     assert curves["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "arm"}]
     assert "val/knn_accuracy" in {chart["metricKey"] for chart in curves["compareRunCharts"]}
     assert all(len(value) <= 5000 for value in tags.values())
-    View(case.uri, case.info)
+    View(case.uri, case.info, case.storage)
     assert view.runs.client.get_experiment(view.runs.experiment).tags == tags
 
 
@@ -270,12 +270,12 @@ def test_arms_can_be_compared_and_their_trials_share_a_colour(case, tmp_path):
 
 
 def test_a_summary_is_live_and_of_the_newest_trials(case):
-    view = View(case.uri, case.info)
+    view = View(case.uri, case.info, case.storage)
     case.run()
     record = load_record(case.storage, case.specs[0].trial_id)
     for score in (0.9, 0.1):  # falling: of equal times MLflow would show the larger
         again = dataclasses.replace(record, metrics={"test/knn_accuracy": score})
-        view.ended(f"{score}", "on", again, list)
+        view.ended(f"{score}", "on", again)
         view.summarise("on")
     on = next(run for run in case.runs("arm") if run.data.tags["arm"] == "on")
     assert (on.data.metrics["n"], on.data.metrics["test/knn_accuracy"]) == (2, pytest.approx(0.5))
@@ -296,7 +296,8 @@ def test_links_lead_from_records_to_runs(case):
 def test_damaged_links_are_written_anew(tmp_path, damage):
     storage, links = Storage(tmp_path), {"parent": "p", "runs": {}}
     storage.write(f"study/{LINKS}", damage)
-    publish.save_links(SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links), storage)
+    view = SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links, storage=storage)
+    View.save_links(view)
     assert storage.read_json(f"study/{LINKS}") == links
 
 
@@ -304,7 +305,7 @@ def test_what_is_whole_is_passed_over(case, monkeypatch):
     case.run()
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     read = []
-    monkeypatch.setattr(publish, "all_curves", lambda storage, trial: read.append(trial) or [])
+    monkeypatch.setattr(view, "all_curves", lambda storage, trial: read.append(trial) or [])
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     assert read == []
 
