@@ -124,11 +124,11 @@ def pages(options: argparse.Namespace, storage: Path) -> list[Row]:
     """Report, index and view from the records alone, each a process; and how large all of it is."""
     folder = storage / study.plan("smoke").study
     commands = {
-        "report": ["analysis.report.build", str(folder)],
-        "index of all questions": ["analysis.index.page", str(storage)],
-        "view, nothing to add": ["cluster.tracking.mirror", str(folder)],
+        "report": ["analysis.report", str(folder)],
+        "index of all questions": ["analysis.index", str(storage)],
+        "view, nothing to add": ["cluster.mirror", str(folder)],
         "view, from nothing": [
-            "cluster.tracking.mirror",
+            "cluster.mirror",
             str(folder),
             "--tracking-uri",
             f"sqlite:///{storage}/again.db",

@@ -55,7 +55,7 @@ def watched(
     ----------
     summaries : bool
         Make the view whole from the records at the end, and say where it is. Not when the run is stopped: a grace
-        period is for the report, and the same command, or cluster.tracking.mirror, makes it whole.
+        period is for the report, and the same command, or cluster.mirror, makes it whole.
     """
     unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
     view = None if unwatched else _live_view(plan, data, storage, options)
