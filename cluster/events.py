@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -92,7 +93,8 @@ class Listeners:
             except Exception as error:  # whatever a terminal, a server or a library raises
                 self.listeners.remove(listener)
                 name, why = type(listener).__name__, f"{type(error).__name__}: {first_line(error)}"
-                print(f"warning: {name} has failed and hears no more of this run ({why})", file=sys.stderr)
+                with contextlib.suppress(OSError, ValueError):  # stderr may be what has failed
+                    print(f"warning: {name} has failed and hears no more of this run ({why})", file=sys.stderr)
 
 
 class LostAttempts:

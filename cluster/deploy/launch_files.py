@@ -8,9 +8,10 @@ pinned image, workers that come from zero and go when idle. Exits with 0, or wit
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,37 @@ def pinned(image: Any) -> bool:
     return isinstance(image, str) and bool(re.search(r"@sha256:[0-9a-f]{64}$|:(?!latest$)[\w.-]+$", image))
 
 
+def image_problems(name: str, image: Any) -> Iterator[str]:
+    """Whether an image is pinned."""
+    if not pinned(image):
+        yield f"{name} must have a digest or a tag other than latest, got {image!r}"
+
+
+def as_ray_sees(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """What Ray makes of a file, checked by its schema, and why Ray refuses it, if it does."""
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import validate_config
+
+    try:
+        validate_config(made := make())
+    except ValidationError as error:
+        return {}, f"Ray's schema: {'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message}"
+    except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return {}, f"Ray refuses it: {type(error).__name__}: {error}"
+    return made, ""
+
+
 def ray_up_problems(config: dict[str, Any]) -> Iterator[str]:
     """Ray's checks, then ours; the latter only for a file that passes the former."""
-    from jsonschema import ValidationError
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.autoscaler._private.util import prepare_config
 
     logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)  # else it tells of each default
-    try:
-        ready = prepare_config(config)  # fills in the provider's defaults
-        validate_config(ready)
-    except ValidationError as error:
-        yield f"Ray's schema: {'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message}"
-        return
-    except (AssertionError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        yield f"Ray refuses it: {type(error).__name__}: {error}"
+    ready, refusal = as_ray_sees(lambda: prepare_config(config))  # fills in the provider's defaults
+    if refusal:
+        yield refusal
         return
     docker, types = ready.get("docker") or {}, ready["available_node_types"]
-    if not pinned(docker.get("image")):
-        yield f"docker.image must have a digest or a tag other than latest, got {docker.get('image')!r}"
+    yield from image_problems("docker.image", docker.get("image"))
     if not any("RAY_AUTH_MODE=token" in option for option in docker.get("run_options") or []):
         yield "docker.run_options must set RAY_AUTH_MODE=token"
     if not any(name.endswith("/.ray/auth_token") for name in ready["file_mounts"]):
@@ -108,21 +122,13 @@ def is_spot(node: dict[str, Any]) -> bool:
 
 def kuberay_problems(document: dict[str, Any]) -> Iterator[str]:
     """What Ray's autoscaler would make of it, then ours."""
-    from jsonschema import ValidationError
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
 
-    name, spec = f"{document['kind']} {document.get('metadata', {}).get('name')}", document
-    try:
-        for key in KINDS[document["kind"]]:
-            spec = spec[key]
-        derived = {"metadata": {"name": "jbot", "namespace": "default"}, "spec": spec}
-        validate_config(_derive_autoscaling_config_from_ray_cr(derived))
-    except ValidationError as error:
-        yield f"{name}: Ray's schema: {'.'.join(map(str, error.absolute_path))}: {error.message}"
-        return
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        yield f"{name}: Ray refuses it: {type(error).__name__}: {error}"
+    name, metadata = f"{document['kind']} {document.get('metadata', {}).get('name')}", {"name": "j", "namespace": "d"}
+    spec = functools.reduce(lambda inside, key: inside.get(key) or {}, KINDS[document["kind"]], document)
+    _, refusal = as_ray_sees(lambda: derive({"metadata": metadata, "spec": spec}))
+    if refusal:
+        yield f"{name}: {refusal}"
         return
     if spec.get("authOptions") != {"mode": "token"}:
         yield f"{name}: authOptions.mode must be token"
@@ -134,8 +140,7 @@ def kuberay_problems(document: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: shutdownAfterJobFinishes must be true"
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         for container in group["template"]["spec"]["containers"]:
-            if not pinned(container.get("image")):
-                yield f"{name}: image must have a digest or a tag other than latest, got {container.get('image')!r}"
+            yield from image_problems(f"{name}: image", container.get("image"))
     for group in spec["workerGroupSpecs"]:
         if group.get("minReplicas", 0) != 0:
             yield f"{name}: minReplicas of {group['groupName']} must be 0, or idle machines never go"
@@ -144,8 +149,7 @@ def kuberay_problems(document: dict[str, Any]) -> Iterator[str]:
 def sky_problems(task: dict[str, Any]) -> Iterator[str]:
     """SkyPilot checks its schema itself (sky jobs launch); this is ours."""
     resources = task["resources"]
-    if not pinned(str(resources.get("image_id", ""))):
-        yield f"resources.image_id must have a digest or a tag other than latest, got {resources.get('image_id')!r}"
+    yield from image_problems("resources.image_id", resources.get("image_id"))
     if not resources.get("use_spot"):
         yield "resources.use_spot must be true"
     if not resources.get("autostop"):

@@ -16,12 +16,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.connection import connected
-from cluster.doctor.nodes import on_node
+from cluster.doctor.nodes import alive_nodes, on_each
 from cluster.resources import ClusterError
 from jbot.cli import bad_input, program
 from jbot.data import DataError, generate, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
-from jbot.messages import first_line, last_line
+from jbot.messages import first_line
 
 RETRIES = 3
 """Times a chunk is made again after its worker or node died."""
@@ -138,24 +138,13 @@ def check_generators(versions: dict[str, str]) -> None:
     ClusterError
         One line naming the nodes and what they have.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes = [node for node in alive_nodes() if node["Resources"].get("CPU", 0) >= 1]
     if not nodes:
         raise ClusterError("generating jets needs a node with a CPU, and this cluster has none")
-    task = ray.remote(num_cpus=0)(wrong_generators)
-    asked = {
-        task.options(scheduling_strategy=on_node(node)).remote(versions): node["NodeManagerAddress"] for node in nodes
-    }
-    problems = {address: problem for ref, address in asked.items() if (problem := _answer(ref))}
-    if problems:
-        named = "; ".join(f"node {address} {problem}" for address, problem in problems.items())
-        raise ClusterError(f"{named}. Every node needs: pip install {' '.join(map('=='.join, versions.items()))}")
-
-
-def _answer(ref: Any) -> str | None:
-    try:
-        return ray.get(ref)
-    except RayError as error:  # the code or a dependency of it cannot be imported there, or the node has gone
-        return f"cannot generate jets ({last_line(error)})"
+    answers = on_each(nodes, wrong_generators, versions)
+    if wrong := [f"node {node['NodeManagerAddress']} {problem}" for node, problem in answers if problem]:
+        needed = " ".join(map("==".join, versions.items()))
+        raise ClusterError(f"{'; '.join(wrong)}. Every node needs: pip install {needed}")
 
 
 def wrong_generators(versions: dict[str, str]) -> str | None:
