@@ -33,6 +33,8 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Before a driver's folders are put in front of a worker's path: one of them may hold folders of these names.
+    "RAY_preload_python_modules": "cluster,jbot",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they mean in the driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our records replace Tune's CSV, JSON and TensorBoard files
     "TUNE_MAX_PENDING_TRIALS_PG": "64",

@@ -6,6 +6,8 @@ from studies import Contrast, Study, main
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import search_spaces as search_spaces  # first: it finds our packages whatever folders lie beside a study file
+
 if TYPE_CHECKING:
     from jbot.store.plan import Contrast
     from studies.runner.cli import main

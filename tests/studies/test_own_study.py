@@ -38,23 +38,32 @@ def own_study(folder: Path) -> Path:
 def run(own: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """At smoke size, on the file of jets, as from a shell in another folder."""
     settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
-    where = ["--preset", "smoke", "--inline", "--data", "jets.h5", "--storage", "out", *settings, *options]
+    where = ["--preset", "smoke", "--data", "jets.h5", "--storage", "out", *settings, *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
         [sys.executable, own, *where], capture_output=True, text=True, cwd=own.parent, check=False, env=environment
     )
 
 
+@pytest.mark.parametrize("options", [["--inline", "--dry-run"], pytest.param([], marks=pytest.mark.slow)])
+def test_folders_beside_it_may_have_the_names_of_our_packages(folder, options):
+    for name in ("analysis", "cluster", "jbot"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise RuntimeError('not ours')")
+    done = run(own_study(folder), *options)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_copy_of_a_study_runs_anywhere_on_disk_and_never_twice(folder):
     own = own_study(folder)
-    first = run(own)
+    first = run(own, "--inline")
     assert first.returncode == 0, first.stderr
     report = (folder / "out/my_question_smoke/report.md").read_text()
     assert "Does it help to hide more of each jet?" in report
     assert "most - half" in report
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "out/trials").rglob("record.json")}
     assert len(stamps) == 4
-    second = run(own)
+    second = run(own, "--inline")
     assert "4 of 4 trials have a record already" in second.stderr
     assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "out/trials").rglob("record.json")}
 
@@ -62,7 +71,7 @@ def test_a_copy_of_a_study_runs_anywhere_on_disk_and_never_twice(folder):
 def test_a_slip_in_it_is_one_line(folder):
     own = own_study(folder)
     own.write_text(own.read_text().replace("mask.ratio_high", "mask.ratio_hihg"))
-    done = run(own)
+    done = run(own, "--inline")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "error: unknown Config field 'mask.ratio_hihg'; did you mean 'mask.ratio_high'?"
