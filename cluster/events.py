@@ -1,4 +1,4 @@
-"""What happens to the trials of a study while it runs, and who listens."""
+"""Events of the trials of a study while it runs, and their listeners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jbot.store.trial_spec import TrialSpec
 
 
 class Watcher(Protocol):
-    """What whoever runs a trial tells of it."""
+    """Hears from whoever runs a trial."""
 
     def started(self, spec: TrialSpec) -> None:
         """A trial has been given to a worker, for the first time or again."""

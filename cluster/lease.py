@@ -79,7 +79,7 @@ class _Lease(threading.Thread):
         self.file, self.over = f"{study}/{FILE}", threading.Event()
 
     def read(self) -> Holder | None:
-        """What the file says; None when there is none. Of a damaged one nothing is known, and nothing counts in it."""
+        """Content of the file; None when there is none. Of a damaged one nothing is known, and nothing counts in it."""
         if not self.storage.exists(self.file):
             return None
         try:

@@ -151,7 +151,7 @@ class StudyProgress:
         self.bar.close()
 
     def done(self) -> float:
-        """How far the bar has come."""
+        """Epochs that are done, of all trials together."""
         return self.work
 
     def summary(self) -> str:

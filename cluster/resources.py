@@ -1,4 +1,4 @@
-"""What the trials of a study hold while they run, and the error of machines that cannot run them."""
+"""Resources that trials hold while they run, and the error of machines that cannot run them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one pack of trials holds while it runs; fractions share a device."""
+    """CPUs and GPUs that one pack of trials holds while it runs, and how it is run; fractions share a device."""
 
     cpus: float = 1.0
     gpus: float = 0.0

@@ -24,7 +24,7 @@ PATIENCE_S = 120.0
 
 
 def idle_seconds(address: str, here: str) -> float:
-    """How long the nodes at an IP address have been idle, the busiest of them; 0 where there is none yet."""
+    """Seconds for which the busiest node at an IP address has been idle; 0 where there is none yet."""
     status = get_cluster_status(address)
     nodes = [node for node in (*status.active_nodes, *status.idle_nodes) if node.ip_address == here]
     return min((node.resource_usage.idle_time_ms / 1000 for node in nodes if node.resource_usage), default=0.0)

@@ -26,7 +26,7 @@ KINDS = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
 
 
 def problems(path: Path) -> Iterator[str]:
-    """What is wrong with a launch file, one line each; a shell script is only searched for placeholders."""
+    """Yield what is wrong with a launch file, one line each; a shell script is only searched for placeholders."""
     text = path.read_text()
     for number, line in enumerate(text.splitlines(), start=1):
         if PLACEHOLDER in line.partition("#")[0]:
@@ -39,7 +39,7 @@ def problems(path: Path) -> Iterator[str]:
 
 
 def content_problems(text: str) -> Iterator[str]:
-    """What is wrong with the content of a YAML file, placeholders aside."""
+    """Yield what is wrong with the content of a YAML file, placeholders aside."""
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except yaml.YAMLError as error:
@@ -69,7 +69,7 @@ def image_problems(name: str, image: Any) -> Iterator[str]:
 
 
 def as_ray_sees(make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """What Ray makes of a file, checked by its schema, and why Ray refuses it, if it does."""
+    """Return a file as Ray reads it, checked by its schema, and why Ray refuses it, if it does."""
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import validate_config
 
@@ -121,7 +121,7 @@ def is_spot(node: dict[str, Any]) -> bool:
 
 
 def kuberay_problems(document: dict[str, Any]) -> Iterator[str]:
-    """What Ray's autoscaler would make of it, then ours."""
+    """Yield what Ray's autoscaler refuses, then what we do."""
     from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr as derive
 
     name, metadata = f"{document['kind']} {document.get('metadata', {}).get('name')}", {"name": "j", "namespace": "d"}

@@ -1,4 +1,4 @@
-"""What the doctor's checks are about, and what they say."""
+"""The subject and the result of a check: Node and Finding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HERE = "this machine"
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a node says of itself."""
+    """A node of the cluster, as it describes itself."""
 
     address: str
     slots: int

@@ -73,7 +73,7 @@ def group_limits(own: Path, root: Path) -> Iterator[tuple[int, int]]:
 
 
 def open_files() -> int | None:
-    """How many files a process may open."""
+    """Number of files a process may have open."""
     try:
         import resource
     except ImportError:  # Windows

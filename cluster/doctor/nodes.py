@@ -17,7 +17,7 @@ from jbot.store.storage import Storage
 
 
 def probe_node(storage: Storage, token: str) -> dict[str, Any]:
-    """What a process on a node sees of it."""
+    """Facts about a node, from a process on it."""
     return {
         "storage": shared.probe(storage, token),
         "code": code_digest(),
@@ -30,7 +30,7 @@ def probe_node(storage: Storage, token: str) -> dict[str, Any]:
 
 
 def evaluate(nodes: Sequence[Node], storage: Storage, code: str) -> list[Finding]:
-    """What every check finds, in the order of the nodes.
+    """Run every check on what the nodes have said, in their order.
 
     Parameters
     ----------

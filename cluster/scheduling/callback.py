@@ -1,4 +1,4 @@
-"""What Ray Tune's events mean for the trials of a study."""
+"""Callbacks of Ray Tune: its events, passed on as events of our trials."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _result(finished: Any) -> Made:
 
 
 def made_here(chunk: Chunk, versions: dict[str, str], make: Callable[[Chunk], Made]) -> Made:
-    """What a task does. The node is checked again: it may have joined after the first check."""
+    """The task: make a chunk on this node, which is checked again as it may have joined after the first check."""
     if problem := wrong_generators(versions):
         raise ClusterError(f"node {ray.util.get_node_ip_address()} {problem}")
     return make(chunk)
@@ -148,7 +148,7 @@ def check_generators(versions: dict[str, str]) -> None:
 
 
 def wrong_generators(versions: dict[str, str]) -> str | None:
-    """How the generators of this node differ from those wanted, or None."""
+    """Difference between this node's generators and those wanted, or None."""
     found = {}
     for package in versions:
         try:

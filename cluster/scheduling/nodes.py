@@ -1,4 +1,4 @@
-"""What the nodes of a cluster offer: slots, each for one pack of trials, and memory of GPUs."""
+"""Slots of a cluster's nodes, each for one pack of trials, and memory of their GPUs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def slots(resources: Resources) -> int:
 
 
 def free_bytes(resources: Resources) -> int | None:
-    """What one pack may take of a GPU's memory, on the node that has least; None where trials run on CPUs."""
+    """Bytes that one pack may take of a GPU's memory, on the node that has least; None where trials run on CPUs."""
     if resources.gpus == 0:
         return None
     measure: Any = ray.remote(num_cpus=0, num_gpus=resources.gpus)(free_gpu_bytes)

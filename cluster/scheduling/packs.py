@@ -55,7 +55,7 @@ def form_packs(
 
 
 def fitting(config: Config, free_bytes: int | None) -> int:
-    """How many trials of this shape fit together in a GPU's free memory; one on a CPU, where `free_bytes` is None."""
+    """Number of trials of this shape that fit in a GPU's free memory together; one on a CPU, where it is None."""
     return 1 if free_bytes is None else max(1, int(MEMORY_SHARE * free_bytes / trial_bytes(config)))
 
 

@@ -43,7 +43,7 @@ def cleanup(specs: Sequence[TrialSpec], storage: Storage, study: str) -> None:
 
 
 def scratch_storage(storage: Storage) -> Storage:
-    """Where Tune keeps the state of its experiment, which nobody reads: beside the records, or on this machine where
+    """Storage for the state of Tune's experiment, which nobody reads: beside the records, or on this machine where
     those are in an object store, to which it would be sent whole again and again."""
     if storage.local:
         return storage

@@ -77,7 +77,7 @@ def _run_packs(
 def train_pack(
     config: dict[str, int], packs: PackRefs, data: Jets | JetData, storage: Storage, resources: Resources
 ) -> None:
-    """What a Ray worker does with one Tune trial, which is a pack of ours."""
+    """Run one Tune trial, which is a pack of ours, in a Ray worker."""
     torch.set_num_threads(resources.threads)
     pack = packs[config["pack"]]
     position = {spec.trial_id: number for number, spec in enumerate(pack)}
@@ -107,7 +107,7 @@ class PackRefs:
 
 
 class TrialNames:
-    """What Tune's trials are called. Tune saves what gives names with every trial: with all packs in it, the state of
+    """Gives Tune's trials their names. Tune saves what gives names with every trial: with all packs in it, the state of
     2,000 trials would be gigabytes."""
 
     def __init__(self, packs: list[list[TrialSpec]]):

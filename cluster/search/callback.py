@@ -1,4 +1,4 @@
-"""What Tune's events mean in a search."""
+"""Ray Tune's events, passed on as those of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hyperparameter search looks for, and how: frozen, and part of the ledger."""
+"""The plan of a hyperparameter search: frozen, and part of the ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What is searched, and how; frozen. Another plan is another search."""
+    """Space, objectives, sampling and pruning of a search. Another plan is another search."""
 
     study: str
     question: str
@@ -59,7 +59,7 @@ class SearchPlan:
 
     @property
     def sampler(self) -> str:
-        """How points are drawn, in words."""
+        """The sampler of points, in words."""
         return f"TPE of Optuna {importlib.metadata.version('optuna')}, seeded by (seed, point)"
 
     @property

@@ -32,7 +32,7 @@ ANOMALY_TASK = "qg"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a worker needs beside the jets to run points."""
+    """Everything but the jets that a worker needs to run points."""
 
     plan: SearchPlan
     storage: Storage
@@ -94,7 +94,7 @@ def _given_up(storage: Storage, spec: TrialSpec, prune: Prune | None) -> bool:
 
 
 def measure(job: Job, specs: Sequence[TrialSpec], data: Jets) -> dict[str, Any]:
-    """How a point has ended, from its records: what the ledger holds of it."""
+    """The outcome of a point for the ledger, from its records."""
     records = [record for spec in specs if (record := load_record(job.storage, spec.trial_id))]
     rows = load_curves(job.storage, specs[0].trial_id)
     points = [[row["epoch"], row[job.plan.metric]] for row in rows if row.get(job.plan.metric) is not None]

@@ -117,7 +117,7 @@ class _Reports:
 
 
 def train_point(config: dict[str, int], job: Job, data: Jets, actor: Any) -> None:
-    """What a Ray worker does when its slot's turn has come."""
+    """Claim and run a point in a Ray worker, when the turn of its slot has come."""
     from ray import tune
 
     torch.set_num_threads(job.resources.threads)

@@ -102,7 +102,7 @@ class Searcher:
         return reason
 
     def tell(self, number: int, outcome: Mapping[str, Any]) -> None:
-        """How a point has ended: `state`, `reason`, `points`, `values` by objective and `trials`."""
+        """Note how a point has ended: `state`, `reason`, `points`, `values` by objective and `trials`."""
         self.entries[number] |= outcome
         self.save()
 
@@ -133,7 +133,7 @@ class Searcher:
         }
 
     def _prune(self, number: int) -> bool:
-        """What Optuna's pruner says of the last value of a point."""
+        """Whether Optuna's pruner gives a point up at its last value."""
         if not self.plan.rungs:
             return False
         study = history(self.plan, self.entries, asking=number)
@@ -236,7 +236,7 @@ def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def _sign(plan: SearchPlan, objective: str) -> float:
-    """What makes the lowest value of an objective the best."""
+    """Factor that makes the lowest value of an objective the best."""
     return -1.0 if plan.directions[objective] == "maximize" else 1.0
 
 

@@ -20,7 +20,7 @@ def default_tracking_uri(storage: Storage) -> str:
 
 
 def see(uri: str, storage: Storage, study: str) -> str:
-    """How to look at a study's runs, in this environment: the address of its arms, after the command that serves it."""
+    """The address of a study's arms in the UI, after the command that serves it in this environment."""
     where = storage.read_json(f"{study}/mlflow.json")
     address = page(where["ui"] or DEFAULT_UI, where["experiment_id"], "arms")
     if where["ui"]:

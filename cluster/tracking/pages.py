@@ -1,4 +1,4 @@
-"""What the MLflow UI shows of a study before anybody clicks: saved views and notes. Text alone, no MLflow.
+"""Saved views and notes of a study: what the MLflow UI shows before anybody clicks. Text alone, no MLflow.
 
 A saved view is what MLflow 3.17's button *Views > Save view* leaves: an experiment tag that holds the state of the list
 and its charts as JSON. A UI that does not know the tag ignores it.
@@ -28,7 +28,7 @@ CHARTS = ("curves",)
 
 @dataclass(frozen=True, kw_only=True)
 class StudyInfo:
-    """What the view says of a study."""
+    """Facts about a study that the view shows."""
 
     name: str
     question: str

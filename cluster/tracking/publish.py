@@ -1,4 +1,4 @@
-"""Who writes the MLflow view of a study: its driver, live, and whoever has its records, at any time."""
+"""Writing the MLflow view of a study: live by its driver, or from its records at any time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class LiveView:
             do(self._catch_up)
 
     def _catch_up(self, view: View) -> None:
-        """What is said of all trials so far."""
+        """Write what depends on all trials so far."""
         for arm in sorted(self._changed):
             view.summarise(arm)
         self._changed.clear()

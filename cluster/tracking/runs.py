@@ -18,7 +18,7 @@ BATCH, PARAM_BATCH = 900, 100
 
 @dataclass
 class Run:
-    """What is known here of a run."""
+    """A run, as far as it is known here."""
 
     id: str
     start: int
@@ -186,7 +186,7 @@ def pages_of(search: Callable[..., Any]) -> Iterator[Any]:
 
 
 def _artifact_folder(uri: str, experiment: str) -> str | None:
-    """Where artifacts lie when the server is a SQLite file: beside it, not in whatever folder the study was started in.
+    """The artifact folder of a SQLite file: beside it, not in whatever folder the study was started in.
 
     None leaves it to the server.
     """

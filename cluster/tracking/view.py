@@ -1,4 +1,4 @@
-"""What MLflow shows of a study: written live by the driver, rebuilt from records, never read by the program.
+"""The MLflow view of a study: written live by the driver, rebuilt from records, never read by the program.
 
 One experiment per study; in it a parent run, a summary run per arm, and a child run per trial.
 """
@@ -120,7 +120,7 @@ class View:
         self.runs.retire(keep | {("study", self.info.name)})
 
     def links(self) -> dict[str, Any]:
-        """Where the runs are, see LINKS: ids by trial, and the address of the UI, empty when it is a file."""
+        """Content of LINKS, where the runs are: ids by trial, and the address of the UI, empty when it is a file."""
         uri = self.runs.uri
         return {
             "tracking_uri": without_secret(uri),
