@@ -34,7 +34,7 @@ from analysis.verdicts.decide import SEED, decide_study
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.cli import Parser, program
-from jbot.config import Config, flatten
+from jbot.config import flatten
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, PlannedTrial, StudyRecords, load_study
 from jbot.store.record import Record, load_curves, trial_folder
@@ -307,21 +307,12 @@ def reasons(found: Comparison) -> Iterator[str]:
 
 
 def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """Fields of two Configs that differ. One that a record does not have yet had its default."""
-    default = flatten(Config())
-    left, right = flat(a), flat(b)
+    """Fields of two Configs that differ."""
+    left, right = flatten(a), flatten(b)
     for field in sorted({*left, *right}):
-        one, other = (side.get(field, default.get(field, "none")) for side in (left, right))
+        one, other = (side.get(field, "none") for side in (left, right))
         if one != other:
             yield f"{field}: A {one}, B {other}"
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested Config by dotted fields."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def missing(found: Comparison) -> Iterator[str]:

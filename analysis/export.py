@@ -22,6 +22,7 @@ import pandas as pd
 
 from analysis.verdicts.tables import PENDING, device_of
 from jbot.cli import Parser, program
+from jbot.config import flatten
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import FILE, load_study
 from jbot.store.record import Record, load_curves, load_finetune_curves, load_record
@@ -95,7 +96,7 @@ def wide(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
             ran = ("started", "wall_seconds", "device_seconds", "own_seconds", "attempts", "plan_hash", "git_commit")
             cells |= {name: getattr(record, name) for name in (*ran, "trainer_version")}
             cells |= {"device": device_of(record), "fingerprint": record.data.get("fingerprint")}
-            cells |= {f"config.{field}": value for field, value in _flat(record.config)}
+            cells |= {f"config.{field}": _cell(value) for field, value in flatten(record.config).items()}
             cells |= {name: _number(value) for name, value in record.metrics.items()}
         made.append(cells)
     return _typed(pd.DataFrame(made) if made else pd.DataFrame(columns=list(TRIAL)))
@@ -192,12 +193,8 @@ def _long(run: str, point: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield head | {"metric": key, "value": _number(value)}
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value) if isinstance(value, list | tuple) else value
+def _cell(value: Any) -> Any:
+    return str(value) if isinstance(value, list | tuple) else value
 
 
 def _number(value: Any) -> float:

@@ -39,7 +39,7 @@ class Main(Protocol):
     """A program: its command line, as words, gives an exit code."""
 
     def __call__(self, arguments: list[str] | None = None) -> int:
-        """Of this process without arguments."""
+        """Run it; without arguments, on those of this process."""
 
 
 def program(main: Main) -> Main:

@@ -214,9 +214,9 @@ class TrainConfig:
     batch: int = shared(1024, "batches of {}", 2)
     """Jets of a step; the last, smaller batch of an epoch is kept unless it is a single jet."""
     precision: Precision = shared("fp32", "trained in {}")
-    """Of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
+    """Arithmetic of encoder and head in training; weights, optimiser, losses and probes are fp32 with either."""
     dropout: float = per_trial(0.0, "dropout {:g}", 0, 0.99)
-    """Of the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none here."""
+    """Rate in the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none."""
     until: int = per_trial(0, "stopped after {}", 0, unit="epochs", names={0: "trained to the last epoch"})
     """Epochs after which training stops early; 0: at `epochs`. What runs on epochs (warm-up, EMA) runs on `epochs`."""
     schedule: tuple[str, ...] = per_trial(
@@ -351,15 +351,15 @@ class Config:
 JBOT_B = {"model.dim": 64, "model.heads": 6, "model.layers": 4, "model.projection": 32}
 
 
-def flatten(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+def flatten(config: Config | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted field names and their values, in the order of the classes: ``{"data.task": "all", ..., "seed": 0}``.
 
     Also of the nested dictionary of a Config, whatever fields it has.
     """
     flat: dict[str, Any] = {}
     for name, value in (config if isinstance(config, Mapping) else vars(config)).items():
-        part = vars(value) if dataclasses.is_dataclass(value) else value
-        flat |= {f"{name}.{leaf}": item for leaf, item in part.items()} if isinstance(part, Mapping) else {name: part}
+        is_group = isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+        flat |= flatten(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
     return flat
 
 

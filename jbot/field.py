@@ -46,7 +46,7 @@ class Field:
     above: float | None
     """An excluded lower bound, in the place of `low`."""
     unit: str
-    """Of the value, behind the label."""
+    """What the value is measured in; stands behind the label."""
     names: Mapping[Any, str]
     """Values that have words of their own, in the place of label and unit."""
 

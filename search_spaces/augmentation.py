@@ -66,7 +66,7 @@ PHYSICS = {
     "pt_resolution": PT_RESOLUTION.arm(0.02),
     "soft_dropout": SOFT_DROPOUT.arm(0.3),
 }
-"""What a detector, the frame, or soft radiation would do to a jet, at moderate strength (assumed)."""
+"""What a detector, the frame, or soft radiation would do to a jet, at moderate strength (heuristic)."""
 
 
 def only(*kept: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def jets(base: Config, size: Fraction) -> dict[str, Any]:
     if size == 1:
         return {}
     count = round(base.data.train_jets * size)
-    judged = min(base.probe.bank_jets, base.data.train_jets)
-    return {"data.train_jets": count} | ({"data.labeled_jets": judged} if count < judged else {})
+    labeled = min(base.probe.bank_jets, base.data.train_jets)
+    return {"data.train_jets": count} | ({"data.labeled_jets": labeled} if count < labeled else {})
 
 
 def epochs(base: Config, size: Fraction) -> dict[str, Any]:

@@ -223,7 +223,7 @@ def _measured_in(plan: Plan) -> str:
         return f"{find_metric(plan.metric).full_label}, {better}"
     first = _headlines(plan)
     metrics = [c.metric or plan.metric for c in first]
-    metrics += [c.control_metric for c in first if c.control_metric and not c.floor]
+    metrics += [c.control_metric for c in first if c.control_metric and not c.baseline]
     known = list(dict.fromkeys(find_metric(metric).full_label for metric in metrics))
     what = " and ".join(known) if len(known) <= 2 else "the metric named"
     return f"{what}, {better}; a difference below {plan.margin:g} does not matter"

@@ -79,10 +79,10 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
 def _named(contrast: Contrast) -> tuple[str, str]:
     """Treatment and control with what tells them apart, or what both are compared in."""
     on = find_metric(contrast.metric).full_label if contrast.metric else ""
-    if contrast.control_metric and not contrast.floor:
+    if contrast.control_metric and not contrast.baseline:
         treatment = f"{contrast.treatment} ({on})" if on else contrast.treatment
         return treatment, f"{contrast.control} ({find_metric(contrast.control_metric).full_label})"
-    return contrast.treatment, f"{contrast.floor} {contrast.control}".strip() + (f" in {on}" if on else "")
+    return contrast.treatment, f"{contrast.baseline} {contrast.control}".strip() + (f" in {on}" if on else "")
 
 
 def _size(plan: Plan, verdict: Verdict) -> str:

@@ -17,7 +17,7 @@ from jbot.store.validation import check_types, fits
 
 FILE = "study.json"
 NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
-"""Of a trial's folder: it leads nowhere else."""
+"""What a trial's folder may be called: no name leads out of the storage."""
 
 
 class PlanError(ValueError):
@@ -35,14 +35,14 @@ class Contrast:
     metric: str = ""
     """What is compared, where that is not the plan's metric; with the plan's direction and margin."""
     control_metric: str = ""
-    """The control's, where that is another one: its floor, say ``untrained/test/knn_accuracy``."""
+    """The control's, where that is another one: its baseline, say ``untrained/test/knn_accuracy``."""
 
     def __post_init__(self) -> None:
         check_types(self)
 
     @property
-    def floor(self) -> str:
-        """``untrained`` or ``raw`` where the control is a floor of its arm, else empty."""
+    def baseline(self) -> str:
+        """``untrained`` or ``raw`` where the control is a baseline of its arm, else empty."""
         reference, _, split = self.control_metric.partition("/")
         return reference if split.startswith("test") else ""
 
@@ -50,9 +50,9 @@ class Contrast:
     def name(self) -> str:
         """``a - b``, ``a - b on test_500/x``, ``base - untrained base``, ``base on test/x - base on test/y``."""
         on = f" on {self.metric}" if self.metric else ""
-        if self.control_metric and not self.floor:
+        if self.control_metric and not self.baseline:
             return f"{self.treatment}{on} - {self.control} on {self.control_metric}"
-        return f"{self.treatment} - {f'{self.floor} {self.control}'.strip()}{on}"
+        return f"{self.treatment} - {f'{self.baseline} {self.control}'.strip()}{on}"
 
     @property
     def of_arms(self) -> bool:
@@ -90,8 +90,8 @@ class Plan:
     trainer_version: str = TRAINER_VERSION
     """The trainer that makes its trials; empty in plans from before it stood there (versions 1 and 2)."""
     looks: tuple[int, ...] = ()
-    """Numbers of blocks after which the study is judged, and stops if every primary contrast is decided; the last is
-    all of them. Empty: it is judged once, at its end. See :mod:`analysis.stats.sequential`."""
+    """Numbers of blocks after which there is an interim analysis, at which the study stops if every primary contrast is
+    decided; the last is all of them. Empty: one analysis, at its end. See :mod:`analysis.stats.sequential`."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -174,7 +174,7 @@ def save_study(
     Parameters
     ----------
     needed : int, optional
-        How many of the trials, in their order, were needed, where the study was stopped at a look. A hint for views:
+        How many of the trials, in their order, were needed, where an interim analysis stopped it. A hint for views:
         it follows from the records.
     """
     content = {

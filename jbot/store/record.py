@@ -7,9 +7,8 @@
                             scores.safetensors     what classifiers and scores say of each test jet, and its label
                             student-<epoch>.safetensors     weights at epochs 0, 1, 10 and 50
                             embedding-<epoch>.safetensors   the same jets then
-                            examples.safetensors   a jet of each class: views, masks, attention (see
-                            jbot.trial.snapshots) anomaly_grid-<hash>.parquet    AUC over scores, settings, banks (see
-                            jbot.evaluation.anomaly.grid)
+                            examples.safetensors   a jet of each class: views, masks, attention (jbot.trial.snapshots)
+                            anomaly_grid-<hash>.parquet  AUC over scores, settings, banks (jbot.evaluation.anomaly.grid)
                             figures/               drawn afterwards: <name>.svg (see analysis.plots.trial_details)
                             card.md                model card, for people
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
@@ -81,7 +80,7 @@ class Record:
     started: str
     """First start, UTC, ISO 8601."""
     wall_seconds: float
-    """Of all attempts together."""
+    """Wall time of all attempts together."""
     device_seconds: float
     """Seconds of training steps, fine-tunings and probes, of all attempts together; in a pack its share of them."""
     probe_seconds: float = 0.0
@@ -91,8 +90,8 @@ class Record:
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     continues: str | None = None
-    """Id of the trial whose last state it started from: its own beginning, or, where the two differ in what is judged
-    alone, its own encoder (jbot.trial.reuse)."""
+    """Id of the trial whose last state it started from: its own beginning, or, where the two differ in their
+    evaluation alone, its own encoder (jbot.trial.reuse)."""
     shared_seconds: float = 0.0
     """The share of device_seconds that the trial it continues has spent."""
     schema: int = SCHEMA
@@ -190,7 +189,7 @@ def load_whole(storage: Storage, trial: str) -> Record | None:
 
 
 def load_whole_records(storage: Storage, trials: Iterable[str]) -> dict[str, Record]:
-    """Of many trials, the records of those that have run to their end; see :func:`load_whole`."""
+    """The records of those trials that have run to their end; see :func:`load_whole`."""
     found = _load_many(storage, trials, functools.partial(_load_strictly, storage)).items()
     return {trial: record for trial, record in found if record is not None and record.state != "pruned"}
 

@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 class Distribution(TypedDict):
-    """Of an axis, as Optuna writes it: `choices`, or `low`, `high` and `log`."""
+    """The range of an axis, as Optuna writes it: `choices`, or `low`, `high` and `log`."""
 
     name: str
     attributes: dict[str, Any]
@@ -116,13 +116,13 @@ def load_ledger(storage: Storage, study: str) -> dict[str, Any] | None:
     if not storage.exists(name):
         return None
     content = storage.read_json(name)
-    if wrong := misfit(content, Ledger, "") or _slip(content):
+    if wrong := misfit(content, Ledger, "") or _discrepancy(content):
         raise RecordError(f"{storage.uri}/{name} is not the ledger of a search: {wrong}")
     found: dict[str, Any] = content
     return found
 
 
-def _slip(content: dict[str, Any]) -> str | None:
+def _discrepancy(content: dict[str, Any]) -> str | None:
     """What types do not tell."""
     axes, points = content["plan"]["space"], content["points"]
     if content["schema"] != SCHEMA:
@@ -143,8 +143,8 @@ def _slip(content: dict[str, Any]) -> str | None:
             return f"point {number}: {outside[0]}"
         if any(len(pair) != 2 or not isinstance(pair[0], int) for pair in point["points"]):
             return f"points of point {number} must be pairs of epoch and value"
-        judged = all(math.isfinite(point["values"].get(name, math.nan)) for name in content["directions"])
-        if point["state"] == "complete" and not judged:
+        evaluated = all(math.isfinite(point["values"].get(name, math.nan)) for name in content["directions"])
+        if point["state"] == "complete" and not evaluated:
             return f"point {number} is complete and must have a value of each objective"
     complete = {point["number"] for point in points if point["state"] == "complete"}
     if content.get("winner") is not None and content["winner"] not in complete:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jbot.config import JBOT_B, Config, ConfigError, ModelConfig, flatten, from_dict, override
+from jbot.config import JBOT_B, Config, ModelConfig, flatten, override
 from jbot.data.jetnet import CITATION as JETNET_CITATION
 from jbot.data.pythia import CITATIONS as GENERATOR_CITATIONS
 from jbot.data.splits import COMPOSITION
@@ -180,7 +180,7 @@ def _data(record: Record) -> str:
 
 def _config(nested: Mapping[str, Any]) -> str:
     """Fields that differ from the paper as a table, then all as JSON."""
-    here, paper = _flat(nested), flatten(Config())
+    here, paper = flatten(nested), flatten(Config())
     rows = [
         (f"`{name}`", value, paper.get(name, "(not a field now)"))
         for name, value in here.items()
@@ -188,19 +188,6 @@ def _config(nested: Mapping[str, Any]) -> str:
     ]
     changes = _table(("field", "here", "paper (jBOT-S)"), rows) if rows else "As in the paper (jBOT-S), in every field."
     return f"{changes}\n\nSeed {nested.get('seed')}. All fields:\n\n```json\n{json.dumps(nested, indent=1)}\n```"
-
-
-def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted fields, also those of a Config of another version."""
-    try:
-        return flatten(from_dict(nested))
-    except ConfigError:
-        return {
-            f"{group}.{leaf}": value
-            for group, leaves in nested.items()
-            if isinstance(leaves, Mapping)
-            for leaf, value in leaves.items()
-        }
 
 
 def _metrics(record: Record) -> str:

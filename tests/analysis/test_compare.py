@@ -175,10 +175,6 @@ def test_bad_input_is_one_line_and_exit_code_2(sides, tmp_path, capsys):
         assert len(said.splitlines()) == 1
 
 
-def test_flat_gives_dotted_fields():
-    assert compare.flat({"a": {"b": 1, "c": {"d": 2}}, "seed": 3}) == {"a.b": 1, "a.c.d": 2, "seed": 3}
-
-
 def damage(study, arm, seed, value):
     """What a record of other hands may hold in the place of a number."""
     (trial,) = (one.trial_id for one in study.trials if (one.arm, one.seed) == (arm, seed))

@@ -108,6 +108,11 @@ def test_the_least_bank_is_that_of_the_scores():
     assert MIN_ANOMALY_BANK == MIN_BANK
 
 
+def test_flatten_gives_dotted_fields_of_any_dictionary():
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "seed": 3}) == {"a.b": 1, "a.c.d": 2, "seed": 3}
+    assert flatten(Config()) == {name: known.default for name, known in FIELDS.items()}
+
+
 def test_round_trip_through_json_types():
     config = override(Config(), {"mask.scheme": "none", "finetune.fractions": [0.1, 1], "seed": 7})
     assert config.finetune.fractions == (0.1, 1.0)
