@@ -398,24 +398,12 @@ def class_logits(
     classes: int,
     forward: Forward = forward,
 ) -> Float[Tensor, "row class"]:
-    """Class scores of some jets by one run's encoder and head, without dropout, float32."""
+    """Class scores of some jets, whose softmax are probabilities, by one run's encoder and head, without dropout, float32."""
     _, head = unpack_classifier(weights, config.model, classes)
     encoder = weights[:, : weight_count(config.model)]
     parts = (particles.index_select(0, some) for some in rows.split(GATHERED))
     cls = torch.cat([embed_on_device(encoder, part, config, forward) for part in parts])
     return classifier_logits(head, cls[None].to(weights.dtype))[0].float()
-
-
-def class_probabilities_of(
-    weights: Float[Tensor, "1 weight"],
-    particles: Float[Tensor, "jet particle 4"],
-    rows: Int64[Tensor, "row"],
-    config: Config,
-    classes: int,
-    forward: Forward = forward,
-) -> Float[Tensor, "row class"]:
-    """Probability of each class for some jets, as :func:`class_logits`."""
-    return torch.softmax(class_logits(weights, particles, rows, config, classes, forward), dim=1)
 
 
 def named_classifier(weights: Float[Tensor, "1 weight"], run: Run) -> dict[str, np.ndarray]:

@@ -12,8 +12,9 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from jbot.store.attempts import attempts_begun, checkpoint_folder, is_newest, no
 from jbot.store.checksum import with_checksum, without_checksum
 from jbot.store.record import trial_folder
 from jbot.store.storage import RecordError, Storage, UnreadableError
-from jbot.store.validation import misfit
+from jbot.store.validation import check_types
 from jbot.trainer.finetune import FinetuneProgress, FinetuneState, Run, init_finetune
 from jbot.trainer.state import PackState, Progress, TrainState, init_state
 
@@ -32,37 +33,19 @@ CHECKPOINT_SECONDS = float(os.environ.get("JBOT_CHECKPOINT_SECONDS") or 20.0)
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
 
 Arrays = dict[str, np.ndarray]
+Saved = TypeVar("Saved")
 
 
-class SavedProgress(TypedDict):
-    """What is kept of a trial's :class:`jbot.trainer.loop.Progress`."""
-
-    epoch: int
-    train_seconds: float
-    probe_seconds: float
-    curves: list[dict[str, Any]]
-
-
-class SavedFinetuneProgress(TypedDict):
-    """What is kept of a run's :class:`jbot.trainer.finetune.FinetuneProgress`: all of it."""
-
-    epoch: int
-    seconds: float
-    best_accuracy: float
-    since_best: int
-    curves: list[dict[str, Any]]
-    reason: str | None
-
-
-class History(TypedDict):
+@dataclass(kw_only=True)
+class History:
     """What the attempts at a trial leave to the next one, and to its record."""
 
-    attempts: int
-    wall_seconds: float
+    attempts: int = 0
+    wall_seconds: float = 0.0
     started: str
-    continues: str | None
+    continues: str | None = None
     """The trial whose beginning or encoder it took."""
-    shared_seconds: float
+    shared_seconds: float = 0.0
     """Device seconds of that trial which it did not spend."""
 
 
@@ -72,8 +55,7 @@ class Checkpoint:
     def __init__(self, storage: Storage, trial: str):
         self.storage, self.trial, self.folder = storage, trial, checkpoint_folder(trial)
         self.attempt, self.name = 0, ""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.history = History(attempts=0, wall_seconds=0.0, started=started, continues=None, shared_seconds=0.0)
+        self.history = History(started=datetime.now(UTC).isoformat(timespec="seconds"))
         self.is_first = True
         """Whether this attempt found nothing to go on from."""
         self.started = self.saved = time.perf_counter()
@@ -102,24 +84,24 @@ class Checkpoint:
             with damage_warned(f"checkpoint of trial {self.folder} is damaged, starting over"):
                 saved, arrays = read_state(self.storage, self.folder, "state")
                 state = restored(fresh, arrays, saved["state"])
-                self.history = checked(saved["history"], History)
-                self.is_first = self.history["attempts"] == 0
+                self.history = checked(History(**saved["history"]))
+                self.is_first = self.history.attempts == 0
                 return state
         return fresh
 
     def begin(self, state: TrainState) -> None:
         """Count this attempt, which begins with `state`, and save that at once."""
-        self.history["attempts"] = max(self.history["attempts"] + 1, self.attempt)
+        self.history.attempts = max(self.history.attempts + 1, self.attempt)
         self.started = time.perf_counter()
         self.save(state)
 
     def reuses(self) -> bool:
         """Whether this attempt has begun with what another trial has trained."""
-        return self.is_first and self.history["continues"] is not None
+        return self.is_first and self.history.continues is not None
 
     def wall_seconds(self) -> float:
         """Seconds of all attempts so far."""
-        return float(self.history["wall_seconds"] + time.perf_counter() - self.started)
+        return float(self.history.wall_seconds + time.perf_counter() - self.started)
 
     def load_tuned(self, runs: Sequence[Run], trained: TrainState) -> dict[str, FinetuneState]:
         """The saved state of each fine-tuning, a pack of one; a fresh one when none was saved. Raises as `load`."""
@@ -131,7 +113,7 @@ class Checkpoint:
                 return {
                     name: state.of(
                         like(state, arrays, f"{name}/"),
-                        [FinetuneProgress(**checked(saved["runs"][name], SavedFinetuneProgress))],
+                        [checked(FinetuneProgress(**saved["runs"][name]))],
                     )
                     for name, state in fresh.items()
                 }
@@ -147,13 +129,12 @@ class Checkpoint:
         self.saved = time.perf_counter()
         if not self.is_ours():
             return
-        history = {**self.history, "wall_seconds": self.wall_seconds()}
+        history = vars(self.history) | {"wall_seconds": self.wall_seconds()}
         self._write("state", state.epoch, state.tensors(), {"state": progress_of(state), "history": history})
         if tuned:
             tensors = {f"{run}/{name}": x for run, one in tuned.items() for name, x in one.tensors().items()}
-            progress = {run: one.progress[0] for run, one in tuned.items()}
-            runs = {run: vars(one) | {"curves": finite(one.curves)} for run, one in progress.items()}
-            self._write("finetune", sum(one.epoch for one in progress.values()), tensors, {"runs": runs})
+            runs = {run: progress_of(one) for run, one in tuned.items()}
+            self._write("finetune", sum(one.epoch for one in tuned.values()), tensors, {"runs": runs})
 
     def _write(self, part: str, number: int, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
         """Arrays under a name of their own, then the JSON file, then away with the arrays of before."""
@@ -213,14 +194,13 @@ def damage_warned(consequence: str) -> Iterator[None]:
 
 def restored(fresh: TrainState, arrays: Arrays, progress: Any) -> TrainState:
     """A saved state on the device of a fresh one, which it must be like."""
-    return fresh.of(like(fresh, arrays), [Progress(**checked(progress, SavedProgress))])
+    return fresh.of(like(fresh, arrays), [checked(Progress(**progress))])
 
 
-def checked(values: Any, kind: type[Any]) -> Any:
-    """The entries that a TypedDict names; a TypeError where one is missing or of another type."""
-    if wrong := misfit(values, kind, ""):
-        raise TypeError(wrong)
-    return {name: values[name] for name in kind.__annotations__}
+def checked(instance: Saved) -> Saved:
+    """The same dataclass; a TypeError where a field is of another type."""
+    check_types(instance)
+    return instance
 
 
 def like(state: PackState, arrays: Arrays, prefix: str = "") -> dict[str, Tensor]:
@@ -233,12 +213,10 @@ def like(state: PackState, arrays: Arrays, prefix: str = "") -> dict[str, Tensor
     return tensors
 
 
-def progress_of(state: TrainState) -> dict[str, Any]:
-    """How far a trial is, as JSON can hold it."""
+def progress_of(state: PackState) -> dict[str, Any]:
+    """How far a pack of one is, as JSON can hold it."""
     (progress,) = state.progress
-    return {name: getattr(progress, name) for name in SavedProgress.__annotations__} | {
-        "curves": finite(progress.curves)
-    }
+    return vars(progress) | {"curves": finite(progress.curves)}
 
 
 def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:

@@ -17,7 +17,7 @@ from jbot.evaluation.metrics_registry import metric_key, own_pt_names
 from jbot.store.checksum import with_checksum, without_checksum
 from jbot.store.storage import RecordError, Storage
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.finetune import FinetuneState, Run, class_probabilities_of
+from jbot.trainer.finetune import FinetuneState, Run, class_logits
 from jbot.trainer.inputs import LabeledJets
 from jbot.trainer.state import TrainState, init_state
 
@@ -68,6 +68,7 @@ def classifier_metrics(
 ) -> tuple[Float[np.ndarray, "jet class"], dict[str, Measured]]:
     """A fine-tuned classifier on the test jets: class probabilities, and metrics by key."""
     config = run.config
-    found = class_probabilities_of(state.best, particles, test.rows, config, run.classes, forward).cpu().numpy()
+    logits = class_logits(state.best, particles, test.rows, config, run.classes, forward)
+    found = logits.softmax(1).cpu().numpy()
     named = classification(found, targets(test.labels, config.data.task), list(TARGETS[config.data.task]))
     return found, {metric_key(f"{run.name}_{metric}"): one for metric, one in named.items()}

@@ -55,8 +55,8 @@ def start(
         if other is None:
             state, other = continue_other(storage, trial, config, fingerprint, state)
         (progress,) = state.progress
-        checkpoint.history["continues"] = other
-        checkpoint.history["shared_seconds"] = progress.train_seconds + progress.probe_seconds
+        checkpoint.history.continues = other
+        checkpoint.history.shared_seconds = progress.train_seconds + progress.probe_seconds
     checkpoint.begin(state)
     return state
 

@@ -35,7 +35,7 @@ from jbot.evaluation.metrics import Measured, MetricError, classification, uncer
 from jbot.store.plan import Plan
 from jbot.store.storage import RecordError, Storage
 from jbot.trainer.classifier import pack_classifier
-from jbot.trainer.finetune import class_probabilities_of
+from jbot.trainer.finetune import class_logits
 from jbot.trainer.inputs import LabeledJets, prepare, resident
 from jbot.trainer.loop import MIN_SPREAD, TrialFailed
 from jbot.trainer.state import init_state
@@ -227,7 +227,7 @@ def evaluate_classifier(
     model, backbone = load_backbone(encoder)
     of_model, names = dataclasses.replace(config, model=model), list(TARGETS[config.data.task])
     weights = torch.cat((frozen_student(model, backbone), pack_classifier(load_head(head))[None]), dim=1)
-    probabilities = class_probabilities_of(weights, jets.particles, jets.rows, of_model, len(names)).numpy()
+    probabilities = class_logits(weights, jets.particles, jets.rows, of_model, len(names)).softmax(1).numpy()
     right = targets(jets.labels, config.data.task)
     known = right >= 0  # the test jets of the q/g task have signal that no classifier knows
     found = classification(probabilities[known], right[known], names)

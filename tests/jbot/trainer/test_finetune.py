@@ -29,7 +29,7 @@ from jbot.trainer.finetune import (
     LabeledRows,
     Run,
     adam,
-    class_probabilities_of,
+    class_logits,
     decay_factors,
     dropout_sizes,
     finetune,
@@ -277,10 +277,10 @@ def test_what_is_kept_is_what_was_judged(tuned, particles):
     run = make_run(override(tuned, {"finetune.epochs": 8}))
     state = train([run], particles)
     accuracies = [row["val_accuracy"] for row in state.progress[0].curves]
-    chance = class_probabilities_of(state.best, particles, run.val.rows, run.config, 2)
+    chance = class_logits(state.best, particles, run.val.rows, run.config, 2).softmax(1)
     assert float((chance.argmax(1) == run.val.targets).double().mean()) == max(accuracies)
     torch.testing.assert_close(chance.sum(1), torch.ones(VAL))
-    assert torch.equal(chance, class_probabilities_of(state.best, particles, run.val.rows, run.config, 2))
+    assert torch.equal(chance, class_logits(state.best, particles, run.val.rows, run.config, 2).softmax(1))
 
 
 def test_it_learns(tuned, particles):
