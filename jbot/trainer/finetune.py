@@ -398,7 +398,7 @@ def class_logits(
     classes: int,
     forward: Forward = forward,
 ) -> Float[Tensor, "row class"]:
-    """Class scores of some jets, whose softmax are probabilities, by one run's encoder and head, without dropout, float32."""
+    """Class scores (logits) of some jets by one run's encoder and head, without dropout, float32."""
     _, head = unpack_classifier(weights, config.model, classes)
     encoder = weights[:, : weight_count(config.model)]
     parts = (particles.index_select(0, some) for some in rows.split(GATHERED))
