@@ -1,8 +1,8 @@
 """Every trial of a storage as one tidy table, for pandas, R or a spreadsheet.
 
-    python -m analysis.export results --out all.parquet            a row per trial and metric
-    python -m analysis.export results --out trials.csv --wide      a row per trial, a column per metric and Config field
-    python -m analysis.export results --out curves.parquet --curves    a row per trial, probed epoch and metric
+    python -m analysis.export results --out all.parquet            one row per trial and metric
+    python -m analysis.export results --out trials.csv --wide      one row per trial; metrics and Config fields as columns
+    python -m analysis.export results --out curves.parquet --curves    one row per trial, probed epoch and metric
 
 In Python: ``from analysis.export import tidy; frame = tidy("results")``. A trial that several studies share stands once
 for each of them: drop duplicates of trial_id and metric to count trials.
@@ -40,7 +40,7 @@ class Row:
     """A trial as one study has it."""
 
     folder: str
-    """Of the study; empty for a record that no study of the storage plans any more."""
+    """The study's; empty for a record that no study of the storage plans any more."""
     study: str
     preset: str
     arm: str
@@ -58,7 +58,7 @@ class Row:
 
 
 def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
-    """A row per trial and final metric, of all studies of a storage.
+    """One row per trial and final metric, of all studies of a storage.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def wide(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
-    """A row per trial: where it ran and what it took, ``config.<field>`` of every Config field, every metric.
+    """One row per trial: where it ran and what it took, ``config.<field>`` of every Config field, every metric.
 
     Parameters and errors as of :func:`tidy`; lists in a Config are text.
     """
@@ -103,7 +103,7 @@ def wide(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def curves(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
-    """A row per trial, probed epoch and metric: learning curves of pre-training and of fine-tunings.
+    """One row per trial, probed epoch and metric: learning curves of pre-training and of fine-tunings.
 
     Parameters and errors as of :func:`tidy`.
 
@@ -202,7 +202,7 @@ def _number(value: Any) -> float:
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """One type a column, whatever is missing: what Parquet asks for."""
+    """One type per column, whatever is missing: what Parquet asks for."""
     numbers = [name for name in ("value", "error", "fold_sd", "device_seconds") if name in frame]
     frame = frame.astype(dict.fromkeys(numbers, float) | {"seed": "int64"})
     for name in [name for name in frame.columns if frame[name].dtype == object]:
@@ -220,8 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, required=True, help=f"file to write, {' or '.join(ENDINGS)}")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--wide", action="store_true", help="a row per trial, with its Config")
-    kind.add_argument("--curves", action="store_true", help="learning curves: a row per trial, epoch and metric")
+    kind.add_argument("--wide", action="store_true", help="one row per trial, with its Config")
+    kind.add_argument("--curves", action="store_true", help="learning curves: one row per trial, epoch and metric")
     options = parser.parse_args(arguments)
     if options.out.suffix not in ENDINGS:
         raise RecordError(f"--out must end with {' or '.join(ENDINGS)}, got {options.out.name}")

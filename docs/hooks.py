@@ -1,4 +1,4 @@
-"""What the site has besides the pages of this folder: files that pages link to, a page per module, the notebook.
+"""What the site has besides the pages of this folder: files that pages link to, one page per module, the notebook.
 
 Links in docs/*.md are those of the repository, ``../jbot/config.py``, so that they work on its host; here they are led
 to pages made of these files, below ``repository/``.
@@ -121,7 +121,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def api_pages(package: str) -> Iterator[tuple[str, str]]:
-    """A page per module, and one that lists them. Studies of their own have no interface: they are shown whole."""
+    """One page per module, and one that lists them. Studies of their own have no interface: they are shown whole."""
     rows = []
     for path in sorted((ROOT / package).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -222,7 +222,7 @@ def _word(study: _Study) -> tuple[str, str]:
     """The answer in a word or two, and its colour."""
     found, primary, so_far = study.found, study.primary, " so far" * study.unfinished
     if found.is_smoke_test:
-        return ("Path begun" if study.unfinished else "Path proven"), "open"
+        return ("Path started" if study.unfinished else "Path proven"), "open"
     if found.blocks == 0:
         return "No answer yet", "open"
     if not primary or not study.part.contrasts:
@@ -265,7 +265,7 @@ def _notices(found: StudySummary) -> list[str]:
             f"{fmt.count(found.blocks, 'whole block')} of {len(found.states)}."
         )
     if not found.ended:
-        notices.append("Begun, but no trial has ended yet.")
+        notices.append("Started, but no trial has ended yet.")
     if not found.current:
         notices.append(f"These are the records of an earlier plan, kept in {found.folder}: it has more to say.")
     return notices

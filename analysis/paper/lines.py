@@ -230,7 +230,7 @@ def _spread_of(record: Record | Released, name: str, spread: str) -> float:
 
 
 def _one_seed_lines(source: _Source) -> Iterator[Line]:
-    """Inner spreads of the first seed that has this row, a line each."""
+    """Inner spreads of the first seed that has this row, one line each."""
     prefix = f"test/{source.row.probe}_"
     for record in source.records:
         if any(prefix + metric in record.uncertainties for metric in source.table.metrics):

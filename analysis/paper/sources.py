@@ -21,12 +21,12 @@ class Released:
     task: str
     model: str
     data: dict[str, Any]
-    """The DataConfig they were judged with."""
+    """The DataConfig they were evaluated with."""
     fingerprint: str
     metrics: dict[str, float]
     uncertainties: dict[str, dict[str, float]]
     failed: dict[str, str] = field(default_factory=dict)
-    """File -> why it cannot be judged."""
+    """File -> why it cannot be evaluated."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -55,7 +55,7 @@ def arm_config(study: StudyRecords, arm: str) -> Config:
 
 
 def load_released(study: StudyRecords, arms: Mapping[tuple[str, str], str]) -> Iterator[Released]:
-    """Released checkpoints that were judged on the jets this study judges its own arms on."""
+    """Released checkpoints that were evaluated on the test jets of this study's arms."""
     wanted = {task: vars(arm_config(study, arm).data) for (task, _), arm in arms.items()}
     folder = f"{study.plan.study}/{published.RELEASED}"
     for name in study.storage.names(folder):

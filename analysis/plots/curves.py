@@ -44,7 +44,7 @@ PRETRAINING = {
 }
 """Columns of the learning curves by panel."""
 DASHES = (0, (3, 1.5))
-"""Of training jets."""
+"""How curves on training jets are drawn."""
 
 
 @styled

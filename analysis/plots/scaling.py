@@ -103,7 +103,7 @@ def law_lines(lines: Mapping[str, LawPanel], x_label: str, y_label: str) -> Figu
 def _law_points(axes: Axes, errors: pd.DataFrame) -> None:
     x = _sizes(errors)
     axes.plot(x, errors.to_numpy(dtype=float).T, ".", color=MUTED, ms=3.5, alpha=0.6, mew=0, zorder=3)
-    # Of the logarithm, as the laws are fitted.
+    # Means of the logarithm, as the laws are fitted.
     axes.plot(x, np.exp(np.log(errors).mean()), "o", color=INK, ms=4.5, mew=0, zorder=5)
     reference_line(axes, max(x))
 

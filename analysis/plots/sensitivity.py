@@ -31,7 +31,7 @@ MIN_STEP = 0.5
 """Decades between the zero of a logarithmic axis and its smallest value, at least (heuristic)."""
 MAX_TICKS = 6
 DODGE = 0.012
-"""Of the axis, between groups at the same value."""
+"""Distance of groups at the same value, as a share of the axis."""
 
 
 @styled

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from analysis.verdicts import number_format as fmt
 
 WIDTH, HEIGHT = 300.0, 22.0
-"""Of a sparkline, in units of its own."""
+"""Size of a sparkline, in units of its own."""
 MAX_REACH = 4.0
 """Times the largest mean: longer intervals are cut, as that of two seeds would hide everything else (heuristic)."""
 
@@ -34,7 +34,7 @@ class Sparkline:
     mean: float = math.nan
     """NaN: nothing is drawn."""
     ends: tuple[float, float] = (math.nan, math.nan)
-    """Of the interval."""
+    """Ends of the interval."""
     alt: str = ""
     drawing: Markup = Markup()  # noqa: RUF009 - a Markup cannot be changed
     """An ``<svg>`` in the colours of the page; :func:`draw` makes it."""

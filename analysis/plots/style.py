@@ -29,7 +29,7 @@ INK, MUTED, FAINT, BAND = "#1d2329", "#68727d", "#d3d9df", "#e9edf0"
 MASKED = PALETTE[2]
 MARKERS = "osD^vP<X>p"
 CLASS_COLOURS = (*PALETTE[:4], INK)
-"""Of the classes: the palette's fifth is too pale for letters."""
+"""Colours of the classes: the palette's fifth is too pale for letters."""
 OUTCOMES = {
     "better": PALETTE[0],
     "worse": PALETTE[6],

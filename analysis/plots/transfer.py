@@ -39,7 +39,7 @@ def scores_by_energy(encoders: Sequence[EncoderScores], baseline: Scores, pts: S
     Parameters
     ----------
     baseline : sequence of float array (seed,)
-        Of the untrained encoder, by energy.
+        Scores of the untrained encoder, by energy.
     pts : sequence of float
         Jet pT in GeV.
     """

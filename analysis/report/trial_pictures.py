@@ -21,7 +21,7 @@ from jbot.store.storage import RecordError, Storage
 MAX_JETS = 300
 """Jets of an embedding map: t-SNE of them takes about a second."""
 SIGNALS = ("W", "Z", "t")
-"""Of anomaly detection; q and g are its background."""
+"""Signals of anomaly detection; q and g are its background."""
 
 JETS = ("particles", "masked", "views", "views_masked", "label")
 """Arrays of examples.safetensors that the figure of example jets shows."""

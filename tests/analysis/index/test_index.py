@@ -139,7 +139,7 @@ def test_a_larger_preset_answers_and_smaller_ones_stand_beside_it(tmp_path):
     ]
 
 
-def test_a_larger_preset_that_has_only_begun_hides_no_answer(tmp_path):
+def test_a_larger_preset_that_has_only_started_hides_no_answer(tmp_path):
     simulate(tmp_path, masking_plan(), helped(0.05))
     running = {(arm, seed): None for arm in MASKING for seed in range(8)} | {("momentum", 0): {}}
     simulate(tmp_path, masking_plan("gpu", seeds=8), helped(0.05), running)
@@ -286,7 +286,7 @@ def test_the_answer_of_a_section_is_quoted_from_a_report_of_the_same_records_onl
     assert stale.links[0] == "report (perhaps of older records)"
 
 
-def test_what_all_py_has_estimated_is_said_of_a_study_nobody_has_begun(tmp_path):
+def test_what_all_py_has_estimated_is_said_of_a_study_nobody_has_started(tmp_path):
     row = {"study": "cross_energy", "open": ["21 trials missing: 0.4 core hours"], "open_hours": 0.4}
     Storage(tmp_path).write_json("all_quick.json", [row])
     entry = entries.open_questions(load_index(Storage(tmp_path)), Prices([]))[5].parts[0]
