@@ -1,7 +1,7 @@
 """Every trial of a storage as one tidy table, for pandas, R or a spreadsheet.
 
     python -m analysis.export results --out all.parquet            one row per trial and metric
-    python -m analysis.export results --out trials.csv --wide      one row per trial; metrics and Config fields as columns
+    python -m analysis.export results --out trials.csv --wide      one row per trial; metrics and Config as columns
     python -m analysis.export results --out curves.parquet --curves    one row per trial, probed epoch and metric
 
 In Python: ``from analysis.export import tidy; frame = tidy("results")``. A trial that several studies share stands once

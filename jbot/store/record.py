@@ -9,7 +9,7 @@
                             embedding-<epoch>.safetensors   the same jets then
                             examples.safetensors   a jet of each class: views, masks, attention (jbot.trial.snapshots)
                             anomaly_grid-<hash>.parquet  AUC over scores, settings, banks (jbot.evaluation.anomaly.grid)
-                            figures/               drawn afterwards: <name>.svg (see analysis.plots.trial_details)
+                            figures/               drawn afterwards: <name>.svg (see analysis.pictures)
                             card.md                model card, for people
                             finetune.parquet       learning curves of fine-tunings: run, epoch, losses, accuracies
                             classifier_<run>.safetensors  a fine-tuning's best weights: encoder, and head (classifier.*)
