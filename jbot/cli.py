@@ -8,7 +8,7 @@ import functools
 import gc
 import os
 import sys
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from jbot.messages import one_line
 
@@ -16,7 +16,13 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse has it; a bad option is one line too, without the usage before it."""
+    """As argparse has it; a bad option is one line too, without the usage before it.
+
+    As a sub-command of `jbot`, which leaves ``jbot <name>`` in `sys.argv`, it goes by that name.
+    """
+
+    def __init__(self, *, prog: str | None = None, **how: Any):
+        super().__init__(prog=sys.argv[0] if sys.argv[0].startswith("jbot ") else prog, **how)
 
     def error(self, message: str) -> NoReturn:
         """End the program."""

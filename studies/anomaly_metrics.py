@@ -12,7 +12,7 @@ Read     The section on scores: the shares of the variance answer the question, 
          what looking at the labels is worth. The verdict compares two scores of one encoder.
 """
 
-from jbot.evaluation.anomaly.grid import AnomalyGrid
+from jbot.evaluation.anomaly.grid_settings import AnomalyGrid
 from search_spaces import augmentation
 from studies import Contrast, Study, main
 

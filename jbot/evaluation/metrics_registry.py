@@ -115,6 +115,8 @@ REFERENCE_SCORES = {
 }
 """What the published scores should beat; measured with `anomaly.scan` only."""
 ANOMALY_SCORES = PUBLISHED_SCORES | REFERENCE_SCORES
+PARTICLE_SCORES = ("autoencoder",)
+"""Made of the particles themselves; all others are of the embedding."""
 BACKGROUND = ("q", "g")
 """Jets that anomaly detection knows; all others are signal."""
 COMBINED = "combined"

@@ -15,13 +15,13 @@ from analysis.verdicts.number_format import count
 from cluster.resources import ClusterError
 from cluster.stop import stopped_by_sigterm, was_interrupted
 from jbot.cli import INTERRUPTED, Parser, bad_input
-from jbot.config import ConfigError, parse_value
+from jbot.config import FIELDS, Config, ConfigError, flatten, override, parse_value
 from jbot.data.jets import DataError
 from jbot.messages import one_line
 from jbot.store.plan import PlanError
 from jbot.store.storage import RecordError
 from jbot.trainer.engines import ENGINES
-from studies.presets import PRESETS
+from studies.presets import PRESETS, get_preset
 from studies.runner.options import FIGURES, CampaignOptions, RunOptions, SearchOptions
 from studies.runner.study import Search, Study
 
@@ -81,7 +81,12 @@ def run_options(parsed: argparse.Namespace) -> RunOptions:
     ------
     ConfigError
         For a value out of range, or options that contradict each other.
+    SystemExit
+        After ``--set help``.
     """
+    if "help" in parsed.set:
+        print(describe_fields(override(Config(), get_preset(parsed.preset).base)))
+        sys.exit(0)
     named = {field.name for field in fields(RunOptions)}
     same = {name: value for name, value in vars(parsed).items() if name in named}
     objectives = getattr(parsed, "objectives", None)
@@ -109,6 +114,16 @@ def changes_of(settings: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set wants field=value, got {setting!r}")
         changes[name] = parse_value(name, text)
     return changes
+
+
+def describe_fields(base: Config) -> str:
+    """Every field that --set may change: its value, what it may be, and what that means."""
+    values = flatten(base)
+    return "\n".join(
+        f"{name:24} {values[name]!s:12} {known.range}\n    {known.words(values[name])}"
+        for name, known in FIELDS.items()
+        if name != "seed"
+    )
 
 
 def blocks_of(text: str | None) -> tuple[int, ...] | None:
@@ -195,7 +210,11 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--storage", default=new.storage, help="folder or s3:// gs:// URI for records and report")
     made.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change the base, e.g. train.epochs=8"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change the base, e.g. train.epochs=8; --set help lists the fields, their ranges and the preset's values",
     )
     made.add_argument(
         "--until-decided",

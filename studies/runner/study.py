@@ -11,18 +11,16 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.verdicts.paper_values import RECIPES
 from jbot.config import Config, ConfigError, flatten, override, to_dict
+from jbot.evaluation.anomaly.grid_settings import AnomalyGrid
 from jbot.evaluation.metrics_registry import find_metric, metric_key, metric_names
 from jbot.store.plan import Contrast, Plan
 from search_spaces.axis import Axis
 from studies.presets import get_preset
 from studies.runner.options import check_objectives
-
-if TYPE_CHECKING:
-    from jbot.evaluation.anomaly.grid import AnomalyGrid
 
 Arms = Mapping[str, Mapping[str, Any]]
 

@@ -11,29 +11,25 @@ cannot carry the score. Nothing is trained; what is there is not computed again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from jbot import TRAINER_VERSION
-from jbot.config import Config, digest, override
+from jbot.config import Config, override
 from jbot.data import JetData, Jets
 from jbot.evaluation.anomaly.detect import Truth, truth_of
+from jbot.evaluation.anomaly.grid_settings import AnomalyGrid
 from jbot.evaluation.anomaly.scores import (
     MIN_BANK,
-    PUBLISHED,
     SCORES,
     AnomalyError,
     Embedded,
     Settings,
     draw_bank,
-    find_score,
 )
 from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, selection_auc
 from jbot.evaluation.evaluator import Evaluator
@@ -48,35 +44,6 @@ from jbot.trainer.model import pack
 from jbot.trainer.state import TrainState, init_state
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnomalyGrid:
-    """What is varied. Settings of each score are those of its own grid in `SCORES`."""
-
-    scores: tuple[str, ...] = PUBLISHED
-    as_it_is: tuple[str, ...] = ("knn", "mahalanobis", "mahalanobis_labels", "relative_mahalanobis_labels")
-    """Scores that are also made of embeddings that are not projected on the unit sphere: those where it costs
-    little."""
-    shares: tuple[float, ...] = (1.0, 0.25)
-    """Sizes of the bank, relative to the largest (:func:`bank_sizes`)."""
-    draws: int = 3
-    """Banks of each size; the same jets for every encoder."""
-    floor_draws: int = 1
-    """Of them, those on which the encoder before training is evaluated."""
-
-    def __post_init__(self) -> None:
-        for name in (*self.scores, *self.as_it_is):
-            if find_score(name).uses_particles:
-                raise AnomalyError(f"the grid is of the embedding, got score {name}, which is of the particles")
-        if not 0 <= self.floor_draws <= self.draws or self.draws < 1:
-            raise AnomalyError(f"draws must be >= 1 and >= floor_draws >= 0, got {self.draws} and {self.floor_draws}")
-
-    @property
-    def hash(self) -> str:
-        """Of everything that decides the rows beside the encoder and its jets."""
-        every = {name: SCORES[name].grid for name in self.scores}
-        return digest([dataclasses.asdict(self), every, TRAINER_VERSION])
 
 
 def grid_file(grid: AnomalyGrid, trial: str) -> str:

@@ -31,8 +31,9 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
 from jbot.data.jets import CLASSES
+from jbot.evaluation.anomaly import AnomalyError
 from jbot.evaluation.anomaly.autoencoder import fit_autoencoder
-from jbot.evaluation.metrics_registry import BACKGROUND, PUBLISHED_SCORES
+from jbot.evaluation.metrics_registry import BACKGROUND, PARTICLE_SCORES, PUBLISHED_SCORES
 from jbot.trainer.rng import numpy_generator
 
 NEIGHBOURS = 100
@@ -47,10 +48,6 @@ Particles = Float[np.ndarray, "jet particle 4"]
 Scores = Float[np.ndarray, "jet"]
 Labels = Int[np.ndarray, "jet"]
 Settings = dict[str, Any]
-
-
-class AnomalyError(ValueError):
-    """Jets or settings that cannot be scored. Its message is one line that names the rule and the value received."""
 
 
 class Bank:
@@ -339,7 +336,11 @@ class Score:
     """Settings to choose from; the defaults first."""
     uses_labels: bool = False
     """Of the bank: quark or gluon."""
-    uses_particles: bool = False
+
+    @property
+    def uses_particles(self) -> bool:
+        """Whether it is made of the particles themselves, not of the embedding."""
+        return self.name in PARTICLE_SCORES
 
 
 def grid_of(defaults: Settings, **choices: Sequence[Any]) -> tuple[Settings, ...]:
@@ -400,7 +401,7 @@ SCORES: dict[str, Score] = {
         ),
         _score("lof", local_outlier_factor, _LOF, {"k": (10, 20, 50)}),
         _score("isolation_forest", isolation_forest, _FOREST, {"samples": (64, 256, 1024)}),
-        _score("autoencoder", autoencoder, _AUTOENCODER, {"bottleneck": (4, 8, 16)}, uses_particles=True),
+        _score("autoencoder", autoencoder, _AUTOENCODER, {"bottleneck": (4, 8, 16)}),
     )
 }
 """Every score by its name."""
