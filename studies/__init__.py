@@ -4,10 +4,6 @@ from studies import Contrast, Study, main
 """
 
 import importlib
-import importlib.util
-import sys
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces as search_spaces  # first: it finds our packages whatever folders lie beside a study file
@@ -29,18 +25,6 @@ _HOMES = {
     "main": "studies.runner.cli",
     "run": "studies.runner.execute",
 }
-
-
-def _import_ours(*names: str) -> None:
-    """Import packages that lie beside this one, whatever a person has called a folder beside their study."""
-    for name in (name for name in names if name not in sys.modules):
-        spec = PathFinder.find_spec(name, [str(Path(__file__).parents[1])])
-        if spec and spec.loader:
-            sys.modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[name])
-
-
-_import_ours("jbot", "search_spaces", "analysis", "cluster")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from analysis.verdicts.number_format import count
 from cluster.resources import ClusterError
 from cluster.stop import stopped_by_sigterm, was_interrupted
 from jbot.cli import INTERRUPTED, Parser, bad_input
@@ -283,4 +282,5 @@ def size_of(study: Study, preset: str) -> str:
     """``4 arms x 6 seeds``; of a search ``24 points, then 2 arms x 6 seeds``."""
     if study.search:
         return f"{study.search.points[preset]} points, then 2 arms x {study.seeds_at(preset)} seeds"
-    return f"{count(len(study.arms_at(preset)), 'arm')} x {study.seeds_at(preset)} seeds"
+    arms = len(study.arms_at(preset))
+    return f"{arms} {'arm' if arms == 1 else 'arms'} x {study.seeds_at(preset)} seeds"
