@@ -1,7 +1,7 @@
 """Error against unlabeled jets and against model size, on logarithmic axes: laws, and slopes.
 
 The error is 1 - metric, for metrics that 1 bounds: accuracies and areas under ROC curves. Lines of one model over at
-least LEAST_SIZES training sets are of two kinds, never mixed, because they answer different questions:
+least MIN_SIZES training sets are of two kinds, never mixed, because they answer different questions:
 
     fixed epochs    train.epochs is the same: more jets are also more optimiser steps
     fixed steps     train.epochs * data.train_jets is the same: fewer jets are repeated more often
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import scaling as plots
-from analysis.plots.picture import Picture
+from analysis.plots.picture import Picture, picture
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.report.sections import scaling_laws
@@ -36,12 +36,12 @@ from jbot.config import JBOT_B, ModelConfig
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
-LEAST_SIZES = 3
+MIN_SIZES = 3
 """Two training sets give a ratio, no line."""
 FIT_SIZES, FIT_SEEDS = 7, 3
 """What a fit of competing laws needs: simulated, five sizes and one seed choose the logarithm in all cases though the
 truth is a power law with an irreducible error; seven log-spaced sizes and three seeds are right in all."""
-LEAST_MODELS, LEAST_JOINT = 3, 5
+MIN_MODELS, MIN_JOINT_SIZES = 3, 5
 """Models and training sets of a joint law (assumed)."""
 COUNTED_IN_EPOCHS = ("train.epochs", "train.until", "optim.warmup_epochs", "probe.every")
 SIZES = ("data.train_jets", "data.labeled_jets", "data.val_jets", *COUNTED_IN_EPOCHS)
@@ -49,8 +49,8 @@ SIZES = ("data.train_jets", "data.labeled_jets", "data.val_jets", *COUNTED_IN_EP
 STEPS_TOLERANCE = 0.1
 """Relative, of the steps along a line of fixed steps, beside the rounding to whole epochs (assumed)."""
 EPOCHS, STEPS = "fixed epochs", "fixed steps"
-MOST_LINES = 6
-"""Drawn in one panel, and told in words."""
+MAX_LINES = 6
+"""Lines drawn in one panel, and described in sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,21 @@ class Line:
     name: str
     runs: tuple[Run, ...]
     """Ascending in that size."""
+    over: str = "jets"
+    """The size that grows: `jets` or `weights`."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Jets or weights of each run."""
+        return [run.parameters if self.over == "weights" else run.jets for run in self.runs]
+
+    def errors(self, errors: pd.DataFrame) -> pd.DataFrame:
+        """Errors (seed, arm) as (seed, size)."""
+        return errors[[run.arm for run in self.runs]].set_axis(self.sizes, axis=1)
+
+    def slope(self, errors: pd.DataFrame, alpha: float) -> MeanInterval:
+        """Mean slope of log error against log size over seeds."""
+        return paired.mean_interval(slopes(self.runs, self.sizes, errors), 1 - alpha)
 
 
 def has_error(metric: str) -> bool:
@@ -104,7 +119,7 @@ def lines_over_jets(plan: Plan) -> list[Line]:
         for runs in of_kind
     ]
     found.sort(key=lambda line: (line.kind != EPOCHS, line.runs[0].parameters))
-    return _told_apart(found)
+    return _with_held(found)
 
 
 def lines_over_models(plan: Plan) -> list[Line]:
@@ -116,7 +131,7 @@ def lines_over_models(plan: Plan) -> list[Line]:
         runs = sorted(_runs(arms), key=lambda run: run.parameters)
         if len({run.parameters for run in runs}) == len(runs) >= 2:
             held = f"{runs[0].jets:,} jets, {runs[0].epochs:g} epochs"
-            found.append(Line(kind=held, name=held, runs=tuple(runs)))
+            found.append(Line(kind=held, name=held, runs=tuple(runs), over="weights"))
     return sorted(found, key=lambda line: (line.runs[0].jets, line.runs[0].epochs))
 
 
@@ -142,7 +157,7 @@ def _run(arm: str, config: FlatConfig) -> Run:
 def _same_epochs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     """Runs of equal epochs, over enough training sets."""
     found = ([run for run in runs if run.epochs == epochs] for epochs in dict.fromkeys(run.epochs for run in runs))
-    return [kept for of in found if len(kept := _by_jets(of)) >= LEAST_SIZES]
+    return [kept for of in found if len(kept := _by_jets(of)) >= MIN_SIZES]
 
 
 def _same_steps(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
@@ -154,7 +169,7 @@ def _same_steps(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
             (run for run in runs if _as_long(run, first)), key=lambda run: abs(_passed(run) - _passed(first))
         )
         line = _by_jets(close)
-        if len(line) >= LEAST_SIZES and len({run.epochs for run in line}) == len(line):
+        if len(line) >= MIN_SIZES and len({run.epochs for run in line}) == len(line):
             found.append(line)
     longest = sorted(dict.fromkeys(found), key=lambda line: -len(line))
     kept: list[tuple[Run, ...]] = []
@@ -200,7 +215,7 @@ def _model(config: FlatConfig) -> str:
     return named[0] if named else f"d = {sizes['dim']:g}, {fmt.count(int(sizes['layers']), 'block')}"
 
 
-def _told_apart(lines: Sequence[Line]) -> list[Line]:
+def _with_held(lines: Sequence[Line]) -> list[Line]:
     """Epochs in the name of lines of one model and one kind."""
     same = [sum((other.kind, other.name) == (line.kind, line.name) for other in lines) > 1 for line in lines]
     return [
@@ -245,7 +260,7 @@ def section(evidence: Evidence) -> Section | None:
     found = [one for line in lines if (one := _fitted(plan, line, errors))]
     planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
     repeats = list(_repetitions(plan, lines, errors))
-    laws = list(scaling_laws.sentences(found[:MOST_LINES]))
+    laws = list(scaling_laws.sentences(found[:MAX_LINES]))
     return Section(
         title="Scaling",
         answer=laws[:2],
@@ -254,19 +269,18 @@ def section(evidence: Evidence) -> Section | None:
             *laws,
             *(scaling_laws.plane_sentence(one) for one in planes),
             *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
-            *_sentences(plan, lines, errors),
-            *_model_sentences(plan, models, errors),
+            *_sentences(plan, [*lines[:MAX_LINES], *_spread_out(_of_base_epochs(plan, models), 2)], errors),
             *_warnings(plan, lines),
         ],
         method=[scaling_laws.method(plan.alpha)] if found else [],
-        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(plan, lines, models, errors)],
+        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(evidence, lines, models, errors)],
         figures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
     )
 
 
 def _fitted(plan: Plan, line: Line, errors: pd.DataFrame) -> Fitted | None:
-    sizes = [(float(run.jets),) for run in line.runs]
-    return scaling_laws.fitted(plan, line.name, line.kind, sizes, _drawn(line, errors), FORMS)
+    sizes = [(float(size),) for size in line.sizes]
+    return scaling_laws.fitted(plan, line.name, line.kind, sizes, line.errors(errors), FORMS)
 
 
 def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
@@ -278,7 +292,7 @@ def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
     alike = [_run(arm, config) for arm, config in configs.items() if arm_configs.without(config, free) == key]
     held = {EPOCHS: lambda run: run.epochs == origin.epochs, STEPS: lambda run: _as_long(run, origin)}[kind]
     runs = {(run.parameters, run.jets): run for run in alike if held(run)}
-    if len({weights for weights, _ in runs}) < LEAST_MODELS or len({jets for _, jets in runs}) < LEAST_JOINT:
+    if len({weights for weights, _ in runs}) < MIN_MODELS or len({jets for _, jets in runs}) < MIN_JOINT_SIZES:
         return None
     ordered = [runs[place] for place in sorted(runs)]
     points = [(float(run.parameters), float(run.jets)) for run in ordered]
@@ -297,11 +311,6 @@ def _repetitions(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Ite
             yield found
 
 
-def _slope(plan: Plan, line: Line, errors: pd.DataFrame, over_models: bool = False) -> MeanInterval:
-    sizes = [run.parameters if over_models else run.jets for run in line.runs]
-    return paired.mean_interval(slopes(line.runs, sizes, errors), 1 - plan.alpha)
-
-
 def _intro(plan: Plan) -> str:
     metric = find_metric(plan.metric).full_label
     return (
@@ -311,17 +320,11 @@ def _intro(plan: Plan) -> str:
 
 
 def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
-    for line in lines[:MOST_LINES]:
-        first, last = line.runs[0].jets, line.runs[-1].jets
-        where = f"{line.name}, {line.kind}, {first:,} to {last:,} jets"
-        yield _slope_words(plan, where, "ten times the jets", _slope(plan, line, errors))
-
-
-def _model_sentences(plan: Plan, models: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
-    for line in _spread_out(_of_base_epochs(plan, models), 2):
-        first, last = line.runs[0].parameters, line.runs[-1].parameters
-        where = f"{line.name}, {first:,} to {last:,} weights"
-        yield _slope_words(plan, where, "ten times the weights", _slope(plan, line, errors, over_models=True))
+    for line in lines:
+        first, last = line.sizes[0], line.sizes[-1]
+        kind = f", {line.kind}" if line.over == "jets" else ""
+        where = f"{line.name}{kind}, {first:,} to {last:,} {line.over}"
+        yield _slope_words(plan, where, f"ten times the {line.over}", line.slope(errors, plan.alpha))
 
 
 def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) -> str:
@@ -390,77 +393,67 @@ def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
     return [lines[i] for i in chosen]
 
 
-def _tables(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> list[Table]:
-    level = f"{1 - plan.alpha:.0%} interval"
-    points = [
-        [line.name, line.kind, f"{run.jets:,}", f"{run.epochs:g}", f"{run.steps:,}", *_error_cells(plan, run, errors)]
+def _tables(evidence: Evidence, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Table]:
+    alpha, level = evidence.plan.alpha, evidence.level
+    by_arm = {run.arm: paired.mean_interval(errors[run.arm].dropna(), 1 - alpha) for run in _runs_of(lines, models)}
+    error = {arm: [str(one.n), fmt.mean_cell(one), fmt.interval_cell(one)] for arm, one in by_arm.items()}
+    rows = [
+        [line.name, line.kind, f"{run.jets:,}", f"{run.epochs:g}", f"{run.steps:,}", *error[run.arm]]
         for line in lines
         for run in line.runs
     ]
     head = ["model", "held", "jets", "passes over each", "steps", "n", "error", level]
-    fitted = [_slope_row("jets", line, line.kind, _slope(plan, line, errors)) for line in lines]
-    fitted += [_slope_row("weights", line, "both", _slope(plan, line, errors, over_models=True)) for line in models]
-    words = (0, 1)
-    found = [
-        Table(label="Error against training jets", head=head, rows=points, text_columns=words),
-        Table(
-            label="Slopes of log error",
-            head=["line", "held", "against", "sizes", "n", "slope", level, "error left at ten times"],
-            rows=fitted,
-            text_columns=(0, 1, 2),
-        ),
-    ]
+    yield Table(label="Error against training jets", head=head, rows=rows, text_columns=(0, 1))
+    head = ["line", "held", "against", "sizes", "n", "slope", level, "error left at ten times"]
+    rows = [_slope_row(line, line.slope(errors, alpha)) for line in (*lines, *models)]
+    yield Table(label="Slopes of log error", head=head, rows=rows, text_columns=(0, 1, 2))
     if models:
-        rows = [
-            [line.name, f"{run.parameters:,}", run.arm, *_error_cells(plan, run, errors)]
-            for line in models
-            for run in line.runs
-        ]
+        rows = [[line.name, f"{run.parameters:,}", run.arm, *error[run.arm]] for line in models for run in line.runs]
         head = ["jets and epochs", "weights", "arm", "n", "error", level]
-        found.append(Table(label="Error against model size", head=head, rows=rows, text_columns=(0, 2)))
-    return found
+        yield Table(label="Error against model size", head=head, rows=rows, text_columns=(0, 2))
 
 
-def _error_cells(plan: Plan, run: Run, errors: pd.DataFrame) -> list[str]:
-    values = paired.mean_interval(errors[run.arm].dropna(), 1 - plan.alpha)
-    return [str(values.n), fmt.mean_cell(values), fmt.interval_cell(values)]
+def _runs_of(*groups: Sequence[Line]) -> Iterator[Run]:
+    yield from (run for lines in groups for line in lines for run in line.runs)
 
 
-def _slope_row(against: str, line: Line, held: str, slope: MeanInterval) -> list[str]:
+def _slope_row(line: Line, slope: MeanInterval) -> list[str]:
+    held = line.kind if line.over == "jets" else "both"
     left = f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING
     cells = [fmt.mean_cell(slope, sign=True), fmt.interval_cell(slope), left]
-    return [line.name, held, against, str(len(line.runs)), str(slope.n), *cells]
+    return [line.name, held, line.over, str(len(line.runs)), str(slope.n), *cells]
 
 
 def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Picture]:
-    marks = "means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic"
-    drawn = [line for line in lines if (_drawn(line, errors) > 0).any(axis=None)]
+    drawn = _with_points(lines, errors)
     kinds = list(dict.fromkeys(line.kind for line in drawn))
-    if kinds:
-        of_kind = {kind: _spread_out([line for line in drawn if line.kind == kind], MOST_LINES) for kind in kinds}
-        panels = {kind: {line.name: _drawn(line, errors) for line in of} for kind, of in of_kind.items()}
-        caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}: {marks}."
-        yield _picture(plan, "scaling-jets", panels, "training jets", caption, _slopes_said(plan, drawn, errors))
-    drawn = [line for line in _of_base_epochs(plan, models) if (_drawn(line, errors, True) > 0).any(axis=None)]
-    if drawn:
-        panels = {"": {line.name: _drawn(line, errors, True) for line in _spread_out(drawn, MOST_LINES)}}
-        caption = f"Error against weights of encoder and head: {marks}."
-        yield _picture(plan, "scaling-models", panels, "weights", caption, _slopes_said(plan, drawn, errors, True))
+    panels = {kind: _spread_out([line for line in drawn if line.kind == kind], MAX_LINES) for kind in kinds}
+    caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}"
+    yield from _picture(plan, "scaling-jets", panels, "training jets", caption, drawn, errors)
+    drawn = _with_points(_of_base_epochs(plan, models), errors)
+    panels = {"": _spread_out(drawn, MAX_LINES)}
+    caption = "Error against weights of encoder and head"
+    yield from _picture(plan, "scaling-models", panels, "weights", caption, drawn, errors)
+
+
+def _with_points(lines: Sequence[Line], errors: pd.DataFrame) -> list[Line]:
+    """Lines that have a point on a logarithmic axis."""
+    return [line for line in lines if (line.errors(errors) > 0).any(axis=None)]
 
 
 def _picture(
-    plan: Plan, name: str, panels: Mapping[str, Mapping[str, pd.DataFrame]], size: str, caption: str, said: str
-) -> Picture:
-    figure = plots.error_lines(panels, size, f"1 − {find_metric(plan.metric).label}")
-    return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
-
-
-def _slopes_said(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame, over_models: bool = False) -> str:
-    said = [f"{one.name}: slope {fmt.mean_cell(_slope(plan, one, errors, over_models))}" for one in lines]
-    return "; ".join(said)
-
-
-def _drawn(line: Line, errors: pd.DataFrame, over_models: bool = False) -> pd.DataFrame:
-    """Errors of a line as (seed, size)."""
-    sizes = [run.parameters if over_models else run.jets for run in line.runs]
-    return errors[[run.arm for run in line.runs]].set_axis(sizes, axis=1)
+    plan: Plan,
+    name: str,
+    panels: Mapping[str, Sequence[Line]],
+    size: str,
+    what: str,
+    drawn: Sequence[Line],
+    errors: pd.DataFrame,
+) -> Iterator[Picture]:
+    if not drawn:
+        return
+    points = {panel: {line.name: line.errors(errors) for line in of} for panel, of in panels.items()}
+    caption = f"{what}: means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic."
+    said = "; ".join(f"{line.name}: slope {fmt.mean_cell(line.slope(errors, plan.alpha))}" for line in drawn)
+    figure = plots.error_lines(points, size, f"1 − {find_metric(plan.metric).label}")
+    yield picture(name, figure, caption, said)
