@@ -72,7 +72,7 @@ def status(evidence: Evidence) -> str:
     if look:
         decided = f"the look after {look.blocks} blocks" if look.blocks else "no look yet"
         after = f"; the next is after {look.next}" if look.next else ""
-        return f"Unfinished: {n - pending} of {n} trials have ended. Judged is {decided}{after}."
+        return f"Unfinished: {n - pending} of {n} trials have ended. Decided is {decided}{after}."
     return (
         f"Unfinished: {n - pending} of {n} trials have ended. Compared are the "
         f"{fmt.count(len(evidence.compared), 'block')} of {len(evidence.states)} in which every arm has ended."
@@ -234,7 +234,7 @@ def _headlines(plan: Plan) -> list[Contrast]:
 
 
 def _scale(plan: Plan, arms: pd.DataFrame) -> str:
-    """What training is worth in all, and what needs none: ``base 0.58, untrained encoder 0.41``."""
+    """What training gains in all, and what needs none: ``base 0.58, untrained encoder 0.41``."""
     compared = [arm for c in _headlines(plan) for arm in (c.treatment, c.control)]
     arm = max(compared, key=compared.count) if compared else next(iter(plan.arms))
     row = arms.set_index("arm").loc[arm]

@@ -13,7 +13,7 @@ from jbot.store.record import trial_folder
 from jbot.store.storage import RecordError
 
 DEFAULT_UI = "http://127.0.0.1:5000"
-"""Where ``mlflow ui`` answers when it is not told otherwise."""
+"""Where ``mlflow ui`` answers by default."""
 
 
 class Link(str):

@@ -112,7 +112,7 @@ def jet_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
 
 
 def attention_pictures(storage: Storage, trial: str, layer: int = -1) -> Iterator[Picture]:
-    """What the heads of a block look at from [CLS], the last block by default."""
+    """What the heads of a block attend to from [CLS], the last block by default."""
     arrays = _read(storage, trial, "examples", "particles", "label")
     if not arrays or "attention" not in arrays:
         return

@@ -8,7 +8,7 @@ least MIN_SIZES training sets are of two kinds, never mixed, because they answer
 
 An arm may lie on both. What is counted in epochs (warm-up, probes) may differ along a line, all else is equal.
 Laws (:mod:`analysis.stats.scaling_law`) are fitted to every line apart; the joint one to all models of one kind, and
-what repeated passes over the same jets are worth to both lines of one model.
+the value of repeated passes over the same jets to both lines of one model.
 """
 
 from __future__ import annotations
@@ -347,9 +347,9 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
             yield _repetition(kind, runs)
     largest = max(len(line.runs) for line in lines)
     yield (
-        "A slope does not say which law holds: a logarithm, a power law, and a power law that ends on a floor look "
-        f"alike over few sizes. Telling them apart takes a fit of all of them to at least {FIT_SIZES} sizes, evenly "
-        f"spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
+        "A slope does not say which law holds: a logarithm, a power law, and a power law that ends on an irreducible "
+        f"error look alike over few sizes. Separating them takes a fit of all of them to at least {FIT_SIZES} sizes, "
+        f"evenly spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
         f"{fmt.count(len(plan.seeds), 'seed')}."
     )
     runs = [run for line in lines for run in line.runs]

@@ -20,12 +20,12 @@ from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
-MOST_PANELS = 4
+MAX_PANELS = 4
 """Lines drawn; all are in the table."""
 ROUNDING = 1e-6
-"""A floor below it is none: the search ends about there."""
-EARNED = 2.0
-"""By so much must AICc fall for a term more to be told (assumed)."""
+"""An irreducible error below it is none: the search ends about there."""
+MIN_AICC_GAIN = 2.0
+"""AICc must fall by so much for a further term to be reported (assumed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +112,11 @@ def _answer(one: Fitted) -> Iterator[str]:
         if found.best_predictor is not named:
             yield f"The largest two sizes alone are predicted better by the {found.best_predictor.form.name} form."
         if named.form is POWER and named.parameters["E"].low < ROUNDING:
-            yield "That it has no floor (E = 0) is not excluded."
+            yield "That it has no irreducible error (E = 0) is not excluded."
     elif found.seeds < 2:
         yield (
-            f"{one.where}: not separable, as one seed has no second one to tell noise from law ({design_words}). AICc, "
-            f"with the scatter about the best form for noise, prefers the {found.best.form.name} form."
+            f"{one.where}: not separable, as one seed has no second one to separate noise from law ({design_words}). "
+            f"AICc, with the scatter about the best form for noise, prefers the {found.best.form.name} form."
         )
     elif found.none_fits:
         nearest = found.best
@@ -143,10 +143,10 @@ def _p_words(others: Sequence[Law]) -> str:
 
 def _p(p: float) -> str:
     """A p-value of `NULLS` simulated studies, never below what they can show."""
-    floor = 1 / (scaling_law.NULLS + 1)
+    smallest = 1 / (scaling_law.NULLS + 1)
     if not math.isfinite(p):
         return fmt.MISSING
-    return f"≤ {floor:g}" if p <= floor * 1.001 else f"= {fmt.p_value(p)}"
+    return f"≤ {smallest:g}" if p <= smallest * 1.001 else f"= {fmt.p_value(p)}"
 
 
 def _predicted(one: Fitted) -> Iterator[str]:
@@ -155,17 +155,17 @@ def _predicted(one: Fitted) -> Iterator[str]:
         yield "So none predicts anything."
         return
     most = float(found.sizes[:, 0].max())
-    told = [found.named] if found.named else list(found.standing)
-    ahead = [law.at(AHEAD * most) for law in told]
+    laws = [found.named] if found.named else list(found.standing)
+    ahead = [law.at(AHEAD * most) for law in laws]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
-    if len(told) == 1:
+    if len(laws) == 1:
         yield f"{at} it predicts an error of {_estimate(ahead[0])}."
     elif found.seeds > 1:
         # An error ends at 1, wherever a form goes on to.
         low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
         yield f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
     else:
-        each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(told, ahead, strict=True)]
+        each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(laws, ahead, strict=True)]
         yield f"{at} they predict an error of {fmt.listed(each)}."
 
 
@@ -200,7 +200,7 @@ def _estimate(one: Estimate, name: str = "") -> str:
 
 
 def method(alpha: float) -> str:
-    """How the forms were told apart."""
+    """How the forms were separated."""
     return (
         "Laws are fitted to the means over seeds of the logarithm of the error. A form is named only when simulations "
         f"of every other form, with the noise of the seeds, reject it at {alpha:.0%}, and AICc agrees. Intervals are "
@@ -225,20 +225,20 @@ def plane_sentence(one: Fitted) -> str:
 
 
 def repetition_sentence(one: Fitted) -> str | None:
-    """What a further pass over the same jets is worth; None where that is not told from new jets or from nothing."""
+    """The value of a further pass over the same jets; None where it is like new jets, or like nothing."""
     found = one.comparison
     best = found.best
     if found.seeds < 2 or best.p_fit <= found.alpha:
         return None
     others = [law.aicc for law in found.laws if law is not best]
-    if min(others) - best.aicc < EARNED or any(law.p > found.alpha for law in found.laws if law is not best):
+    if min(others) - best.aicc < MIN_AICC_GAIN or any(law.p > found.alpha for law in found.laws if law is not best):
         return None
     said = f"{one.name}, both ways together: {best.form.name}"
     if best.form is REPEATED:
-        worth = best.parameters["R"]
+        value = best.parameters["R"]
         said += (
-            f" (D′ = D (1 + R (1 − exp(−(passes − 1)/R))), R = {_estimate(worth)}): however often the same jets are "
-            f"seen, they are worth at most {1 + worth.value:.3g} times their number in jets seen once"
+            f" (D′ = D (1 + R (1 − exp(−(passes − 1)/R))), R = {_estimate(value)}): however often the same jets are "
+            f"seen, they count as at most {1 + value.value:.3g} times their number in jets seen once"
         )
     return f"{said} ({fmt.count(len(found.sizes), 'point')}, {fmt.count(found.seeds, 'seed')})."
 
@@ -290,7 +290,7 @@ def pictures(plan: Plan, lines: Sequence[Fitted]) -> Iterator[Picture]:
     """All forms over the errors, out to ten times the most jets."""
     if not lines:
         return
-    drawn = list(lines[:MOST_PANELS])
+    drawn = list(lines[:MAX_PANELS])
     panels = {one.where: plots.LawPanel(errors=one.errors, curves=list(_curves(one.comparison))) for one in drawn}
     caption = (
         "Laws of the error, drawn to ten times the most jets; the dashed line is the most that were trained on. Full "
@@ -321,5 +321,5 @@ def joint(plan: Plan, kind: str, points: Sequence[tuple[float, ...]], errors: pd
 
 
 def repetition(plan: Plan, name: str, points: Sequence[tuple[float, ...]], errors: pd.DataFrame) -> Fitted | None:
-    """What passes are worth, at (jets, passes over each)."""
+    """The value of passes, at (jets, passes over each)."""
     return fitted(plan, name, "both", points, errors, REPETITION)

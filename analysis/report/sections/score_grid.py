@@ -42,10 +42,10 @@ WORDS = {
     SEED: "training seed",
     DRAW: "bank draw",
 }
-LEAST_SHARE = 0.01
+MIN_SHARE = 0.01
 """Interactions below it are not listed one by one, but for those with the seed."""
 GEOMETRY = ("intrinsic_dimension", "effective_rank", "anisotropy", "hubness", "condition_number", "uniformity")
-LEAST_MODELS = 30
+MIN_MODELS = 30
 """Trained models from which on a regression on geometry is made."""
 ANY = "any score"
 
@@ -73,7 +73,7 @@ def section(evidence: Evidence) -> Section | None:
         tables.insert(1 if len(tables) > 1 else 0, ranking_section(trained))
     tables.append(geometry_section(gaps))
     text.append(_geometry_words(gaps))
-    if (models := int(gaps["trained"].sum())) >= LEAST_MODELS:
+    if (models := int(gaps["trained"].sum())) >= MIN_MODELS:
         tables.append(regression_section(gaps[gaps["trained"]], models))
     if drawn := geometry_picture(gaps):
         pictures.append(drawn)
@@ -135,8 +135,8 @@ def _design(grid: pd.DataFrame, left_out: Sequence[str]) -> str:
     sizes = " and ".join(f"{size:,}" for size in sorted(trained["bank_jets"].unique()))
     n = len(trained[["score", "settings"]].drop_duplicates())
     text = (
-        f"Encoders of {' and '.join(counted)}, each judged by {trained['score'].nunique()} scores at {n} settings on "
-        f"{fmt.count(trained['draw'].nunique(), 'bank')} of {sizes} training jets each. The test jets are always "
+        f"Encoders of {' and '.join(counted)}, each evaluated by {trained['score'].nunique()} scores at {n} settings "
+        f"on {fmt.count(trained['draw'].nunique(), 'bank')} of {sizes} training jets each. The test jets are always "
         f"the same: what other ones would change, {fmt.compact(float(trained['error'].median()), 2)} of an AUC "
         "(standard error, median), is in none of the intervals over seeds."
     )
@@ -169,7 +169,7 @@ def _grouped(found: Components) -> Components:
     listed = {
         key: share
         for key, share in found.items()
-        if len(key) == 1 or share >= LEAST_SHARE or (len(key) == 2 and SEED in key)
+        if len(key) == 1 or share >= MIN_SHARE or (len(key) == 2 and SEED in key)
     }
     return listed | {frozenset(): sum(found.values()) - sum(listed.values())}
 
@@ -283,7 +283,7 @@ def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
     )
 
 
-# What looking at the labels gains.
+# What choosing settings by the labels gains.
 
 
 def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
@@ -318,7 +318,7 @@ def optimism_section(found: pd.DataFrame, grid: pd.DataFrame) -> Table:
     """By score, over all signals together; and the oracle's gain for each signal."""
     signals = [name for name in ("w", "z", "t") if name in set(found["signal"])]
     counts = grid[["score", "settings"]].drop_duplicates().groupby("score").size()
-    floor = _floor(grid)
+    untrained = _untrained(grid)
     rows = []
     for score in [*dict.fromkeys(grid["score"]), ANY]:
         rows_of = found[found["score"] == score]
@@ -328,7 +328,7 @@ def optimism_section(found: pd.DataFrame, grid: pd.DataFrame) -> Table:
             [
                 ANY if score == ANY else score_label(score),
                 str(int(counts.sum() if score == ANY else counts[score])),
-                fmt.number(floor.get(score, math.nan), 3),
+                fmt.number(untrained.get(score, math.nan), 3),
                 *(_mean(own, name, sign=False) for name in ("published", "chosen", "oracle")),
                 _mean(own, "chosen", "published"),
                 *gains,
@@ -355,8 +355,8 @@ def _optimism_words(found: pd.DataFrame) -> str:
     )
 
 
-def _floor(grid: pd.DataFrame) -> pd.Series:
-    """Of the encoders before training, at published settings, all signals together, by score."""
+def _untrained(grid: pd.DataFrame) -> pd.Series:
+    """AUC of the encoders before training, at published settings, all signals together, by score."""
     rows = grid[~grid["trained"] & grid["published"] & (grid["signal"] == ALL)]
     return rows[rows["bank_jets"] == grid["bank_jets"].max()].groupby("score")["auc"].mean()
 
@@ -373,7 +373,7 @@ def _mean(rows: pd.DataFrame, name: str, less: str = "", sign: bool = True) -> s
 
 
 def gap_table(study: StudyRecords, grid: pd.DataFrame) -> pd.DataFrame:
-    """Of each encoder the gap between its best and worst score as published, and the numbers of its geometry.
+    """The gap of each encoder between its best and worst score as published, and the numbers of its geometry.
 
     Returns
     -------
@@ -418,9 +418,9 @@ def _geometry_words(gaps: pd.DataFrame) -> str:
         "The gap of an encoder is between its best and its worst score, as published, all signals together. What "
         "geometry has to do with it is drawn, not fitted: "
     )
-    if models < LEAST_MODELS:
+    if models < MIN_MODELS:
         return text + (
-            f"a regression on {len(GEOMETRY)} numbers of the geometry needs at least {LEAST_MODELS} trained models, "
+            f"a regression on {len(GEOMETRY)} numbers of the geometry needs at least {MIN_MODELS} trained models, "
             f"here are {models}, so none is made and a trend among the points proves nothing."
         )
     return text.replace(", not fitted: ", " and fitted to ") + (
@@ -452,7 +452,7 @@ def regression_section(trained: pd.DataFrame, models: int) -> Table:
 
 
 def shares_picture(found: Components) -> Picture:
-    """A bar a component."""
+    """A bar per component."""
     named = [(_name(key), share) for key, share in _ordered(found)]
     alt = "Shares of the variance of the AUC. " + "; ".join(f"{name} {share:.0%}" for name, share in named) + "."
     caption = "Shares of the variance of the anomaly AUC over the grid. Blue: single factors; grey: two or more "
@@ -466,12 +466,12 @@ def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
     means = rows.groupby(["score", "settings"])["auc"].mean()
     found = optimism_table(rows)
     picked = found.groupby("score")[["published", "chosen", "oracle"]].mean()
-    floor = _floor(grid)
+    untrained = _untrained(grid)
     drawn = {
         score_label(score): {
             "low": float(means[score].min()),
             "high": float(means[score].max()),
-            "untrained": float(floor.get(score, math.nan)),
+            "untrained": float(untrained.get(score, math.nan)),
             **{str(name): float(value) for name, value in picked.loc[score].items()},
         }
         for score in dict.fromkeys(rows["score"])
@@ -495,7 +495,7 @@ def geometry_picture(gaps: pd.DataFrame) -> Picture | None:
     return Picture(
         name="gap-geometry",
         figure=plots.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),
-        alt=f"Gap between best and worst score against {', '.join(words.values())}, a point an encoder.",
+        alt=f"Gap between best and worst score against {', '.join(words.values())}, a point per encoder.",
         caption="Gap between best and worst score, as published, against the geometry. Filled: trained, coloured by "
         "arm; open: untrained.",
     )

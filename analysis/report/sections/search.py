@@ -20,7 +20,7 @@ from jbot.store.search_ledger import load_ledger
 
 UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
 QUANTITIES = {"anomaly": "anomaly AUC on the synthetic signal", "cost": "training work in TFLOP"}
-MOST_POINTS = 10
+MAX_POINTS = 10
 """Rows of the table of the best points; all are in the ledger."""
 
 Point = Mapping[str, Any]
@@ -72,7 +72,7 @@ def _story(ledger: Ledger) -> list[str]:
     seconds = sum(point.get("device_seconds", 0.0) for point in points)
     epochs = sum(point["points"][-1][0] for point in points if point["points"])
     whole = len(points) * plan["epochs"]
-    judged = " and ".join(quantity(ledger, name) for name in ledger["directions"])
+    objectives = " and ".join(quantity(ledger, name) for name in ledger["directions"])
     how = (
         f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of"
         f" {plan['epochs']} a point went on if it was among the best 1/{plan['reduction']} of"
@@ -83,7 +83,7 @@ def _story(ledger: Ledger) -> list[str]:
     words = [
         f"{len(points)} points were drawn by {ledger['sampler']}, search seed {plan['seed']}, the first"
         f" {plan['startup']} at random{', beginning with the base' if plan['first'] else ''}. All trained at seed"
-        f" {plan['base']['seed']} and were judged by {judged}; no test jet had a part in it.",
+        f" {plan['base']['seed']} and were compared by {objectives}; no test jet had a part in it.",
         f"{how}: {complete} ran to the end, {pruned} pruned, {failed} failed. They took {epochs} of {whole} epochs"
         f" and {fmt.duration(seconds)} of a device.",
     ]
@@ -110,7 +110,7 @@ def _importance_words(ledger: Ledger) -> list[str]:
         ]
     return [
         f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
-        " no other, within the ranges of the table alone. PED-ANOVA: what tells the best"
+        " no other, within the ranges of the table alone. PED-ANOVA: what separates the best"
         f" {found['quantile']:.0%} from the rest. fANOVA: share of the variance. The points lie where the sampler went,"
         " not evenly, so a small share says little."
     ]
@@ -136,7 +136,7 @@ def _best_table(ledger: Ledger) -> list[Table]:
     """The best points, what they changed not included: that is drawn."""
     names = list(ledger["directions"])
     sign = -1.0 if ledger["directions"][names[0]] == "maximize" else 1.0
-    complete = sorted(of_state(ledger, "complete"), key=lambda point: sign * point["values"][names[0]])[:MOST_POINTS]
+    complete = sorted(of_state(ledger, "complete"), key=lambda point: sign * point["values"][names[0]])[:MAX_POINTS]
     if not complete:
         return []
     front = set(ledger["front"])

@@ -1,6 +1,6 @@
 """A study of one arm: how far seeds alone move every metric, what so many seeds can detect, and what training brings.
 
-The pilot of all other studies: the spread over seeds, and the correlation of paired arms, say how many seeds a
+What all other studies are planned by: the spread over seeds, and the correlation of paired arms, say how many seeds a
 question costs.
 """
 

@@ -28,12 +28,12 @@ from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
-LEAST_VALUES = 3
+MIN_VALUES = 3
 """Two values are a contrast."""
 ELSEWHERE = ("data.train_jets", "data.jet_pt")
 """Fields whose arms have sections of their own: scaling, and transfer between energies."""
 SHUFFLES = 1999
-"""Of the arms within each seed. A p-value of 0.05 then carries a Monte Carlo error of 0.005."""
+"""Shuffles of the arms within each seed. A p-value of 0.05 then carries a Monte Carlo error of 0.005."""
 LOG_REACH = 10.0
 """A scan over less than a factor of ten is drawn on a linear axis, however it is spaced (assumed)."""
 
@@ -44,7 +44,7 @@ class Scan:
 
     field: str
     group: str
-    """What tells this scan from the others of its field; empty when there is one."""
+    """What distinguishes this scan from the others of its field; empty when there is one."""
     arms: dict[float, str]
     """Value of the field -> arm, ascending."""
     base: float
@@ -82,7 +82,7 @@ def _of_field(field: str, configs: dict[str, FlatConfig], base: FlatConfig) -> l
     for arm, config in configs.items():
         if isinstance(config.get(field), float):
             groups.setdefault(arm_configs.without(config, [field]), {})[config[field]] = arm
-    kept = {key: arms for key, arms in groups.items() if len(arms) >= LEAST_VALUES}
+    kept = {key: arms for key, arms in groups.items() if len(arms) >= MIN_VALUES}
     differing = [name for name in base if name != field and len({dict(key).get(name) for key in kept}) > 1]
     return [
         Scan(
@@ -109,7 +109,7 @@ def is_logarithmic(values: list[float]) -> bool:
 
 
 def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
-    """How far the means lie apart; None when no seed has at least LEAST_VALUES of the arms.
+    """How far the means lie apart; None when no seed has at least MIN_VALUES of the arms.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
         Of the blocks that are compared. Arms without any score are left out, then seeds without all of the others.
     """
     values, rows = _complete_rows(scan, scores)
-    if len(values) < LEAST_VALUES or not len(rows):
+    if len(values) < MIN_VALUES or not len(rows):
         return None
     means = rows.mean(axis=0)
     low, high = int(means.argmin()), int(means.argmax())
@@ -188,7 +188,7 @@ def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int)
     first, last = (fmt.value_words(value) for value in (min(scan.arms), max(scan.arms)))
     where = f"{scan.field} from {first} to {last}" + (f" ({scan.group})" if scan.group else "")
     if reach is None:
-        return f"{where}: fewer than {LEAST_VALUES} values have a score at one seed, so nothing can be said yet."
+        return f"{where}: fewer than {MIN_VALUES} values have a score at one seed, so nothing can be said yet."
     low, high = (f"{fmt.number(one[1])} at {fmt.value_words(one[0])}" for one in (reach.lowest, reach.highest))
     said = f"{where}: the means lie {fmt.compact(reach.size, 2)} apart, from {low} to {high}"
     if not math.isfinite(p):

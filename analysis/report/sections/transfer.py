@@ -1,4 +1,4 @@
-"""Encoders judged at jet energies other than the one they were pre-trained at: who serves whom, and at what cost."""
+"""Encoders evaluated at jet energies other than the one they were pre-trained at: who serves whom, and at what cost."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ METRICS = ("knn_accuracy", "linear_accuracy", "knn_auc", "linear_auc")
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An arm whose encoders are judged at several energies."""
+    """An arm whose encoders are evaluated at several energies."""
 
     arm: str
     own: float
     """Jet pT [GeV] of pre-training."""
-    judged: tuple[float, ...]
-    """Jet pTs [GeV] at which it is judged, its own among them."""
+    evaluated: tuple[float, ...]
+    """Jet pTs [GeV] at which it is evaluated, its own among them."""
     records: pd.DataFrame
     """Its complete trials by seed."""
 
-    def values(self, metric: str, pt: float, shifted: bool = False, floor: bool = False) -> pd.Series:
+    def values(self, metric: str, pt: float, shifted: bool = False, untrained: bool = False) -> pd.Series:
         """A metric of its seeds at a jet pT; empty where it was not measured."""
         split = "test" if pt == self.own else f"{'shifted' if shifted else 'test'}_{pt:g}"
-        column = metric_key(metric, split, "untrained" if floor else "")
+        column = metric_key(metric, split, "untrained" if untrained else "")
         return self.records[column].dropna() if column in self.records else pd.Series(dtype=float)
 
 
 def section(evidence: Evidence) -> Section | None:
-    """The matrix of pre-training energy against test energy; None where no encoder is judged at another energy."""
+    """The matrix of pre-training energy against test energy; None where no encoder is evaluated at another energy."""
     encoders = _encoders(evidence)
     metric = _metric(evidence.plan.metric)
-    pts = sorted({pt for encoder in encoders for pt in encoder.judged})
-    if not any(len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.judged if pt != encoder.own):
+    pts = sorted({pt for encoder in encoders for pt in encoder.evaluated})
+    if not any(
+        len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.evaluated if pt != encoder.own
+    ):
         return None
     shown = list(dict.fromkeys([metric, *METRICS[:2]]))
     how, said = _how_to_read(), _widest_steps(encoders, metric, pts)
@@ -69,9 +71,9 @@ def _encoders(evidence: Evidence) -> list[Encoder]:
         config = override(base, changes)
         complete = trials[(trials["arm"] == arm) & (trials["state"] == "complete")].set_index("seed")
         own = config.data.jet_pt
-        judged = tuple(sorted({own, *config.probe.jet_pts}))
-        if len(judged) > 1:
-            found.append(Encoder(arm=arm, own=own, judged=judged, records=complete))
+        evaluated = tuple(sorted({own, *config.probe.jet_pts}))
+        if len(evaluated) > 1:
+            found.append(Encoder(arm=arm, own=own, evaluated=evaluated, records=complete))
     return found
 
 
@@ -89,11 +91,11 @@ def _how_to_read() -> list[str]:
         "Rows: the energy of pre-training. Columns: the energy of the test jets. The encoder is frozen; probes are "
         "refitted on labeled jets of the test energy, or, in the tables of shifted probes, fitted at the encoder's own "
         "energy and applied as they are. Errors are those of the mean over seeds. Compare within a column: columns "
-        "differ in how hard their jets are to tell apart.",
+        "differ in how hard their jets are to classify.",
         "Generated jets keep the cone in step with the energy, R = 0.4 × 1 TeV / pT, so that W, Z and t are as "
         "contained as at 1 TeV. What changes is the angular scale, and how much of the underlying event falls into the "
         "cone. With one radius for all energies, heavy jets below 1 TeV would lose decay products, and a loss seen "
-        "here could not be told from that.",
+        "here could not be separated from that.",
     ]
 
 
@@ -102,13 +104,13 @@ def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]
     says = []
     for encoder in encoders:
         far = max(
-            (pt for pt in pts if pt in encoder.judged), key=lambda pt: abs(pt - encoder.own) / min(pt, encoder.own)
+            (pt for pt in pts if pt in encoder.evaluated), key=lambda pt: abs(pt - encoder.own) / min(pt, encoder.own)
         )
         home = next((other for other in encoders if other.own == far), None)
         gap = _paired(encoder, home, metric, far) if home is not None and home is not encoder else None
         if gap is not None and gap.n > 1:
             says.append(
-                f"Pre-trained at {encoder.own:g} GeV, judged at {far:g} GeV: {find_metric(f'test/{metric}').label} "
+                f"Pre-trained at {encoder.own:g} GeV, evaluated at {far:g} GeV: {find_metric(f'test/{metric}').label} "
                 f"{_cell(paired.mean_interval(encoder.values(metric, far)))}, which is "
                 f"{fmt.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
                 f"{far:g} GeV ({gap.n} seeds)."
@@ -127,8 +129,8 @@ def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shif
             [encoder.arm, f"{encoder.own:g}", str(n), *(f"{_cell(c)}{o}" for c, o in zip(cells, own, strict=True))]
         )
     if not shifted:
-        floors = [paired.mean_interval(_floor(encoders, metric, pt)) for pt in pts]
-        rows.append(["untrained encoder", "", str(max(cell.n for cell in floors)), *map(_cell, floors)])
+        baselines = [paired.mean_interval(_untrained(encoders, metric, pt)) for pt in pts]
+        rows.append(["untrained encoder", "", str(max(cell.n for cell in baselines)), *map(_cell, baselines)])
     how = "probes of the encoder's own energy" if shifted else "probes refitted"
     head = ["arm", "pre-trained at [GeV]", "n", *(f"on {pt:g} GeV" for pt in pts)]
     return Table(label=f"{find_metric(f'test/{metric}').label}, {how}", head=head, rows=rows)
@@ -154,9 +156,9 @@ def _paired(one: Encoder, other: Encoder, metric: str, pt: float) -> MeanInterva
     return paired.mean_interval(gaps.to_numpy(dtype=float))
 
 
-def _floor(encoders: Sequence[Encoder], metric: str, pt: float) -> pd.Series:
-    """The untrained encoder is that of the seed, whatever it would have been trained on: one value a seed."""
-    found = [encoder.values(metric, pt, floor=True) for encoder in encoders]
+def _untrained(encoders: Sequence[Encoder], metric: str, pt: float) -> pd.Series:
+    """The untrained encoder is that of the seed, whatever it would have been trained on: one value per seed."""
+    found = [encoder.values(metric, pt, untrained=True) for encoder in encoders]
     return pd.concat(found).groupby(level=0).mean() if any(map(len, found)) else pd.Series(dtype=float)
 
 
@@ -179,7 +181,7 @@ def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> 
         )
         for encoder in encoders
     ]
-    untrained = [_floor(encoders, metric, pt).to_numpy(dtype=float) for pt in pts]
+    untrained = [_untrained(encoders, metric, pt).to_numpy(dtype=float) for pt in pts]
     figure = plots.scores_by_energy(lines, untrained, pts, find_metric(f"test/{metric}").label)
     said = "; ".join(
         f"{encoder.arm}: "

@@ -48,7 +48,7 @@ class _Kept:
 
 
 def _kept(evidence: Evidence) -> _Kept | None:
-    """Of the plan's metric; None where none are kept, or trials were evaluated on different jets."""
+    """Outcomes of the plan's metric; None where none are kept, or trials were evaluated on different jets."""
     study, parts, jets = evidence.study, {}, {}
     for trial in study.trials if find_metric(study.plan.metric).measure in ("accuracy", "auc") else ():
         record = study.records[trial.trial_id]

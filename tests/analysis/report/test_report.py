@@ -397,7 +397,7 @@ def test_normalised_area_by_hand():
 
 
 def test_the_area_is_by_epochs_however_these_are_spaced():
-    """Points at 0, 1, 2, 4, 8 of a curve that is straight between them: each stretch counts with its length."""
+    """Points at 0, 1, 2, 4, 8 of a curve that is straight between them: each piece counts with its length."""
     times, values = np.array([0.0, 1.0, 2.0, 4.0, 8.0]), np.array([0.0, 0.4, 0.4, 0.6, 0.6])
     by_hand = (0.2 + 0.4 + 2 * 0.5 + 4 * 0.6) / 8
     assert convergence.normalised_area(times, values, 8.0) == pytest.approx(by_hand)
@@ -460,9 +460,9 @@ def test_baselines_are_those_of_the_task(tmp_path):
     arms = {"all": {}, "masked": {"mask.scheme": "none"}, "qg": {"data.task": "qg"}}
     plan = make_plan(arms=arms, contrasts=(), seeds=(0, 1))
     metrics = {"test/knn_accuracy": 0.5, "test/knn_auc": 0.7}
-    floor = {"all": 0.3, "masked": 0.4, "qg": 0.6}
+    base = {"all": 0.3, "masked": 0.4, "qg": 0.6}
     changes = {
-        (arm, seed): {"metrics": metrics | {"untrained/test/knn_auc": floor[arm]}} for arm in arms for seed in (0, 1)
+        (arm, seed): {"metrics": metrics | {"untrained/test/knn_auc": base[arm]}} for arm in arms for seed in (0, 1)
     }
     evidence = gather(load_study(str(write_study(tmp_path, plan, changes=changes))))
     table = other_metrics.means_table(evidence, ["test/knn_auc"])
@@ -551,7 +551,7 @@ def test_single_trials_show_one_of_each_task(tmp_path, monkeypatch):
 
 def test_sections_of_their_own_are_in_both_reports(tmp_path, monkeypatch):
     def section(evidence):
-        table = Table(label="Worth", head=["component", "worth"], rows=[["<b>", "0.1 ± 0.2"]])
+        table = Table(label="Effects", head=["component", "effect"], rows=[["<b>", "0.1 ± 0.2"]])
         return Section(title="Components & more", sentences=["Plain words <i>."], tables=[table])
 
     monkeypatch.setattr(registry, "PARTS", {"Evidence": (section, lambda evidence: None)})
@@ -584,8 +584,8 @@ def test_contrasts_that_came_out_alike_share_a_box(tmp_path):
     assert "dead failed in 3 of 3" in found[0].text
     assert [name for name, _ in found[1].pairs] == ["base − a", "base − b"]
     # What is true of both is said once, and numbers of single contrasts are with these.
-    told, few, needed = found[1].notes
-    assert told == "3 seeds cannot show a difference: the smallest p they can reach here is 0.75; it takes at least 7."
+    first, few, needed = found[1].notes
+    assert first == "3 seeds cannot show a difference: the smallest p they can reach here is 0.75; it takes at least 7."
     assert few == "They are too few for equivalence, which takes at least 6."
     low, high = sorted(v.seeds_needed for v in verdicts if v.seeds_needed)
     assert needed == f"About {low} to {high} seeds would decide them, at this size and spread."

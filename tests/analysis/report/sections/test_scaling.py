@@ -100,7 +100,7 @@ def test_slope_of_a_known_law_and_its_sentences(tmp_path):
     assert [row[2:5] for row in points.rows][-1] == ["80,000", "1", "5,000"]
     assert "jBOT-S, fixed epochs: power law with irreducible error, E = 0 (0 to" in text
     assert "At 800,000 jets, 10 times the most here, it predicts an error of 0.2" in text
-    assert "That it has no floor (E = 0) is not excluded" in text
+    assert "That it has no irreducible error (E = 0) is not excluded" in text
 
 
 def test_labels_that_are_kept_are_no_second_reason_to_fall(tmp_path):

@@ -113,7 +113,7 @@ def test_concordance_over_seeds_by_hand():
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def evaluated(tmp_path_factory):
     """The folder of a tiny study of two arms and three seeds, with its grids."""
     storage, data = Storage(str(tmp_path_factory.mktemp("study"))), Jets({1000.0: make_data(170)})
     plan = study.plan("smoke", seeds=3, changes=TINY | SIZES)
@@ -124,13 +124,13 @@ def judged(tmp_path_factory):
     return storage, plan, specs
 
 
-def found_in(judged):
-    storage, plan, _ = judged
+def found_in(evaluated):
+    storage, plan, _ = evaluated
     return load_study(f"{storage.uri}/{plan.study}")
 
 
-def test_the_section_has_shares_rankings_optimism_and_geometry(judged):
-    made = score_grid.section(gather(found_in(judged)))
+def test_the_section_has_shares_rankings_optimism_and_geometry(evaluated):
+    made = score_grid.section(gather(found_in(evaluated)))
     labels = [table.label for table in made.tables]
     assert labels[0].startswith("Shares of the variance")
     assert [label.split(" ")[0] for label in labels[1:]] == ["Kendall's", "AUC", "Gap"]
@@ -145,8 +145,8 @@ def test_the_section_has_shares_rankings_optimism_and_geometry(judged):
     assert len(made.tables[-1].rows) == 12  # six trained encoders and their starts
 
 
-def test_the_oracle_is_never_behind(judged):
-    grid, left_out = score_grid.grid_table(found_in(judged))
+def test_the_oracle_is_never_behind(evaluated):
+    grid, left_out = score_grid.grid_table(found_in(evaluated))
     trained = grid[grid["trained"]]
     found = score_grid.optimism_table(trained[trained["bank_jets"] == 120])
     assert left_out == []
@@ -158,29 +158,29 @@ def test_the_oracle_is_never_behind(judged):
     assert row["oracle"].item() == pytest.approx(by_hand)
 
 
-def test_a_block_without_all_grids_is_left_out_and_a_study_without_grids_says_nothing(judged):
-    storage, _, specs = judged
+def test_a_block_without_all_grids_is_left_out_and_a_study_without_grids_says_nothing(evaluated):
+    storage, _, specs = evaluated
     name = grid_file(SMALL, specs[0].trial_id)
     content = storage.read(name)
     storage.remove_file(name)
     try:
-        grid, _ = score_grid.grid_table(found_in(judged))
+        grid, _ = score_grid.grid_table(found_in(evaluated))
         assert set(grid["seed"]) == {1, 2}
-        nothing = dataclasses.replace(found_in(judged), trials=found_in(judged).trials[:1])
+        nothing = dataclasses.replace(found_in(evaluated), trials=found_in(evaluated).trials[:1])
         assert score_grid.grid_table(nothing)[0].empty
     finally:
         storage.write(name, content)
 
 
-def test_a_setting_that_a_bank_cannot_carry_is_left_out_everywhere(judged):
-    storage, _, specs = judged
+def test_a_setting_that_a_bank_cannot_carry_is_left_out_everywhere(evaluated):
+    storage, _, specs = evaluated
     name = grid_file(SMALL, specs[0].trial_id)
     content = storage.read(name)
     rows = storage.read_rows(name)
     lost = next(row for row in rows if row["score"] == "gmm")
     storage.write_rows(name, [row | {"auc": None} if row is lost else row for row in rows])
     try:
-        grid, left_out = score_grid.grid_table(found_in(judged))
+        grid, left_out = score_grid.grid_table(found_in(evaluated))
     finally:
         storage.write(name, content)
     assert left_out == [f"Gaussian mixture {lost['settings']}"]

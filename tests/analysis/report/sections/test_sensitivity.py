@@ -60,7 +60,7 @@ def test_scans_at_two_batch_sizes_are_groups_of_one_field():
         {"base": {}, "a": {"mask.ratio_high": 0.7, "train.batch": 64}, "b": {"mask.ratio_high": 0.9}},
         {f"d{jets}": {"data.train_jets": jets} for jets in (1000, 10_000, 100_000)},
     ],
-    ids=["two values", "no number", "two fields at once", "told under scaling"],
+    ids=["two values", "no number", "two fields at once", "shown under scaling"],
 )
 def test_what_is_no_scan(arms, tmp_path):
     plan = make_plan(arms, seeds=2)

@@ -1,4 +1,4 @@
-"""The report's section on encoders judged at other jet energies, and the study that asks for it."""
+"""The report's section on encoders evaluated at other jet energies, and the study that asks for it."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def test_the_matrix_is_that_of_the_records(tmp_path):
     assert costs.rows[0][:3] == ["pre_1000 − pre_500", "500", "7"]
     assert costs.rows[0][3].startswith("−0.0500")
     assert (
-        "Pre-trained at 500 GeV, judged at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100"
+        "Pre-trained at 500 GeV, evaluated at 2000 GeV: k-NN accuracy 0.5030 ± 0.0008, which is −0.100"
         in made.sentences[2]
     )
     (picture,) = made.figures
@@ -84,8 +84,8 @@ def test_the_report_has_the_section_and_the_verdicts(tmp_path):
     verdicts = {item.contrast.name: item for item in gather(found).verdicts}
     assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].difference.mean == pytest.approx(-0.05)
     assert verdicts["pre_500 - pre_1000 on test_1000/knn_accuracy"].outcome == "worse"  # two primary, seven seeds
-    floors = [item for item in verdicts.values() if item.contrast.treatment == item.contrast.control]
-    assert [item.difference.mean for item in floors] == pytest.approx([0.25, 0.25])
+    baselines = [item for item in verdicts.values() if item.contrast.treatment == item.contrast.control]
+    assert [item.difference.mean for item in baselines] == pytest.approx([0.25, 0.25])
 
 
 def test_an_unfinished_study_shows_what_it_has(tmp_path):
