@@ -142,9 +142,9 @@ def check_generators(versions: dict[str, str]) -> None:
     if not nodes:
         raise ClusterError("generating jets needs a node with a CPU, and this cluster has none")
     answers = on_each(nodes, wrong_generators, versions)
-    if wrong := [f"node {node['NodeManagerAddress']} {problem}" for node, problem in answers if problem]:
-        needed = " ".join(map("==".join, versions.items()))
-        raise ClusterError(f"{'; '.join(wrong)}. Every node needs: pip install {needed}")
+    if problems := {node["NodeManagerAddress"]: problem for node, problem in answers if problem}:
+        named = "; ".join(f"node {address} {problem}" for address, problem in problems.items())
+        raise ClusterError(f"{named}. Every node needs: pip install {' '.join(map('=='.join, versions.items()))}")
 
 
 def wrong_generators(versions: dict[str, str]) -> str | None:
