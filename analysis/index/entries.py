@@ -157,7 +157,7 @@ def _asks_for(part: Part, arm: str) -> bool:
 
 
 def _not_run(part: Part, plans: Sequence[StudySummary], searches: Sequence[str], index: StudyIndex) -> PartEntry:
-    command = _command(part, part.least)
+    command = _command(part, part.min_preset)
     if searches:
         return PartEntry(
             about=part.about,
@@ -168,7 +168,9 @@ def _not_run(part: Part, plans: Sequence[StudySummary], searches: Sequence[str],
         )
     missing = _estimate(part.study, index) or "everything; this command with --dry-run says what it would cost here"
     if plans:
-        missing = f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.least} on there are."
+        missing = (
+            f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.min_preset} on there are."
+        )
     return PartEntry(about=part.about, word="Not run", missing=[missing], command=command)
 
 
@@ -205,7 +207,7 @@ def _of_study(study: _Study) -> PartEntry:
         facts=_facts(found),
         missing=_missing(study),
         links=_links(study),
-        command=_command(part, part.least if found.is_smoke_test else found.plan.preset),
+        command=_command(part, part.min_preset if found.is_smoke_test else found.plan.preset),
     )
     if found.is_smoke_test or found.blocks == 0:
         return entry

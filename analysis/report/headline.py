@@ -14,7 +14,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.verdicts import arm_settings, tables
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.questions import judged_by_sections
+from analysis.verdicts.questions import answered_by_sections
 from analysis.verdicts.sentences import FAILED, ORDER, contrast_name, numbers, outcome_label
 from analysis.verdicts.study_index import base_name
 from analysis.verdicts.verdict import Verdict
@@ -110,7 +110,7 @@ def answers(evidence: Evidence, sections: Sequence[Section]) -> list[Answer]:
 
 def _by_sections(plan: Plan) -> bool:
     name = base_name(plan.study, plan.preset)
-    return judged_by_sections(name) or not any(contrast.primary for contrast in plan.contrasts)
+    return answered_by_sections(name) or not any(contrast.primary for contrast in plan.contrasts)
 
 
 def lead(plan: Plan, sections: Sequence[Section]) -> tuple[Picture | None, list[Section]]:

@@ -195,7 +195,7 @@ def confusion_matrix(truth: NDArray[np.int64], said: NDArray[np.int64], classes:
 
 
 def mutual_confusion(counts: NDArray[np.int64], a: int, b: int) -> tuple[int, int]:
-    """Of the jets of two classes that were given one of the two: those given the other one, and all."""
+    """Jets of two classes that were given the other of the two, and all that were given one of them."""
     wrong = int(counts[a, b] + counts[b, a])
     return wrong, wrong + int(counts[a, a] + counts[b, b])
 

@@ -46,7 +46,7 @@ EFFICIENCY = {"eps_s_0.1": "εs(0.1)", "eps_s_0.01": "εs(0.01)", "eps_s_0.001":
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """One row of a table: a way of judging one model."""
+    """One row of a table: one way to evaluate one model."""
 
     label: str
     model: str | None
@@ -65,7 +65,7 @@ class PublishedTable:
     """For file names and the CSV."""
     title: str
     task: str
-    """Config.data.task of the arms it judges."""
+    """Config.data.task of the arms it evaluates."""
     metrics: Mapping[str, str]
     """Metric, as it ends our metric names, and its heading."""
     rows: tuple[PublishedRow, ...]

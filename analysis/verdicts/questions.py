@@ -26,7 +26,7 @@ class Part:
     """Other metrics in which the question asks for the difference of the primary contrasts."""
     speed: bool = False
     """Whether the question is also which arm learns faster."""
-    least: str = "quick"
+    min_preset: str = "quick"
     """The smallest preset that has its arms."""
 
 
@@ -67,14 +67,14 @@ OPEN = (
                 study="augmentation_ablation",
                 arms=r"(rotation|smear_sigma|split_fraction|split_low)_[\d.]+",
                 sections=RESPONSES,
-                least="gpu",
+                min_preset="gpu",
             ),
             Part(
                 about="masking ratio",
                 study="masking_ablation",
                 arms=r"(momentum|random_count)_(to|from|at)_[\d.]+",
                 sections=RESPONSES,
-                least="gpu",
+                min_preset="gpu",
             ),
             Part(about="model size", study="scaling", arms="(XS|M|B)_x1"),
         ),
@@ -115,7 +115,7 @@ FURTHER = (
 """What studies/ also asks."""
 
 
-def judged_by_sections(study: str) -> bool:
+def answered_by_sections(study: str) -> bool:
     """Whether the question of a study asks for a law or a share, so that its sections answer it and no verdict does."""
     parts = [part for question in (*OPEN, *FURTHER) for part in question.parts if part.study == study]
     return bool(parts) and not any(part.contrasts for part in parts if not part.arms)

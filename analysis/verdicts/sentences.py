@@ -167,7 +167,7 @@ def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
 
 
 def _look_notes(look: Look) -> Iterator[str]:
-    """Where the study was judged, and what its p-values and intervals are."""
+    """Where the study was decided, and what its p-values and intervals are."""
     if not look.blocks:
         return
     paid = "p-values and intervals allow for every look so far"

@@ -165,7 +165,7 @@ class Evaluator:
         self._pools = ThreadpoolController()
 
     def curve_point(self, state: TrainState) -> Metrics:
-        """Cheap metrics on the validation jets, and what tells a collapse."""
+        """Cheap metrics on the validation jets, and the monitors of failures."""
         bank, bank_targets = self._embed(state, self.bank)
         val, right = self._embed(state, self.val)
         with self._pools.limit(limits=torch.get_num_threads()):

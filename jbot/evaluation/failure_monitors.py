@@ -1,4 +1,4 @@
-"""What tells that training has failed: attention that looks at nothing, an embedding that collapses.
+"""Monitors of failed training: attention that looks at nothing, an embedding that collapses.
 
 A trial fails at the limits of jbot.trainer.loop; analysis.verdicts.diagnostics names trials that come near.
 """

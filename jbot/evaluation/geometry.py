@@ -81,7 +81,7 @@ def intrinsic_dimension(embedding: Embedding) -> float:
 
     In a locally uniform density of dimension d, P(mu > m) = m^-d. So the slope of -log(1 - i / n) against the log of
     the i-th smallest mu, through the origin, is d; the DISCARDED largest ratios are left out. Equal embeddings count
-    as one jet: their distance of zero tells of rounding or of equal jets, not of a density.
+    as one jet: their distance of zero is that of rounding or of equal jets, not of a density.
 
     Returns
     -------
@@ -261,7 +261,7 @@ def _others(points: Tensor, k: int) -> Int64[Tensor, "jet k"]:
     """Rows of the k nearest other points, nearest first."""
     found = nearest(points, points, k + 1)
     own = torch.arange(len(points), device=points.device)[:, None]
-    # The point itself to the front, where it is dropped; with more than k equal ones it may be missing: drop a twin.
+    # The point itself to the front, where it is dropped; with more than k equal ones it may be missing: drop one.
     order = (found != own).byte().sort(dim=1, stable=True).indices
     return found.gather(1, order)[:, 1:]
 

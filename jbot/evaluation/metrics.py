@@ -20,7 +20,7 @@ from jbot.evaluation.metrics_registry import BACKGROUND_EFFICIENCIES, CURVE, SIG
 
 FOLDS, FOLD_SEED = 10, 42
 """As the released code folds its test sets (arXiv:2601.11719)."""
-LEAST_BACKGROUND = 25
+MIN_BACKGROUND = 25
 """Background jets that must pass where a significance improvement is read off: sqrt(25) / 25 = 20% (assumed)."""
 
 Scores = Float[np.ndarray, "jet"]
@@ -124,7 +124,7 @@ def share_below(scores: Scores, others: Float[np.ndarray, "other"]) -> Scores:
 
 
 def _shares(scores: Scores, signal: Signal) -> list[np.ndarray]:
-    """Of each signal jet the background below it, and of each background jet the signal below it."""
+    """For each signal jet the share of background below it, and for each background jet that of signal."""
     return [share_below(scores[signal], scores[~signal]), share_below(scores[~signal], scores[signal])]
 
 
@@ -175,19 +175,19 @@ def background_rejection(curve: Roc, eps_s: float) -> Measured:
     return Measured(value=1 / eps_b, error=error / eps_b**2)
 
 
-def significance_improvement(curve: Roc, floor: float | None = None) -> Measured:
-    """Largest eps_s / sqrt(eps_b) over all cuts that keep at least the share `floor` of the background.
+def significance_improvement(curve: Roc, min_eps_b: float | None = None) -> Measured:
+    """Largest eps_s / sqrt(eps_b) over all cuts that keep at least the share `min_eps_b` of the background.
 
-    By default `LEAST_BACKGROUND` background jets must pass: below, the maximum is made by a few jets. NaN where there
-    are no more than so many, or the floor is less than one jet. The error is that at the best cut; that it was searched
-    for makes the value a little too large.
+    By default `MIN_BACKGROUND` background jets must pass: below, the maximum is made by a few jets. NaN where there
+    are no more than so many, or `min_eps_b` is less than one jet. The error is that at the best cut; that it was
+    searched for makes the value a little too large.
     """
-    floor = LEAST_BACKGROUND / curve.background_jets if floor is None else floor
-    if not floor > 0:
-        raise MetricError(f"the floor on eps_b must be > 0, got {floor:g}")
-    if floor >= 1 or floor * curve.background_jets < 1:
+    min_eps_b = MIN_BACKGROUND / curve.background_jets if min_eps_b is None else min_eps_b
+    if not min_eps_b > 0:
+        raise MetricError(f"min_eps_b must be > 0, got {min_eps_b:g}")
+    if min_eps_b >= 1 or min_eps_b * curve.background_jets < 1:
         return Measured(value=math.nan)
-    allowed = curve.background >= floor
+    allowed = curve.background >= min_eps_b
     background, signal = curve.background[allowed], curve.signal[allowed]
     best = int(np.argmax(signal / np.sqrt(background)))
     eps_b, eps_s = float(background[best]), float(signal[best])
@@ -206,15 +206,17 @@ def accuracy(probabilities: Probabilities, targets: Targets) -> Measured:
     return Measured(value=value, error=math.sqrt(value * (1 - value) / len(targets)))
 
 
-def separation(scores: Scores, signal: Signal, errors: bool = True, floor: float | None = None) -> dict[str, Measured]:
+def separation(
+    scores: Scores, signal: Signal, errors: bool = True, min_eps_b: float | None = None
+) -> dict[str, Measured]:
     """Every number of one ROC curve: `auc`, `eps_s_<eps_b>`, `rejection_<eps_s>`, `sic`.
 
     Parameters
     ----------
     errors : bool
         The error of the AUC takes as long as the rest: it may be left out.
-    floor : float, optional
-        Of :func:`significance_improvement`; that of all jets, where these are a fold of them.
+    min_eps_b : float, optional
+        As for :func:`significance_improvement`; that of all jets, where these are a fold of them.
     """
     scores, signal = _checked(scores, signal)
     curve = roc(scores, signal)
@@ -222,7 +224,7 @@ def separation(scores: Scores, signal: Signal, errors: bool = True, floor: float
         {"auc": Measured(value=_area(curve), error=_error_of(_shares(scores, signal)) if errors else math.nan)}
         | {f"eps_s_{eps_b:g}": signal_efficiency(curve, eps_b) for eps_b in BACKGROUND_EFFICIENCIES}
         | {f"rejection_{eps_s:g}": background_rejection(curve, eps_s) for eps_s in SIGNAL_EFFICIENCIES}
-        | {"sic": significance_improvement(curve, floor)}
+        | {"sic": significance_improvement(curve, min_eps_b)}
     )
 
 
@@ -243,10 +245,10 @@ def detection(scores: Scores, signal: Signal, folds: bool = True) -> dict[str, M
         When signal or background is missing, or a score is not finite.
     """
     scores, signal = _checked(scores, signal)
-    whole, floor = separation(scores, signal), LEAST_BACKGROUND / max(1, int((~signal).sum()))
+    whole, min_eps_b = separation(scores, signal), MIN_BACKGROUND / max(1, int((~signal).sum()))
     if not folds:
         return whole
-    return _with_folds(whole, lambda rows: separation(scores[rows], signal[rows], False, floor), signal.astype(int))
+    return _with_folds(whole, lambda rows: separation(scores[rows], signal[rows], False, min_eps_b), signal.astype(int))
 
 
 def classification(
@@ -293,9 +295,9 @@ def classification(
     whole = _classified(probabilities, targets, classes)
     if not folds:
         return whole
-    floors = [LEAST_BACKGROUND / max(1, int((targets != column).sum())) for column in range(len(classes))]
+    min_eps_bs = [MIN_BACKGROUND / max(1, int((targets != column).sum())) for column in range(len(classes))]
     return _with_folds(
-        whole, lambda rows: _classified(probabilities[rows], targets[rows], classes, False, floors), targets
+        whole, lambda rows: _classified(probabilities[rows], targets[rows], classes, False, min_eps_bs), targets
     )
 
 
@@ -304,11 +306,11 @@ def _classified(
     targets: Targets,
     classes: Sequence[str],
     errors: bool = True,
-    floors: Sequence[float | None] | None = None,
+    min_eps_bs: Sequence[float | None] | None = None,
 ) -> dict[str, Measured]:
-    found, floors = {"accuracy": accuracy(probabilities, targets)}, floors or [None] * len(classes)
+    found, min_eps_bs = {"accuracy": accuracy(probabilities, targets)}, min_eps_bs or [None] * len(classes)
     each = [
-        separation(probabilities[:, column], targets == column, errors, floors[column])
+        separation(probabilities[:, column], targets == column, errors, min_eps_bs[column])
         for column in range(1 if len(classes) == 2 else 0, len(classes))
     ]
     if len(classes) == 2:

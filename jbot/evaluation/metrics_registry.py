@@ -53,7 +53,7 @@ NUMBERS: dict[str, Quantity] = {
     "alignment": Quantity(label="alignment", bounds=(0.0, 4.0)),
     "uniformity": Quantity(label="uniformity", bounds=(-8.0, 0.0)),
 }
-"""Of the embedding, or of attention: jbot.evaluation.evaluator and .geometry."""
+"""Numbers of the embedding, or of attention: jbot.evaluation.evaluator and .geometry."""
 TRAINING: dict[str, Quantity] = {
     "loss": Quantity(label="loss", higher_is_better=False, unit="nats"),
     "cls_loss": Quantity(label="[CLS] loss", bounds=POSITIVE, higher_is_better=False, unit="nats"),
@@ -87,7 +87,7 @@ MEASURES: dict[str, Quantity] = {
     "oracle_auc": Quantity(label="AUC at the oracle's settings", bounds=SHARE, higher_is_better=True),
     "optimism": Quantity(label="optimism of the oracle", bounds=(-1.0, 1.0)),
 }
-"""Of a classifier or score: jbot.evaluation.metrics, and the last three of jbot.evaluation.anomaly.detect."""
+"""Numbers of a classifier or score: jbot.evaluation.metrics, and the last three of jbot.evaluation.anomaly.detect."""
 CURVE = (
     "auc",
     *(f"eps_s_{share:g}" for share in BACKGROUND_EFFICIENCIES),

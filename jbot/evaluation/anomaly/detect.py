@@ -46,7 +46,7 @@ class Detection:
     values: dict[str, Measured]
     """By `anomaly_<score>_<metric>`, with `_<signal>` behind it but for the combined signal."""
     scores: dict[str, Float[np.ndarray, "jet"]]
-    """Of every test jet at published settings, by score."""
+    """Scores of every test jet at published settings, by score."""
     chosen: dict[str, Settings] = field(default_factory=dict)
     """Settings chosen blind to the signal, by score."""
     oracle: dict[str, dict[str, Settings]] = field(default_factory=dict)

@@ -81,14 +81,14 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, 
     if spec.config.data.task != "qg":
         raise AnomalyError(f"an anomaly grid is of trials with data.task qg, got {spec.config.data.task}")
     evaluator = evaluator_of(spec.config, data.at(spec.config.data.jet_pt), torch.device(device))
-    floor = init_state(spec.config, [spec.config.seed], torch.device(device))
+    untrained = init_state(spec.config, [spec.config.seed], torch.device(device))
     weights = storage.read_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors")
     student = pack(weights, spec.config.model)[None].to(device)
-    trained = floor.of({"student": student}, floor.progress)
+    trained = untrained.of({"student": student}, untrained.progress)
     with threadpool_limits(torch.get_num_threads()):
         rows = [row | {"trained": True} for row in encoder_rows(grid, spec.config, evaluator, trained, grid.draws)]
         rows += [
-            row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, floor, grid.floor_draws)
+            row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, untrained, grid.floor_draws)
         ]
     storage.write_rows(name, rows)
 
@@ -178,7 +178,7 @@ def _rows(
 ) -> Iterator[Row]:
     """A row for each signal."""
     published = normalise and settings == SCORES[name].defaults
-    # Only the scores that are made both ways are told by it: cosines are always on the sphere.
+    # Only the scores that are made both ways are named by it: cosines are always on the sphere.
     text = json.dumps(settings if normalise else settings | {"normalise": False}, sort_keys=True)
     for signal, mask in truth.signals.items():
         row = {"score": name, "settings": text, "signal": signal, "published": published, "pilot_auc": area}

@@ -37,11 +37,11 @@ from jbot.trainer.rng import numpy_generator
 
 ETA, PHI, PT, VALID = range(4)
 RADIUS = 0.4
-"""Of the jets of JetNet at 1 TeV, anti-kT (arXiv:2106.11535)."""
+"""Radius of JetNet's jets at 1 TeV, anti-kT (arXiv:2106.11535)."""
 MIN_SHARE = 0.1
-"""Of the softer prong: the z_cut of the soft-drop grooming that the jets passed."""
+"""Share of the momentum that the softer prong has: the z_cut of the soft-drop grooming that the jets passed."""
 MIN_SEPARATION = 0.25
-"""Of the prongs, in units of the radius: 0.1 at 1 TeV, below W (2 m / pT = 0.16) and top (0.35)."""
+"""Distance of the prongs, in units of the radius: 0.1 at 1 TeV, below W (2 m / pT = 0.16) and top (0.35)."""
 
 
 def overlay(particles: Particles, generator: np.random.Generator, radius: float = RADIUS) -> Particles:
@@ -165,7 +165,7 @@ def overlay_signal(
 ) -> SelectionSignal:
     """A synthetic signal of overlaid background jets, drawn from the stream "pilot" of the seed.
 
-    The same jets are the background that it is told from.
+    The same jets are the background it is separated from. Another name of the stream would give other draws.
 
     Parameters
     ----------

@@ -72,15 +72,15 @@ def page_of(storage):
 def test_every_study_that_a_question_names_exists_and_all_of_ours_are_asked():
     named = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
     assert named == set(find_studies())
-    assert {part.least for question in OPEN for part in question.parts} <= set(PRESETS)
+    assert {part.min_preset for question in OPEN for part in question.parts} <= set(PRESETS)
 
 
 def test_the_arms_that_a_part_asks_for_are_in_the_preset_it_names():
     found = find_studies()
     for part in (part for question in OPEN for part in question.parts if part.arms):
         with_arms = {p: [a for a in found[part.study].plan(p).arms if re.fullmatch(part.arms, a)] for p in PRESETS}
-        assert with_arms[part.least], part
-        smaller = [p for p in ("quick", "gpu") if p != part.least and part.least == "gpu"]
+        assert with_arms[part.min_preset], part
+        smaller = [p for p in ("quick", "gpu") if p != part.min_preset and part.min_preset == "gpu"]
         assert not any(with_arms[p] for p in smaller if p == "quick"), part
 
 

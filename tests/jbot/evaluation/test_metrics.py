@@ -99,7 +99,7 @@ def test_significance_improvement_needs_background_to_pass():
     assert math.isnan(metrics.significance_improvement(metrics.roc(scores, signal)).value)  # 25 background jets
     found = metrics.detection(np.arange(400.0), np.arange(400) % 2 == 0)
     assert math.isfinite(found["sic"].value)
-    assert found["sic"].fold_sd > 0  # at the floor of all jets: 2.5 of a fold's 20
+    assert found["sic"].fold_sd > 0  # at the min_eps_b of all jets: 2.5 of a fold's 20
 
 
 def test_few_background_jets_make_a_tight_cut_uncertain():
@@ -112,12 +112,12 @@ def test_few_background_jets_make_a_tight_cut_uncertain():
     assert one.error > 2 * binomial
 
 
-def test_significance_improvement_has_a_floor():
+def test_significance_improvement_has_a_least_background():
     # One signal jet above everything would be infinitely significant.
     scores, signal = np.arange(1000.0), np.zeros(1000, bool)
     signal[-1] = True
     one = metrics.significance_improvement(metrics.roc(scores, signal))
-    assert one.value == pytest.approx(1 / math.sqrt(metrics.LEAST_BACKGROUND / 999))
+    assert one.value == pytest.approx(1 / math.sqrt(metrics.MIN_BACKGROUND / 999))
 
 
 def test_classes_and_their_mean():
@@ -187,7 +187,7 @@ def test_impossible_shares_are_refused(share):
     if share != 1.0:
         with pytest.raises(MetricError, match="eps_s must be in"):
             metrics.background_rejection(curve, share)
-        with pytest.raises(MetricError, match="floor on eps_b must be > 0"):
+        with pytest.raises(MetricError, match="min_eps_b must be > 0"):
             metrics.significance_improvement(curve, share)
 
 
