@@ -112,7 +112,7 @@ class StudyStatus:
     """All of the storage."""
     costs: Costs
     cost: CostEstimate
-    """Of what is left."""
+    """The cost of what is left."""
     extra: tuple[ExtraWork, ...]
 
     @property

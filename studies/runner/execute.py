@@ -36,7 +36,7 @@ from studies.runner.trials import load_plan_jets, planned_trials, trial_specs
 UNFINISHED = 1
 
 Choose = Callable[[Sequence[TrialSpec]], Sequence[TrialSpec]]
-"""Of all trials of a plan, in block order, those that may run now."""
+"""Picks from all trials of a plan, in block order, those that may run now."""
 
 
 def run(study: Study, options: RunOptions, choose: Choose | None = None) -> int:

@@ -71,13 +71,13 @@ def stopped_at(plan: Plan, storage: Storage) -> Look | None:
 
 
 def look_of(found: StudyRecords) -> Look | None:
-    """The same of a study as found in a storage."""
+    """The look at which a study, as found in a storage, is decided before its last; None while it goes on."""
     look = decide_study(found).look if found.plan.looks else None
     return look if look and look.decided and look.blocks < look.of else None
 
 
 def needed_seeds(plan: Plan, storage: Storage) -> tuple[int, ...]:
-    """Of the blocks that are to be run: those up to the look at which the study is decided, else all."""
+    """Seeds of the blocks that are to be run: up to the look at which the study is decided, else all."""
     look = stopped_at(plan, storage)
     return plan.seeds[: look.blocks] if look else plan.seeds
 

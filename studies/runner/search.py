@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cluster.search.plan import SearchPlan
 
 SEED = 10_000
-"""Of every point: no block of a study has it, and one for all lets points share weights, data order and noise."""
+"""Seed of every point: no block of a study has it, and one for all lets points share weights, data order and noise."""
 ANOMALY_TASK = "qg"
 CONFIRMATION = Contrast(treatment="winner", control="base", primary=True)
 """What a search ends in; until then nobody knows the winner."""

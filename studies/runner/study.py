@@ -44,7 +44,7 @@ class Search:
     reduction: int = 2
     """At each rung the best 1 / reduction go on. Optuna's 4 would leave two of 24 points whole."""
     seed: int = 0
-    """Of the suggestions."""
+    """Seed of the suggestions."""
 
     def __post_init__(self) -> None:
         if find_metric(self.metric).split != "val":
