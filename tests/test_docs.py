@@ -16,6 +16,7 @@ from helpers import ROOT
 from simulated import make_plan, seed_offset, simulate
 
 from jbot.store.plan import Contrast
+from studies.runner import command as command_line
 from studies.runner.cli import run_options
 from studies.runner.execute import planned
 
@@ -78,8 +79,8 @@ def test_links_out_of_docs_are_led_to_pages_of_the_site():
 
 SHOWING = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """Pages whose commands are of today."""
-OURS = re.compile(r"(?:-m )?(?:studies|analysis|cluster|jbot|benchmarks|tests)[./]|~/my_question.py")
-"""What follows ``python`` in a command of this repository."""
+OURS = re.compile(r"(?:-m )?(?:studies|analysis|cluster|jbot|benchmarks|tests)[./]|~/my_question.py|jbot \w")
+"""What follows ``python`` in a command of this repository, or our own console command."""
 OWN_FILE = re.compile(r"```python\n((?:(?!```).)*\nif __name__(?:(?!```).)*)```", re.DOTALL)
 """A whole study file in a page."""
 
@@ -94,7 +95,7 @@ def commands(text: str) -> list[str]:
     made = [subprocess.check_output(["make", "-n", *shlex.split(line, comments=True)[1:]], cwd=ROOT, text=True)
             for line in found if line.startswith("make ")]  # fmt: skip
     found += [re.sub(r"^\S+/python ", "python ", line) for block in made for line in block.splitlines()]
-    arguments = [line.removeprefix("python ") for line in found if line.startswith("python ")]
+    arguments = [line.removeprefix("python ") for line in found if line.startswith(("python ", "jbot "))]
     return [line.strip() for line in dict.fromkeys(arguments) if OURS.match(line)]
 
 
@@ -112,7 +113,9 @@ def refused(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str 
         return None  # the mention of a program
     monkeypatch.setattr(sys, "argv", [name, *arguments])
     try:
-        if own:
+        if name == "jbot":
+            command_line.main(arguments)
+        elif own:
             runpy.run_path(str(folder / "my_question.py"), run_name="__main__")
         else:
             runpy.run_module(name, run_name="__main__")
@@ -145,16 +148,18 @@ def test_commands_are_found_in_pages_and_a_wrong_one_is_seen(tmp_path, monkeypat
     page = """`make study PRESET=smoke` or `python -m http.server`
 ```bash
 python studies/precision.py --sedes 3   # a comment
+jbot study precision --sedes 3
 ```
     python -m analysis.report results/precision
 """
     found = commands(page)
     assert found == [
         "studies/precision.py --sedes 3   # a comment",
+        "jbot study precision --sedes 3",
         "-m analysis.report results/precision",
         "studies/masking_ablation.py --preset smoke",
     ]
-    assert refused(found[0], tmp_path, monkeypatch) == found[0]
+    assert all((refused(command, tmp_path, monkeypatch) or "").startswith(command) for command in found[:2])
 
 
 def curves(value):
