@@ -77,5 +77,5 @@ def load_plan_jets(plan: Plan, source: str, address: str | None = None, tasks: C
 
 
 def cached_plan_jets(plan: Plan, source: str, cache: Path | None = None, tasks: Collection[str] = ()) -> Jets | None:
-    """The jets of a plan where nothing has to be generated or downloaded, else None: a dry run finds records by them."""
+    """The jets of a plan where nothing has to be generated or downloaded, else None: dry runs find records by them."""
     return cached_jets(source, plan_needs(plan, tasks), cache)
