@@ -149,12 +149,13 @@ def test_a_nested_config_is_one_or_says_why_not(nested):
 
 
 def programs() -> list[str]:
-    """Every program of this repository, as the module that python -m runs; workers that others start aside."""
+    """Every program of this repository, as the module that python -m runs; workers that others start aside, and an
+    older address that runs the module of the new one."""
     found = [
         str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
         for folder in ("jbot", "studies", "analysis", "cluster", "benchmarks")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if '\nif __name__ == "__main__":' in path.read_text()
+        if '\nif __name__ == "__main__":' in (text := path.read_text()) and "runpy.run_module" not in text
     ]
     return [name for name in found if not name.endswith("_worker")]
 
