@@ -1,4 +1,4 @@
-"""One file per question. What such a file needs::
+"""One file per question. What such a file needs:
 
 from studies import Contrast, Study, main
 """

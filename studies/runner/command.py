@@ -1,4 +1,4 @@
-"""``jbot``: every program of this repository as a sub-command, each imported when it is called.
+"""Every program of this project as a sub-command of jbot.
 
 jbot study masking_ablation --preset smoke
 jbot report results/masking_ablation_smoke
@@ -40,7 +40,9 @@ COMMANDS = {
     "pictures": Command("draw the figures of trials", "analysis.pictures"),
     "mirror": Command("rebuild the MLflow view from the records", "cluster.tracking.mirror"),
     "doctor": Command("check this machine, a storage or a cluster", "cluster.doctor.command"),
-    "launch": Command("write the files that start a cluster", "cluster.deploy.launch_files"),
+    "launch": Command(
+        "check launch files before a cloud is paid for what is wrong in them", "cluster.deploy.launch_files"
+    ),
     "jets": Command("generate jets on this machine", "jbot.data.generate"),
     "jets-on-ray": Command("generate jets on all nodes of a Ray cluster", "cluster.scheduling.generate"),
     "validate": Command("compare jets with published figures", "jbot.data.validate"),
