@@ -86,7 +86,8 @@ class Study:
     contrasts: tuple[Contrast, ...]
     metric: str = "test/knn_accuracy"
     """Primary metric, fixed before anything runs."""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = None
+    """None: as the registry of metrics says; needed for a metric of which neither is better by itself."""
     margin: float
     """Differences of the metric below it do not matter."""
     factors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -135,6 +136,22 @@ class Study:
         """Blocks of a preset."""
         return self.seeds_by_preset.get(preset, get_preset(preset).seeds)
 
+    @property
+    def direction(self) -> bool:
+        """Whether higher values of the metric are better.
+
+        Raises
+        ------
+        ConfigError
+            When neither the study nor the registry of metrics says it, or they contradict each other.
+        """
+        known, stated = find_metric(self.metric).higher_is_better, self.higher_is_better
+        if known is None and stated is None:
+            raise ConfigError(f"metric {self.metric!r} is neither better high nor low: state higher_is_better")
+        if None not in (known, stated) and known != stated:
+            raise ConfigError(f"higher_is_better must be {known} for metric {self.metric!r}, got {stated}")
+        return bool(stated if known is None else known)
+
     def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
         """The frozen design at one preset.
 
@@ -177,7 +194,7 @@ class Study:
             base=to_dict(base),
             seeds=tuple(range(count)),
             metric=self.metric,
-            higher_is_better=self.higher_is_better,
+            higher_is_better=self.direction,
             margin=self.margin,
             contrasts=contrasts,
             factors={name: dict(changes) for name, changes in self.factors.items()},

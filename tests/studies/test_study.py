@@ -118,6 +118,19 @@ def test_a_metric_must_be_measured_in_every_compared_arm():
     assert Study(**fine | {"metric": "test/knn_eps_s_0.01_t"}).plan("smoke").contrasts == contrasts
 
 
+def test_the_direction_of_a_metric_is_the_registrys():
+    fine = {"name": "x", "question": "?", "arms": {"a": {}, "b": {"loss.koleo_weight": 0.0}}, "margin": 0.1}
+    fine["contrasts"] = (Contrast(treatment="b", control="a", primary=True),)
+    assert Study(**fine).plan("smoke").higher_is_better
+    assert not Study(**fine | {"metric": "test/nc1"}).plan("smoke").higher_is_better
+    with pytest.raises(ConfigError, match="must be False for metric 'test/nc1', got True"):
+        Study(**fine | {"metric": "test/nc1", "higher_is_better": True}).plan("smoke")
+    rank = fine | {"metric": "test/effective_rank"}
+    with pytest.raises(ConfigError, match="neither better high nor low: state higher_is_better"):
+        Study(**rank).plan("smoke")
+    assert Study(**rank | {"higher_is_better": True}).plan("smoke").higher_is_better
+
+
 def test_arms_cannot_set_the_seed():
     with pytest.raises(ConfigError, match="arm 'b' must not set the seed"):
         make_study({"a": {}, "b": {"seed": 5}}).plan("smoke")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.stats import paired, power, sequential
+from analysis.verdicts import arm_settings
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.sentences import contrast_name
+from jbot.config import differences
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
@@ -15,7 +17,7 @@ STATED = "Stated before the study ran; its hash is in every record."
 
 def section(evidence: Evidence) -> Section:
     """The design, and what it can find."""
-    plan = evidence.plan
+    plan, changes = evidence.plan, differences(evidence.plan.base)
     families = {kind: [contrast_name(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
     facts = {
         "Primary metric": f"{find_metric(plan.metric).full_label} ({plan.metric}), "
@@ -29,6 +31,7 @@ def section(evidence: Evidence) -> Section:
         **({"Looks": _looks(plan)} if plan.looks else {}),
         "What it can find": _power(plan),
         "Preset": plan.preset,
+        "Base": f"the paper’s recipe, but {arm_settings.words(changes)}" if changes else "the paper’s recipe",
     }
     return Section(title="Plan", sentences=[STATED], facts=facts)
 
