@@ -370,7 +370,7 @@ def test_released_checkpoints_are_judged_on_our_jets(tmp_path):
     data, folder = make_data(150), tmp_path / "models"
     write_released(folder)
     plan, storage, said = judged(tmp_path, data, folder)
-    assert said == ["judging the released tqg S on 50 test jets"]
+    assert said == ["evaluating the released tqg S on 50 test jets"]
     found = storage.read_json(f"{plan.study}/released/tqg_S.json")
     config = configs_of(plan)["S_tqg"]
     sizes = config.data
@@ -445,7 +445,7 @@ def test_a_collapsed_released_encoder_is_a_line_and_the_others_are_judged(tmp_pa
         file.visititems(lambda name, item: item.write_direct(np.zeros_like(item)) if hasattr(item, "shape") else None)
     plan, storage, said = judged(tmp_path, data, folder)
     assert len(said) == 2
-    assert said[1].startswith(f"{encoder} cannot be judged: ")
+    assert said[1].startswith(f"{encoder} cannot be evaluated: ")
     found = storage.read_json(f"{plan.study}/released/{task}_S.json")
     assert list(found["failed"]) == [encoder.name]
     assert "test/finetune_10_accuracy" in found["metrics"]

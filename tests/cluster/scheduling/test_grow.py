@@ -91,11 +91,11 @@ def empty_cluster(tmp_path_factory):
     options = f"--head --block --num-cpus 0 --node-ip-address 127.0.0.1 --port {port} --include-dashboard false"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options.split(), "--disable-usage-stats"]
     command += ["--object-store-memory", "100000000", "--autoscaling-config", str(folder / "cluster.json")]
-    log = (folder / "log").open("w")
     more = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_TMPDIR": str(sockets)}
-    running = subprocess.Popen(
-        command, stdout=log, stderr=log, env=environment(folder, **secret, **more), start_new_session=True
-    )
+    with (folder / "log").open("w") as log:
+        running = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(folder, **secret, **more), start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 90
         while "Ray runtime started" not in (folder / "log").read_text():
