@@ -69,7 +69,7 @@ class Bar:
             self._log()
 
     def left(self) -> str:
-        """``0:04:10 left``, once there is something to judge by."""
+        """``0:04:10 left``, once a trial has shown how fast it goes."""
         seconds = self.progress.tasks[0].time_remaining if self.time_left else None
         return f"{timedelta(seconds=seconds)} left" if seconds else ""
 

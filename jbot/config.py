@@ -433,7 +433,7 @@ SCHEDULED = ("augment", "mask", "loss", "teacher", "optim")
 
 
 def can_change(name: str) -> bool:
-    """Whether `train.schedule` may change a field: a float that every step reads anew."""
+    """Whether `train.schedule` may change a field: a float that every step reads again."""
     return name in FIELDS and FIELDS[name].kind is float and name.partition(".")[0] in SCHEDULED
 
 

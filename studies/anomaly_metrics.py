@@ -2,9 +2,9 @@
 
 Source   arXiv:2601.11719 compares six scores, at settings chosen on the test labels, for one encoder: open question 4.
 Design   No training of its own: the arms are encoders of augmentation_ablation.py. When they are there, each of them,
-         and its untrained start, is judged by six scores at 184 settings on six banks (two sizes, three draws), for W,
-         Z and t. Settings are chosen on a synthetic signal of overlaid background jets; beside them stand the published
-         ones and the oracle's.
+         and its untrained start, is evaluated by six scores at 184 settings on six banks (two sizes, three draws), for
+         W, Z and t. Settings are chosen on a synthetic signal of overlaid background jets; beside them stand the
+         published ones and the oracle's.
 Command  python studies/anomaly_metrics.py                         encoders, if they are not there, and some minutes
          python studies/anomaly_metrics.py --preset gpu            on one GPU (not timed yet)
          python studies/anomaly_metrics.py --address auto --preset paper --data jetnet

@@ -1,7 +1,7 @@
 """Does an encoder pre-trained on jets of one energy serve jets of another?
 
-Source   arXiv:2601.11719 trains and judges on jets of 1 TeV alone.
-Design   An arm is the jet pT of pre-training; each frozen encoder is judged at all three, with probes refitted there
+Source   arXiv:2601.11719 trains and tests on jets of 1 TeV alone.
+Design   An arm is the jet pT of pre-training; each frozen encoder is evaluated at all three, with probes refitted there
          (test_<pt>/...) and with those of its own pT (shifted_<pt>/...). At each pT the encoder pre-trained there is
          the control: same test jets, probes and initial weights. The cone goes as 1/pT, so the boosted W, Z and t stay
          as contained as at 1 TeV, and angles shrink as pT grows.

@@ -1,4 +1,4 @@
-"""What do the slips of the released code cost?
+"""What do the discrepancies of the released code cost?
 
 Source   Run by hand, the code released with arXiv:2601.11719 does not do what the paper says in three places: smearing
          moves padding, splitting loses the pT it splits off, attention sees padded slots.
@@ -19,7 +19,7 @@ SLIPS = {"smear": SMEAR, "split": SPLIT, "padding": PADDING, "smear_padding": SM
 
 study = Study(
     name="text_vs_code",
-    question="What do the slips of the released code cost, each alone and all together?",
+    question="What do the discrepancies of the released code cost, each alone and all together?",
     arms={"text": {}, **SLIPS, "code": SMEAR | SPLIT | PADDING},
     contrasts=(
         Contrast(treatment="code", control="text", primary=True),

@@ -181,7 +181,7 @@ def _look_notes(look: Look) -> Iterator[str]:
         planned = ", ".join(map(str, look.planned))
         yield f"Judged at the last of the planned looks ({planned} blocks); {paid}."
     if look.ended > look.blocks:
-        yield f"Not judged: {fmt.count(look.ended - look.blocks, 'block')} that ended after this look."
+        yield f"Left out of the verdict: {fmt.count(look.ended - look.blocks, 'block')} that ended after this look."
 
 
 def _loss_note(plan: Plan, verdict: Verdict) -> str:

@@ -161,7 +161,7 @@ class Evaluator:
     ):
         self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
         self.others = others or {}
-        # Trials share a machine. Found once: entering threadpool_limits looks for the libraries anew, for milliseconds.
+        # Trials share a machine. Found once: entering threadpool_limits takes milliseconds to look for the libraries.
         self._pools = ThreadpoolController()
 
     def curve_point(self, state: TrainState) -> Metrics:

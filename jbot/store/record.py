@@ -86,7 +86,7 @@ class Record:
     probe_seconds: float = 0.0
     """The share of device_seconds that went into probes."""
     finetune_seconds: float = 0.0
-    """The share of device_seconds that went into fine-tunings and their twins."""
+    """The share of device_seconds that went into fine-tunings and their supervised baselines."""
     attempts: int = 1
     """Starts it took: one more than the times it was interrupted."""
     continues: str | None = None

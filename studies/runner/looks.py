@@ -106,7 +106,7 @@ def describe_looks(
     primary = len(pairs)
     if not plan.looks:
         return [why_not(plan, primary)]
-    lines = [f"judged after {_listed(plan.looks)} blocks; stops once every primary contrast is decided"]
+    lines = [f"decided after {_listed(plan.looks)} blocks; stops once every primary contrast is decided"]
     spread = [float(np.std(values, ddof=1)) for values in pairs if len(values) > 1]
     lines += [_look_line(plan, primary, look, sum(hours[look:]), unit) for look in plan.looks[:-1]]
     known = len(spread) == len(pairs) and all(sd > 0 for sd in spread)

@@ -100,7 +100,7 @@ class Study:
     """Arms follow the paper's recipe for their task: jets of each split and epochs are to the preset's as the paper's
     are to those of its five-class task. The paper's tables with ours are made at the end (analysis/paper/tables.py)."""
     anomaly_grid: AnomalyGrid | None = None
-    """Over which scores, settings and banks every trial is judged when all have ended; for the task `qg`."""
+    """Over which scores, settings and banks every trial is evaluated when all have ended; for the task `qg`."""
     search: Search | None = None
     """What is searched first: its winner is then the arm `winner` against `base`."""
 

@@ -354,7 +354,7 @@ def test_a_study_stops_at_the_look_that_decides_it(tmp_path, jets, capsys):
     """Two arms with the same weights have the same scores: equivalent at 5 of 6 blocks, where (5/6)^2 may be spent."""
     wanted = ["--seeds", "6", "--until-decided", "5"]
     assert run(tmp_path, jets, *wanted, "--dry-run") == 0
-    assert "judged after 5 and 6 blocks" in capsys.readouterr().out
+    assert "decided after 5 and 6 blocks" in capsys.readouterr().out
     assert run(tmp_path, jets, *wanted) == 0
     said = capsys.readouterr().err
     assert "decided after 5 of 6 blocks" in said
