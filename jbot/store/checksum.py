@@ -14,15 +14,18 @@ def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
     return content | {KEY: digest(content)}
 
 
-def without_checksum(content: Any) -> Any:
+def without_checksum(content: Any, *, required: bool = False) -> Any:
     """The content alone.
 
     Raises
     ------
     TypeError
-        When it is not what was written. Content without a digest, of before there were any, is taken as it is.
+        When it is not what was written. Content without a digest, of before there were any, is taken as it is, unless
+        it is `required`: a flipped bit may have hit the name of the digest.
     """
     if not isinstance(content, dict) or KEY not in content:
+        if required:
+            raise TypeError("it has no checksum")
         return content
     rest = {name: value for name, value in content.items() if name != KEY}
     try:

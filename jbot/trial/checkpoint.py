@@ -165,7 +165,7 @@ def read_state(storage: Storage, folder: str, part: str) -> tuple[dict[str, Any]
     RecordError, KeyError, TypeError
         When they are missing or damaged.
     """
-    saved = without_checksum(storage.read_json(f"{folder}/{part}.json"))
+    saved = without_checksum(storage.read_json(f"{folder}/{part}.json"), required=True)
     name = f"{folder}/{saved.get('arrays', f'{part}.safetensors')}"
     check_file(storage, name, saved.get("sha256"))
     return saved, storage.read_arrays(name)
