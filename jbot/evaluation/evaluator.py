@@ -22,8 +22,7 @@ from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.anomaly.detect import Detection, detect
 from jbot.evaluation.anomaly.scores import AnomalyError, Embedded
 from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, overlay_signal
-from jbot.evaluation.failure_monitors import attention_entropy, effective_rank, spread
-from jbot.evaluation.geometry import geometry, views_for_alignment
+from jbot.evaluation.geometry import attention_entropy, effective_rank, geometry, spread, views_for_alignment
 from jbot.evaluation.metrics import Measured, MetricError, classification
 from jbot.evaluation.metrics_registry import AT_EVERY_PT, metric_key
 from jbot.evaluation.probes import (
@@ -125,10 +124,10 @@ def quick_metrics(probe: str, probabilities: Probabilities, targets: Labels) -> 
 
 def clustering(embedding: Embedding, labels: Labels, generator: np.random.Generator) -> Metrics:
     """Do classes form clusters: k-means against the labels (adjusted for chance), and the silhouette of the classes."""
-    found = kmeans(embedding, len(labels.unique()), KMEANS_STARTS, int(generator.integers(2**31)))
+    clusters = kmeans(embedding, len(labels.unique()), KMEANS_STARTS, int(generator.integers(2**31)))
     sample = torch.from_numpy(generator.permutation(len(labels))[:SILHOUETTE_JETS]).to(labels.device)
     return {
-        "kmeans_ami": float(adjusted_mutual_info_score(labels.cpu().numpy(), found.cpu().numpy())),
+        "kmeans_ami": float(adjusted_mutual_info_score(labels.cpu().numpy(), clusters.cpu().numpy())),
         "silhouette": silhouette(embedding[sample], labels[sample]),
     }
 
@@ -167,9 +166,9 @@ class Evaluator:
     def curve_point(self, state: TrainState) -> Metrics:
         """Cheap metrics on the validation jets, and the monitors of failures."""
         bank, bank_targets = self._embed(state, self.bank)
-        val, right = self._embed(state, self.val)
+        val, val_targets = self._embed(state, self.val)
         with self._pools.limit(limits=torch.get_num_threads()):
-            point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), right)
+            point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), val_targets)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
         return {metric_key(name, "val"): value for name, value in point.items()}
@@ -184,27 +183,29 @@ class Evaluator:
         folds : bool
             With the spread over folds of the test jets.
         """
-        config = self.config
+        config, monitored = self.config, self.test.take(slice(MONITOR_JETS))
         bank, bank_targets = self._embed(state, self.bank)
-        test, right = self._embed(state, self.test)
+        test, test_targets = self._embed(state, self.test)
+        probabilities = self._probe(bank, bank_targets, test)
+        views = [self._on_device(state, view) for view in views_for_alignment(monitored, config, config.seed)]
         with self._pools.limit(limits=torch.get_num_threads()):
-            found = {
-                "knn": knn_probe(bank, bank_targets, test, config.probe.knn_k),
-                "linear": linear_probe(bank, bank_targets, test),
-            }
             labels = torch.tensor(self.test.labels, device=test.device)
             single = clustering(test, labels, numpy_generator(config.seed, "probe"))
             single |= {"effective_rank": effective_rank(test), "spread": spread(test)}
-            single |= geometry(test, labels, self._two_views(state))
-        single["attention_entropy"] = attention_entropy(state.student, self.test.take(slice(MONITOR_JETS)), config)
+            single |= geometry(test, labels, torch.stack(views))
+        single["attention_entropy"] = attention_entropy(state.student, monitored, config)
         measured = {name: Measured(value=value) for name, value in single.items()}
-        measured |= self._classified(found, right, folds)
-        scores = {f"{probe}/probability": one.float().cpu().numpy() for probe, one in found.items()}
+        measured |= self._classified(probabilities, test_targets, folds)
+        scores = {f"{probe}/probability": values.float().cpu().numpy() for probe, values in probabilities.items()}
         settings: dict[str, Any] = {}
         if config.data.task == "qg":
-            detected = self._detect(state, bank, test, scan, folds)
+            try:
+                train, jets, selection = self.anomaly_jets(state, scan, (bank, test))
+                detected = self._detect(train, jets, seed=config.seed, selection=selection, folds=folds)
+            except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
+                raise TrialFailed(f"no anomaly score: {error}") from error
             measured |= detected.values
-            scores |= {f"anomaly/{score}": one for score, one in detected.scores.items()}
+            scores |= {f"anomaly/{score}": values for score, values in detected.scores.items()}
             settings = {"chosen": detected.chosen, "oracle": detected.oracle} if scan else {}
         return EvaluationResult(measured=measured, scores=scores, settings=settings)
 
@@ -220,98 +221,82 @@ class Evaluator:
         measured: dict[str, Measured] = {}
         own = self._embed(state, self.bank) if self.others and not baseline else None
         for pt, jets in self.others.items():
-            refitted, (test, right) = self._embed(state, jets.bank), self._embed(state, jets.test)
+            refitted, (test, test_targets) = self._embed(state, jets.bank), self._embed(state, jets.test)
             for name, bank in {"test": refitted, "shifted": own}.items():
-                if bank is None:
-                    continue
-                with self._pools.limit(limits=torch.get_num_threads()):
-                    found = {
-                        "knn": knn_probe(*bank, test, self.config.probe.knn_k),
-                        "linear": linear_probe(*bank, test),
-                    }
-                    numbers = self._classified(found, right, folds=not baseline)
-                measured |= {metric_key(metric, f"{name}_{pt:g}"): numbers[metric] for metric in AT_EVERY_PT}
+                if bank is not None:
+                    numbers = self._classified(self._probe(*bank, test), test_targets, folds=not baseline)
+                    measured |= {metric_key(metric, f"{name}_{pt:g}"): numbers[metric] for metric in AT_EVERY_PT}
         return measured
-
-    def _detect(self, state: TrainState, bank: Bank, test: Embedding, scan: bool, folds: bool) -> Detection:
-        """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
-        seed, size = self.config.seed, self.config.anomaly.bank_jets
-        try:
-            train, jets, selection = self._anomaly_jets(state, bank, test, scan)
-            with self._pools.limit(limits=torch.get_num_threads()):
-                return detect(train, jets, seed=seed, bank_jets=size, selection=selection, folds=folds)
-        except AnomalyError as error:  # sizes and labels are right: it is the embedding that no score can use
-            raise TrialFailed(f"no anomaly score: {error}") from error
-
-    def anomaly_jets(self, state: TrainState) -> tuple[Embedded, Embedded, SelectionSignal]:
-        """Jets for a bank, test jets, and the synthetic signal that settings may be chosen on, by their embedding."""
-        bank, test = self._embed(state, self.bank)[0], self._embed(state, self.test)[0]
-        train, jets, selection = self._anomaly_jets(state, bank, test, scan=True)
-        assert selection is not None
-        return train, jets, selection
-
-    def _anomaly_jets(
-        self, state: TrainState, bank: Bank, test: Embedding, scan: bool
-    ) -> tuple[Embedded, Embedded, SelectionSignal | None]:
-        """With a synthetic signal, and particles for the autoencoder, where settings are scanned."""
-
-        def embedded(jets: LabeledJets, embedding: Tensor) -> Embedded:
-            particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
-            return Embedded(embedding=embedding.cpu().numpy(), labels=jets.labels, particles=particles)
-
-        def embed_overlays(particles: np.ndarray) -> np.ndarray:
-            jets = torch.from_numpy(particles).to(test.device, state.student.dtype)
-            return embed(state.student, jets, self.config, self.forward)
-
-        selection = None
-        if scan:
-            background = embedded(self.val, self._embed(state, self.val)[0])
-            selection = overlay_signal(background, embed_overlays, self.config.seed)
-        return embedded(self.bank, bank), embedded(self.test, test), selection
 
     def raw(self) -> dict[str, Measured]:
         """The classifiers on the particles themselves, flattened: what can be had without an encoder."""
         bank, test = (jets.take(slice(None)).flatten(1) for jets in (self.bank, self.test))
-        bank_targets, right = self._targets(self.bank), self._targets(self.test)
-        with self._pools.limit(limits=torch.get_num_threads()):
-            found = {
-                "knn": knn_probe(bank, bank_targets, test, self.config.probe.knn_k),
-                "linear": linear_probe(bank, bank_targets, test),
-            }
-        measured = self._classified(found, right, folds=False)
+        measured = self._classified(
+            self._probe(bank, self._targets(self.bank), test), self._targets(self.test), folds=False
+        )
         if self.config.data.task == "qg":
-            train, jets = (
-                Embedded(embedding=flat.cpu().numpy(), labels=of.labels)
-                for flat, of in ((bank, self.bank), (test, self.test))
-            )
-            size = self.config.anomaly.bank_jets
-            with self._pools.limit(limits=torch.get_num_threads()):
-                measured |= detect(train, jets, seed=0, bank_jets=size, scores=RAW_SCORES, folds=False).values
+            train = Embedded(embedding=bank.cpu().numpy(), labels=self.bank.labels)
+            jets = Embedded(embedding=test.cpu().numpy(), labels=self.test.labels)
+            measured |= self._detect(train, jets, seed=0, scores=RAW_SCORES, folds=False).values
         return measured
 
-    def _two_views(self, state: TrainState) -> Float[Tensor, "2 jet dim"]:
-        """Embeddings of some test jets, augmented twice."""
-        views = views_for_alignment(self.test.take(slice(MONITOR_JETS)), self.config, self.config.seed)
-        parts = [embed_on_device(state.student, view, self.config, self.forward) for view in views]
-        return torch.stack(parts)
+    def anomaly_jets(
+        self, state: TrainState, scan: bool = True, embedded: tuple[Bank, Embedding] | None = None
+    ) -> tuple[Embedded, Embedded, SelectionSignal | None]:
+        """Jets for a bank, test jets, and the synthetic signal that settings may be chosen on, by their embedding.
 
-    def _classified(self, found: dict[str, Tensor], right: Labels, folds: bool) -> dict[str, Measured]:
+        Without a scan, no particles for the autoencoder and no signal; `embedded` are bank and test jets if they are
+        embedded already.
+        """
+
+        def labeled(jets: LabeledJets, embedding: Tensor) -> Embedded:
+            particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
+            return Embedded(embedding=embedding.cpu().numpy(), labels=jets.labels, particles=particles)
+
+        def embed_overlays(particles: np.ndarray) -> np.ndarray:
+            jets = torch.from_numpy(particles).to(state.student.device, state.student.dtype)
+            return embed(state.student, jets, self.config, self.forward)
+
+        bank, test = embedded or (self._embed(state, jets)[0] for jets in (self.bank, self.test))
+        selection = None
+        if scan:
+            background = labeled(self.val, self._embed(state, self.val)[0])
+            selection = overlay_signal(background, embed_overlays, self.config.seed)
+        return labeled(self.bank, bank), labeled(self.test, test), selection
+
+    def _detect(self, train: Embedded, test: Embedded, **how: Any) -> Detection:
+        """Signal among the test jets, by scores on training jets; settings are chosen on the validation jets alone."""
+        with self._pools.limit(limits=torch.get_num_threads()):
+            return detect(train, test, bank_jets=self.config.anomaly.bank_jets, **how)
+
+    def _probe(self, bank: Bank, bank_targets: BankLabels, jets: Embedding) -> dict[str, Probabilities]:
+        """Class probabilities by each probe."""
+        with self._pools.limit(limits=torch.get_num_threads()):
+            return {
+                "knn": knn_probe(bank, bank_targets, jets, self.config.probe.knn_k),
+                "linear": linear_probe(bank, bank_targets, jets),
+            }
+
+    def _classified(self, probabilities: dict[str, Probabilities], targets: Labels, folds: bool) -> dict[str, Measured]:
         """The numbers of each probe on the jets whose class it knows: the anomaly task has signal among them."""
         measured: dict[str, Measured] = {}
-        known, classes = right >= 0, list(TARGETS[self.config.data.task])
-        for probe, probabilities in found.items():
-            named = classification(probabilities[known].cpu().numpy(), right[known].cpu().numpy(), classes, folds)
-            measured |= {f"{probe}_{metric}": one for metric, one in named.items()}
+        known, classes = targets >= 0, list(TARGETS[self.config.data.task])
+        for probe, values in probabilities.items():
+            numbers = classification(values[known].cpu().numpy(), targets[known].cpu().numpy(), classes, folds)
+            measured |= {f"{probe}_{metric}": number for metric, number in numbers.items()}
         return measured
 
     def _targets(self, jets: LabeledJets) -> Labels:
         """On the device."""
         return torch.from_numpy(targets(jets.labels, self.config.data.task)).to(jets.rows.device)
 
+    def _on_device(self, state: TrainState, jets: Tensor) -> Embedding:
+        return embed_on_device(state.student, jets, self.config, self.forward)
+
     def _embed(self, state: TrainState, jets: LabeledJets) -> tuple[Embedding, Labels]:
         """Embedding and targets, both on the device."""
         parts = (jets.take(slice(at, at + GATHERED)) for at in range(0, len(jets.rows), GATHERED))
-        embedding = torch.cat([embed_on_device(state.student, part, self.config, self.forward) for part in parts])
+        embedding = torch.cat([self._on_device(state, part) for part in parts])
         if not bool(torch.isfinite(embedding).all()):
             raise TrialFailed(f"diverged: the embedding is not finite after epoch {state.epoch}")
         return embedding, self._targets(jets)

@@ -1,10 +1,12 @@
 """The shape of a frozen embedding: its dimension, how evenly it is filled, and whether classes collapse in it.
 
 Plain torch in double precision on the device of the embedding, as in jbot.evaluation.probes; the tests compare every
-function
-with formulas written out in numpy, scipy and scikit-learn. Few metrics here have a good direction, and all of them
-depend on the width of the embedding: compare arms of equal width only, and alignment only between arms of equal
+function with formulas written out in numpy, scipy and scikit-learn. Few metrics here have a good direction, and all of
+them depend on the width of the embedding: compare arms of equal width only, and alignment only between arms of equal
 augmentation. KoLeo optimises uniformity: it is no evidence for KoLeo.
+
+First stand the monitors of failed training: attention that looks at nothing, an embedding that collapses. A trial fails
+at the limits of jbot.trainer.loop; analysis.verdicts.diagnostics names trials that come near.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from jbot.config import Config
 from jbot.evaluation.metrics import MetricError
 from jbot.evaluation.probes import nearest
 from jbot.trainer.augment import augment
+from jbot.trainer.embed import CHUNK, Embedding
+from jbot.trainer.model import Flat, cls_rows, encode, hidden_keys, relative_entropy, unpack
 from jbot.trainer.rng import Draws
 
 GEOMETRY_JETS = 2_000
@@ -29,9 +33,43 @@ OCCURRENCES_K = 10
 """Neighbours a jet has in :func:`hubness` (Radovanovic et al. 2010)."""
 ALIGNMENT_POWER, UNIFORMITY_SCALE = 2, 2
 """alpha and t of Wang & Isola 2020."""
+COMPARED = 256
+"""Jets compared with all at once: 4 MB of 2,000 jets, near a CPU's cache (assumed)."""
 
-Embedding = Float[Tensor, "jet dim"]
 Views = Float[Tensor, "2 pair dim"]
+
+
+def attention_entropy(student: Flat, jets: Float[Tensor, "jet particle 4"], config: Config) -> float:
+    """Entropy of the sharpest head's [CLS] attention, relative to uniform attention (1), averaged over jets."""
+    weights, slots, reference = unpack(student[:1], config.model), jets.shape[1], config.model.padding == "reference"
+    total = torch.zeros(config.model.layers, config.model.heads, device=jets.device)
+    for part in jets.split(CHUNK[jets.device.type]):
+        attentions: list[Tensor] = []
+        with torch.no_grad():
+            rows = cls_rows(1, len(part), slots, part.device)
+            encode(weights, part[None], config.model, rows=rows, attentions=attentions)
+        hidden = None if reference else hidden_keys(part[None, ..., 3] < 0.5)
+        total += len(part) * torch.cat([relative_entropy(attention, hidden) for attention in attentions])
+    return float(total.min()) / len(jets)
+
+
+def effective_rank(embedding: Embedding) -> float:
+    """RankMe: exp of the entropy of the normalised singular values; 1 to dim (Garrido et al., arXiv:2210.02885).
+
+    Singular values come from the eigenvalues of the dim x dim Gram matrix in double precision: exact to 1e-8 of the
+    largest, less than the rounding of the embedding itself.
+    """
+    embedding = embedding.double()
+    eigenvalues = torch.linalg.eigvalsh(embedding.T @ embedding)[-len(embedding) :]
+    singular = eigenvalues.clamp(min=0).sqrt()
+    share = singular / singular.sum() + 1e-7
+    return float(torch.special.entr(share).sum().exp())
+
+
+def spread(embedding: Embedding) -> float:
+    """Root mean square distance of the normalised embeddings to their mean: 0 when all jets look alike, at most 1."""
+    unit = F.normalize(embedding.double(), dim=1)
+    return float((unit - unit.mean(0)).square().sum(1).mean().sqrt())
 
 
 def geometry(embedding: Embedding, labels: Int64[Tensor, "jet"], views: Views) -> dict[str, float]:
@@ -96,12 +134,12 @@ def intrinsic_dimension(embedding: Embedding) -> float:
     n = len(points)
     if n < 3:
         return float("nan")
-    distances = _neighbour_distances(points, 2)
-    ratios = (distances[:, 1] / distances[:, 0]).log().sort().values
-    kept = int(n * (1 - DISCARDED))
-    rank = torch.arange(1, kept + 1, device=points.device, dtype=torch.float64)
-    x, y = ratios[:kept], -torch.log1p(-rank / n)
-    return float((x @ y) / (x @ x)) if float(x[-1]) > 0 else float("nan")
+    # From differences: 0 for equal points only.
+    distances = (points[_others(_centred(points), 2)] - points[:, None]).square().sum(2).sqrt().sort(dim=1).values
+    ratios = (distances[:, 1] / distances[:, 0]).log().sort().values[: int(n * (1 - DISCARDED))]
+    rank = torch.arange(1, len(ratios) + 1, device=points.device, dtype=torch.float64)
+    slope = (ratios @ -torch.log1p(-rank / n)) / (ratios @ ratios)
+    return float(slope) if float(ratios[-1]) > 0 else float("nan")
 
 
 def anisotropy(embedding: Embedding) -> float:
@@ -222,14 +260,10 @@ def uniformity(embedding: Embedding) -> float:
     unit = F.normalize(_checked(embedding, "uniformity"), dim=1)
     n, squares = len(unit), unit.square().sum(1)
     total = unit.new_zeros(())
-    for part, square in zip(unit.split(_CHUNK), squares.split(_CHUNK), strict=True):
+    for part, square in zip(unit.split(COMPARED), squares.split(COMPARED), strict=True):
         distances = torch.addmm(squares[None] + square[:, None], part, unit.T, alpha=-2)
         total += distances.mul_(-UNIFORMITY_SCALE).exp_().sum()
     return float(((total - n) / (n * (n - 1))).log())
-
-
-_CHUNK = 256
-"""Jets compared with all at once: 4 MB of 2,000 jets, near a CPU's cache (assumed)."""
 
 
 def _checked(embedding: Tensor, metric: str, least: int = 2) -> Tensor:
@@ -259,14 +293,8 @@ def _varies(points: Tensor, deviations: Tensor) -> bool:
 
 def _others(points: Tensor, k: int) -> Int64[Tensor, "jet k"]:
     """Rows of the k nearest other points, nearest first."""
-    found = nearest(points, points, k + 1)
+    rows = nearest(points, points, k + 1)
     own = torch.arange(len(points), device=points.device)[:, None]
     # The point itself to the front, where it is dropped; with more than k equal ones it may be missing: drop one.
-    order = (found != own).byte().sort(dim=1, stable=True).indices
-    return found.gather(1, order)[:, 1:]
-
-
-def _neighbour_distances(points: Tensor, k: int) -> Float[Tensor, "jet k"]:
-    """Distances to the k nearest other points, from differences: 0 for equal points only."""
-    distances = (points[_others(_centred(points), k)] - points[:, None]).square().sum(2).sqrt()
-    return distances.sort(dim=1).values
+    order = (rows != own).byte().sort(dim=1, stable=True).indices
+    return rows.gather(1, order)[:, 1:]

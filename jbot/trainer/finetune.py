@@ -40,7 +40,7 @@ from jbot.trainer.dropout import cut_and_scale, factors
 from jbot.trainer.embed import GATHERED, embed_on_device
 from jbot.trainer.engines.graphs import StepGraphs
 from jbot.trainer.engines.select import Forward
-from jbot.trainer.model import Flat, encode_cls, first_trial, forward, init_weights, weight_count, weight_shapes
+from jbot.trainer.model import Drop, Flat, encode_cls, first_trial, forward, init_weights, weight_count, weight_shapes
 from jbot.trainer.rng import Draws
 from jbot.trainer.state import PackState, diverged, epoch_order, furthest_behind
 
@@ -62,13 +62,7 @@ class LabeledRows:
     targets: Int64[Tensor, "jet"]
 
     def head(self, fraction: float, names: Sequence[str]) -> LabeledRows:
-        """The first share of the jets; each class must be among them.
-
-        Raises
-        ------
-        DataError
-            Naming the first class that is not.
-        """
+        """The first share of the jets; a DataError names the first class that is not among them."""
         count = round(fraction * len(self.rows))
         missing = [name for c, name in enumerate(names) if not bool((self.targets[:count] == c).any())]
         if missing:
@@ -81,8 +75,8 @@ class LabeledRows:
 
 def label(rows: Int64[Tensor, "jet"], labels: Int[np.ndarray, "all"], task: str) -> LabeledRows:
     """Rows of all jets with their classes by a task, made of the `labels` of all jets."""
-    found = targets(labels[rows.cpu().numpy()], task)
-    return LabeledRows(rows=rows, targets=torch.from_numpy(found).to(rows.device))
+    classes = targets(labels[rows.cpu().numpy()], task)
+    return LabeledRows(rows=rows, targets=torch.from_numpy(classes).to(rows.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,27 +146,18 @@ class RunHyper:
 def runs_of(config: Config, encoder: Float[Tensor, "weight"], train: LabeledRows, val: LabeledRows) -> list[Run]:
     """A trial's fine-tunings, one for each fraction of its labels, and their baselines, as its Config wants them.
 
-    Raises
-    ------
-    DataError
-        When a fraction leaves a class without a jet.
+    Raises DataError when a fraction leaves a class without a jet.
     """
     names, wanted = list(TARGETS[config.data.task]), config.finetune
-    fresh = init_weights(config.model, config.seed)
-    starts = [("finetune", encoder, wanted.layer_decay)] + wanted.twin * [("supervised", fresh, 1.0)]
-    return [
-        Run(
-            name=f"{kind}_{100 * fraction:g}",
-            config=config,
-            encoder=weights,
-            layer_decay=decay,
-            classes=len(names),
-            train=train.head(fraction, names),
-            val=val,
-        )
-        for fraction in wanted.fractions
-        for kind, weights, decay in starts
-    ]
+    shared = functools.partial(Run, config=config, classes=len(names), val=val)
+    runs = []
+    for fraction in wanted.fractions:
+        some, percent = train.head(fraction, names), f"{100 * fraction:g}"
+        runs.append(shared(name=f"finetune_{percent}", encoder=encoder, layer_decay=wanted.layer_decay, train=some))
+        if wanted.twin:
+            fresh = init_weights(config.model, config.seed)
+            runs.append(shared(name=f"supervised_{percent}", encoder=fresh, layer_decay=1.0, train=some))
+    return runs
 
 
 def init_finetune(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = torch.float32) -> FinetuneState:
@@ -205,18 +190,13 @@ def finetune(
     Parameters
     ----------
     runs : sequence of Run
-        Of equal shapes, see :func:`pack_key`.
+        With equal :func:`pack_key`; ValueError otherwise.
     particles : float tensor (jet, particle, 4)
         All jets, on the device of the state.
     after_epoch : callable
         Called with the numbers of the runs that have just done an epoch: the place to save.
     forward : callable
         Encoder and head without dropout, for the validation jets.
-
-    Raises
-    ------
-    ValueError
-        When runs of other shapes are among them.
     """
     if len(set(map(pack_key, runs))) > 1:
         raise ValueError("runs that step together must agree in model, classes, batch and number of training jets")
@@ -258,19 +238,13 @@ def run_epoch(
     graphs: StepGraphs | None,
 ) -> list[list[float]]:
     """One epoch of runs that stand at the same one; for each, the sums of TERMS."""
-    orders = [
-        epoch_order(len(run.train.rows), run.config.seed, state.epoch, "finetune_order").to(particles.device)
-        for run in runs
-    ]
-    rows = torch.stack([run.train.rows[order] for run, order in zip(runs, orders, strict=True)])
-    targets = torch.stack([run.train.targets[order] for run, order in zip(runs, orders, strict=True)])
+    labeled = []
+    for run in runs:
+        order = epoch_order(len(run.train.rows), run.config.seed, state.epoch, "finetune_order").to(particles.device)
+        labeled.append(torch.stack((run.train.rows[order], run.train.targets[order])))
     sums = torch.zeros(len(TERMS), len(runs), device=particles.device, dtype=torch.float64)
-
-    def step(state: FinetuneState, jets: Particles, classes: Targets) -> dict[str, Tensor]:
-        return finetune_step(state, jets, classes, hyper)
-
-    batch = runs[0].config.finetune.batch
-    for index, classes in zip(rows.split(batch, dim=1), targets.split(batch, dim=1), strict=True):
+    step = functools.partial(finetune_step, hyper=hyper)
+    for index, classes in torch.stack(labeled, dim=1).split(runs[0].config.finetune.batch, dim=2):
         jets = particles.index_select(0, index.flatten()).view(*index.shape, *particles.shape[1:])
         terms = graphs(step, state, (jets, classes)) if graphs else step(state, jets, classes)
         sums += torch.stack([terms[name] for name in TERMS])
@@ -282,14 +256,11 @@ def finetune_step(
 ) -> dict[str, Float[Tensor, "trial"]]:
     """One step of Adam on the mean cross-entropy of a batch, with dropout. Nothing is read on the host.
 
-    Returns
-    -------
-    dict
-        TERMS by name, sums over the jets, each (trial,) in nats or jets; `state` is changed in place.
+    Returns TERMS by name, sums over the jets, each (trial,) in nats or jets; `state` is changed in place.
     """
     jets, slots = particles.shape[1:3]
     draws = Draws(hyper.seeds, state.step)
-    drop = Dropout(draws, hyper, dropout_sizes(hyper.model, jets, slots)) if hyper.dropping else None
+    drop = finetune_dropout(draws, hyper, dropout_sizes(hyper.model, jets, slots)) if hyper.dropping else None
     flat = state.weights.detach().requires_grad_()
     encoder, head = unpack_classifier(flat, hyper.model, hyper.classes)
     logits = classifier_logits(head, encode_cls(encoder, particles, hyper.model, drop), drop)
@@ -300,16 +271,11 @@ def finetune_step(
     return {"loss": loss.detach(), "correct": (logits.detach().argmax(-1) == targets).sum(1)}
 
 
-class Dropout:
-    """Dropout of one step, see :mod:`jbot.trainer.dropout`."""
-
-    def __init__(self, draws: Draws, hyper: RunHyper, sizes: dict[str, int]):
-        drawn = factors(draws, sum(sizes.values()), hyper.cut, hyper.scale).split(list(sizes.values()), dim=1)
-        self.factors = dict(zip(sizes, drawn, strict=True))
-
-    def __call__(self, name: str, values: Float[Tensor, "trial row width"]) -> Float[Tensor, "trial row width"]:
-        """The outputs of the layer of this name, some of them dropped."""
-        return values * self.factors[name].view(values.shape)
+def finetune_dropout(draws: Draws, hyper: RunHyper, sizes: dict[str, int]) -> Drop:
+    """Dropout of one step, see :mod:`jbot.trainer.dropout`; `sizes` are those of :func:`dropout_sizes`."""
+    drawn = factors(draws, sum(sizes.values()), hyper.cut, hyper.scale).split(list(sizes.values()), dim=1)
+    named = dict(zip(sizes, drawn, strict=True))
+    return lambda name, values: values * named[name].view(values.shape)
 
 
 def dropout_sizes(model: ModelConfig, jets: int, slots: int) -> dict[str, int]:
@@ -334,19 +300,19 @@ def adam(state: FinetuneState, gradient: Flat, rates: Flat) -> None:
 
 def stack_hyper(runs: Sequence[Run], device: torch.device, dtype: torch.dtype = torch.float32) -> RunHyper:
     """The hyperparameters of runs that step together."""
-    model, classes, wanted = runs[0].config.model, runs[0].classes, [run.config.finetune for run in runs]
-    factors = torch.stack([decay_factors(model, classes, run.layer_decay) for run in runs])
-    lr = torch.tensor([one.lr for one in wanted], dtype=torch.float64)
-    drops = torch.tensor([one.dropout for one in wanted], dtype=torch.float64, device=device)
-    cut, scale = cut_and_scale(drops, dtype)
+    model, classes = runs[0].config.model, runs[0].classes
+    decay = torch.stack([decay_factors(model, classes, run.layer_decay) for run in runs])
+    lr = torch.tensor([run.config.finetune.lr for run in runs], dtype=torch.float64)
+    rates = torch.tensor([run.config.finetune.dropout for run in runs], dtype=torch.float64, device=device)
+    cut, scale = cut_and_scale(rates, dtype)
     return RunHyper(
         model=model,
         classes=classes,
         seeds=torch.tensor([run.config.seed for run in runs], device=device),
-        rates=(lr[:, None] * factors).to(device, dtype),
+        rates=(lr[:, None] * decay).to(device, dtype),
         cut=cut,
         scale=scale,
-        dropping=any(one.dropout for one in wanted),
+        dropping=any(run.config.finetune.dropout for run in runs),
     )
 
 

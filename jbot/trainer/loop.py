@@ -136,10 +136,8 @@ def run_epoch(
     for trial in trials:
         config = pack.configs[trial]
         order[trial] = rows[trial][epoch_order(len(rows[trial]), config.seed, epoch).to(device)]
-        rates[trial] = (
-            learning_rate(epoch, config.optim),
-            ema_momentum(epoch, config.train.epochs, config.teacher),
-        )
+        teacher = ema_momentum(epoch, config.train.epochs, config.teacher)
+        rates[trial] = learning_rate(epoch, config.optim), teacher
     sums = torch.zeros(len(TERMS), len(rows), device=device, dtype=torch.float64)
     counts = {trial: len(order[trial]) for trial in trials}
     for members, first, steps, jets in step_groups(counts, batch, VIEW_JETS.get(device.type, 256)):
@@ -169,20 +167,16 @@ def batch_sizes(jets: int, batch: int) -> list[int]:
 def step_groups(jets: dict[int, int], batch: int, max_jets: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
     """An epoch as (trials, first step, steps, jets per step): trials whose batches are of one size step together.
 
-    Parameters
-    ----------
-    jets : dict
-        Training jets by trial.
-    max_jets : int
-        Jets of one group, all its trials and steps together; a single step may have more.
+    `jets` are the training jets by trial; a group has at most `max_jets`, all its trials and steps together, but for
+    that of a single step.
     """
     sizes = {trial: batch_sizes(count, batch) for trial, count in jets.items()}
 
     def by_size(step: int) -> dict[int, list[int]]:
         groups: dict[int, list[int]] = {}
-        for trial, of_trial in sizes.items():
-            if step < len(of_trial):
-                groups.setdefault(of_trial[step], []).append(trial)
+        for trial, steps in sizes.items():
+            if step < len(steps):
+                groups.setdefault(steps[step], []).append(trial)
         return groups
 
     first = 0

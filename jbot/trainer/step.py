@@ -23,15 +23,8 @@ from jbot.trainer.pack import column
 from jbot.trainer.state import TrainState
 
 Rates = Float[Tensor, "trial"]
-TERMS = (
-    "loss",
-    "cls_loss",
-    "particle_loss",
-    "koleo_loss",
-    "teacher_entropy",
-    "student_entropy",
-    "masked_fraction",
-)
+ENTROPIES = ("teacher_entropy", "student_entropy")
+TERMS = ("loss", "cls_loss", "particle_loss", "koleo_loss", *ENTROPIES, "masked_fraction")
 """What a step returns of itself, in this order."""
 
 
@@ -79,7 +72,10 @@ def train_step(
     with torch.no_grad():
         if config.mask.token == "zero":  # without gradient, Adam and its decay leave a zero where it is
             gradient[:, weight_slice("mask_token", config.model)] = 0.0
-        update(state, gradient, taught, views[..., 3], config, lr, momentum)
+        adamw(state, gradient, lr, config.optim)
+        state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
+        update_centers(state, taught.unflatten(1, (2, jets, slots + 1)), views[..., 3], config)
+        state.step += 1
         terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
     return {name: value.detach() for name, value in terms.items()}
 
@@ -95,14 +91,11 @@ def losses(
 ) -> dict[str, Float[Tensor, "trial"]]:
     """The loss, its terms, and the entropies of teacher and student [CLS] in nats.
 
-    Parameters
-    ----------
-    raw, predicted : float tensor
-        The student's at `rows`: [CLS] of u, [CLS] of v, then masked particles.
-    taught : float tensor
-        The teacher's, of all tokens.
+    `raw` and `predicted` are the student's at `rows`: [CLS] of u, [CLS] of v, then masked particles; `taught` is the
+    teacher's, of all tokens.
     """
-    cls, jets = rows.shape[1] - weight.shape[1], (rows.shape[1] - weight.shape[1]) // 2
+    cls = rows.shape[1] - weight.shape[1]
+    jets = cls // 2
     targets, temp = take_rows(taught, rows), column(config.loss.teacher_temp, 2)
     cls_targets = teacher_targets(targets[:, :cls], state.cls_center[:, None], temp).unflatten(1, (2, jets))
     particle_targets = teacher_targets(targets[:, cls:], state.particle_center[:, None], temp)
@@ -119,25 +112,9 @@ def losses(
         + config.loss.koleo_weight * terms["koleo_loss"]
     )
     with torch.no_grad():
-        entropies = entropy(cls_targets), entropy(cls_predicted.exp())
-    names = "teacher_entropy", "student_entropy"
-    return {"loss": total} | terms | {n: value.mean(dim=(1, 2)) for n, value in zip(names, entropies, strict=True)}
-
-
-def update(
-    state: TrainState,
-    gradient: Flat,
-    taught: Float[Tensor, "trial token projection"],
-    valid: Float[Tensor, "trial 2 jet particle"],
-    config: Config,
-    lr: Rates,
-    momentum: Rates,
-) -> None:
-    """Optimiser, teacher's average and centres, in this order."""
-    adamw(state, gradient, lr, config.optim)
-    state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
-    update_centers(state, taught.unflatten(1, (*valid.shape[1:3], valid.shape[3] + 1)), valid, config)
-    state.step += 1
+        for name, probabilities in zip(ENTROPIES, (cls_targets, cls_predicted.exp()), strict=True):
+            terms[name] = entropy(probabilities).mean(dim=(1, 2))
+    return {"loss": total} | terms
 
 
 def masked_rows(

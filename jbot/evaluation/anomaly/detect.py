@@ -10,6 +10,7 @@ settings on the test labels; that number is here as the oracle, and what it gain
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,6 @@ from jbot.evaluation.anomaly.scores import (
     Jets,
     Labels,
     Score,
-    Scores,
     Settings,
     draw_bank,
 )
@@ -100,19 +100,25 @@ def detect(
         check_blind(selection, signals)
         check_unseen(selection, test, truth)
     jets = bank.jets(test.embedding, test.particles)
-    names = tuple(scores) if scores is not None else _default_scores(train, test, selection)
-    published = {name: bank.fit(name)(jets) for name in names}
-    values = {key: value for name in names for key, value in _published(name, published[name], truth, folds).items()}
-    chosen = {} if selection is None else choose_all(bank, selection, names)
+    if scores is None:
+        of_particles = selection is not None and all(
+            some.particles is not None for some in (train, test, selection.background, selection)
+        )
+        every = SCORES if selection is not None else PUBLISHED
+        scores = [name for name in every if of_particles or not SCORES[name].uses_particles]
+    published = {name: bank.fit(name)(jets) for name in scores}
+    values: dict[str, Measured] = {}
+    for name, (signal, mask) in itertools.product(scores, truth.signals.items()):
+        rows = mask | truth.background
+        measured = detection(published[name][rows], mask[rows], folds)
+        values |= {anomaly_name(name, metric, signal): measured[metric] for metric in ANOMALY_CURVE}
+    chosen = {} if selection is None else choose_all(bank, selection, scores)
     oracle: dict[str, dict[str, Settings]] = {}
     for name in chosen:
         gap, oracle[name] = against_oracle(SCORES[name], bank, jets, chosen[name], truth)
         values |= gap
-    kept = {name: found.astype(np.float32) for name, found in published.items()}
-    return Detection(values=values, scores=kept, chosen=chosen, oracle=oracle)
-
-
-# What looks at the reported signals.
+    single = {name: exact.astype(np.float32) for name, exact in published.items()}
+    return Detection(values=values, scores=single, chosen=chosen, oracle=oracle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,33 +131,21 @@ class Truth:
 
 
 def truth_of(labels: Labels, signals: Sequence[str]) -> Truth:
-    """Background and signals among test jets.
-
-    Raises
-    ------
-    AnomalyError
-        For an unknown signal, or when one of them or the background is missing.
-    """
+    """Background and signals among test jets; raises AnomalyError for an unknown or a missing one."""
     background = np.isin(labels, [CLASSES.index(name) for name in BACKGROUND])
-    found = {"background": background}
+    masks = {"background": background}
     for name in signals:
         if name not in SIGNALS:
             raise AnomalyError(f"signal must be one of {', '.join(SIGNALS)}, got {name!r}")
-        found[name] = ~background if name == COMBINED else labels == CLASSES.index(name)
-    missing = [name for name, mask in found.items() if not mask.any()]
+        masks[name] = ~background if name == COMBINED else labels == CLASSES.index(name)
+    missing = [name for name, mask in masks.items() if not mask.any()]
     if missing:
-        raise AnomalyError(f"the test jets must have {', '.join(found)}, got no {missing[0]} among {len(labels)}")
-    return Truth(background=found.pop("background"), signals=found)
+        raise AnomalyError(f"the test jets must have {', '.join(masks)}, got no {missing[0]} among {len(labels)}")
+    return Truth(background=masks.pop("background"), signals=masks)
 
 
 def check_unseen(selection: SelectionSignal, test: Embedded, truth: Truth) -> None:
-    """No jet that is reported may be among those that settings are chosen on.
-
-    Raises
-    ------
-    AnomalyError
-        When an embedding of the selection signal is that of a reported test jet, number for number.
-    """
+    """Raise AnomalyError when an embedding of the selection is that of a reported test jet, number for number."""
     reported = np.logical_or.reduce([truth.background, *truth.signals.values()])
     known = {row.tobytes() for row in np.asarray(test.embedding, np.float64)[reported]}
     for name, points in (("background", selection.background.embedding), ("signal", selection.embedding)):
@@ -171,29 +165,10 @@ def against_oracle(
     below = [share_below(scores, scores[truth.background]) for scores in every]
     values, oracle = {}, {}
     for signal, mask in truth.signals.items():
-        best = int(np.argmax([shares[mask].mean() for shares in below]))
-        rows = mask | truth.background
-        ours, highest = (auc(every[row][rows], mask[rows]) for row in (score.grid.index(chosen), best))
-        values[anomaly_name(score.name, "chosen_auc", signal)] = ours
-        values[anomaly_name(score.name, "oracle_auc", signal)] = highest
-        gain = auc_difference(every[best][rows], every[score.grid.index(chosen)][rows], mask[rows])
-        values[anomaly_name(score.name, "optimism", signal)] = gain
+        rows, best = mask | truth.background, int(np.argmax([shares[mask].mean() for shares in below]))
+        ours, highest = every[score.grid.index(chosen)][rows], every[best][rows]
+        values[anomaly_name(score.name, "chosen_auc", signal)] = auc(ours, mask[rows])
+        values[anomaly_name(score.name, "oracle_auc", signal)] = auc(highest, mask[rows])
+        values[anomaly_name(score.name, "optimism", signal)] = auc_difference(highest, ours, mask[rows])
         oracle[signal] = score.grid[best]
     return values, oracle
-
-
-def _published(name: str, scores: Scores, truth: Truth, folds: bool) -> dict[str, Measured]:
-    """Metrics of one score for every signal."""
-    found: dict[str, Measured] = {}
-    for signal, mask in truth.signals.items():
-        rows = mask | truth.background
-        measured = detection(scores[rows], mask[rows], folds)
-        found |= {anomaly_name(name, metric, signal): measured[metric] for metric in ANOMALY_CURVE}
-    return found
-
-
-def _default_scores(train: Embedded, test: Embedded, selection: SelectionSignal | None) -> tuple[str, ...]:
-    if selection is None:
-        return PUBLISHED
-    particles = all(some.particles is not None for some in (train, test, selection.background, selection))
-    return tuple(name for name, score in SCORES.items() if particles or not score.uses_particles)

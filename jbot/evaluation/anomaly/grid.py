@@ -11,6 +11,8 @@ cannot carry the score. Nothing is trained; what is there is not computed again.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,17 +22,10 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from jbot.config import Config, override
-from jbot.data import JetData, Jets
+from jbot.data import Jets
 from jbot.evaluation.anomaly.detect import Truth, truth_of
 from jbot.evaluation.anomaly.grid_settings import AnomalyGrid
-from jbot.evaluation.anomaly.scores import (
-    MIN_BANK,
-    SCORES,
-    AnomalyError,
-    Embedded,
-    Settings,
-    draw_bank,
-)
+from jbot.evaluation.anomaly.scores import MIN_BANK, SCORES, AnomalyError, Bank, Embedded, Settings, draw_bank
 from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, selection_auc
 from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import rank_auc
@@ -41,7 +36,7 @@ from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.model import pack
-from jbot.trainer.state import TrainState, init_state
+from jbot.trainer.state import init_state
 
 Row = dict[str, Any]
 
@@ -63,59 +58,40 @@ def bank_sizes(grid: AnomalyGrid, config: Config) -> tuple[int, ...]:
 def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, device: str = "cpu") -> None:
     """Leave the rows of a complete trial in its folder, if they are not there.
 
-    Parameters
-    ----------
-    device : str
-        Where jets are embedded; scores are made on the CPU, with as many threads as torch has.
-
-    Raises
-    ------
-    AnomalyError
-        When the trial is not of the task `qg`, or has fewer than `MIN_BANK` training jets.
-    RecordError
-        When its weights are missing.
+    Jets are embedded on `device`; scores are made on the CPU, with as many threads as torch has. Raises AnomalyError
+    when the trial is not of the task `qg` or has fewer than `MIN_BANK` training jets, RecordError when its weights are
+    missing.
     """
     name = grid_file(grid, spec.trial_id)
     if storage.exists(name):
         return
     if spec.config.data.task != "qg":
         raise AnomalyError(f"an anomaly grid is of trials with data.task qg, got {spec.config.data.task}")
-    evaluator = evaluator_of(spec.config, data.at(spec.config.data.jet_pt), torch.device(device))
-    untrained = init_state(spec.config, [spec.config.seed], torch.device(device))
+    config, torch_device = spec.config, torch.device(device)
+    jets = data.at(config.data.jet_pt)
+    particles = resident(jets, config.data.particles, torch_device)
+    # All training jets, to draw banks from.
+    _, splits = prepare(config.data, config.data.train_jets, data=jets, particles=particles)
+    forward = find_engine("fused", override(config, {"train.precision": "fp32"}), torch_device).forward
+    evaluator = Evaluator(config, splits["bank"], splits["val"], splits["test"], forward)
+    untrained = init_state(config, [config.seed], torch_device)
     weights = storage.read_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors")
-    student = pack(weights, spec.config.model)[None].to(device)
-    trained = untrained.of({"student": student}, untrained.progress)
+    trained = untrained.of({"student": pack(weights, config.model)[None].to(torch_device)}, untrained.progress)
+    rows: list[Row] = []
     with threadpool_limits(torch.get_num_threads()):
-        rows = [row | {"trained": True} for row in encoder_rows(grid, spec.config, evaluator, trained, grid.draws)]
-        rows += [
-            row | {"trained": False} for row in encoder_rows(grid, spec.config, evaluator, untrained, grid.floor_draws)
-        ]
+        for state, draws in ((trained, grid.draws), (untrained, grid.floor_draws)):
+            train, test, selection = evaluator.anomaly_jets(state)
+            assert selection is not None
+            for size, draw in itertools.product(bank_sizes(grid, config), range(draws)):
+                where = {"bank_jets": size, "draw": draw, "trained": state is trained}
+                rows += [row | where for row in bank_rows(grid, train, test, selection, size, draw)]
     storage.write_rows(name, rows)
-
-
-def evaluator_of(config: Config, data: JetData, device: torch.device) -> Evaluator:
-    """An evaluator with all training jets to draw banks from."""
-    particles = resident(data, config.data.particles, device)
-    _, jets = prepare(config.data, config.data.train_jets, data=data, particles=particles)
-    forward = find_engine("fused", override(config, {"train.precision": "fp32"}), device).forward
-    return Evaluator(config, jets["bank"], jets["val"], jets["test"], forward)
-
-
-def encoder_rows(
-    grid: AnomalyGrid, config: Config, evaluator: Evaluator, state: TrainState, draws: int
-) -> Iterator[Row]:
-    """Rows of one encoder over banks."""
-    train, test, selection = evaluator.anomaly_jets(state)
-    for size in bank_sizes(grid, config):
-        for draw in range(draws):
-            for row in bank_rows(grid, train, test, selection, size, draw):
-                yield row | {"bank_jets": size, "draw": draw}
 
 
 def bank_rows(
     grid: AnomalyGrid, train: Embedded, test: Embedded, selection: SelectionSignal, bank_jets: int, draw: int
 ) -> list[Row]:
-    """Every score and setting on one bank. Neighbours are searched for once; all k share them.
+    """Every score and setting on one bank, on the unit sphere and as it is. All k share one search for neighbours.
 
     Parameters
     ----------
@@ -126,55 +102,34 @@ def bank_rows(
     """
     truth = truth_of(test.labels, SIGNALS)
     rows: list[Row] = []
+    bank: Bank | None
     for normalise in (True, False):
-        rows += _scored(grid, train, test, selection, truth, bank_jets, draw, normalise)
+        try:
+            bank = draw_bank(train, bank_jets, draw, normalise)
+            points = (test.embedding, selection.background.embedding, selection.embedding)
+            jets, background, signal = map(bank.jets, points)
+        except AnomalyError:  # the whole bank looks alike to this encoder
+            bank = None
+        for name in grid.scores if normalise else [name for name in grid.scores if name in grid.as_it_is]:
+            for settings in SCORES[name].grid:
+                scores, area = None, None
+                if bank is not None:
+                    with contextlib.suppress(AnomalyError):  # a bank that cannot carry the score
+                        fitted = bank.fit(name, **settings)
+                        scores, area = fitted(jets), selection_auc(fitted, background, signal)
+                rows += _rows(name, settings, normalise, truth, scores, area)
     for score in grid.scores:
-        of_score = [row for row in rows if row["score"] == score]
-        areas = [row["pilot_auc"] for row in of_score]
+        same = [row for row in rows if row["score"] == score]
+        areas = [row["pilot_auc"] for row in same]
         best = max((area for area in areas if area is not None), default=None)
-        first = of_score[areas.index(best)]["settings"] if best is not None else None
-        for row in of_score:
+        first = same[areas.index(best)]["settings"] if best is not None else None
+        for row in same:
             row["chosen"] = row["settings"] == first
     return rows
 
 
-def _scored(
-    grid: AnomalyGrid,
-    train: Embedded,
-    test: Embedded,
-    selection: SelectionSignal,
-    truth: Truth,
-    bank_jets: int,
-    draw: int,
-    normalise: bool,
-) -> list[Row]:
-    """The rows of the bank on the unit sphere, or as it is."""
-    names = grid.scores if normalise else [name for name in grid.scores if name in grid.as_it_is]
-    ask = [(name, settings) for name in names for settings in SCORES[name].grid]
-    try:
-        bank = draw_bank(train, bank_jets, draw, normalise)
-        points = (test.embedding, selection.background.embedding, selection.embedding)
-        jets, background, signal = map(bank.jets, points)
-    except AnomalyError:  # the whole bank looks alike to this encoder
-        return [row for name, settings in ask for row in _rows(name, settings, normalise, truth, None, None)]
-    rows: list[Row] = []
-    for name, settings in ask:
-        try:
-            fitted = bank.fit(name, **settings)
-            scores, area = fitted(jets), selection_auc(fitted, background, signal)
-        except AnomalyError:
-            scores, area = None, None
-        rows += _rows(name, settings, normalise, truth, scores, area)
-    return rows
-
-
 def _rows(
-    name: str,
-    settings: Settings,
-    normalise: bool,
-    truth: Truth,
-    scores: np.ndarray | None,
-    area: float | None,
+    name: str, settings: Settings, normalise: bool, truth: Truth, scores: np.ndarray | None, area: float | None
 ) -> Iterator[Row]:
     """A row for each signal."""
     published = normalise and settings == SCORES[name].defaults
@@ -182,12 +137,9 @@ def _rows(
     text = json.dumps(settings if normalise else settings | {"normalise": False}, sort_keys=True)
     for signal, mask in truth.signals.items():
         row = {"score": name, "settings": text, "signal": signal, "published": published, "pilot_auc": area}
-        if scores is None:
-            yield row | {"auc": None, "error": None}
-        else:
-            used = mask | truth.background
-            found = rank_auc(scores[used], mask[used])
-            yield row | {"auc": found.value, "error": found.error}
+        used = mask | truth.background
+        measured = None if scores is None else rank_auc(scores[used], mask[used])
+        yield row | {"auc": measured and measured.value, "error": measured and measured.error}
 
 
 # Seconds of one core for a bank of n jets and m others, from a grid of 44.1 s (n = 1,250 and 5,000, m = 6,500) on

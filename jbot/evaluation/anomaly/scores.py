@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +83,13 @@ class Bank:
     ):
         self.points = _prepared(embedding, "bank", normalise)
         self.labels, self.particles, self.seed, self.normalise = labels, particles, seed, normalise
-        _check_lengths(self.points, "bank", labels=labels, particles=particles)
-        _check_varies(self.points)
+        _check_lengths(self.points, "bank: ", labels=labels, particles=particles)
+        spread = float(np.sqrt(np.square(self.points - self.points.mean(0)).sum(1).mean()))
+        if spread <= COLLAPSED * float(np.sqrt(np.square(self.points).sum(1).mean())):
+            raise AnomalyError(
+                f"bank: the embedding must vary, but {len(self)} jets lie within {spread:.1e} of one point: a collapsed"
+                " encoder, or a single jet"
+            )
         if labels is not None:
             check_background(labels, "bank")
         self._fitted: dict[tuple[Any, ...], Fitted] = {}
@@ -99,16 +104,14 @@ class Bank:
             raise AnomalyError(
                 f"jets and bank must have embeddings of one width, got {points.shape[1]} and {self.points.shape[1]}"
             )
-        _check_lengths(points, "jets", particles=particles)
+        _check_lengths(points, "jets: ", particles=particles)
         return Jets(self, points, particles)
 
     def fit(self, name: str, **settings: Any) -> Fitted:
         """A score of `SCORES` made ready on this bank; settings that are not given are the published ones.
 
-        Raises
-        ------
-        AnomalyError
-            For an unknown score or setting, a value out of range, or a bank that cannot carry the score.
+        Raises AnomalyError for an unknown score or setting, a value out of range, or a bank that cannot carry the
+        score.
         """
         score = find_score(name)
         unknown = sorted(settings.keys() - score.defaults.keys())
@@ -118,29 +121,20 @@ class Bank:
         key = (name, *settings.items())
         try:
             if key not in self._fitted:
-                self._fitted[key] = self._own(score.fit(self, **settings))
+                self._fitted[key] = score.fit(self, **settings)
         except TypeError:  # a setting that is a list cannot be a key
             raise AnomalyError(f"{name}: settings must be single values, got {settings}") from None
-        return self._fitted[key]
+        fitted = self._fitted[key]
 
-    def _own(self, fitted: Fitted) -> Fitted:
-        """Scores only jets that were prepared by this bank: their distances are to its jets."""
-
-        def score(jets: Jets) -> Scores:
+        def scored(jets: Jets) -> Scores:
             if jets.bank is not self:
                 raise AnomalyError("jets must be prepared by the bank that scores them, got those of another bank")
             return fitted(jets)
 
-        return score
+        return scored
 
     def rows_of(self, name: str) -> Points:
-        """Jets of one class.
-
-        Raises
-        ------
-        AnomalyError
-            When the bank has no labels or none of this class.
-        """
+        """Jets of one class; raises AnomalyError when the bank has no labels or none of this class."""
         if self.labels is None:
             raise AnomalyError("class-conditional scores need the labels of the bank, got none")
         rows = self.points[self.labels == CLASSES.index(name)]
@@ -177,35 +171,25 @@ class Jets:
         """
         if k > self._distances.shape[1]:
             wanted = min(max(k, NEIGHBOURS), len(self.bank))
-            found = self.bank.search.kneighbors(self.points, wanted, return_distance=False)
+            rows = self.bank.search.kneighbors(self.points, wanted, return_distance=False)
             step = max(1, PAIRS // (wanted * self.points.shape[1]))
-            parts = (slice(at, at + step) for at in range(0, len(found), step))
-            exact = [np.linalg.norm(self.points[part, None] - self.bank.points[found[part]], axis=2) for part in parts]
+            parts = (slice(at, at + step) for at in range(0, len(rows), step))
+            exact = [np.linalg.norm(self.points[part, None] - self.bank.points[rows[part]], axis=2) for part in parts]
             self._distances = np.sort(np.concatenate(exact), axis=1)
         return self._distances[:, :k]
 
     def similarities(self, k: int) -> Float[np.ndarray, "jet k"]:
         """Cosines to the k most similar jets of the bank, highest first: 1 - d^2 / 2 on the unit sphere."""
-        return 1.0 - self._on_sphere.distances(k) ** 2 / 2.0
+        return 1.0 - self.on_sphere.distances(k) ** 2 / 2.0
 
     @functools.cached_property
-    def _on_sphere(self) -> Jets:
+    def on_sphere(self) -> Jets:
+        """The same jets on the unit sphere."""
         return self if self.bank.normalise else self.bank.on_sphere.jets(self.points)
 
 
 Fitted = Callable[[Jets], Scores]
 """A score made ready on a bank."""
-
-
-def normalised(embedding: Points) -> Points:
-    """Each jet divided by its length, double precision."""
-    embedding = np.asarray(embedding, np.float64)
-    return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
-
-
-def draw_rows(available: int, wanted: int, generator: np.random.Generator) -> Int[np.ndarray, "bank"]:
-    """Rows of a bank of `wanted` jets, fewer when there are fewer."""
-    return generator.choice(available, size=min(wanted, available), replace=False)
 
 
 def knn_distance(bank: Bank, *, k: int, aggregate: str) -> Fitted:
@@ -215,8 +199,8 @@ def knn_distance(bank: Bank, *, k: int, aggregate: str) -> Fitted:
     """
     check_neighbours(bank, k)
     functions: dict[str, Callable[..., Scores]] = {"mean": np.mean, "median": np.median, "kth": np.max, "max": np.max}
-    chosen = functions[_one_of("aggregate", aggregate, functions)]
-    return lambda jets: chosen(jets.distances(k), axis=1)
+    _check_choice("aggregate", aggregate, functions)
+    return lambda jets: functions[aggregate](jets.distances(k), axis=1)
 
 
 def cosine_similarity(bank: Bank, *, k: int, aggregate: str, temperature: float) -> Fitted:
@@ -226,7 +210,7 @@ def cosine_similarity(bank: Bank, *, k: int, aggregate: str, temperature: float)
     are far below zero; `softmax_mean` is 1 - the mean similarity with weights exp(s / T); `max` is 1 - the highest.
     """
     check_neighbours(bank, k)
-    _one_of("aggregate", aggregate, ("logsumexp", "softmax_mean", "max"))
+    _check_choice("aggregate", aggregate, ("logsumexp", "softmax_mean", "max"))
     if not temperature > 0:
         raise AnomalyError(f"temperature must be > 0, got {temperature}")
 
@@ -266,11 +250,11 @@ def relative_mahalanobis(bank: Bank, *, reg: float, variant: str) -> Fitted:
     `variant`: the difference (`sub`), the `ratio`, or the difference of logarithms (`logratio`). With one covariance
     for both, as in the released code, `sub` is the smaller of two linear functions of the embedding.
     """
-    _one_of("variant", variant, ("sub", "ratio", "logratio"))
-    of_class, of_all = class_mahalanobis(bank, reg=reg), mahalanobis(bank, reg=reg)
+    _check_choice("variant", variant, ("sub", "ratio", "logratio"))
+    to_class, to_all = class_mahalanobis(bank, reg=reg), mahalanobis(bank, reg=reg)
 
     def score(jets: Jets) -> Scores:
-        nearer, whole = of_class(jets), of_all(jets)
+        nearer, whole = to_class(jets), to_all(jets)
         if variant == "sub":
             return nearer - whole
         tiny = np.finfo(float).tiny  # a jet at the very mean
@@ -285,7 +269,7 @@ def gaussian_mixture(bank: Bank, *, components: int, covariance: str, reg: float
     _check_count("components", components)
     if components > len(bank):
         raise AnomalyError(f"a mixture of {components} needs as many jets in the bank, got {len(bank)}")
-    _one_of("covariance", covariance, ("full", "tied", "diag"))
+    _check_choice("covariance", covariance, ("full", "tied", "diag"))
     _check_reg(reg)
     mixture = GaussianMixture(
         components, covariance_type=covariance, reg_covar=reg, max_iter=300, random_state=bank.seed
@@ -334,8 +318,6 @@ class Score:
     """As published, where it was."""
     grid: tuple[Settings, ...]
     """Settings to choose from; the defaults first."""
-    uses_labels: bool = False
-    """Of the bank: quark or gluon."""
 
     @property
     def uses_particles(self) -> bool:
@@ -343,65 +325,50 @@ class Score:
         return self.name in PARTICLE_SCORES
 
 
-def grid_of(defaults: Settings, **choices: Sequence[Any]) -> tuple[Settings, ...]:
-    """All combinations of the choices, the defaults first."""
-    every = (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
-    rest = [defaults | some for some in every]
-    return (defaults, *(settings for settings in rest if settings != defaults))
-
-
 def _score(
-    name: str, fit: Callable[..., Fitted], defaults: Settings, choices: Mapping[str, Sequence[Any]], **uses: bool
+    name: str, fit: Callable[..., Fitted], defaults: Settings, choices: dict[str, Sequence[Any]], *more: Settings
 ) -> Score:
-    return Score(name=name, fit=fit, defaults=defaults, grid=grid_of(defaults, **choices), **uses)
+    """A score whose grid is the defaults, then all other combinations of the choices, then the defaults with `more`."""
+    every = [defaults | dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    rest = [settings for settings in every if settings != defaults] + [defaults | settings for settings in more]
+    return Score(name=name, fit=fit, defaults=defaults, grid=(defaults, *rest))
 
-
-_KNN = {"k": 30, "aggregate": "mean"}
-_COSINE = {"k": 100, "aggregate": "logsumexp", "temperature": 0.02}
-_REG = {"reg": 1e-8}
-_RELATIVE = {"reg": 1e-8, "variant": "sub"}
-_GMM = {"components": 4, "covariance": "full", "reg": 1e-5}
-_LOF, _FOREST, _AUTOENCODER = {"k": 20}, {"trees": 100, "samples": 256}, {"bottleneck": 8, "epochs": 15}
 
 # The paper's scan, wider where that costs little: it had the mean for k-NN, log-sum-exp for cosine, full and tied
 # mixtures, and reg 1e-5 and 1e-8.
 _K = (15, 20, 25, 30, 35, 40, 55, 60, 100)
 _REGS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+_COVARIANCES = ("full", "tied", "diag")
 
 SCORES: dict[str, Score] = {
     score.name: score
     for score in (
-        _score("knn", knn_distance, _KNN, {"k": _K, "aggregate": ("mean", "median", "kth")}),
-        Score(
-            name="cosine",
-            fit=cosine_similarity,
-            defaults=_COSINE,
-            grid=(
-                *grid_of(_COSINE, k=_K, aggregate=("logsumexp", "softmax_mean"), temperature=(0.02, 0.04, 0.05)),
-                _COSINE | {"aggregate": "max"},  # one number, whatever k and temperature
-            ),
+        _score("knn", knn_distance, {"k": 30, "aggregate": "mean"}, {"k": _K, "aggregate": ("mean", "median", "kth")}),
+        _score(
+            "cosine",
+            cosine_similarity,
+            {"k": 100, "aggregate": "logsumexp", "temperature": 0.02},
+            {"k": _K, "aggregate": ("logsumexp", "softmax_mean"), "temperature": (0.02, 0.04, 0.05)},
+            {"aggregate": "max"},  # one number, whatever k and temperature
         ),
-        _score("mahalanobis", mahalanobis, _REG, {"reg": _REGS}),
-        _score("mahalanobis_labels", class_mahalanobis, _REG, {"reg": _REGS}, uses_labels=True),
+        _score("mahalanobis", mahalanobis, {"reg": 1e-8}, {"reg": _REGS}),
+        _score("mahalanobis_labels", class_mahalanobis, {"reg": 1e-8}, {"reg": _REGS}),
         _score(
             "relative_mahalanobis_labels",
             relative_mahalanobis,
-            _RELATIVE,
+            {"reg": 1e-8, "variant": "sub"},
             {"reg": _REGS, "variant": ("sub", "ratio", "logratio")},
-            uses_labels=True,
         ),
-        Score(
-            name="gmm",
-            fit=gaussian_mixture,
-            defaults=_GMM,
-            grid=(
-                *grid_of(_GMM, components=(1, 2, 4, 8), covariance=("full", "tied", "diag")),
-                *(_GMM | {"covariance": covariance, "reg": 1e-8} for covariance in ("full", "tied", "diag")),
-            ),
+        _score(
+            "gmm",
+            gaussian_mixture,
+            {"components": 4, "covariance": "full", "reg": 1e-5},
+            {"components": (1, 2, 4, 8), "covariance": _COVARIANCES},
+            *({"covariance": covariance, "reg": 1e-8} for covariance in _COVARIANCES),
         ),
-        _score("lof", local_outlier_factor, _LOF, {"k": (10, 20, 50)}),
-        _score("isolation_forest", isolation_forest, _FOREST, {"samples": (64, 256, 1024)}),
-        _score("autoencoder", autoencoder, _AUTOENCODER, {"bottleneck": (4, 8, 16)}),
+        _score("lof", local_outlier_factor, {"k": 20}, {"k": (10, 20, 50)}),
+        _score("isolation_forest", isolation_forest, {"trees": 100, "samples": 256}, {"samples": (64, 256, 1024)}),
+        _score("autoencoder", autoencoder, {"bottleneck": 8, "epochs": 15}, {"bottleneck": (4, 8, 16)}),
     )
 }
 """Every score by its name."""
@@ -423,16 +390,15 @@ class Embedded:
     """For the autoencoder."""
 
     def __post_init__(self) -> None:
-        for name, array in (("labels", self.labels), ("particles", self.particles)):
-            if array is not None and len(array) != len(self.embedding):
-                raise AnomalyError(f"{name} must be of the same {len(self.embedding)} jets, got {len(array)}")
+        _check_lengths(self.embedding, "", labels=self.labels, particles=self.particles)
         if not np.isin(self.labels, range(len(CLASSES))).all():
             raise AnomalyError(f"labels must be positions in {', '.join(CLASSES)}, got {np.unique(self.labels)}")
 
 
 def draw_bank(train: Embedded, bank_jets: int, seed: int, normalise: bool = True) -> Bank:
     """A bank of training jets, drawn without replacement from the stream "bank" of the seed."""
-    rows = draw_rows(len(train.embedding), bank_jets, numpy_generator(seed, "bank"))
+    available = len(train.embedding)
+    rows = numpy_generator(seed, "bank").choice(available, size=min(bank_jets, available), replace=False)
     particles = None if train.particles is None else train.particles[rows]
     return Bank(train.embedding[rows], train.labels[rows], particles, seed=seed, normalise=normalise)
 
@@ -446,9 +412,8 @@ def find_score(name: str) -> Score:
 
 def check_background(labels: Labels, what: str) -> None:
     """Labels of quark and gluon jets only."""
-    found = np.unique(np.asarray(labels))
-    strange = [one for one in found if one not in [CLASSES.index(name) for name in BACKGROUND]]
-    if strange:
+    strange = np.setdiff1d(labels, [CLASSES.index(name) for name in BACKGROUND])
+    if len(strange):
         named = CLASSES[strange[0]] if strange[0] in range(len(CLASSES)) else repr(strange[0])
         raise AnomalyError(f"{what}: jets must be background ({', '.join(BACKGROUND)}), got {named}")
 
@@ -465,10 +430,9 @@ def _check_count(name: str, value: Any) -> None:
         raise AnomalyError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str] | Mapping[str, Any]) -> Any:
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     if value not in choices:
         raise AnomalyError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
 
 
 def _check_reg(reg: float) -> None:
@@ -487,23 +451,13 @@ def _prepared(embedding: Points, what: str, normalise: bool) -> Points:
         raise AnomalyError(
             f"{what}: the embedding must be finite, got NaN or infinity at jet {row}, one of {int((~finite).sum())}"
         )
-    return normalised(points) if normalise else points
+    return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12) if normalise else points
 
 
-def _check_lengths(points: Points, what: str, **others: np.ndarray | None) -> None:
-    for name, array in others.items():
+def _check_lengths(points: Points, opening: str, **arrays: np.ndarray | None) -> None:
+    for name, array in arrays.items():
         if array is not None and len(array) != len(points):
-            raise AnomalyError(f"{what}: {name} must be of the same {len(points)} jets, got {len(array)}")
-
-
-def _check_varies(points: Points) -> None:
-    spread = float(np.sqrt(np.square(points - points.mean(0)).sum(1).mean()))
-    length = float(np.sqrt(np.square(points).sum(1).mean()))
-    if spread <= COLLAPSED * length:
-        raise AnomalyError(
-            f"bank: the embedding must vary, but {len(points)} jets lie within {spread:.1e} of one point: a collapsed"
-            " encoder, or a single jet"
-        )
+            raise AnomalyError(f"{opening}{name} must be of the same {len(points)} jets, got {len(array)}")
 
 
 def _particles(jets: Bank | Jets, what: str) -> Particles:

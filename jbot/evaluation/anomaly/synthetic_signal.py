@@ -58,7 +58,7 @@ def overlay(particles: Particles, generator: np.random.Generator, radius: float 
     Parameters
     ----------
     particles : float array (jet, particle, 4)
-        Background jets: eta_rel, phi_rel, pt_rel, valid.
+        Background jets, at least two: eta_rel, phi_rel, pt_rel, valid.
     generator : numpy Generator
     radius : float
         Of the jets, in radians.
@@ -67,11 +67,6 @@ def overlay(particles: Particles, generator: np.random.Generator, radius: float 
     -------
     float32 array (jet, particle, 4)
         As many jets as came in; padding is zero.
-
-    Raises
-    ------
-    ValueError
-        With fewer than two jets.
     """
     jets, slots, _ = particles.shape
     if jets < 2:
@@ -135,16 +130,8 @@ class SelectionSignal:
 
 
 def choose(score: Score, bank: Bank, background: Jets, selection: Jets) -> Settings:
-    """Settings of the grid that separate the selection signal from background best, by AUC; of equal ones the first.
-
-    Parameters
-    ----------
-    score : Score
-    bank : Bank
-    background, selection : Jets
-        Prepared by :meth:`Bank.jets`.
-    """
-    fits = [bank.fit(score.name, **settings) for settings in score.grid]
+    """Settings of the grid that separate the selection signal from background best, by AUC; of equal ones the first."""
+    fits = (bank.fit(score.name, **settings) for settings in score.grid)
     return score.grid[int(np.argmax([selection_auc(fitted, background, selection) for fitted in fits]))]
 
 
@@ -165,16 +152,9 @@ def overlay_signal(
 ) -> SelectionSignal:
     """A synthetic signal of overlaid background jets, drawn from the stream "pilot" of the seed.
 
-    The same jets are the background it is separated from. Another name of the stream would give other draws.
-
-    Parameters
-    ----------
-    background : Embedded
-        With particles; jets of neither bank nor test.
-    embed : callable
-        The encoder: particles (jet, particle, 4) to embeddings (jet, dim).
-    radius : float
-        Of the jets.
+    The same jets are the background it is separated from: jets of neither bank nor test, with particles. `embed` is
+    the encoder: particles (jet, particle, 4) to embeddings (jet, dim). Another name of the stream would give other
+    draws.
     """
     if background.particles is None or len(background.particles) < 2:
         raise AnomalyError("a synthetic signal needs the particles of at least 2 background jets")
@@ -183,13 +163,7 @@ def overlay_signal(
 
 
 def check_blind(selection: SelectionSignal, signals: Sequence[str]) -> None:
-    """A signal that settings are chosen on cannot be reported.
-
-    Raises
-    ------
-    AnomalyError
-        When it would be, alone or in the combined signal.
-    """
+    """Raise AnomalyError when the signal that settings are chosen on is reported, alone or in the combined signal."""
     if selection.signal is None:
         return
     if selection.signal not in SIGNALS[:-1]:
@@ -219,10 +193,7 @@ def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, co
     config : Config
         Of the trial; its task is `qg`.
 
-    Raises
-    ------
-    AnomalyError
-        When the embedding cannot be scored: constant, or not finite.
+    Raises AnomalyError when the embedding cannot be scored: constant, or not finite.
     """
     wanted = config.data
     parts = split(data.labels, task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
@@ -233,6 +204,5 @@ def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, co
 
     bank = draw_bank(embedded(parts.train[: config.probe.bank_jets]), config.anomaly.bank_jets, config.seed)
     selection = overlay_signal(embedded(parts.val), embed, config.seed)
-    score = bank.fit("knn")
-    background, signal = score(bank.jets(selection.background.embedding)), score(bank.jets(selection.embedding))
-    return float(share_below(signal, background).mean())
+    background, signal = bank.jets(selection.background.embedding), bank.jets(selection.embedding)
+    return selection_auc(bank.fit("knn"), background, signal)

@@ -20,7 +20,7 @@ from jbot.evaluation.evaluator import (
     linear_probe,
     quick_metrics,
 )
-from jbot.evaluation.failure_monitors import attention_entropy, effective_rank, spread
+from jbot.evaluation.geometry import attention_entropy, effective_rank, spread
 from jbot.evaluation.metrics import MetricError, classification, uncertainties
 from jbot.evaluation.metrics_registry import find_metric, metric_names
 from jbot.evaluation.probes import (

@@ -23,7 +23,6 @@ from jbot.trainer.classifier import (
 )
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.finetune import (
-    Dropout,
     FinetuneProgress,
     FinetuneState,
     LabeledRows,
@@ -33,13 +32,14 @@ from jbot.trainer.finetune import (
     decay_factors,
     dropout_sizes,
     finetune,
+    finetune_dropout,
     finetune_step,
     finish_epoch,
     has_ended,
     init_finetune,
     stack_hyper,
 )
-from jbot.trainer.model import cls_rows, encode, encode_cls, init_weights, unpack, weight_count, weight_shapes
+from jbot.trainer.model import Drop, cls_rows, encode, encode_cls, init_weights, unpack, weight_count, weight_shapes
 from jbot.trainer.rng import Draws
 from jbot.trainer.state import epoch_order, furthest_behind, join_states
 
@@ -159,9 +159,9 @@ def test_the_cls_encoder_is_the_encoder(tiny, jets):
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
 
 
-def dropout(rates: list[float], tuned: Config, sizes: dict[str, int], step: int = 0) -> Dropout:
+def dropout(rates: list[float], tuned: Config, sizes: dict[str, int], step: int = 0) -> Drop:
     runs = [make_run(override(tuned, {"finetune.dropout": rate, "seed": 3})) for rate in rates]
-    return Dropout(Draws(torch.tensor([3] * len(rates)), step), stack_hyper(runs, CPU), sizes)
+    return finetune_dropout(Draws(torch.tensor([3] * len(rates)), step), stack_hyper(runs, CPU), sizes)
 
 
 def test_dropout_keeps_its_share_and_the_mean(tuned):
@@ -176,13 +176,14 @@ def test_dropout_keeps_its_share_and_the_mean(tuned):
             share = float((some[run] > 0).double().mean())
             assert share == pytest.approx(1 - rate, abs=5 * math.sqrt(rate * (1 - rate) / sizes[name]) + 1e-5)
     # Neither the size of a later layer nor the pack moves a draw; another step does.
-    assert torch.equal(dropout([0.5], tuned, {"a": 40_000}).factors["a"], drop.factors["a"][1:2])
-    assert not torch.equal(dropout([0.5], tuned, {"a": 40_000}, 1).factors["a"], drop.factors["a"][1:2])
+    alone, one = dropout([0.5], tuned, {"a": 40_000}), torch.ones(1, 40_000)
+    assert torch.equal(alone("a", one), drop("a", one.expand(3, -1))[1:2])
+    assert not torch.equal(dropout([0.5], tuned, {"a": 40_000}, 1)("a", one), alone("a", one))
 
 
 def test_dropout_is_drawn_for_each_value_alone(tuned):
     """No two of the four values of a hash go together, nor those of neighbouring hashes."""
-    kept = (dropout([0.5], tuned, {"a": 200_000}).factors["a"][0] > 0).double() - 0.5
+    kept = (dropout([0.5], tuned, {"a": 200_000})("a", torch.ones(1, 200_000))[0] > 0).double() - 0.5
     for lag in (1, 2, 3, 4, 32):
         assert abs(float((kept[lag:] * kept[:-lag]).mean())) < 5 * 0.25 / math.sqrt(200_000)
 
@@ -216,7 +217,7 @@ def test_the_gradient_with_dropout(tiny):
     jets = torch.from_numpy(make_jets(2, 1, slots=3)).double()[None]
     run = make_run(override(tiny, {"finetune.dropout": 0.3}))
     hyper = dataclasses.replace(stack_hyper([run], CPU, torch.float64), model=model)
-    drop = Dropout(Draws(hyper.seeds, 0), hyper, dropout_sizes(model, 2, 3))
+    drop = finetune_dropout(Draws(hyper.seeds, 0), hyper, dropout_sizes(model, 2, 3))
     start = torch.cat((init_weights(model, 0), init_classifier(4, 2, 0)))[None].double()
 
     def loss(flat):

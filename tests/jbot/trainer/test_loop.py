@@ -5,7 +5,7 @@ import torch
 from helpers import TINY, make_jets
 
 from jbot.config import Config, OptimConfig, TeacherConfig, flatten, override
-from jbot.evaluation.failure_monitors import attention_entropy
+from jbot.evaluation.geometry import attention_entropy
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.loop import (
     MAX_ATTENTION_ENTROPY,
