@@ -14,12 +14,12 @@ pT 0.5% low, and the tails of the W mass are a little wide.
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jbot.cli import Parser, program
 from jbot.data import hdf5
@@ -40,72 +40,42 @@ FPND_NOISE = 300.0
 W1_SPLITS = 20
 W1_MAX_JETS = 10_000
 W1_SIGMAS = 5.0
-LABELS = {
-    "pt_mean": "pT mean [GeV]",
-    "pt_sd": "pT sd [GeV]",
-    "mass_mean": "mass mean [GeV]",
-    "mass_sd": "mass sd [GeV]",
-    "n_mean": "particles mean",
-    "eta_spread": "eta_rel sd",
-    "phi_spread": "phi_rel sd [rad]",
-}
 W1_FEATURES = ("eta_rel", "phi_rel", "pt_rel", "mass / pT")
 
 
 # --- published figures -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Figures of one class of jets."""
-
-    pt_mean: float
-    """GeV"""
-    pt_sd: float
-    """GeV"""
-    mass_mean: float
-    """GeV"""
-    mass_sd: float
-    """GeV"""
-    n_mean: float
-    """Valid particles per jet, at most 30."""
-    eta_spread: float
-    """Standard deviation of eta_rel over valid particles."""
-    phi_spread: float
-    """Standard deviation of phi_rel [rad] over valid particles."""
-
+FIGURES = (
+    "pT mean [GeV]",
+    "pT sd [GeV]",
+    "mass mean [GeV]",
+    "mass sd [GeV]",
+    "particles mean",  # valid ones per jet, at most 30
+    "eta_rel sd",  # over valid particles
+    "phi_rel sd [rad]",
+)
+"""What is known of each class; the order of the tables below."""
 
 REAL = {
-    "q": Figures(
-        pt_mean=1019, pt_sd=91, mass_mean=58.9, mass_sd=35.3, n_mean=27.40, eta_spread=0.0925, phi_spread=0.0904
-    ),
-    "g": Figures(
-        pt_mean=1133, pt_sd=197, mass_mean=95.9, mass_sd=47.8, n_mean=29.89, eta_spread=0.0776, phi_spread=0.0764
-    ),
-    "w": Figures(
-        pt_mean=1041, pt_sd=67, mass_mean=79.7, mass_sd=11.6, n_mean=28.88, eta_spread=0.0779, phi_spread=0.0774
-    ),
-    "z": Figures(
-        pt_mean=1041, pt_sd=65, mass_mean=89.1, mass_sd=13.9, n_mean=29.03, eta_spread=0.0838, phi_spread=0.0835
-    ),
-    "t": Figures(
-        pt_mean=995, pt_sd=90, mass_mean=145.4, mass_sd=36.8, n_mean=29.94, eta_spread=0.1161, phi_spread=0.1170
-    ),
+    "q": (1019, 91, 58.9, 35.3, 27.40, 0.0925, 0.0904),
+    "g": (1133, 197, 95.9, 47.8, 29.89, 0.0776, 0.0764),
+    "w": (1041, 67, 79.7, 11.6, 28.88, 0.0779, 0.0774),
+    "z": (1041, 65, 89.1, 13.9, 29.03, 0.0838, 0.0835),
+    "t": (995, 90, 145.4, 36.8, 29.94, 0.1161, 0.1170),
 }
 """The real jets, about 177,000 of each class."""
 
 KNOWN_GAP = {
-    "q": Figures(pt_mean=2, pt_sd=0, mass_mean=1.3, mass_sd=0.5, n_mean=0.15, eta_spread=0.0013, phi_spread=0.0004),
-    "g": Figures(pt_mean=8, pt_sd=2, mass_mean=0.9, mass_sd=0.2, n_mean=0.01, eta_spread=0.0002, phi_spread=0.0008),
-    "w": Figures(pt_mean=4, pt_sd=1, mass_mean=0.3, mass_sd=1.5, n_mean=0.12, eta_spread=0.0021, phi_spread=0.0021),
-    "z": Figures(pt_mean=7, pt_sd=1, mass_mean=1.0, mass_sd=0.5, n_mean=0.21, eta_spread=0.0008, phi_spread=0.0010),
-    "t": Figures(pt_mean=1, pt_sd=1, mass_mean=1.3, mass_sd=0.3, n_mean=0.01, eta_spread=0.0007, phi_spread=0.0006),
+    "q": (2, 0, 1.3, 0.5, 0.15, 0.0013, 0.0004),
+    "g": (8, 2, 0.9, 0.2, 0.01, 0.0002, 0.0008),
+    "w": (4, 1, 0.3, 1.5, 0.12, 0.0021, 0.0021),
+    "z": (7, 1, 1.0, 0.5, 0.21, 0.0008, 0.0010),
+    "t": (1, 1, 1.3, 0.3, 0.01, 0.0007, 0.0006),
 }
 """|recipe - real| for each figure."""
 
-ROUNDING = Figures(
-    pt_mean=0.5, pt_sd=0.5, mass_mean=0.05, mass_sd=0.05, n_mean=0.005, eta_spread=0.0005, phi_spread=0.0005
-)
+ROUNDING = (0.5, 0.5, 0.05, 0.05, 0.005, 0.0005, 0.0005)
 """Half the last digit published; for the spreads, 0.5% (assumed)."""
 
 BELOW_30 = {"q": 0.35, "g": 0.02, "w": 0.20, "z": 0.15, "t": 0.01}
@@ -116,9 +86,6 @@ REAL_MIN_N = {"q": 6, "g": 7, "w": 6, "z": 5, "t": 11}
 
 REAL_MAX_PT_REL = 0.8935
 """Largest pt_rel of any real particle."""
-
-
-# --- figures of a sample ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +108,7 @@ class Check:
         return deviation <= self.tolerance and (self.one_sided or deviation >= -self.tolerance)
 
 
-# --- figures of one class -----------------------------------------------------------------------------------------
+# --- figures of a sample ------------------------------------------------------------------------------------------
 
 
 def moments(values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -174,18 +141,11 @@ def spread(coordinate: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     return float(sd), float(np.sqrt(np.sum(excess**2)) / (2 * sd * valid.sum())) if sd > 0 else 0.0
 
 
-def figures(particles: np.ndarray, jets: np.ndarray) -> tuple[Figures, Figures]:
-    """Figures of one class's jets (jet, 30, 4), (jet, 4), and their standard errors."""
+def figures(particles: np.ndarray, jets: np.ndarray) -> list[tuple[float, float]]:
+    """Values and standard errors of `FIGURES` for one class's jets (jet, 30, 4), (jet, 4)."""
     valid = particles[..., 3]
-    (pt, pt_error), (pt_sd, pt_sd_error) = moments(jets[:, 0])
-    (mass, mass_error), (mass_sd, mass_sd_error) = moments(jets[:, 2])
-    (n, n_error), _ = moments(valid.sum(axis=1))
-    eta, eta_error = spread(particles[..., 0], valid)
-    phi, phi_error = spread(particles[..., 1], valid)
-    names = [field.name for field in fields(Figures)]
-    values = (pt, pt_sd, mass, mass_sd, n, eta, phi)
-    errors = (pt_error, pt_sd_error, mass_error, mass_sd_error, n_error, eta_error, phi_error)
-    return Figures(**dict(zip(names, values, strict=True))), Figures(**dict(zip(names, errors, strict=True)))
+    spreads = (spread(particles[..., coordinate], valid) for coordinate in (0, 1))
+    return [*moments(jets[:, 0]), *moments(jets[:, 2]), moments(valid.sum(axis=1))[0], *spreads]
 
 
 # --- checks -------------------------------------------------------------------------------------------------------
@@ -193,12 +153,10 @@ def figures(particles: np.ndarray, jets: np.ndarray) -> tuple[Figures, Figures]:
 
 def check_figures(name: str, particles: np.ndarray, jets: np.ndarray) -> Iterator[Check]:
     """Moments, multiplicities and extremes of one class beside the published ones."""
-    ours, error = figures(particles, jets)
-    for field in fields(Figures):
-        value, gap, rounding = (getattr(known, field.name) for known in (REAL[name], KNOWN_GAP[name], ROUNDING))
-        tolerance = SIGMAS * getattr(error, field.name) + GAP_SCALE * gap + rounding
-        ours_value = getattr(ours, field.name)
-        yield Check(name=name, figure=LABELS[field.name], ours=ours_value, expected=value, tolerance=tolerance)
+    published = zip(FIGURES, figures(particles, jets), REAL[name], KNOWN_GAP[name], ROUNDING, strict=True)
+    for figure, (ours, error), expected, gap, rounding in published:
+        tolerance = SIGMAS * error + GAP_SCALE * gap + rounding
+        yield Check(name=name, figure=figure, ours=ours, expected=expected, tolerance=tolerance)
     n_valid = particles[..., 3].sum(axis=1)
     share = BELOW_30[name]
     yield Check(
@@ -209,14 +167,13 @@ def check_figures(name: str, particles: np.ndarray, jets: np.ndarray) -> Iterato
         tolerance=SIGMAS * float(np.sqrt(share * (1 - share) / len(jets))) + BELOW_30_GAP,
     )
     beyond = {
-        f"jets with n < {REAL_MIN_N[name]}, the real minimum": np.mean(n_valid < REAL_MIN_N[name]),
-        f"jets with pt_rel > {REAL_MAX_PT_REL}, the real maximum": np.mean(
-            particles[..., 2].max(axis=1) > REAL_MAX_PT_REL
-        ),
+        f"jets with n < {REAL_MIN_N[name]}, the real minimum": n_valid < REAL_MIN_N[name],
+        f"jets with pt_rel > {REAL_MAX_PT_REL}, the real maximum": particles[..., 2].max(axis=1) > REAL_MAX_PT_REL,
     }
-    for figure, value in beyond.items():
-        tolerance = MAX_BEYOND + SIGMAS * float(np.sqrt(MAX_BEYOND / len(jets)))
-        yield Check(name=name, figure=figure, ours=float(value), expected=0.0, tolerance=tolerance, one_sided=True)
+    tolerance = MAX_BEYOND + SIGMAS * float(np.sqrt(MAX_BEYOND / len(jets)))
+    for figure, jets_beyond in beyond.items():
+        value = float(np.mean(jets_beyond))
+        yield Check(name=name, figure=figure, ours=value, expected=0.0, tolerance=tolerance, one_sided=True)
 
 
 def check_fpnd(name: str, particles: np.ndarray) -> Check:
@@ -278,12 +235,6 @@ def _w1_function() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return w1
 
 
-def by_class(data: JetData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Class name -> particles, jets, for the classes there are."""
-    rows = {name: data.labels == CLASSES.index(name) for name in CLASSES}
-    return {name: (data.particles[chosen], data.jets[chosen]) for name, chosen in rows.items() if chosen.any()}
-
-
 def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 3000) -> list[Check]:
     """All checks of a sample.
 
@@ -304,17 +255,18 @@ def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 300
     jet_pt = data.metadata.get("jet_pt_gev", "1000")
     if jet_pt != "1000":
         raise DataError(f"JetNet's figures are published for jets of 1000 GeV, these are of {jet_pt} GeV")
-    ours, others = by_class(data), by_class(against) if against else {}
-    missing = [name for name in ours if against and name not in others]
-    if missing:
+    present = [name for label, name in enumerate(CLASSES) if label in data.labels]
+    if against and (missing := [name for name in present if CLASSES.index(name) not in against.labels]):
         raise DataError(f"the second sample lacks class {', '.join(missing)}")
     checks: list[Check] = []
-    for name, (particles, jets) in ours.items():
-        checks += check_figures(name, particles, jets)
+    for name in present:
+        rows = data.labels == CLASSES.index(name)
+        particles = data.particles[rows]
+        checks += check_figures(name, particles, data.jets[rows])
         if name in "gqt" and fpnd_jets:
             checks.append(check_fpnd(name, particles[:fpnd_jets]))
         if against:
-            checks += check_w1(name, particles, others[name][0])
+            checks += check_w1(name, particles, against.particles[against.labels == CLASSES.index(name)])
     return checks
 
 
@@ -323,12 +275,9 @@ def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 300
 
 def report(data: JetData, checks: list[Check], console: Console) -> None:
     """Print every check, and one line that sums up."""
-    table = Table(title=f"{data.source}: {len(data.labels)} jets beside JetNet, arXiv:2106.11535")
-    for column in ("class", "figure"):
-        table.add_column(column)
-    for column in ("ours", "published", "deviation", "tolerance"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
+    numeric = [Column(name, justify="right") for name in ("ours", "published", "deviation", "tolerance")]
+    title = f"{data.source}: {len(data.labels)} jets beside JetNet, arXiv:2106.11535"
+    table = Table("class", "figure", *numeric, "verdict", title=title)
     for check in checks:
         numbers = (check.ours, check.expected, check.ours - check.expected, check.tolerance)
         verdict = "ok" if check.passes else "[bold red]departs"
