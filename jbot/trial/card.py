@@ -14,7 +14,7 @@ from jbot.config import JBOT_B, Config, ModelConfig, flatten, override
 from jbot.data.jetnet import CITATION as JETNET_CITATION
 from jbot.data.pythia import CITATIONS as GENERATOR_CITATIONS
 from jbot.data.splits import COMPOSITION
-from jbot.evaluation.metrics_registry import BASELINES, TUNED, find_metric
+from jbot.evaluation.metrics_registry import BASELINES, TUNED, Metric, find_metric
 from jbot.store.record import Record, trial_folder
 from jbot.store.storage import Storage
 
@@ -27,7 +27,7 @@ HEADLINES = ("knn", "linear", *TUNED)
 ANOMALY_HEADLINE = "anomaly_knn"
 MAX_HEADLINES = 12
 
-TITLES = {"jBOT-S": Config().model, "jBOT-B": override(Config(), JBOT_B).model}
+SIZES = {"jBOT-S": Config().model, "jBOT-B": override(Config(), JBOT_B).model}
 
 USE = """\
 ```python
@@ -75,20 +75,28 @@ def model_card(record: Record) -> str:
     str
         Markdown. Its example runs in the folder of the card.
     """
-    title = f"{_title(record.config.get('model', {}))} encoder, trial {record.trial_id}"
     use = USE.format(dim=record.config["model"]["dim"]) + _heads(record)
     if record.state == "failed":
         use = "Not usable: this trial failed, and jbot.load refuses it."
+    source = str(record.data.get("source", ""))
     sections = {
         "Use": use,
         "Data": _data(record),
         "Config": _config(record.config),
         "Metrics": _metrics(record),
         "Training": _training(record),
-        "Intended use and limits": "\n".join([LIMITS, *_caveats(record)]),
-        "Licence and citation": f"{LICENCE}\n\n{_bullets(_citations(str(record.data.get('source', ''))))}",
+        "Intended use and limits": "\n".join([LIMITS, *_caveats(record, source)]),
+        "Licence and citation": f"{LICENCE}\n\n{_bullets(_citations(source))}",
     }
-    return _document(title, _summary(record), sections, "bsd-3-clause", _metric_kinds(record.metrics))
+    ended = "" if record.state == "complete" else f" **State: {record.state}, {_line(record.reason)}.**"
+    summary = (
+        "A transformer encoder of jets, pre-trained without labels by self-distillation "
+        f"(jBOT, arXiv:2601.11719): arm `{record.arm}` of study `{record.study}`, seed {record.seed}.{ended}"
+    )
+    measures = {find_metric(name).measure for name in record.metrics}
+    hub_names = [hub for ours, hub in (("accuracy", "accuracy"), ("auc", "roc_auc")) if ours in measures]
+    title = f"{_size(record.config.get('model', {}))} encoder, trial {record.trial_id}"
+    return _document(title, summary, sections, "bsd-3-clause", hub_names)
 
 
 def released_card(model: ModelConfig, sources: Mapping[str, Mapping[str, str]]) -> str:
@@ -102,12 +110,20 @@ def released_card(model: ModelConfig, sources: Mapping[str, Mapping[str, str]]) 
         "backbone", and "head" if there is one: each with the `source` (file name) and its `sha256`.
     """
     rows = [(part, facts["source"], f"`{facts['sha256']}`") for part, facts in sources.items()]
-    head = (
-        '\n\n`jbot.load(".").predict_proba(jets)` gives the head\'s class probabilities.' if "head" in sources else ""
-    )
+    use = USE.format(dim=model.dim)
+    known = [
+        f"{model.dim} wide, {model.heads} heads of {model.head_dim}, {model.layers} layers, from the shapes.",
+        'No attention mask: padding is seen, `model.padding = "reference"`; always 30 slots.',
+        "By the authors' file names: `all`, `tqg`, `qg` are the classes of the jets; `pretrain` the self-distilled "
+        "encoder, `ft` fine-tuned, `standalone` trained with labels only, `data10` with a tenth of them.",
+        "By the paper: trained on JetNet (Zenodo 6975118).",
+    ]
+    if "head" in sources:
+        use += '\n\n`jbot.load(".").predict_proba(jets)` gives the head\'s class probabilities.'
+        known.append("Classes of the head: q, g, w, z, t for five outputs; qcd, t for two.")
     sections = {
-        "Use": USE.format(dim=model.dim) + head,
-        "Known": f"{_table(('part', 'file', 'sha256'), rows)}\n\n{_bullets(_released_facts(model, 'head' in sources))}",
+        "Use": use,
+        "Known": f"{_table(('part', 'file', 'sha256'), rows)}\n\n{_bullets(known)}",
         "Not known": _bullets(
             [
                 "The authors' seed, training settings beyond the paper's text, number of jets, time and hardware.",
@@ -119,7 +135,7 @@ def released_card(model: ModelConfig, sources: Mapping[str, Mapping[str, str]]) 
         "Licence and citation": f"{RELEASED_LICENCE.format(link=RELEASED)}\n\n{_bullets([METHOD, JETNET_CITATION])}",
     }
     summary = f"The encoder of weights that the jBOT authors released, {RELEASED}, imported without change."
-    return _document(f"{_title(dataclasses.asdict(model))} encoder, released weights", summary, sections, "unknown", [])
+    return _document(f"{_size(dataclasses.asdict(model))} encoder, released weights", summary, sections, "unknown", [])
 
 
 def save_card(storage: Storage, record: Record) -> None:
@@ -135,21 +151,12 @@ def _document(title: str, summary: str, sections: Mapping[str, str], licence: st
     return "\n".join(["---", *front, "---", "", "\n\n".join(body), ""])
 
 
-def _title(model: Mapping[str, Any]) -> str:
+def _size(model: Mapping[str, Any]) -> str:
     """The published size it has, or its shape."""
-    for name, published in TITLES.items():
+    for name, published in SIZES.items():
         if all(model.get(part) == getattr(published, part) for part in ("dim", "heads", "layers")):
             return name
     return f"jBOT ({model.get('dim')} wide, {model.get('heads')} heads, {model.get('layers')} layers)"
-
-
-def _summary(record: Record) -> str:
-    text = (
-        "A transformer encoder of jets, pre-trained without labels by self-distillation "
-        f"(jBOT, arXiv:2601.11719): arm `{record.arm}` of study `{record.study}`, seed {record.seed}."
-    )
-    ended = "" if record.state == "complete" else f" **State: {record.state}, {_line(record.reason)}.**"
-    return text + ended
 
 
 def _heads(record: Record) -> str:
@@ -193,32 +200,27 @@ def _config(nested: Mapping[str, Any]) -> str:
 def _metrics(record: Record) -> str:
     if not record.metrics:
         return "None: the trial ended before its embedding was evaluated."
-    names = [name for name in record.metrics if not find_metric(name).baseline]
-    first = _headlines(names)[:MAX_HEADLINES] or names
-    rest = [name for name in names if name not in first]
+    metrics = [metric for metric in map(find_metric, record.metrics) if not metric.baseline]
+    test = [metric for metric in metrics if metric.split == "test"]
+    first = [metric for kind in HEADLINES for metric in test if metric.kind == kind and not metric.is_detail]
+    areas = (metric for metric in test if metric.source == ANOMALY_HEADLINE and metric.measure == "auc")
+    first = (first + sorted(areas, key=lambda metric: bool(metric.on)))[:MAX_HEADLINES] or metrics
     notes = ["knn, linear: probes that train on labels, of the frozen embedding."]
-    if any(find_metric(name).kind == "anomaly" for name in first):
+    if any(metric.kind == "anomaly" for metric in first):
         notes.append("anomaly_knn: anomaly detection by distance to quark and gluon jets, of all signals and of each.")
     if record.uncertainties:
         notes.append("error: standard error from the number of test jets; sd of 10 folds: scatter over test folds.")
     text = f"{_metric_table(record, first)}\n\n{' '.join(notes)}"
-    if rest:
+    if rest := [metric for metric in metrics if metric not in first]:
         summary = f"<details><summary>{len(rest)} more metrics</summary>"
         text += f"\n\n{summary}\n\n{_metric_table(record, rest)}\n\n</details>"
     return text
 
 
-def _headlines(names: Sequence[str]) -> list[str]:
-    metrics = [find_metric(name) for name in names if find_metric(name).split == "test"]
-    found = [one.key for kind in HEADLINES for one in metrics if one.kind == kind and not one.is_detail]
-    areas = [one for one in metrics if one.source == ANOMALY_HEADLINE and one.measure == "auc"]
-    return found + [one.key for one in sorted(areas, key=lambda one: bool(one.on))]
-
-
-def _metric_table(record: Record, names: Sequence[str]) -> str:
+def _metric_table(record: Record, metrics: Sequence[Metric]) -> str:
     """Value, errors and baselines of metrics; columns that would be empty are left out."""
     rows = []
-    for name in names:
+    for name in (metric.key for metric in metrics):
         known = record.uncertainties.get(name, {})
         baselines = (record.metrics.get(f"{baseline}/{name}") for baseline in BASELINES)
         rows.append((f"`{name}`", record.metrics[name], known.get("error"), known.get("fold_sd"), *baselines))
@@ -245,11 +247,13 @@ def _training(record: Record) -> str:
     return _table(("what", "value"), [row for row in rows if row[1] is not None])
 
 
-def _caveats(record: Record) -> list[str]:
-    made = not str(record.data.get("source", "")).startswith("JetNet")
-    qg = record.config.get("data", {}).get("task") == "qg"
-    only = ["- Pre-trained on q and g jets alone: W, Z and top jets are new to it, on purpose (anomaly detection)."]
-    return ([NOT_JETNET] if made else []) + (only if qg else []) + [ONE_SEED]
+def _caveats(record: Record, source: str) -> list[str]:
+    caveats = [] if source.startswith("JetNet") else [NOT_JETNET]
+    if record.config.get("data", {}).get("task") == "qg":
+        caveats.append(
+            "- Pre-trained on q and g jets alone: W, Z and top jets are new to it, on purpose (anomaly detection)."
+        )
+    return [*caveats, ONE_SEED]
 
 
 def _citations(source: str) -> list[str]:
@@ -259,24 +263,6 @@ def _citations(source: str) -> list[str]:
     if source.startswith("JetNet"):
         return [METHOD, JETNET_CITATION]
     return [METHOD, *(f"{text} (where the jets are theirs)" for text in GENERATOR_CITATIONS.values())]
-
-
-def _released_facts(model: ModelConfig, head: bool) -> list[str]:
-    shape = f"{model.dim} wide, {model.heads} heads of {model.head_dim}, {model.layers} layers, from the shapes."
-    facts = [
-        shape,
-        'No attention mask: padding is seen, `model.padding = "reference"`; always 30 slots.',
-        "By the authors' file names: `all`, `tqg`, `qg` are the classes of the jets; `pretrain` the self-distilled "
-        "encoder, `ft` fine-tuned, `standalone` trained with labels only, `data10` with a tenth of them.",
-        "By the paper: trained on JetNet (Zenodo 6975118).",
-    ]
-    return facts + (["Classes of the head: q, g, w, z, t for five outputs; qcd, t for two."] if head else [])
-
-
-def _metric_kinds(metrics: Iterable[str]) -> list[str]:
-    """By the names that model hubs use."""
-    measured = {find_metric(name).measure for name in metrics}
-    return [hub for ours, hub in {"accuracy": "accuracy", "auc": "roc_auc"}.items() if ours in measured]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
