@@ -41,7 +41,7 @@ def ray_overhead(options: argparse.Namespace, scratch: Path) -> list[Row]:
     """Wall milliseconds a chunk without any physics: written here, and sent by Ray and written here."""
     import ray
 
-    from cluster.scheduling.generate import on_nodes
+    from cluster.generate import on_nodes
 
     chunks = [Chunk("q", number, CHUNK, SETTINGS, scratch) for number in range(200)]
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -37,7 +37,7 @@ from analysis.report import build
 from analysis.report.sections.search import section as search_section
 from analysis.verdicts import study_index as found
 from analysis.verdicts.tables import trial_table
-from cluster.deploy import launch_files
+from cluster import launch as launch_files
 from cluster.doctor import command as doctor
 from cluster.tracking import mirror
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value

@@ -27,8 +27,8 @@ ROOMS = {
     "embed, keras_weights",
     "search_spaces": "axis < augmentation, components, jets, koleo, masking, scaling < joint",
     "analysis": "stats < verdicts < plots < report < index, paper < compare, export, pictures",
-    "cluster": "events, resources, stop < connection, lease, progress < doctor < scheduling < search, tracking < "
-    "deploy < generate, idle, launch, mirror",
+    "cluster": "deploy, events, resources, stop < connection, lease, progress < doctor < scheduling < search, "
+    "tracking < generate, idle, launch, mirror",
     "studies": "presets < runner < QUESTIONS < all",
 }
 """Rooms of each floor: one may import those before an earlier ``<``, not its neighbours between two of them."""

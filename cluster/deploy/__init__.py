@@ -1,1 +1,1 @@
-"""Launch files for clouds, Kubernetes and Slurm, and their check."""
+"""Launch files for clouds, Kubernetes and Slurm; `cluster.launch` checks them."""

@@ -2,7 +2,7 @@
 
 Each class is made in chunks of fixed size, each seeded by (seed, class, chunk). A finished chunk is a file of its own,
 so a killed run continues where it was, a larger number of jets begins with the smaller one, and several processes may
-generate at once: those of this machine, or of a cluster (`cluster.scheduling.generate`). Studies read the chunks, so
+generate at once: those of this machine, or of a cluster (`cluster.generate`). Studies read the chunks, so
 that those of other sizes share them; the generator's command puts them together into one file in JetNet's layout.
 
     <cache>/pythia/<settings>/chunks/<class>_<chunk>_n<jets>.h5

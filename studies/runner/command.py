@@ -38,13 +38,11 @@ COMMANDS = {
     "compare": Command("compare the studies of two storages", "analysis.compare"),
     "export": Command("write records as tables", "analysis.export"),
     "pictures": Command("draw the figures of trials", "analysis.pictures"),
-    "mirror": Command("rebuild the MLflow view from the records", "cluster.tracking.mirror"),
+    "mirror": Command("rebuild the MLflow view from the records", "cluster.mirror"),
     "doctor": Command("check this machine, a storage or a cluster", "cluster.doctor.command"),
-    "launch": Command(
-        "check launch files before a cloud is paid for what is wrong in them", "cluster.deploy.launch_files"
-    ),
+    "launch": Command("check launch files before a cloud is paid for what is wrong in them", "cluster.launch"),
     "jets": Command("generate jets on this machine", "jbot.data.generate"),
-    "jets-on-ray": Command("generate jets on all nodes of a Ray cluster", "cluster.scheduling.generate"),
+    "jets-on-ray": Command("generate jets on all nodes of a Ray cluster", "cluster.generate"),
     "validate": Command("compare jets with published figures", "jbot.data.validate"),
     "embed": Command("embed jets with a trained encoder", "jbot.encoder.embed"),
     "import-weights": Command("make an encoder of the authors' Keras weights", "jbot.encoder.keras_weights"),

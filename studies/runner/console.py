@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from cluster.events import Listener
+from cluster.mirror import default_tracking_uri, see
 from cluster.progress import styled
 from cluster.scheduling.run import run_inline
-from cluster.tracking.mirror import default_tracking_uri, see
 from jbot.data import Jets
 from jbot.messages import first_line, without_secret
 from jbot.store.plan import Plan

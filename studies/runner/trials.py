@@ -70,7 +70,7 @@ def load_plan_jets(plan: Plan, source: str, address: str | None = None, tasks: C
     """
     executor = None
     if address and source == "pythia":
-        from cluster.scheduling.generate import cluster_executor
+        from cluster.generate import cluster_executor
 
         executor = cluster_executor(address)
     return load_jets(source, plan_needs(plan, tasks), executor=executor)

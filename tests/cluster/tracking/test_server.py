@@ -173,7 +173,7 @@ def many_writers(request, servers, tmp_path):
 @pytest.mark.parametrize("many_writers", [32, pytest.param(512, marks=LONG)], indirect=True, ids=["32", "512"])
 def test_eight_writers_lose_no_run_and_make_none_twice(servers, many_writers):
     """Whoever waited more than ten seconds for an answer, as on a loaded machine, gave up, and mirror adds the rest."""
-    from cluster.tracking.mirror import main as mirror
+    from cluster.mirror import main as mirror
 
     written, codes = many_writers
     for plan, code in zip(written.plans, codes, strict=True):
@@ -183,7 +183,7 @@ def test_eight_writers_lose_no_run_and_make_none_twice(servers, many_writers):
 
 def test_a_server_killed_among_its_writers_is_whole_after_mirror(servers, tmp_path):
     """Writers that meet a dead server end at once and say so; what is there is added to, not made again."""
-    from cluster.tracking.mirror import main as mirror
+    from cluster.mirror import main as mirror
 
     written = Written(tmp_path / "results", 2, 6)
     go_on = FORK.Event()

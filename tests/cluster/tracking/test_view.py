@@ -12,9 +12,9 @@ from helpers import TINY, make_jets
 
 import jbot
 from analysis.pictures import draw_trials
+from cluster.mirror import main as mirror
 from cluster.resources import Resources
 from cluster.scheduling.run import run_inline
-from cluster.tracking.mirror import main as mirror
 from jbot.config import Config, flatten, from_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, save_study

@@ -22,7 +22,7 @@ CLUSTER = ROOT / "cluster/deploy"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
 RAY_UP = ("aws", "gcp", "azure")
 
-launch = pytest.importorskip("cluster.deploy.launch_files", reason="needs PyYAML, which Ray brings")
+launch = pytest.importorskip("cluster.launch", reason="needs PyYAML, which Ray brings")
 
 
 def content(name: str) -> dict:

@@ -17,8 +17,8 @@ from jbot.data.chunks import Chunk, generate_file
 from jbot.data.pythia import Settings
 
 ray = pytest.importorskip("ray")
+from cluster import generate  # noqa: E402 - needs ray
 from cluster.connection import connected  # noqa: E402 - needs ray
-from cluster.scheduling import generate  # noqa: E402 - needs ray
 
 SETTINGS = Settings(seed=3)
 
