@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +20,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.doctor.code import code_digest
-from cluster.doctor.finding import Finding
-from cluster.doctor.nodes import ask_nodes, evaluate, this_machine
-from cluster.doctor.services import check_jets, check_tracking
-from cluster.doctor.storage import check_storage
+from cluster.doctor.facts import check_storage, code_digest, probe_node
+from cluster.doctor.findings import HERE, Finding, Node, evaluate
+from cluster.doctor.nodes import alive_nodes, ask_nodes, on_each
 from cluster.resources import ClusterError
 from jbot.cli import Parser, bad_input, program
+from jbot.data.jets import CLASSES, JetData, content_fingerprint
+from jbot.data.load import load_cached
+from jbot.messages import first_line, without_secret
 from jbot.store.storage import Storage
+
+JETS = 100
+"""Jets of each class that are read and sent to show that they arrive."""
 
 
 def examine(storage: Storage, address: str | None, source: str | None, tracking_uri: str | None) -> list[Finding]:
@@ -38,16 +43,23 @@ def examine(storage: Storage, address: str | None, source: str | None, tracking_
         When there is no cluster or there are no such jets, or the storage cannot be written from here.
     """
     token = check_storage(storage)
-    found: list[Finding] = []
+    connection: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if address is not None:
+        from cluster.connection import connected
+
+        connection = connected(address)
     try:
-        with _perhaps_connected(address):
-            nodes = ask_nodes(storage, token, _slots) if address else [this_machine(storage, token)]
-            found += evaluate(nodes, storage, code_digest())
+        with connection:
+            if address:
+                nodes = ask_nodes(storage, token, _slots)
+            else:
+                nodes = [Node(address=HERE, slots=1, gpus_promised=0.0, facts=probe_node(storage, token), skew=0.0)]
+            findings = evaluate(nodes, storage, code_digest())
             if source:
-                found.append(check_jets(source, nodes=bool(address)))
+                findings.append(check_jets(source, nodes=bool(address)))
     finally:
         storage.remove_file(token)
-    return found + ([check_tracking(tracking_uri)] if tracking_uri else [])
+    return findings + ([check_tracking(tracking_uri)] if tracking_uri else [])
 
 
 def _slots(node: dict[str, Any]) -> int:
@@ -55,49 +67,77 @@ def _slots(node: dict[str, Any]) -> int:
     return int(node["Resources"].get("GPU") or node["Resources"].get("CPU", 0))
 
 
-def _perhaps_connected(address: str | None) -> contextlib.AbstractContextManager[None]:
-    if address is None:
-        return contextlib.nullcontext()
-    from cluster.connection import connected
+def check_tracking(uri: str) -> Finding:
+    """Whether MLflow answers there, and takes what is written. The experiment that is made for it is deleted again."""
+    shown = without_secret(uri)
+    try:
+        import mlflow
 
-    return connected(address)
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.delete_experiment(client.create_experiment(f"doctor-{uuid.uuid4().hex[:8]}"))
+    except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise
+        says = f"{shown} fails ({type(error).__name__}: {without_secret(first_line(error))})"
+        remedy = "start it, or look at its address and your rights; a study runs without it, and mirrors later"
+        return Finding(what="MLflow", where=HERE, says=says, remedy=remedy, fatal=False)
+    return Finding(what="MLflow", where=HERE, says=f"{shown} answers and takes runs")
 
 
-def show(found: Sequence[Finding]) -> None:
+def check_jets(source: str, nodes: bool) -> Finding:
+    """Whether the jets can be read here, and arrive on every node as they are.
+
+    Raises
+    ------
+    DataError
+        For jets that cannot be used.
+    """
+    jets = load_cached(source, jets_per_class=dict.fromkeys(CLASSES, JETS))
+    if jets is None:
+        return Finding(what="jets", where=HERE, says=f"{source}: none here yet, a study gets them first")
+    says = f"{jets.source}, fingerprint {jets.fingerprint[:12]}"
+    if not nodes:
+        return Finding(what="jets", where=HERE, says=says)
+    import ray
+
+    arrived = on_each(alive_nodes(), _fingerprint, ray.put(jets))
+    wrong = [node["NodeManagerAddress"] for node, theirs in arrived if theirs != jets.fingerprint]
+    remedy = "other bytes arrive than were sent: look at memory and network of these nodes" if wrong else ""
+    return Finding(what="jets", where=", ".join(wrong) or "all nodes", says=says, remedy=remedy)
+
+
+def _fingerprint(jets: JetData) -> str:
+    return content_fingerprint(jets.particles, jets.labels, jets.jets)
+
+
+def show(findings: Sequence[Finding]) -> None:
     """Print a row for each finding, and below them what to do."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "where", "what", "found"):
-        table.add_column(column, overflow="fold")
-    for finding in found:
+    table = Table("", "where", "what", "found", box=None, pad_edge=False, header_style="dim")
+    for column in table.columns:
+        column.overflow = "fold"
+    for finding in findings:
         sign = "[green]ok[/]" if finding.ok else "[red]WRONG[/]" if finding.fatal else "[yellow]check[/]"
         table.add_row(sign, *(escape(text) for text in (finding.where, finding.what, finding.says)))
     console = Console()
     console.print(table)
-    for finding in found:
+    for finding in findings:
         if not finding.ok:
-            words = f"{finding.where}, {finding.what}: {finding.remedy}"
-            console.print(words, markup=False, highlight=False, soft_wrap=True, style="bold" if finding.fatal else "")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    made = Parser(
-        prog="python -m cluster.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--address", help="Ray cluster: auto, or host:port (default: this machine, without Ray)")
-    made.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records (default: results)")
-    made.add_argument("--data", help="jets that a study will use: pythia, jetnet, or a file or folder")
-    made.add_argument("--tracking-uri", help="MLflow server that a study will use")
-    return made
+            line, style = f"{finding.where}, {finding.what}: {finding.remedy}", "bold" if finding.fatal else ""
+            console.print(line, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
 @program
 def main(arguments: list[str] | None = None) -> int:
     """Examine, print, and say by the exit code whether a study may start."""
-    options = parser().parse_args(arguments)
+    parser = Parser(
+        prog="python -m cluster.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--address", help="Ray cluster: auto, or host:port (default: this machine, without Ray)")
+    parser.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records (default: results)")
+    parser.add_argument("--data", help="jets that a study will use: pythia, jetnet, or a file or folder")
+    parser.add_argument("--tracking-uri", help="MLflow server that a study will use")
+    options = parser.parse_args(arguments)
     try:
-        found = examine(Storage(options.storage), options.address, options.data, options.tracking_uri)
+        findings = examine(Storage(options.storage), options.address, options.data, options.tracking_uri)
     except ClusterError as error:
         return bad_input(error)
-    show(found)
-    return int(any(finding.fatal and not finding.ok for finding in found))
+    show(findings)
+    return int(any(finding.fatal and not finding.ok for finding in findings))

@@ -1,4 +1,4 @@
-"""Ask every node of a cluster what it is, and say what of it is wrong."""
+"""Ask every node of a cluster what it is."""
 
 from __future__ import annotations
 
@@ -7,45 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from cluster.doctor import machine
-from cluster.doctor import storage as shared
-from cluster.doctor.code import code_digest, same_code, same_libraries, versions
-from cluster.doctor.finding import HERE, Finding, Node
+from cluster.doctor.facts import probe_node
+from cluster.doctor.findings import Node
 from cluster.resources import ClusterError
 from jbot.messages import last_line
 from jbot.store.storage import Storage
-
-
-def probe_node(storage: Storage, token: str) -> dict[str, Any]:
-    """Facts about a node, from a process on it."""
-    return {
-        "storage": shared.probe(storage, token),
-        "code": code_digest(),
-        "versions": versions(),
-        "gpus": machine.gpus(),
-        "disks": machine.disks(storage),
-        "memory": machine.memory(),
-        "files": machine.open_files(),
-    }
-
-
-def evaluate(nodes: Sequence[Node], storage: Storage, code: str) -> list[Finding]:
-    """Run every check on what the nodes have said, in their order.
-
-    Parameters
-    ----------
-    code : str
-        :func:`cluster.doctor.code.code_digest` of the driver.
-    """
-    found: list[Finding] = []
-    for node in nodes:
-        found += [shared.evaluate(node, storage), same_code(node, code), *machine.evaluate(node)]
-    return found + same_libraries(nodes)
-
-
-def this_machine(storage: Storage, token: str) -> Node:
-    """This process as a node, without Ray."""
-    return Node(address=HERE, slots=1, gpus_promised=0.0, facts=probe_node(storage, token), skew=0.0)
 
 
 def ask_nodes(storage: Storage, token: str, slots: Callable[[dict[str, Any]], int]) -> list[Node]:
@@ -84,17 +50,17 @@ def on_each(nodes: Sequence[dict[str, Any]], function: Callable[..., Any], *argu
     import ray
     from ray.exceptions import RayError
 
-    task, found, problems = ray.remote(num_cpus=0)(function), [], []
+    task, answers, problems = ray.remote(num_cpus=0)(function), [], []
     refs = [(node, task.options(scheduling_strategy=on_node(node)).remote(*arguments)) for node in nodes]
     for node, ref in refs:
         try:
-            found.append((node, ray.get(ref)))
+            answers.append((node, ray.get(ref)))
         except RayError as error:
             if node["NodeID"] in {other["NodeID"] for other in alive_nodes()}:
                 problems.append(f"node {node['NodeManagerAddress']} cannot be asked: {last_line(error)}")
-    if problems or not found:
+    if problems or not answers:
         raise ClusterError("; ".join(problems) or "every node has gone while it was asked")
-    return found
+    return answers
 
 
 def on_node(node: dict[str, Any]) -> Any:
@@ -124,11 +90,8 @@ def _time_on(node: dict[str, Any]) -> float:
     import ray
     from ray.exceptions import RayError
 
+    clock = ray.remote(num_cpus=0)(lambda: time.time())
     try:
-        return float(ray.get(ray.remote(num_cpus=0)(_clock).options(scheduling_strategy=on_node(node)).remote()))
+        return float(ray.get(clock.options(scheduling_strategy=on_node(node)).remote()))
     except RayError:
-        return _clock()
-
-
-def _clock() -> float:
-    return time.time()
+        return time.time()

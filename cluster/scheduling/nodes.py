@@ -12,9 +12,9 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
-from cluster.doctor.code import code_digest
-from cluster.doctor.nodes import alive_nodes, ask_nodes, evaluate, on_node
-from cluster.doctor.storage import check_storage
+from cluster.doctor.facts import check_storage, code_digest
+from cluster.doctor.findings import evaluate
+from cluster.doctor.nodes import alive_nodes, ask_nodes, on_node
 from cluster.resources import ClusterError, Resources
 from cluster.scheduling.packs import free_gpu_bytes
 from jbot.messages import first_line

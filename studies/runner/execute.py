@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.verdicts.number_format import count
-from cluster.doctor.storage import check_storage
+from cluster.doctor.facts import check_storage
 from cluster.lease import lease
 from cluster.progress import StudyProgress
 from cluster.resources import ClusterError

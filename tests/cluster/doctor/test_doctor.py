@@ -10,11 +10,10 @@ import psutil
 import pytest
 from helpers import ROOT, SAMPLE
 
-from cluster.doctor import machine, nodes
-from cluster.doctor.code import code_digest
-from cluster.doctor.finding import Finding, Node
-from cluster.doctor.nodes import clock_skew, evaluate, on_each, probe_node, this_machine
-from cluster.doctor.storage import check_storage
+from cluster.doctor import facts, nodes
+from cluster.doctor.facts import check_storage, code_digest, probe_node
+from cluster.doctor.findings import Finding, Node, evaluate
+from cluster.doctor.nodes import clock_skew, on_each
 from cluster.resources import ClusterError
 from jbot.messages import without_secret
 from jbot.store.storage import Storage
@@ -96,7 +95,7 @@ def test_a_token_that_is_not_there_is_an_unshared_storage(tmp_path):
 
 def test_code_is_known_by_its_content(tmp_path):
     assert code_digest() == code_digest()
-    assert this_machine(Storage(tmp_path), check_storage(Storage(tmp_path))).facts["code"] == code_digest()
+    assert probe_node(Storage(tmp_path), check_storage(Storage(tmp_path)))["code"] == code_digest()
 
 
 def test_the_time_a_question_takes_is_no_skew():
@@ -108,7 +107,7 @@ def test_the_time_a_question_takes_is_no_skew():
 def test_nvidia_smi_is_read_as_it_writes(monkeypatch):
     said = "NVIDIA H200, 142000, 143771\nNVIDIA A100, [N/A], [N/A]\n"
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout=said))
-    first, second = machine.gpus()
+    first, second = facts.gpus()
     assert first == {"name": "NVIDIA H200", "free": 142000 * 2**20, "total": 143771 * 2**20}
     assert second["free"] is None
     (finding,) = [
@@ -149,12 +148,12 @@ def test_memory_within_a_container_is_what_its_limit_leaves(tmp_path, own, files
         path = tmp_path / "fs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    assert list(machine.group_limits(groups, tmp_path / "fs")) == limits
-    assert list(machine.group_limits(tmp_path / "none", tmp_path / "fs")) == []
+    assert list(facts.group_limits(groups, tmp_path / "fs")) == limits
+    assert list(facts.group_limits(tmp_path / "none", tmp_path / "fs")) == []
 
 
 def test_memory_of_this_machine_is_within_what_it_has():
-    free, total = machine.memory()
+    free, total = facts.memory()
     assert 0 < free <= total <= psutil.virtual_memory().total
 
 
