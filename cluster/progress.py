@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from jbot.evaluation.metrics_registry import fine_tunings
 from jbot.messages import last_line
 from jbot.store.record import Record
+from jbot.store.search_ledger import SearchPlan
 from jbot.store.trial_spec import TrialSpec
 
 LOG_SECONDS = 15.0
@@ -185,3 +187,36 @@ class StudyProgress:
 
     def _show(self) -> None:
         self.bar.show(self.done(), self.summary())
+
+
+class SearchProgress(StudyProgress):
+    """A bar over the points of a search, of which only those that have begun are known."""
+
+    def __init__(
+        self, plan: SearchPlan, points: int, entries: Sequence[dict[str, Any]], console: Console | None = None
+    ):
+        self.plan, self.points = plan, points
+        self.before_this = sum(entry["state"] != "open" for entry in entries)
+        super().__init__([], [], console)
+
+    def make_bar(self, console: Console | None) -> Bar:
+        """Without a time left: nobody knows what will be pruned."""
+        return Bar("points", self.points, self.done(), console=console, time_left=False)
+
+    def point(self, spec: TrialSpec, row: dict[str, Any]) -> None:
+        """The line is printed now and then."""
+        self._show()
+
+    def done(self) -> int:
+        """Points whose last trial has a record."""
+        per_point = 2 if "anomaly" in self.plan.objectives else 1
+        gave_up = sum(state != "complete" for state in self.states.values())
+        return self.before_this + gave_up + (len(self.states) - gave_up) // per_point
+
+    def summary(self) -> str:
+        """``points 14/24 done · 2 running · 6 pruned · 0 failed``."""
+        counts = {state: list(self.states.values()).count(state) for state in ("pruned", "failed")}
+        return (
+            f"points {self.done()}/{self.points} done · {len(self.running)} running · "
+            f"{counts['pruned']} pruned · {counts['failed']} failed"
+        )

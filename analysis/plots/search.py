@@ -1,4 +1,4 @@
-"""The figures of a hyperparameter search, from the points of its ledger (cluster.search.plan)."""
+"""The figures of a hyperparameter search, from the points of its ledger (jbot.store.search_ledger)."""
 
 from __future__ import annotations
 

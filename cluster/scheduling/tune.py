@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import ray
@@ -13,17 +15,138 @@ import torch
 from ray import tune
 
 from cluster.connection import connected
-from cluster.events import Listener
+from cluster.events import Listener, Listeners, LostAttempts
 from cluster.resources import Resources
-from cluster.scheduling.callback import StudyCallback, TuneCallback
 from cluster.scheduling.nodes import check_nodes, free_bytes, slots
 from cluster.scheduling.packs import form_packs
 from cluster.scheduling.run import open_trials, scratch_storage
 from jbot.data import JetData, Jets
+from jbot.store.attempts import attempts_begun
 from jbot.store.record import Record
 from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
+
+# --- Tune itself, for studies and searches ------------------------------------------------------------------------
+
+
+class TuneCallback(tune.Callback):
+    """Passes Tune's events on to listeners, counts trials of Tune that are over, hears the Ctrl-C that Tune catches."""
+
+    def __init__(self, storage: Storage, listeners: Sequence[Listener]) -> None:
+        self.storage, self.listeners = storage, Listeners(listeners)
+        self.lost_attempts = LostAttempts(storage)
+        self.settled = 0
+        """Tune trials that have ended or were given up."""
+        self.interrupted = False
+
+    @abstractmethod
+    def running(self, trial: Any) -> list[TrialSpec]:
+        """Our trials that a Tune trial has begun, or will, and not ended."""
+
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Tune has just set its handler, which stops its trials in order; a second Ctrl-C then stops Tune itself."""
+        theirs = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(theirs):
+            return
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            theirs(number, frame)
+
+        signal.signal(signal.SIGINT, hear)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The worker is done: records say how the trials ended that it has not spoken of."""
+        self.settled += 1
+        for spec in self.running(trial):
+            self.end(spec)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its worker died, and it has a retry left."""
+        for spec in self.running(trial):
+            self.lost_attempts.count(spec.trial_id)
+            self.listeners.interrupted(spec)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Given up after the last retry."""
+        self.settled += 1
+        for spec in self.running(trial):
+            self.lost_attempts.count(spec.trial_id)
+            self.listeners.lost(spec, str(trial.get_error() or ""))
+
+    def end(self, spec: TrialSpec) -> None:
+        """One of our trials has ended."""
+        self.listeners.ended_elsewhere(spec, self.storage)
+
+
+def run_tune(
+    function: Callable[..., None],
+    given: dict[str, Any],
+    field: str,
+    count: int,
+    callback: TuneCallback,
+    resources: Resources,
+    *,
+    scratch: str,
+    folders: Callable[[Any], str],
+    names: Callable[[Any], str] | None = None,
+) -> None:
+    """Run a function `count` times, in order, on actors that are reused. Neither files nor signal handlers of Tune stay
+    behind.
+
+    Parameters
+    ----------
+    function : callable
+        Called with ``{field: number}``, numbers from 0, and what is `given`.
+    scratch : str
+        Folder for what Tune itself must write. One driver a study and storage: a second would take it away.
+    folders, names : callable
+        What Tune calls the folder and the name of its trial.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, when Tune has stopped its trials: it returns as if nothing had happened.
+    """
+    where = scratch_storage(callback.storage)
+    where.remove(scratch)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(function, **given), {"cpu": resources.cpus, "gpu": resources.gpus}),
+        # Grid search keeps its order: blocks are filled one after another.
+        param_space={field: tune.grid_search(list(range(count)))},
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_name_creator=names, trial_dirname_creator=folders),
+        run_config=tune.RunConfig(
+            name=scratch,
+            storage_path=where.uri,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.max_retries),
+            callbacks=[callback],
+        ),
+    )
+    with _own_handlers():
+        tuner.fit()
+    where.remove(scratch)
+    if callback.interrupted or callback.settled < count:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Tune puts back what it found when a signal has come, and else never: the next one, long after, would be lost."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+# --- the packs of a study -----------------------------------------------------------------------------------------
 
 
 def run_ray(
@@ -131,67 +254,36 @@ def _name(pack: list[TrialSpec]) -> str:
     return f"{first.arm}-seed{first.config.seed}-{first.trial_id[:6]}{others}"
 
 
-# --- Tune itself --------------------------------------------------------------------------------------------------
+class StudyCallback(TuneCallback):
+    """The events of a study, whose Tune trials are packs."""
 
+    def __init__(self, packs: list[list[TrialSpec]], storage: Storage, listeners: Sequence[Listener]):
+        super().__init__(storage, listeners)
+        self.packs = packs
+        self.ended: set[str] = set()
+        there, specs = set(storage.names("trials")), [spec for pack in packs for spec in pack]
+        begun = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in there}
+        self.lost_attempts.attempts = begun
 
-def run_tune(
-    function: Callable[..., None],
-    given: dict[str, Any],
-    field: str,
-    count: int,
-    callback: TuneCallback,
-    resources: Resources,
-    *,
-    scratch: str,
-    folders: Callable[[Any], str],
-    names: Callable[[Any], str] | None = None,
-) -> None:
-    """Run a function `count` times, in order, on actors that are reused. Neither files nor signal handlers of Tune stay
-    behind.
+    def running(self, trial: Any) -> list[TrialSpec]:
+        """The trials of a pack that have not ended yet."""
+        return [spec for spec in self.packs[trial.config["pack"]] if spec.trial_id not in self.ended]
 
-    Parameters
-    ----------
-    function : callable
-        Called with ``{field: number}``, numbers from 0, and what is `given`.
-    scratch : str
-        Folder for what Tune itself must write. One driver a study and storage: a second would take it away.
-    folders, names : callable
-        What Tune calls the folder and the name of its trial.
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """For the first time, or again after a crash."""
+        for spec in self.running(trial):
+            self.listeners.started(spec)
 
-    Raises
-    ------
-    KeyboardInterrupt
-        After Ctrl-C, when Tune has stopped its trials: it returns as if nothing had happened.
-    """
-    where = scratch_storage(callback.storage)
-    where.remove(scratch)
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(function, **given), {"cpu": resources.cpus, "gpu": resources.gpus}),
-        # Grid search keeps its order: blocks are filled one after another.
-        param_space={field: tune.grid_search(list(range(count)))},
-        tune_config=tune.TuneConfig(reuse_actors=True, trial_name_creator=names, trial_dirname_creator=folders),
-        run_config=tune.RunConfig(
-            name=scratch,
-            storage_path=where.uri,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=resources.max_retries),
-            callbacks=[callback],
-        ),
-    )
-    with _own_handlers():
-        tuner.fit()
-    where.remove(scratch)
-    if callback.interrupted or callback.settled < count:
-        raise KeyboardInterrupt
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Rows of learning curves, or the end of a trial whose pack goes on."""
+        pack = self.packs[trial.config["pack"]]
+        self.listeners.points((pack[position], row) for position, row in result.get("points", ()))
+        if "ended" in result:
+            self.end(pack[result["ended"]])
 
-
-@contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Tune puts back what it found when a signal has come, and else never: the next one, long after, would be lost."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def end(self, spec: TrialSpec) -> None:
+        """One of our trials has ended, whatever of the others in its pack."""
+        self.ended.add(spec.trial_id)
+        super().end(spec)

@@ -6,15 +6,15 @@ fractions (`--gpus 0.25`).
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cluster.events import Watcher
+from cluster.events import Listener, Listeners, Watcher
 from cluster.resources import Resources
-from cluster.search.plan import SearchPlan
 from cluster.search.searcher import Entry, Searcher
 from jbot.config import from_dict, override
 from jbot.data import Jets
@@ -22,6 +22,7 @@ from jbot.encoder import load
 from jbot.evaluation.anomaly.detect import AnomalyError
 from jbot.evaluation.anomaly.synthetic_signal import synthetic_signal_auc
 from jbot.store.record import load_curves, load_record, trial_folder
+from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.flops import training_flop
@@ -59,6 +60,21 @@ class Job:
             )
             for suffix, config in configs.items()
         ]
+
+
+def search_inline(job: Job, points: int, data: Jets, listeners: Sequence[Listener]) -> None:
+    """One point after another in this process, without Ray."""
+    job.resources.begin_inline("points")
+    searcher, events = Searcher(job.plan, points, job.storage, session=new_session()), Listeners(listeners)
+    turn = 0
+    while entry := searcher.claim(str(turn)):
+        run_point(entry, job, data, searcher, events)
+        turn += 1
+
+
+def new_session() -> str:
+    """A name for this run of the program, see :class:`Searcher`."""
+    return uuid.uuid4().hex[:8]
 
 
 def run_point(entry: Entry, job: Job, data: Jets, searcher: Searcher, watcher: Watcher) -> None:

@@ -15,21 +15,21 @@ States of a point: open (running, or stopped with its driver), complete, pruned,
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, json_to_distribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from cluster.search.plan import SearchPlan
 from jbot.config import digest
-from jbot.store.search_ledger import LEDGER, SCHEMA, load_ledger
+from jbot.store.search_ledger import LEDGER, SCHEMA, SearchPlan, load_ledger
 from jbot.store.storage import RecordError, Storage
 
 DIGITS = 4
@@ -66,7 +66,7 @@ class Searcher:
     def __init__(self, plan: SearchPlan, points: int, storage: Storage, session: str = ""):
         self.plan, self.points, self.storage, self.session = plan, points, storage, session
         self.entries = load_entries(storage, plan)
-        self.space = plan.distributions
+        self.space = distributions(plan)
 
     def claim(self, slot: str) -> Entry | None:
         """The point to run in a slot: the one it has, one that was left open, or a new one; None when all are out.
@@ -92,10 +92,11 @@ class Searcher:
         if entry["reason"] is None and epoch not in [at for at, _ in entry["points"]]:
             entry["points"].append([epoch, value])
             if epoch < self.plan.epochs and self._prune(number):
-                rivals = self._at_rung(epoch)
+                rung = max((at for at in self.plan.rungs if at <= epoch), default=0)
+                rivals = sum(_first_at(other["points"], rung) is not None for other in self.entries)
                 entry["reason"] = (
                     f"{self.plan.metric} {value:.4g} at rung {epoch} of {self.plan.epochs} epochs is not among the best"
-                    f" 1/{self.plan.reduction} of {len(rivals)}"
+                    f" 1/{self.plan.reduction} of {rivals}"
                 )
             self.save()
         reason: str | None = entry["reason"]
@@ -140,13 +141,13 @@ class Searcher:
         pruner = SuccessiveHalvingPruner(self.plan.first_rung, self.plan.reduction)
         return bool(pruner.prune(study, study.trials[number]))
 
-    def _at_rung(self, epoch: int) -> list[float]:
-        """Values of the points that have come to the rung at or before an epoch."""
-        rung = max((at for at in self.plan.rungs if at <= epoch), default=0)
-        return [value for entry in self.entries if (value := _first_at(entry["points"], rung)) is not None]
-
 
 # --- Optuna -------------------------------------------------------------------------------------------------------
+
+
+def distributions(plan: SearchPlan) -> dict[str, BaseDistribution]:
+    """What Optuna draws from, by coordinate."""
+    return {axis["coordinate"]: json_to_distribution(json.dumps(axis["distribution"])) for axis in plan.space}
 
 
 def history(plan: SearchPlan, entries: Sequence[Entry], asking: int | None = None) -> optuna.Study:
@@ -179,7 +180,7 @@ def _trial(plan: SearchPlan, entry: Entry, compared: int) -> FrozenTrial:
         state=states.get(state, TrialState.PRUNED if single else TrialState.FAIL),
         values=[entry["values"][name] for name in plan.objectives] if state == "complete" else None,
         params=entry["params"],
-        distributions=plan.distributions,
+        distributions=distributions(plan),
         intermediate_values=dict(entry["points"]) if single and state != "failed" else None,
         system_attrs=known if single else None,
     )

@@ -1,4 +1,4 @@
-"""The ledger of a hyperparameter search: its points, beside the records.
+"""The plan of a hyperparameter search, and its ledger: plan and points, beside the records.
 
 Whoever goes on with a search, shows it in MLflow or reports of it reads it here: JSON of other hands may be
 anything, and what is returned can be indexed and drawn.
@@ -6,14 +6,21 @@ anything, and what is returned can be indexed and drawn.
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
+from jbot import TRAINER_VERSION
+from jbot.config import differences, digest
 from jbot.store.storage import RecordError, Storage
 from jbot.store.validation import misfit
 
 LEDGER = "search.json"
 SCHEMA = 1
+Direction = Literal["maximize", "minimize"]
+DIRECTIONS: dict[str, Direction] = {"accuracy": "maximize", "anomaly": "maximize", "cost": "minimize"}
+"""Objectives by name; how they are measured stands in :mod:`cluster.search.point`."""
 
 
 class Distribution(TypedDict):
@@ -32,23 +39,59 @@ class Axis(TypedDict):
     distribution: Distribution
 
 
-class Plan(TypedDict):
-    """What is searched, and how: the fields of cluster.search.plan.SearchPlan."""
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """Space, objectives, sampling and pruning of a search, part of its ledger. Another plan is another search."""
 
     study: str
     question: str
     preset: str
     base: dict[str, Any]
+    """The nested Config of every point but for what it changes, its seed included."""
     space: list[Axis]
     first: dict[str, Any]
+    """Coordinates of point 0; empty: drawn like any other."""
     objectives: list[str]
+    """Names in DIRECTIONS; the first chooses the winner."""
     metric: str
+    """Column of learning curves, on validation jets: the objective `accuracy`."""
     seed: int
     startup: int
+    """Points drawn at random before the sampler has enough to go by."""
     first_rung: int
+    """Epochs; the next rungs are `reduction` times as far each. 0: nothing is pruned."""
     reduction: int
     epochs: int
     data: dict[str, str]
+    """`source` and `fingerprint` of the jets."""
+
+    @property
+    def hash(self) -> str:
+        """Identity of the search: what decides its suggestions and values."""
+        words = ("question", "space")
+        content = {name: value for name, value in vars(self).items() if name not in words}
+        content |= {"base": differences(self.base), "data": self.data["fingerprint"]}
+        axes = [[axis["coordinate"], axis["distribution"]] for axis in self.space]
+        return digest([content, axes, TRAINER_VERSION, importlib.metadata.version("optuna")])
+
+    @property
+    def sampler(self) -> str:
+        """The sampler of points, in words."""
+        return f"TPE of Optuna {importlib.metadata.version('optuna')}, seeded by (seed, point)"
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """Which way each objective is better."""
+        return {name: DIRECTIONS[name] for name in self.objectives}
+
+    @property
+    def rungs(self) -> list[int]:
+        """Epochs at which points are compared."""
+        rungs, epoch = [], self.first_rung
+        while 0 < epoch < self.epochs:
+            rungs.append(epoch)
+            epoch *= self.reduction
+        return rungs
 
 
 class Trial(TypedDict):
@@ -92,11 +135,11 @@ class Ledger(TypedDict):
     """The content of ``<storage>/<study>/search.json``; its last three stand there when the search has ended."""
 
     schema: int
-    plan: Plan
+    plan: SearchPlan
     plan_hash: str
     sampler: str
     rungs: list[int]
-    directions: dict[str, Literal["maximize", "minimize"]]
+    directions: dict[str, Direction]
     target: int
     points: list[Point]
     importance: NotRequired[Importance]

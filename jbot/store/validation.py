@@ -27,9 +27,10 @@ def check_types(instance: Any) -> None:
 def misfit(value: Any, hint: Any, name: str) -> str | None:
     """Which rule a value of this name breaks, or the first thing in it that does; None when it is of its type.
 
-    In lists and in dictionaries of named types (TypedDict) it is looked for, and named with its place.
+    In lists and in what JSON holds of named types (TypedDict, dataclasses) it is looked for, and named with its place.
     """
-    if typing.is_typeddict(hint):
+    as_object = isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint)
+    if typing.is_typeddict(hint) or as_object:
         if not isinstance(value, dict):
             return f"{name or 'it'} must be an object, got {_short(value)}"
         begin = f"{name}." if name else ""

@@ -11,13 +11,15 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import Any
 
+from cluster.progress import SearchProgress
 from cluster.resources import ClusterError
 from jbot.config import Config, ConfigError, flatten, from_dict, override, to_dict
 from jbot.data import Jets
 from jbot.store.plan import Contrast, Plan
-from jbot.store.search_ledger import LEDGER, load_ledger
+from jbot.store.search_ledger import LEDGER, SearchPlan, load_ledger
 from jbot.store.storage import Storage
 from jbot.trial.provenance import git_commit
 from search_spaces.axis import Axis
@@ -26,9 +28,6 @@ from studies.runner.estimate import Costs
 from studies.runner.options import RunOptions, SearchOptions
 from studies.runner.study import Search, Study
 from studies.runner.trials import cached_plan_jets
-
-if TYPE_CHECKING:
-    from cluster.search.plan import SearchPlan
 
 SEED = 10_000
 """Seed of every point: no block of a study has it, and one for all lets points share weights, data order and noise."""
@@ -42,14 +41,13 @@ CONFIRMATION = Contrast(treatment="winner", control="base", primary=True)
 
 def search_plan(study: Study, plan: Plan, options: SearchOptions, data: Jets | None) -> SearchPlan:
     """What is searched at this preset; without jets, for a dry run."""
-    try:
-        from cluster.search.plan import SearchPlan
-    except ModuleNotFoundError as missing:
-        raise ClusterError(f"a search needs {missing.name}: pip install {missing.name}") from None
+    if find_spec("optuna") is None:
+        raise ClusterError("a search needs optuna: pip install optuna")
     search = searched(study)
     objectives = objectives_of(study, options)
     base = override(from_dict(plan.base), {"seed": SEED})
     axes = search.axes(base, objectives)
+    space: list[Any] = [axis.described() for axis in axes]
     if "anomaly" in objectives:
         override(base, {"data.task": ANOMALY_TASK})  # says what the background needs
     return SearchPlan(
@@ -57,9 +55,9 @@ def search_plan(study: Study, plan: Plan, options: SearchOptions, data: Jets | N
         question=plan.question,
         preset=plan.preset,
         base=to_dict(base),
-        space=tuple(axis.described() for axis in axes),
+        space=space,
         first=_base_point(axes, base),
-        objectives=objectives,
+        objectives=list(objectives),
         metric=search.metric,
         seed=search.seed,
         startup=max(1, min(10, search.points[plan.preset] // 3)),
@@ -162,17 +160,19 @@ def _run_points(
     job: Any, points: int, ended: list[dict[str, Any]], plan: Plan, data: Jets, options: RunOptions
 ) -> None:
     """Watched by the progress bar and MLflow, as a study's trials are."""
-    from cluster.search import runner
-
     say(f"[bold]{plan.question}[/]\n{plan.study}: {points} points on {len(job.plan.space)} axes; {data.source}")
     if ended:
         say(f"{len(ended)} of {points} points have ended already and are not run again")
-    progress = runner.SearchProgress(job.plan, points, ended, console)
+    progress = SearchProgress(job.plan, points, ended, console)
     with watched(progress, plan, data, job.storage, options) as (listeners, _):
         if options.inline:
-            runner.search_inline(job, points, data, listeners)
+            from cluster.search.point import search_inline
+
+            search_inline(job, points, data, listeners)
         else:
-            runner.search_ray(job, points, data, listeners, address=options.address)
+            from cluster.search.tune import search_ray
+
+            search_ray(job, points, data, listeners, address=options.address)
 
 
 def _decide(

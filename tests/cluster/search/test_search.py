@@ -20,6 +20,7 @@ from jbot.data import Jets
 from jbot.store.attempts import attempts_begun, note_attempt
 from jbot.store.plan import StudyRecords
 from jbot.store.record import load_record, load_whole
+from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import RecordError, Storage
 from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
@@ -37,9 +38,8 @@ from studies.runner.study import Search, Study
 
 optuna = pytest.importorskip("optuna")
 from cluster.events import Listeners  # noqa: E402
-from cluster.search.plan import SearchPlan  # noqa: E402 - needs optuna
-from cluster.search.point import Job, run_point  # noqa: E402
-from cluster.search.runner import SearchProgress, search_inline  # noqa: E402
+from cluster.progress import SearchProgress  # noqa: E402
+from cluster.search.point import Job, run_point, search_inline  # noqa: E402
 from cluster.search.searcher import (  # noqa: E402
     MIN_COMPLETE,
     Searcher,
@@ -393,7 +393,7 @@ def more_jets() -> Jets:
 
 def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp_path):
     pytest.importorskip("ray")
-    from cluster.search.runner import search_ray
+    from cluster.search.tune import search_ray
 
     job = job_of(tiny_data, Storage(tmp_path))
     log = Counting(job.plan, 5, [])
@@ -412,7 +412,7 @@ def test_under_ray_all_points_end_and_a_second_run_trains_nothing(tiny_data, tmp
 def test_attempts_of_workers_that_died_before_they_could_say_so_are_counted(tiny_data, tmp_path):
     """In the words of Tune, whose workers die here at three moments."""
     pytest.importorskip("ray")
-    from cluster.search.callback import SearchCallback
+    from cluster.search.tune import SearchCallback
 
     job = job_of(tiny_data, Storage(tmp_path))
     entry = Searcher(job.plan, 1, job.storage).claim("0")
@@ -582,7 +582,7 @@ def test_the_report_says_nothing_of_a_search_that_is_not_its_own(undisturbed):
 
 def test_mlflow_says_which_points_were_pruned(tiny_data, tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    from cluster.tracking.mirror import main as mirror
+    from cluster.mirror import main as mirror
 
     job = job_of(tiny_data, Storage(tmp_path))
     search_inline(job, 3, tiny_data, [])

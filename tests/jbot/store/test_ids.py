@@ -7,11 +7,11 @@ import pytest
 
 import jbot
 from analysis.verdicts import provenance
-from cluster.search.plan import SearchPlan
 from jbot.config import JBOT_B, Config, LossConfig, differences, flatten, override, to_dict, with_defaults
 from jbot.field import collect_fields, per_trial
 from jbot.store.plan import Contrast, Plan, PlannedTrial, load_study, save_study
 from jbot.store.record import Record, load_record, not_reused, read_record, save_record, trial_id
+from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import Storage
 
 VERSION = "3"
