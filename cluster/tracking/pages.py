@@ -18,12 +18,8 @@ from jbot.evaluation.metrics_registry import find_metric
 
 DEFAULT_UI = "http://127.0.0.1:5000"
 """Where `mlflow ui` listens when nobody says otherwise."""
-SAVED_VIEW = "mlflow.sharedViewState."
 MAX_CHARACTERS = 5000
 """Length of a description in MLflow's registry; tags hold more."""
-NAME = "attributes.`Run Name`"
-CHARTS = ("curves",)
-"""Saved views that are looked at as charts, the others as a list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class StudyInfo:
 
 def page(ui: str, experiment: str, view: str) -> str:
     """The address of a saved view; `ui` may be empty, for a link within the UI."""
-    mode = {"compareRunsMode": "CHART"} if view in CHARTS else {}
+    mode = {"compareRunsMode": "CHART"} if view == "curves" else {}  # the others are looked at as a list
     query = urllib.parse.urlencode({"workflowType": "machine_learning", **mode, "viewStateShareKey": view})
     return f"{ui.rstrip('/')}/#/experiments/{experiment}/runs?{query}"
 
@@ -62,45 +58,33 @@ def experiment_tags(info: StudyInfo, experiment: str) -> dict[str, str]:
 
 def saved_views(metric: str, higher_is_better: bool) -> dict[str, str]:
     """Tags of an experiment: one saved view each, with the study's metric in columns and charts."""
-    curve, best_first = (
-        find_metric(metric).on_validation,
-        {"orderByKey": _metric(metric), "orderByAsc": not higher_is_better},
-    )
+    curve, spread, final = find_metric(metric).on_validation, f"{metric}_sd", [metric, "device_seconds"]
+    best_first = {"orderByKey": _column(metric), "orderByAsc": not higher_is_better}
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
-    arms = _state(
-        "arm",
-        [_metric(name) for name in (metric, f"{metric}_sd", "n", "failed")],
-        "Means of the arms",
-        [_bars(metric), _bars(f"{metric}_sd")],
+    grouped = {"groupBy": by_arm, "useGroupedValuesInCharts": True}
+    about = [f"tags.`{name}`" for name in ("arm", "seed", "state")]
+    arms = _state("arm", [], [metric, spread, "n", "failed"], "Means of the arms", [_bars(metric), _bars(spread)])
+    charts = [_line(curve), _line("train/loss"), _bars(metric)]
+    curves = _state("trial", [], final, "Averages over the seeds of an arm", charts)
+    trials = _state("trial", about, final, "Trials, in the colours of their arms", [_bars(metric), _line(curve)])
+    # The UI lists the newest first: the rank stands for a time, so that writing twice is the same.
+    views = (
+        ("arms", 3, "1 Arms: mean and spread", arms | best_first),
+        ("curves", 2, "2 Curves, grouped by arm", curves | grouped),
+        ("trials", 1, "3 Trials, best first", trials | best_first),
     )
-    curves = _state(
-        "trial",
-        [_metric(metric), _metric("device_seconds")],
-        "Averages over the seeds of an arm",
-        [_line(curve), _line("train/loss"), _bars(metric)],
-    )
-    trials = _state(
-        "trial",
-        [*(f"tags.`{name}`" for name in ("arm", "seed", "state")), _metric(metric), _metric("device_seconds")],
-        "Trials, in the colours of their arms",
-        [_bars(metric), _line(curve)],
-    )
-    named = {
-        "arms": ("1 Arms: mean and spread", arms | best_first),
-        "curves": ("2 Curves, grouped by arm", curves | {"groupBy": by_arm, "useGroupedValuesInCharts": True}),
-        "trials": ("3 Trials, best first", trials | best_first),
-    }
-    # The UI lists the newest first: `rank` stands for a time, so that writing twice is the same.
-    return {
-        f"{SAVED_VIEW}{key}": json.dumps(
-            {"name": name, "createdAt": rank, "updatedAt": rank, "state": json.dumps(state)}, separators=(",", ":")
-        )
-        for rank, (key, (name, state)) in zip(range(len(named), 0, -1), named.items(), strict=True)
-    }
+    tags = {}
+    for key, rank, name, state in views:
+        view = {"name": name, "createdAt": rank, "updatedAt": rank, "state": json.dumps(state)}
+        tags[f"mlflow.sharedViewState.{key}"] = json.dumps(view, separators=(",", ":"))
+    return tags
 
 
-def _state(role: str, columns: Sequence[str], title: str, charts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _state(
+    role: str, tags: Sequence[str], metrics: Sequence[str], title: str, charts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """The state of list and charts, as the UI keeps it, of the runs with a role."""
+    name, columns = "attributes.`Run Name`", [*tags, *map(_column, metrics)]
     return {
         "searchFilter": f"tags.role = '{role}'",
         "orderByKey": "attributes.start_time",
@@ -109,37 +93,27 @@ def _state(role: str, columns: Sequence[str], title: str, charts: Sequence[dict[
         "startTime": "ALL",
         "runsHiddenMode": "SHOW_ALL",
         "selectedColumns": columns,
-        "columnOrder": [NAME, *columns],
-        "columnWidths": {NAME: 220} | dict.fromkeys(columns, 170),
+        "columnOrder": [name, *columns],
+        "columnWidths": {name: 220} | dict.fromkeys(columns, 170),
         "compareRunSections": [{"uuid": "study", "name": title, "display": True}],
         "compareRunCharts": charts,
         "isAccordionReordered": True,  # else the UI puts its own sections, of some hundred metrics, before ours
     }
 
 
-def _metric(name: str) -> str:
-    return f"metrics.`{name}`"
+def _column(metric: str) -> str:
+    return f"metrics.`{metric}`"
 
 
-def _bars(metric: str) -> dict[str, Any]:
-    return _chart("BAR", metric)
+def _bars(metric: str, kind: str = "BAR") -> dict[str, Any]:
+    names = {"uuid": f"{kind.lower()}-{metric}", "type": kind, "metricKey": metric, "displayName": metric}
+    return names | {"metricSectionId": "study", "runsCountToCompare": 100}
 
 
 def _line(metric: str) -> dict[str, Any]:
     axes = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear"}
     values = {"yAxisKey": "metric", "yAxisExpressions": [], "selectedMetricKeys": [metric], "range": {}}
-    return _chart("LINE", metric) | axes | values | {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
-
-
-def _chart(kind: str, metric: str) -> dict[str, Any]:
-    return {
-        "uuid": f"{kind.lower()}-{metric}",
-        "type": kind,
-        "metricKey": metric,
-        "displayName": metric,
-        "metricSectionId": "study",
-        "runsCountToCompare": 100,
-    }
+    return _bars(metric, "LINE") | axes | values | {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
 
 
 # --- notes --------------------------------------------------------------------------------------------------------
