@@ -76,23 +76,19 @@ class LiveView:
     def _work(self) -> None:
         view: View | None = None
         saved = -math.inf
-
-        def do(task: Callable[[View], None]) -> None:
-            nonlocal view
-            try:
+        try:
+            while (task := self._tasks.get()) is not None:
                 view = view or View(self.uri, self.info, self.storage)
                 task(view)
-            except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
-                self.error = f"{type(error).__name__}: {first_line(error)}"
-
-        while (task := self._tasks.get()) is not None:
-            if not self.error:
-                do(task)
-            if not self.error and time.monotonic() - saved > CATCH_UP_SECONDS:
-                do(self._catch_up)
-                saved = time.monotonic()
-        if view and not self.error:
-            do(self._catch_up)
+                if time.monotonic() - saved > CATCH_UP_SECONDS:
+                    self._catch_up(view)
+                    saved = time.monotonic()
+            if view:
+                self._catch_up(view)
+        except Exception as error:  # whatever MLflow, SQLAlchemy or the network raise: the study goes on
+            self.error = f"{type(error).__name__}: {first_line(error)}"
+            while self._tasks.get() is not None:
+                continue
 
     def _catch_up(self, view: View) -> None:
         """Write what depends on all trials so far."""
@@ -113,7 +109,8 @@ def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
         Figures, report and models too, as far as they were made.
     """
     view, content, ended = _open(storage, study, uri)
-    searched = _ended_points(storage, study)
+    ledger = load_ledger(storage, study) or {"points": []}
+    searched = _ended(storage, [trial for point in ledger["points"] for trial in point["trials"]])
     for trial, arm, record in ended + searched:
         view.ended(trial, arm, record)
     for arm in dict.fromkeys(arm for _, arm, _ in ended):
@@ -143,8 +140,15 @@ def _send_files(view: View, ended: list[Ended], report: bytes | None) -> None:
 
 
 def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any], list[Ended]]:
-    """The view of a study, what its file says, and its trials that have ended."""
-    content = _content(storage, study)
+    """The view of a study, what its file says, and its trials that have ended.
+
+    While it is still searching for its arms, its file is that of the search.
+    """
+    ledger = None if storage.exists(f"{study}/study.json") else load_ledger(storage, study)
+    if ledger is None:
+        content = dict(storage.read_json(f"{study}/study.json"))
+    else:
+        content = ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
     plan = content["plan"]
     info = StudyInfo(
         name=plan["study"],
@@ -156,26 +160,10 @@ def _open(storage: Storage, study: str, uri: str) -> tuple[View, dict[str, Any],
         higher_is_better=plan.get("higher_is_better", True),
         arms=tuple(plan.get("arms", ())),
     )
-    trials = content["trials"][
-        : content.get("needed")
-    ]  # fewer than planned, where a study was decided at an interim analysis
-    ended = _ended(storage, trials)
+    # Fewer than planned, where a study was decided at an interim analysis.
+    ended = _ended(storage, content["trials"][: content.get("needed")])
     begun = min((milliseconds(record)[0] for _, _, record in ended), default=None)
     return View(uri, info, storage, begun), content, ended
-
-
-def _content(storage: Storage, study: str) -> dict[str, Any]:
-    """The plan of a study and its trials; while it is still searching for its arms, that of the search."""
-    ledger = None if storage.exists(f"{study}/study.json") else load_ledger(storage, study)
-    if ledger is None:
-        return dict(storage.read_json(f"{study}/study.json"))
-    return ledger | {"data": ledger["plan"]["data"], "trials": [], "unfinished": True}
-
-
-def _ended_points(storage: Storage, study: str) -> list[Ended]:
-    """The trials of a study's search that have ended; none without a search."""
-    ledger = load_ledger(storage, study) or {"points": []}
-    return _ended(storage, [trial for point in ledger["points"] for trial in point["trials"]])
 
 
 def _ended(storage: Storage, trials: list[dict[str, Any]]) -> list[Ended]:

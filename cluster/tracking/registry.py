@@ -40,7 +40,11 @@ def register_best(runs: Runs, info: pages.StudyInfo, storage: Storage, ended: Se
     if not best:
         return
     versions, aliases = _registered(runs, info)
-    logged = _logged(runs) if {trial for trial, _, _ in best.values()} - versions.keys() else {}
+    logged: dict[str, Any] = {}
+    """Logged models of the experiment that are whole, by trial."""
+    if {trial for trial, _, _ in best.values()} - versions.keys():
+        models = pages_of(functools.partial(runs.client.search_logged_models, [runs.experiment]))
+        logged = {one.tags["trial_id"]: one for one in models if "trial_id" in one.tags and one.status == "READY"}
     for arm, (trial, record, why) in best.items():
         if trial not in versions:
             versions[trial] = _register(runs, info.name, storage, arm, record, why, logged)
@@ -104,12 +108,6 @@ def _register(
         name, source, run, tags, description=text, model_id=model.model_id, await_creation_for=0
     )
     return str(made.version)
-
-
-def _logged(runs: Runs) -> dict[str, Any]:
-    """Logged models of the experiment that are whole, by trial."""
-    found = pages_of(functools.partial(runs.client.search_logged_models, [runs.experiment]))
-    return {one.tags["trial_id"]: one for one in found if "trial_id" in one.tags and one.status == "READY"}
 
 
 def _log_model(runs: Runs, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:

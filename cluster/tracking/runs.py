@@ -82,7 +82,12 @@ class Runs:
         run = self.known[role, key]
         self.log(run, tags=tags)
         if params and not run.has_params:
-            self._log_params(run, params())
+            from mlflow.entities import Param
+
+            values = [Param(name, str(value)) for name, value in params().items()]
+            for begin in range(0, len(values), PARAM_BATCH):
+                self.client.log_batch(run.id, params=values[begin : begin + PARAM_BATCH])
+            run.has_params = True
         return run
 
     def log(self, run: Run, metrics: Sequence[Any] = (), tags: Mapping[str, str] | None = None) -> None:
@@ -145,35 +150,31 @@ class Runs:
 
         if found := self.client.get_experiment_by_name(name):
             return found.experiment_id
+        folder = None  # left to the server; with a SQLite file beside it, not where the study was started
+        if self.uri.startswith("sqlite:///"):
+            beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent
+            folder = (beside / "mlflow_artifacts" / name).as_uri()
         try:
-            return self.client.create_experiment(name, artifact_location=_artifact_folder(self.uri, name))
+            return self.client.create_experiment(name, artifact_location=folder)
         except MlflowException:  # another process has just made it, or this one did by a request that was asked twice
             if found := self.client.get_experiment_by_name(name):
                 return found.experiment_id
             raise
 
     def _find(self, query: str = "tags.key != ''") -> None:
-        """Runs of the experiment that are ours; all of them in few queries, however many trials there are."""
+        """Runs of the experiment that are ours; all of them in few queries, however many trials there are.
+
+        Of two for the same the earlier is kept: a server that answers too late makes one, and is asked again.
+        """
         search = functools.partial(self.client.search_runs, [self.experiment], query, max_results=1000)
-        for run in pages_of(search):
-            tags, info = dict(run.data.tags), run.info
-            role = tags.get("role", "").removeprefix(EARLIER)
-            self._keep((role, tags["key"]), Run(info.run_id, info.start_time, info.status, tags, bool(run.data.params)))
-
-    def _keep(self, key: tuple[str, str], run: Run) -> None:
-        """Keep the earlier of two runs for the same: a server that answers too late makes one, and is asked again."""
-        known = self.known.setdefault(key, run)
-        if known.id != run.id:
-            self.known[key], duplicate = sorted((known, run), key=lambda one: (one.start, one.id))
-            self.client.delete_run(duplicate.id)
-
-    def _log_params(self, run: Run, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(name, str(value)) for name, value in values.items()]
-        for begin in range(0, len(params), PARAM_BATCH):
-            self.client.log_batch(run.id, params=params[begin : begin + PARAM_BATCH])
-        run.has_params = True
+        for page in pages_of(search):
+            tags, info = dict(page.data.tags), page.info
+            run = Run(info.run_id, info.start_time, info.status, tags, bool(page.data.params))
+            key = tags.get("role", "").removeprefix(EARLIER), tags["key"]
+            known = self.known.setdefault(key, run)
+            if known.id != run.id:
+                self.known[key], duplicate = sorted((known, run), key=lambda one: (one.start, one.id))
+                self.client.delete_run(duplicate.id)
 
 
 def pages_of(search: Callable[..., Any]) -> Iterator[Any]:
@@ -183,13 +184,3 @@ def pages_of(search: Callable[..., Any]) -> Iterator[Any]:
     while page.token:
         page = search(page_token=page.token)
         yield from page
-
-
-def _artifact_folder(uri: str, experiment: str) -> str | None:
-    """The artifact folder of a SQLite file: beside it, not in whatever folder the study was started in.
-
-    None leaves it to the server.
-    """
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlflow_artifacts" / experiment).as_uri()

@@ -80,8 +80,9 @@ class View:
         if run.tags.get("written") == written:
             return
         final = {name: value for name, value in record.metrics.items() if value is not None}
+        curves = load_curves(self.storage, trial) + load_finetune_curves(self.storage, trial)
         final |= {"wall_seconds": record.wall_seconds, "device_seconds": record.device_seconds}
-        metrics = self.runs.points(run, all_curves(self.storage, trial)) + self.runs.metrics(final, at=begun)
+        metrics = self.runs.points(run, curves) + self.runs.metrics(final, at=begun)
         tags = {
             "state": record.state,
             "reason": record.reason or "",
@@ -119,20 +120,16 @@ class View:
         keep = {("arm", arm) for arm in self.info.arms} | {("trial", trial) for trial in trials}
         self.runs.retire(keep | {("study", self.info.name)})
 
-    def links(self) -> dict[str, Any]:
-        """Content of LINKS, where the runs are: ids by trial, and the address of the UI, empty when it is a file."""
-        uri = self.runs.uri
-        return {
+    def save_links(self) -> None:
+        """Write LINKS into the study's folder, when anything has changed: ids by trial, and the UI, if not a file's."""
+        name, uri = f"{self.info.name}/{LINKS}", self.runs.uri
+        content = {
             "tracking_uri": without_secret(uri),
             "ui": without_user(uri) if uri.startswith("http") else "",
             "experiment_id": self.runs.experiment,
             "parent": self.parent.id,
             "runs": {key: run.id for (role, key), run in sorted(self.runs.known.items()) if role == "trial"},
         }
-
-    def save_links(self) -> None:
-        """Write LINKS into the study's folder, when anything has changed."""
-        name, content = f"{self.info.name}/{LINKS}", self.links()
         try:
             there = self.storage.read_json(name)
         except RecordError:  # not there yet, or damaged
@@ -219,11 +216,6 @@ class View:
     def _finish(self, run: Run, written: str, status: str, state: str, end: int) -> None:
         self.runs.set_status(run, status, state, end)
         self.runs.log(run, tags={"written": written})  # last: a run with this tag is whole
-
-
-def all_curves(storage: Storage, trial: str) -> list[dict[str, Any]]:
-    """Rows of pre-training, and of fine-tunings."""
-    return load_curves(storage, trial) + load_finetune_curves(storage, trial)
 
 
 def milliseconds(record: Record) -> tuple[int, int]:

@@ -294,10 +294,11 @@ def test_links_lead_from_records_to_runs(case):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff", b"[]"])
 def test_damaged_links_are_written_anew(tmp_path, damage):
-    storage, links = Storage(tmp_path), {"parent": "p", "runs": {}}
+    storage, runs = Storage(tmp_path), SimpleNamespace(uri="sqlite:///x.db", experiment="1", known={})
     storage.write(f"study/{LINKS}", damage)
-    view = SimpleNamespace(info=SimpleNamespace(name="study"), links=lambda: links, storage=storage)
-    View.save_links(view)
+    info, parent = SimpleNamespace(name="study"), SimpleNamespace(id="p")
+    View.save_links(SimpleNamespace(info=info, runs=runs, parent=parent, storage=storage))
+    links = {"tracking_uri": "sqlite:///x.db", "ui": "", "experiment_id": "1", "parent": "p", "runs": {}}
     assert storage.read_json(f"study/{LINKS}") == links
 
 
@@ -305,7 +306,7 @@ def test_what_is_whole_is_passed_over(case, monkeypatch):
     case.run()
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     read = []
-    monkeypatch.setattr(view, "all_curves", lambda storage, trial: read.append(trial) or [])
+    monkeypatch.setattr(view, "load_curves", lambda storage, trial: read.append(trial) or [])
     rebuild(case.storage, case.plan.study, case.uri, files=False)
     assert read == []
 
