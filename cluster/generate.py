@@ -134,10 +134,7 @@ def made_here(chunk: Chunk, versions: dict[str, str], make: Callable[[Chunk], Ma
 def check_generators(versions: dict[str, str]) -> None:
     """Every node that offers CPUs must have the generators of this process: others make other jets.
 
-    Raises
-    ------
-    ClusterError
-        One line naming the nodes and what they have.
+    Raises ClusterError in one line naming the nodes and what they have.
     """
     nodes = [node for node in alive_nodes() if node["Resources"].get("CPU", 0) >= 1]
     if not nodes:

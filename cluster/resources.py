@@ -38,10 +38,7 @@ class Resources:
     def begin_inline(self, what: str) -> None:
         """Set torch's threads in this process, which trains without Ray.
 
-        Raises
-        ------
-        ClusterError
-            When a GPU is asked for and there is none here.
+        Raises ClusterError when a GPU is asked for and there is none here.
         """
         import torch
 

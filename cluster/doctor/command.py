@@ -37,10 +37,8 @@ JETS = 100
 def examine(storage: Storage, address: str | None, source: str | None, tracking_uri: str | None) -> list[Finding]:
     """Run every check.
 
-    Raises
-    ------
-    ClusterError, DataError
-        When there is no cluster or there are no such jets, or the storage cannot be written from here.
+    Raises ClusterError or DataError when there is no cluster or there are no such jets, or the storage cannot be
+    written from here.
     """
     token = check_storage(storage)
     connection: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -85,10 +83,7 @@ def check_tracking(uri: str) -> Finding:
 def check_jets(source: str, nodes: bool) -> Finding:
     """Whether the jets can be read here, and arrive on every node as they are.
 
-    Raises
-    ------
-    DataError
-        For jets that cannot be used.
+    Raises DataError for jets that cannot be used.
     """
     jets = load_cached(source, jets_per_class=dict.fromkeys(CLASSES, JETS))
     if jets is None:

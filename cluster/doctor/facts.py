@@ -48,10 +48,7 @@ def probe_node(storage: Storage, token: str) -> dict[str, Any]:
 def check_storage(storage: Storage) -> str:
     """Write and read back a token, so that a wrong path fails before any training. Returns the token's name.
 
-    Raises
-    ------
-    ClusterError
-        When it cannot be written.
+    Raises ClusterError when it cannot be written.
     """
     name = temporary_name(".token")
     try:

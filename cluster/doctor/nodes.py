@@ -42,10 +42,7 @@ def ask_nodes(storage: Storage, token: str, slots: Callable[[dict[str, Any]], in
 def on_each(nodes: Sequence[dict[str, Any]], function: Callable[..., Any], *arguments: Any) -> list[tuple[Any, Any]]:
     """Run a function on each node, all at once: (node, what it returned). Those that have gone meanwhile are left out.
 
-    Raises
-    ------
-    ClusterError
-        Naming the nodes that are there and cannot run it, or when none is left.
+    Raises ClusterError naming the nodes that are there and cannot run it, or when none is left.
     """
     import ray
     from ray.exceptions import RayError

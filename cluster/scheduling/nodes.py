@@ -27,12 +27,8 @@ POLL_S, REMIND_S = 2.0, 600.0
 def check_nodes(storage: Storage, resources: Resources) -> None:
     """Some node must be able to hold one trial, and every live node be in order: see :mod:`cluster.doctor`.
 
-    A cluster that grows (`resources.grow_to`) is asked for a first such node, and waited for.
-
-    Raises
-    ------
-    ClusterError
-        When none can, or one is not.
+    A cluster that grows (`resources.grow_to`) is asked for a first such node, and waited for. Raises ClusterError when
+    none can, or one is not.
     """
     if resources.grow_to:
         _wait_for_slot(resources)

@@ -59,10 +59,7 @@ def run_inline(
 ) -> None:
     """One pack after another in this process: for a debugger, or a machine without Ray.
 
-    Raises
-    ------
-    ClusterError
-        When a GPU is asked for and there is none here.
+    Raises ClusterError when a GPU is asked for and there is none here.
     """
     resources.begin_inline("trials")
     events = Listeners(listeners)

@@ -282,10 +282,7 @@ def write_ledger(storage: Storage, plan: SearchPlan, points: int, entries: Seque
 def load_entries(storage: Storage, plan: SearchPlan) -> list[Entry]:
     """The points of a ledger; none when there is no ledger yet.
 
-    Raises
-    ------
-    RecordError
-        When it is damaged, or of another search.
+    Raises RecordError when it is damaged, or of another search.
     """
     content = load_ledger(storage, plan.study)
     if content is None:

@@ -30,12 +30,7 @@ from jbot.store.trial_spec import TrialSpec
 def search_ray(job: Job, points: int, data: Jets, listeners: Sequence[Listener], *, address: str | None) -> None:
     """Run as many points at once as the machines hold; see :func:`cluster.scheduling.tune.run_ray`.
 
-    Raises
-    ------
-    ClusterError
-        As there.
-    KeyboardInterrupt
-        After Ctrl-C, when Tune has stopped its trials.
+    Raises ClusterError as that does. Raises KeyboardInterrupt after Ctrl-C, when Tune has stopped its trials.
     """
     left = Searcher(job.plan, points, job.storage).left()
     if not left:

@@ -17,11 +17,8 @@ def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
 def without_checksum(content: Any, *, required: bool = False) -> Any:
     """The content alone.
 
-    Raises
-    ------
-    TypeError
-        When it is not what was written. Content without a digest, of before there were any, is taken as it is, unless
-        it is `required`: a flipped bit may have hit the name of the digest.
+    Raises TypeError when it is not what was written. Content without a digest, of before there were any, is taken as it
+    is, unless it is `required`: a flipped bit may have hit the name of the digest.
     """
     if not isinstance(content, dict) or KEY not in content:
         if required:

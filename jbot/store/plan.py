@@ -190,10 +190,7 @@ def save_study(
 def load_study(folder: str) -> StudyRecords:
     """Read a study folder, ``<storage>/<study>``, and the records of its trials.
 
-    Raises
-    ------
-    RecordError
-        When the folder holds no readable plan.
+    Raises RecordError when the folder holds no readable plan.
     """
     storage, study = open_folder(folder)
     content = storage.read_json(f"{study}/{FILE}")

@@ -134,10 +134,7 @@ def save_record(storage: Storage, record: Record) -> None:
 def load_record(storage: Storage, trial: str, strict: bool = False) -> Record | None:
     """The record of a trial that has ended, or None.
 
-    Raises
-    ------
-    RecordError
-        When the file is damaged or of another schema; `strict` as in :func:`read_record`.
+    Raises RecordError when the file is damaged or of another schema; `strict` as in :func:`read_record`.
     """
     try:
         return read_record(storage, f"{trial_folder(trial)}/record.json", strict)
@@ -180,10 +177,8 @@ def _load_many(
 def load_whole(storage: Storage, trial: str) -> Record | None:
     """The record of a trial that has run to its end, or None: a pruned one can go on from its checkpoint.
 
-    Raises
-    ------
-    RecordError
-        When the file is damaged, of another schema, or not what was written: nothing is to be built on it.
+    Raises RecordError when the file is damaged, of another schema, or not what was written: nothing is to be built on
+    it.
     """
     return load_whole_records(storage, [trial]).get(trial)
 

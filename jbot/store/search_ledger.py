@@ -150,10 +150,7 @@ class Ledger(TypedDict):
 def load_ledger(storage: Storage, study: str) -> dict[str, Any] | None:
     """The ledger of a study's search, see :class:`Ledger`; None where there is none.
 
-    Raises
-    ------
-    RecordError
-        When it is damaged.
+    Raises RecordError when it is damaged.
     """
     name = f"{study}/{LEDGER}"
     if not storage.exists(name):

@@ -146,12 +146,7 @@ class Storage:
     def read(self, name: str) -> bytes:
         """The content of a file.
 
-        Raises
-        ------
-        NotThereError
-            When there is none.
-        UnreadableError
-            When the storage fails.
+        Raises NotThereError when there is none. Raises UnreadableError when the storage fails.
         """
         try:
             with self._fs.open_input_stream(self._path(name)) as stream:

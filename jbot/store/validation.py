@@ -13,10 +13,7 @@ from typing import Any
 def check_types(instance: Any) -> None:
     """Check the fields of a dataclass against their annotations, all that JSON can hold.
 
-    Raises
-    ------
-    TypeError
-        Naming field, rule and value of the first that is of another type.
+    Raises TypeError naming field, rule and value of the first that is of another type.
     """
     kind: Any = type(instance)
     for name, hint in _hints(kind).items():

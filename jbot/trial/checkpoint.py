@@ -74,10 +74,8 @@ class Checkpoint:
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> TrainState:
         """The saved state, or a fresh one; `history` is then that of the earlier attempts.
 
-        Raises
-        ------
-        UnreadableError
-            When the storage fails: a checkpoint that may be whole is not to be replaced by a fresh one.
+        Raises UnreadableError when the storage fails: a checkpoint that may be whole is not to be replaced by a fresh
+        one.
         """
         fresh = init_state(config, [config.seed], device, dtype)
         if self.storage.exists(f"{self.folder}/state.json"):
@@ -160,10 +158,7 @@ def write_state(
 def read_state(storage: Storage, folder: str, part: str) -> tuple[dict[str, Any], Arrays]:
     """Content and arrays that :func:`write_state` has written.
 
-    Raises
-    ------
-    RecordError, KeyError, TypeError
-        When they are missing or damaged.
+    Raises RecordError, KeyError or TypeError when they are missing or damaged.
     """
     saved = without_checksum(storage.read_json(f"{folder}/{part}.json"), required=True)
     name = f"{folder}/{saved.get('arrays', f'{part}.safetensors')}"

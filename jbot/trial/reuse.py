@@ -70,10 +70,7 @@ def save_state(storage: Storage, trial: str, state: TrainState) -> None:
 def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:
     """The state that a trial has left, on the device of a fresh one.
 
-    Raises
-    ------
-    RecordError, KeyError, TypeError
-        When it is missing, damaged, or of another model.
+    Raises RecordError, KeyError or TypeError when it is missing, damaged, or of another model.
     """
     saved, arrays = read_state(storage, trial_folder(trial), STATE)
     return restored(fresh, arrays, saved["state"])
@@ -92,12 +89,8 @@ def continue_other(
     """The state of the longest beginning of a trial that another one has left, and whose; else the fresh one and None.
 
     Points of the learning curves that this trial has not, as the last one of a trial that stopped, are left out; what
-    the other trial has left at the epochs before is copied.
-
-    Raises
-    ------
-    UnreadableError
-        When the storage fails: what may be whole is not trained again.
+    the other trial has left at the epochs before is copied. Raises UnreadableError when the storage fails: what may be
+    whole is not trained again.
     """
     there = set(storage.names("trials"))
     for epoch, other in beginnings(config, fingerprint):
