@@ -9,8 +9,8 @@ that those of other sizes share them; the generator's command puts them together
     <cache>/pythia/<settings>/jets_q3000_g3000_w3000_z3000_t3000.h5
 """
 
+import functools
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -23,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import h5py
@@ -108,8 +107,9 @@ def generate_file(
     counts, chunks = _request(jets_per_class, settings, cache, workers)
     path = settings_folder(settings, cache) / f"jets_{'_'.join(f'{name}{count}' for name, count in counts.items())}.h5"
     if not _is_whole(path):
-        _make_chunks(chunks, executor or local_executor(workers or _cores()), progress)
-        _assemble(path, chunks, counts, settings)
+        _make_chunks(chunks, executor or functools.partial(make_here, workers=workers), progress)
+        per_class = {name: (n, _contents([c for c in chunks if c.name == name])) for name, n in counts.items()}
+        hdf5.write(path, per_class, attributes(settings))  # one chunk in memory at a time
     if out is None:
         return path
     with atomic_write(out) as partial:
@@ -131,7 +131,7 @@ def load_generated(
     Parameters and errors as of `generate_file`.
     """
     counts, chunks = _request(jets_per_class, settings, cache, workers)
-    _make_chunks(chunks, executor or local_executor(workers or _cores()), progress)
+    _make_chunks(chunks, executor or functools.partial(make_here, workers=workers), progress)
     return _put_together(counts, chunks, settings)
 
 
@@ -150,11 +150,15 @@ def _request(
     counts = hdf5.requested_counts(jets_per_class)
     if workers is not None and workers < 1:
         raise DataError(f"workers must be >= 1, got {workers}")
-    return counts, _plan(counts, settings, settings_folder(settings, cache) / "chunks")
+    folder = settings_folder(settings, cache) / "chunks"
+    return counts, [
+        Chunk(name, start // CHUNK, min(CHUNK, count - start), settings, folder)
+        for name, count in counts.items()
+        for start in range(0, count, CHUNK)
+    ]
 
 
 def _put_together(counts: Mapping[str, int], chunks: Sequence[Chunk], settings: Settings) -> JetData:
-    """Finished chunks as one set of jets."""
     metadata = attributes(settings)
     return join_parts(counts, _contents(chunks), metadata["source"], metadata)
 
@@ -164,21 +168,6 @@ def settings_folder(settings: Settings, cache: Path | None) -> Path:
     key = json.dumps(settings.describe() | {"chunk": str(CHUNK)}, sort_keys=True)
     fingerprint = hashlib.sha256(key.encode()).hexdigest()[:12]
     return cache_folder(cache) / "pythia" / f"{settings.jet_pt:g}GeV_seed{settings.seed}_{fingerprint}"
-
-
-def _plan(counts: Mapping[str, int], settings: Settings, folder: Path) -> list[Chunk]:
-    """All chunks of a request, class by class."""
-    return [
-        Chunk(name, start // CHUNK, min(CHUNK, count - start), settings, folder)
-        for name, count in counts.items()
-        for start in range(0, count, CHUNK)
-    ]
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # fewer than cpu_count inside a container or a batch job
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # --- making chunks ------------------------------------------------------------------------------------------------
@@ -199,13 +188,11 @@ def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> Non
             advance(done)
 
 
-def local_executor(workers: int) -> Executor:
-    """Make chunks in this process, or in several of this machine."""
-    return lambda chunks: map_chunks(chunks, min(workers, len(chunks)))
-
-
-def map_chunks(chunks: Sequence[Chunk], workers: int) -> Generator[int, None, None]:
-    """Make chunks in so many processes; with one, in this one."""
+def make_here(chunks: Sequence[Chunk], workers: int | None) -> Generator[int, None, None]:
+    """Make chunks in so many processes of this machine, by default one per core; with one, in this process."""
+    if workers is None:  # the cores of a container or a batch job may be fewer than cpu_count
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers, len(chunks))
     if workers <= 1:
         yield from map(make_chunk, chunks)
         return
@@ -224,14 +211,13 @@ def map_chunks(chunks: Sequence[Chunk], workers: int) -> Generator[int, None, No
 def _start_worker() -> None:
     """End silently on Ctrl-C, and with the parent when that is killed; unfinished chunks are made again."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if parent := multiprocessing.parent_process():
 
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+        threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def make_chunk(chunk: Chunk) -> int:
@@ -256,38 +242,30 @@ def save_chunk(chunk: Chunk, made: Made) -> None:
 
 def _read_chunk(chunk: Chunk) -> Arrays | None:
     """Arrays of a finished chunk, or the first of a longer one; None when neither is there with what was written."""
-    for path in itertools.chain([chunk.path], _longer(chunk)):
+
+    def size(path: Path) -> int:
+        number = path.stem.rpartition("_n")[2]
+        return int(number) if number.isdecimal() else 0
+
+    def paths() -> Iterator[Path]:  # a longer chunk is looked for when its own file will not do
+        yield chunk.path
+        if chunk.n_jets < CHUNK:
+            same = sorted(chunk.folder.glob(f"{chunk.name}_{chunk.number:05d}_n*.h5"))
+            yield from (path for path in same if size(path) > chunk.n_jets)
+
+    for path in paths():
         try:
             with h5py.File(path, "r") as file:
                 arrays = file[hdf5.PARTICLES][:], file[hdf5.JETS][:]
                 intact = file.attrs["fingerprint"] == content_fingerprint(*arrays)
         except (OSError, KeyError, ValueError):
             continue
-        if intact and len(arrays[1]) == _size(path):
+        if intact and len(arrays[1]) == size(path):
             return arrays[0][: chunk.n_jets], arrays[1][: chunk.n_jets]
     return None
 
 
-def _longer(chunk: Chunk) -> Iterator[Path]:
-    """Files of the same chunk with more jets, of which it is the beginning; looked for when they are asked for."""
-    if chunk.n_jets < CHUNK:
-        paths = sorted(chunk.folder.glob(f"{chunk.name}_{chunk.number:05d}_n*.h5"))
-        yield from (path for path in paths if _size(path) > chunk.n_jets)
-
-
-def _size(path: Path) -> int:
-    """Jets of a chunk, by the name of its file."""
-    number = path.stem.rpartition("_n")[2]
-    return int(number) if number.isdecimal() else 0
-
-
-# --- one file -----------------------------------------------------------------------------------------------------
-
-
-def _assemble(path: Path, chunks: list[Chunk], counts: Mapping[str, int], settings: Settings) -> None:
-    """Put chunks together into one file in JetNet's layout, one chunk in memory at a time."""
-    per_class = {name: (n, _contents([chunk for chunk in chunks if chunk.name == name])) for name, n in counts.items()}
-    hdf5.write(path, per_class, attributes(settings))
+# --- finished chunks ----------------------------------------------------------------------------------------------
 
 
 def _contents(chunks: Sequence[Chunk]) -> Iterator[Arrays]:

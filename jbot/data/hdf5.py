@@ -57,25 +57,24 @@ def read(path: Path, jets_per_class: Request = None) -> JetData:
     DataError
         Naming file, dataset and row of whatever breaks the layout.
     """
-    if path.is_dir():
-        return _read_folder(path, jets_per_class)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    with open_hdf5(path) as file:
-        wanted = _wanted(path, [name for name in CLASSES if name in file], jets_per_class)
-        metadata = {key: str(value) for key, value in file.attrs.items()}
-        tables = [find_class(file, name, name, count) for name, count in wanted.items()]
-        return read_tables(tables, metadata.get("source", path.name), metadata)
-
-
-def _read_folder(folder: Path, jets_per_class: Request) -> JetData:
-    files = {name: folder / f"{name}.hdf5" for name in CLASSES}
-    wanted = _wanted(folder, [name for name in CLASSES if files[name].exists()], jets_per_class)
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(open_hdf5(files[name])) for name in wanted}
-        metadata = {f"{name}: {key}": str(value) for name, file in opened.items() for key, value in file.attrs.items()}
-        tables = [find_class(file, "", name, wanted[name]) for name, file in opened.items()]
-        return read_tables(tables, f"folder {folder.name}", metadata)
+        if path.is_dir():
+            files = {name: path / f"{name}.hdf5" for name in CLASSES}
+            wanted = _wanted(path, [name for name in CLASSES if files[name].exists()], jets_per_class)
+            opened = {name: stack.enter_context(open_hdf5(files[name])) for name in wanted}
+            metadata = {f"{name}: {key}": str(value) for name, f in opened.items() for key, value in f.attrs.items()}
+            tables = [find_class(file, "", name, wanted[name]) for name, file in opened.items()]
+            source = f"folder {path.name}"
+        else:
+            file = stack.enter_context(open_hdf5(path))
+            wanted = _wanted(path, [name for name in CLASSES if name in file], jets_per_class)
+            metadata = {key: str(value) for key, value in file.attrs.items()}
+            tables = [find_class(file, name, name, count) for name, count in wanted.items()]
+            source = metadata.get("source", path.name)
+        parts = (read_rows(table, rows) for table in tables for rows in blocks(table.n_jets))
+        return join_parts({table.name: table.n_jets for table in tables}, parts, source, metadata)
 
 
 def _wanted(path: Path, present: list[str], jets_per_class: Request) -> dict[str, int | None]:
@@ -139,20 +138,13 @@ def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Tab
     container = file[group] if group else file
     particle_set = _dataset(container, where, PARTICLES, (N_PARTICLES, 4))
     jet_set = _dataset(container, where, JETS, (4,))
-    _check_lengths(where, len(particle_set), len(jet_set), count)
+    if len(particle_set) != len(jet_set):
+        raise DataError(f"{where}{PARTICLES} has {len(particle_set)} rows but {JETS} has {len(jet_set)}")
+    if len(jet_set) == 0:
+        raise DataError(f"{where}{PARTICLES} holds no jets")
+    if count is not None and count > len(jet_set):
+        raise DataError(f"{where}{PARTICLES} holds {len(jet_set)} jets, {count} are needed")
     return Table(name, where, particle_set, jet_set, len(jet_set) if count is None else count)
-
-
-def read_tables(tables: list[Table], source: str, metadata: dict[str, str]) -> JetData:
-    """Read and check classes block by block, straight into the arrays of one `JetData`.
-
-    Raises
-    ------
-    DataError
-        Naming file, dataset and the first row that breaks a rule.
-    """
-    parts = (read_rows(table, rows) for table in tables for rows in blocks(table.n_jets))
-    return join_parts({table.name: table.n_jets for table in tables}, parts, source, metadata)
 
 
 def read_rows(table: Table, rows: slice) -> Arrays:
@@ -167,7 +159,8 @@ def read_rows(table: Table, rows: slice) -> Arrays:
     jets = _rows(table.jets, table.where + JETS, rows)
     check_particles(particles, table.where + PARTICLES, rows.start)
     check_jets(jets, table.where + JETS, rows.start)
-    _clean(particles, jets)
+    particles *= particles[..., 3:]  # zero the padding, so that a sum over the 30 slots is a sum over particles
+    np.minimum(jets[:, 3], N_PARTICLES, out=jets[:, 3])  # JetNet counts all particles, here those kept
     return particles, jets
 
 
@@ -182,15 +175,6 @@ def _dataset(container: h5py.Group, where: str, name: str, row_shape: tuple[int,
     if dataset.dtype.kind not in "fiu":
         raise DataError(f"{where}{name} must hold real numbers, got dtype {dataset.dtype}")
     return dataset
-
-
-def _check_lengths(where: str, n_particle_rows: int, n_jet_rows: int, count: int | None) -> None:
-    if n_particle_rows != n_jet_rows:
-        raise DataError(f"{where}{PARTICLES} has {n_particle_rows} rows but {JETS} has {n_jet_rows}")
-    if n_particle_rows == 0:
-        raise DataError(f"{where}{PARTICLES} holds no jets")
-    if count is not None and count > n_particle_rows:
-        raise DataError(f"{where}{PARTICLES} holds {n_particle_rows} jets, {count} are needed")
 
 
 def _rows(dataset: h5py.Dataset, where: str, rows: slice) -> np.ndarray:
@@ -232,15 +216,6 @@ def _raise_at(broken: np.ndarray, values: np.ndarray, where: str, rule: str, fir
     others = np.count_nonzero(broken) - 1  # blocks behind this one are not looked at
     more = f" (and at least {others} more)" if others else ""
     raise DataError(f"{where}, {spot}: {rule}, got {values[index]:g}{more}")
-
-
-def _clean(particles: np.ndarray, jets: np.ndarray) -> None:
-    """Zero the features of padding, so that a sum over the 30 slots is a sum over particles, and cap the count.
-
-    JetNet counts all particles of a jet; ours is the number of those kept, at most 30. Changes our own copy in index.
-    """
-    particles *= particles[..., 3:]
-    np.minimum(jets[:, 3], N_PARTICLES, out=jets[:, 3])
 
 
 def write(path: Path, per_class: Mapping[str, tuple[int, Iterable[Arrays]]], attributes: Mapping[str, str]) -> None:

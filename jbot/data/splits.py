@@ -64,7 +64,9 @@ def split(labels: np.ndarray, *, task: str = "all", train: int, val: int, test: 
     sizes = {"test": test, "val": val, "train": train}
     needed = jets_needed(task=task, train=train, val=val, test=test)
     rows = {name: np.flatnonzero(np.asarray(labels) == CLASSES.index(name)) for name in needed}
-    _check_enough(task, needed, {name: len(found) for name, found in rows.items()})
+    if any(len(rows[name]) < count for name, count in needed.items()):
+        counts = ", ".join(f"{name} {len(rows[name])} of {count}" for name, count in needed.items())
+        raise DataError(f"too few jets for task {task!r}: {counts} needed")
     parts = {}
     for part in PARTS:
         unit, size = COMPOSITION[task][part], sizes[part]
@@ -107,12 +109,6 @@ def _taken(unit: tuple[str, ...], size: int) -> dict[str, int]:
     """Jets of each class set aside for a part: whole units, so that the last, cut unit may end on any class."""
     units = -(-int(size) // len(unit))
     return {name: units * unit.count(name) for name in dict.fromkeys(unit)}
-
-
-def _check_enough(task: str, needed: dict[str, int], available: dict[str, int]) -> None:
-    if any(available[name] < count for name, count in needed.items()):
-        counts = ", ".join(f"{name} {available[name]} of {count}" for name, count in needed.items())
-        raise DataError(f"too few jets for task {task!r}: {counts} needed")
 
 
 def _interleave(unit: tuple[str, ...], rows: dict[str, np.ndarray], size: int, part: str) -> np.ndarray:
