@@ -66,21 +66,9 @@ class Particles:
 
 
 def simulate(particles: Particles, pdg_id: np.ndarray, rng: np.random.Generator) -> Particles:
-    """Measure final-state particles with tracker, HCAL and ECAL.
+    """Measure final-state particles of PDG identity `pdg_id` (particle,) with tracker, HCAL and ECAL.
 
-    Parameters
-    ----------
-    particles : Particles
-        Final state of the generator.
-    pdg_id : (particle,) int array
-        PDG identity of each.
-    rng : numpy Generator
-        Draws the smearing: tracks first, then HCAL cells, then ECAL cells.
-
-    Returns
-    -------
-    Particles
-        Tracks, then HCAL cells, then ECAL cells.
+    Tracks come first, then HCAL cells, then ECAL cells, in what is returned and in the draws of the smearing.
     """
     visible = ~np.isin(np.abs(pdg_id), NEUTRINOS) & (particles.pt >= MIN_PT)
     particles, pdg_id = particles[visible], pdg_id[visible]
@@ -97,24 +85,12 @@ def simulate(particles: Particles, pdg_id: np.ndarray, rng: np.random.Generator)
 
 
 def assign(pdg_id: np.ndarray, pt: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which part of the detector measures each particle.
-
-    Parameters
-    ----------
-    pdg_id : (particle,) int array
-        Neutrinos removed.
-    pt : (particle,) float array
-        GeV.
+    """Which part of the detector measures each particle; `pdg_id` (particle,) without neutrinos, pT (particle,) [GeV].
 
     Returns
     -------
     track, hcal, ecal : (particle,) bool arrays
-        Exactly one is true for each particle.
-
-    Raises
-    ------
-    DataError
-        For a particle that no part of the detector knows.
+        Exactly one is true for each particle. Raises DataError for one that no part of the detector knows.
     """
     identity = np.abs(pdg_id)
     charged = np.isin(identity, CHARGED_HADRONS)
@@ -129,19 +105,10 @@ def assign(pdg_id: np.ndarray, pt: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 
 def cells(particles: Particles, size: float) -> Particles:
-    """Sum particle energies in cells of eta and phi; each cell is a massless particle at its centre.
+    """Sum particle energies in cells of eta and phi; each with energy is a massless particle at its centre.
 
-    Parameters
-    ----------
-    particles : Particles
-        Those beyond |eta| = 3 are not measured.
-    size : float
-        Cell size; in phi, the circle takes the largest whole number of cells at least this wide.
-
-    Returns
-    -------
-    Particles
-        One for each cell with energy, ordered by event, eta and phi.
+    Particles beyond |eta| = 3 are not measured. In phi, the circle takes the largest whole number of cells at least
+    `size` wide. Cells are ordered by event, eta and phi.
     """
     n_eta, n_phi = round(2 * CELL_MAX_ETA / size), int(2 * np.pi / size)
     phi_size = 2 * np.pi / n_phi

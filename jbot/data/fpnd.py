@@ -127,9 +127,12 @@ def fpnd(particles: np.ndarray, name: str, device: str | None = None) -> Fpnd:
 
 
 def activations(particles: np.ndarray, device: str | None = None) -> np.ndarray:
-    """(jet, 30, 4) particles -> (jet, 256) float64 activations of the stored ParticleNet."""
+    """(jet, 30, 4) particles -> (jet, 256) float64 activations of the ParticleNet that the jetnet package carries."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_particlenet().to(chosen)
+    stored = torch.load(_resources() / "pnet_state_dict.pt", map_location="cpu", weights_only=True)
+    network = ParticleNet()
+    network.load_state_dict({key: stored[key] for key in network.state_dict()})
+    network.eval().to(chosen)
     found = []
     with torch.inference_mode():
         for batch in torch.from_numpy(normalised(particles)).split(BATCH if chosen == "cpu" else 16 * BATCH):
@@ -155,14 +158,6 @@ def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
     eigenvalues = np.linalg.eigvals(cov_a @ cov_b).real
     root = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
     return float(np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * root)
-
-
-def load_particlenet() -> ParticleNet:
-    """The network with the weights that the jetnet package carries, in evaluation mode."""
-    stored = torch.load(_resources() / "pnet_state_dict.pt", map_location="cpu", weights_only=True)
-    network = ParticleNet()
-    network.load_state_dict({key: stored[key] for key in network.state_dict()})
-    return network.eval()
 
 
 def real_statistics(name: str) -> tuple[np.ndarray, np.ndarray]:

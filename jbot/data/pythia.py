@@ -146,14 +146,10 @@ def generate(
 
     Parameters
     ----------
-    name : str
-        Class, one of `CLASSES`.
     n_jets : int
         Jets to make. A smaller number gives the first of a larger number's jets.
-    settings : Settings
-        pT and radius. Its seed is not used:
     seeds : SeedSequence
-        feeds Pythia, the detector and the decays, each with its own stream.
+        Feeds Pythia, the detector and the decays, each with its own stream; the seed of `settings` is not used.
 
     Returns
     -------
@@ -181,13 +177,7 @@ def generate(
 def start_pythia(
     name: str, settings: Settings, seed: np.random.SeedSequence, decay_rng: np.random.Generator
 ) -> tuple[Any, Any]:
-    """Initialise Pythia for one class.
-
-    Returns
-    -------
-    pythia, hook
-        Keep both: Pythia holds no reference to a Python hook.
-    """
+    """Pythia for one class, and its hook. Keep both: Pythia holds no reference to a Python hook."""
     pythia8 = _optional("pythia8mc")
     pythia = pythia8.Pythia("", False)
     number = int(seed.generate_state(1)[0]) % 900_000_000 + 1  # Pythia takes 1 to 900,000,000
@@ -257,13 +247,6 @@ def final_state(batch: Any) -> tuple[Particles, np.ndarray]:
 def leading_jets(measured: Particles, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Find the leading anti-kT jet of each event and keep it when mMDT leaves two constituents.
 
-    Parameters
-    ----------
-    measured : Particles
-        Tracks and cells of a batch of events.
-    settings : Settings
-        Jet radius, and pT for the scale below which jets are not looked at.
-
     Returns
     -------
     p4 : (constituent, 4) float64
@@ -271,8 +254,10 @@ def leading_jets(measured: Particles, settings: Settings) -> tuple[np.ndarray, n
     counts : (jet,) int
         Constituents of each jet.
     """
-    ak, fastjet = _optional("awkward"), _optional("fastjet")
-    events = _by_event(ak, measured)
+    ak, fastjet, axes = _optional("awkward"), _optional("fastjet"), ("px", "py", "pz", "E")
+    order, in_event = np.argsort(measured.event, kind="stable"), np.bincount(measured.event)
+    columns = dict(zip(axes, np.ascontiguousarray(measured.p4[order].T), strict=True))
+    events = ak.unflatten(ak.zip(columns, with_name="Momentum4D"), in_event[in_event > 0])  # (event, particle)
     min_pt = MIN_LEADING_PT * settings.jet_pt
     fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)  # cited in each file instead
     clusters = fastjet.ClusterSequence(events, fastjet.JetDefinition(fastjet.antikt_algorithm, settings.jet_radius))
@@ -283,30 +268,12 @@ def leading_jets(measured: Particles, settings: Settings) -> tuple[np.ndarray, n
     jets = ak.to_packed(events[has_jet][members])
     jets = jets[survives_mmdt(jets, settings.jet_radius)]
     flat = ak.flatten(jets)
-    return np.stack([ak.to_numpy(flat[key]) for key in ("px", "py", "pz", "E")], axis=1), ak.to_numpy(ak.num(jets.px))
-
-
-def _by_event(ak: Any, measured: Particles) -> Any:
-    """Particles as awkward array (event, particle) of px, py, pz, E, in the layout that FastJet takes."""
-    order = np.argsort(measured.event, kind="stable")
-    p4 = measured.p4[order]
-    fields = {key: np.ascontiguousarray(p4[:, i]) for i, key in enumerate(("px", "py", "pz", "E"))}
-    counts = np.bincount(measured.event)
-    return ak.unflatten(ak.zip(fields, with_name="Momentum4D"), counts[counts > 0])
+    return np.stack([ak.to_numpy(flat[key]) for key in axes], axis=1), ak.to_numpy(ak.num(jets.px))
 
 
 def survives_mmdt(jets: Any, radius: float) -> np.ndarray:
-    """Whether mMDT leaves at least two constituents of each jet; (jet,) bool.
+    """Whether mMDT leaves at least two constituents of each jet, (jet,) bool; `jets` (jet, constituent) in awkward.
 
-    Parameters
-    ----------
-    jets : awkward array (jet, constituent)
-        px, py, pz, E [GeV].
-    radius : float
-        The jets' radius; without influence at beta 0.
-
-    Notes
-    -----
     Grooming is slow and most jets need none: a branch with 0.1 of the summed pT of the whole jet has at least that
     share of its own splitting (a subjet's pT is at most the sum of its constituents'), so mMDT stops there or before.
     """
@@ -323,7 +290,7 @@ def survives_mmdt(jets: Any, radius: float) -> np.ndarray:
 
 
 def groomed_counts(jets: Any, radius: float) -> np.ndarray:
-    """Constituents that mMDT leaves of each jet; (jet,) int. Parameters as for `survives_mmdt`."""
+    """Constituents that mMDT leaves of each jet, (jet,) int; the radius has no influence at beta 0."""
     ak, fastjet = _optional("awkward"), _optional("fastjet")
     clusters = fastjet.ClusterSequence(jets, fastjet.JetDefinition(fastjet.cambridge_algorithm, np.pi))
     groomed = clusters.exclusive_jets_softdrop_grooming(njets=1, beta=0.0, symmetry_cut=MMDT_ZCUT, R0=radius)

@@ -124,16 +124,10 @@ def moments(values: np.ndarray) -> tuple[tuple[float, float], tuple[float, float
 
 
 def spread(coordinate: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """Standard deviation over valid particles and its standard error; particles of a jet are not independent.
+    """Standard deviation of a coordinate (jet, 30) over valid particles (jet, 30), and its standard error.
 
-    Parameters
-    ----------
-    coordinate, valid : (jet, 30) arrays
-
-    Returns
-    -------
-    float, float
-        With d the sums of (x - mean)^2 - sd^2 in each jet, the error is sqrt(sum d^2) / (2 sd particles).
+    Particles of a jet are not independent: with d the sums of (x - mean)^2 - sd^2 in each jet, the error is
+    sqrt(sum d^2) / (2 sd particles).
     """
     coordinate, valid = coordinate.astype(np.float64), valid > 0
     mean, sd = coordinate[valid].mean(), coordinate[valid].std()
