@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from jbot.messages import first_line
 from jbot.store.attempts import attempts_begun, note_attempt
-from jbot.store.record import Record, load_record, load_whole
+from jbot.store.record import Record, TrialSpec, load_record, load_whole
 from jbot.store.storage import RecordError, Storage
-from jbot.store.trial_spec import TrialSpec
 
 
 class Watcher(Protocol):

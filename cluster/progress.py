@@ -16,9 +16,8 @@ from rich.text import Text
 
 from jbot.evaluation.metrics_registry import fine_tunings
 from jbot.messages import last_line
-from jbot.store.record import Record
+from jbot.store.record import Record, TrialSpec
 from jbot.store.search_ledger import SearchPlan
-from jbot.store.trial_spec import TrialSpec
 
 LOG_SECONDS = 15.0
 """Between lines where there is no terminal to draw a bar in."""

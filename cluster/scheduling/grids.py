@@ -18,9 +18,8 @@ from cluster.resources import Resources
 from jbot.data import Jets
 from jbot.evaluation.anomaly.grid import AnomalyGrid, grid_file, make_grid
 from jbot.messages import first_line
-from jbot.store.record import load_record
+from jbot.store.record import TrialSpec, load_record
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 
 
 def open_grids(grid: AnomalyGrid, specs: Sequence[TrialSpec], storage: Storage) -> list[TrialSpec]:

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from jbot.config import Config
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import TrialSpec
 from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_shapes
 from jbot.trainer.pack import pack_key
 

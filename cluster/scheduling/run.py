@@ -17,9 +17,8 @@ from cluster.scheduling.packs import form_packs, free_gpu_bytes
 from jbot.config import digest
 from jbot.data import JetData, Jets
 from jbot.store.attempts import checkpoint_folder
-from jbot.store.record import load_whole_records
+from jbot.store.record import TrialSpec, load_whole_records
 from jbot.store.storage import Storage, for_each
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 
 

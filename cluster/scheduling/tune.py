@@ -22,9 +22,8 @@ from cluster.scheduling.packs import form_packs
 from cluster.scheduling.run import open_trials, scratch_storage
 from jbot.data import JetData, Jets
 from jbot.store.attempts import attempts_begun
-from jbot.store.record import Record
+from jbot.store.record import Record, TrialSpec
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 
 # --- Tune itself, for studies and searches ------------------------------------------------------------------------

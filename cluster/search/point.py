@@ -21,10 +21,9 @@ from jbot.data import Jets
 from jbot.encoder import load
 from jbot.evaluation.anomaly.detect import AnomalyError
 from jbot.evaluation.anomaly.synthetic_signal import synthetic_signal_auc
-from jbot.store.record import load_curves, load_record, trial_folder
+from jbot.store.record import TrialSpec, load_curves, load_record, trial_folder
 from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.flops import training_flop
 from jbot.trial.run import Prune, run_pack
 

@@ -23,8 +23,7 @@ from cluster.search.point import Job, new_session, run_point
 from cluster.search.searcher import Entry, Searcher
 from jbot.data import Jets
 from jbot.store.attempts import attempts_begun
-from jbot.store.record import Record
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import Record, TrialSpec
 
 
 def search_ray(job: Job, points: int, data: Jets, listeners: Sequence[Listener], *, address: str | None) -> None:

@@ -13,10 +13,9 @@ from cluster.tracking.pages import StudyInfo
 from cluster.tracking.registry import Ended, register_best
 from cluster.tracking.view import View, milliseconds
 from jbot.messages import first_line
-from jbot.store.record import Record, load_records
+from jbot.store.record import Record, TrialSpec, load_records
 from jbot.store.search_ledger import load_ledger
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 
 CATCH_UP_SECONDS = 15.0
 """Between writings of links and summaries of arms while a study runs: each goes through all trials (assumed)."""

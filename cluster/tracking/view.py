@@ -20,9 +20,8 @@ from cluster.tracking.runs import Run, Runs
 from jbot.config import Config, digest, flatten, from_dict
 from jbot.messages import without_secret, without_user
 from jbot.store.arm_colours import arm_colour
-from jbot.store.record import Record, load_curves, load_finetune_curves, trial_folder
+from jbot.store.record import Record, TrialSpec, load_curves, load_finetune_curves, trial_folder
 from jbot.store.storage import RecordError, Storage
-from jbot.store.trial_spec import TrialSpec
 
 STATUS = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 SCHEMA = "1"

@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -119,6 +119,25 @@ def trial_id(config: Config, data_fingerprint: str, trainer_version: str) -> str
     return digest([differences(config), data_fingerprint, trainer_version])
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One arm at one seed that is to be run, as a study hands it to a worker."""
+
+    study: str
+    arm: str
+    plan_hash: str
+    config: Config
+    data_fingerprint: str
+    """That of the jets it uses (:meth:`jbot.data.Jets.fingerprint`), whatever else its study loads."""
+    git_commit: str | None = None
+    """The driver's: a worker may run a copy of the code without its history."""
+
+    @functools.cached_property
+    def trial_id(self) -> str:
+        """Hash of Config, data and trainer version."""
+        return trial_id(self.config, self.data_fingerprint, TRAINER_VERSION)
+
+
 def trial_folder(trial: str) -> str:
     """Where a trial's files lie in the storage."""
     return f"trials/{trial}"
@@ -164,12 +183,6 @@ def load_records(storage: Storage, trials: Iterable[str], *, lenient: bool = Fal
                 return None
             raise
 
-    return _load_many(storage, trials, load)
-
-
-def _load_many(
-    storage: Storage, trials: Iterable[str], load: Callable[[str], Record | None]
-) -> dict[str, Record | None]:
     names = list(dict.fromkeys(trials))
     return dict(zip(names, for_each(storage, names, load), strict=True))
 
@@ -180,23 +193,21 @@ def load_whole(storage: Storage, trial: str) -> Record | None:
     Raises RecordError when the file is damaged, of another schema, or not what was written: nothing is to be built on
     it.
     """
-    return load_whole_records(storage, [trial]).get(trial)
-
-
-def load_whole_records(storage: Storage, trials: Iterable[str]) -> dict[str, Record]:
-    """The records of those trials that have run to their end; see :func:`load_whole`."""
-    found = _load_many(storage, trials, functools.partial(_load_strictly, storage)).items()
-    return {trial: record for trial, record in found if record is not None and record.state != "pruned"}
-
-
-def _load_strictly(storage: Storage, trial: str) -> Record | None:
     try:
-        return load_record(storage, trial, strict=True)
+        record = load_record(storage, trial, strict=True)
     except UnreadableError:  # it may be whole
         raise
     except RecordError as error:
         remedy = f"move {trial_folder(trial)} away, and the same command runs that trial again"
         raise RecordError(f"{error}: {remedy}") from None
+    return None if record is None or record.state == "pruned" else record
+
+
+def load_whole_records(storage: Storage, trials: Iterable[str]) -> dict[str, Record]:
+    """The records of those trials that have run to their end; see :func:`load_whole`."""
+    names = list(dict.fromkeys(trials))
+    records = zip(names, for_each(storage, names, functools.partial(load_whole, storage)), strict=True)
+    return {trial: record for trial, record in records if record is not None}
 
 
 def read_record(storage: Storage, name: str, strict: bool = False) -> Record:

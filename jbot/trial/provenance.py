@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the code, the versions of the libraries, the machine."""
+"""Where a result comes from: the commit of the code, the versions of the libraries, the machine and its usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import functools
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +54,36 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+class ResourceUsage:
+    """Memory and utilisation of its device from the moment this is made, for the records."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.samples: list[float] = []
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def sample(self) -> None:
+        """Ask a GPU how busy it was in its last sampling period (below a second)."""
+        if self.device.type == "cuda":
+            try:
+                self.samples.append(torch.cuda.utilization(self.device) / 100)
+            except Exception:  # no NVML, an old driver, a part of a GPU: then nobody knows
+                return
+
+    def read(self) -> dict[str, Any]:
+        """`peak_memory_bytes`, of the process on a CPU, of torch's allocations on a GPU; `utilisation`, a share.
+
+        Utilisation is CPU seconds over wall seconds and threads; on a GPU the mean of the samples, None without any.
+        """
+        if self.device.type == "cuda":
+            busy = sum(self.samples) / len(self.samples) if self.samples else None
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            wall = time.perf_counter() - self.wall
+            busy = (time.process_time() - self.cpu) / max(wall, 1e-9) / torch.get_num_threads()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"peak_memory_bytes": int(peak), "utilisation": None if busy is None else round(busy, 3)}

@@ -18,9 +18,8 @@ from jbot.evaluation.evaluator import Evaluator, OtherJets
 from jbot.evaluation.metrics import Measured, uncertainties
 from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.attempts import attempts_begun, checkpoint_folder
-from jbot.store.record import Record, load_whole, save_record, trial_folder
+from jbot.store.record import Record, TrialSpec, load_whole, save_record, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import Engine, find_engine
 from jbot.trainer.finetune import FinetuneState, Run, finetune, label, named_classifier, pack_key, runs_of
 from jbot.trainer.inputs import prepare, resident
@@ -31,8 +30,7 @@ from jbot.trainer.state import Progress, TrainState, join_states
 from jbot.trial.card import save_card
 from jbot.trial.checkpoint import Checkpoint, finite
 from jbot.trial.evaluate import classifier_metrics, final_metrics, raw_feature_baseline
-from jbot.trial.provenance import hardware, library_versions
-from jbot.trial.resource_usage import ResourceUsage
+from jbot.trial.provenance import ResourceUsage, hardware, library_versions
 from jbot.trial.reuse import encoder_id, publish_encoder, save_state, start
 from jbot.trial.snapshots import save_pictures, save_snapshot
 

@@ -22,8 +22,8 @@ from jbot.cli import BAD_INPUT, INTERRUPTED
 from jbot.config import Config, ConfigError
 from jbot.data import DataError
 from jbot.store.plan import FILE, Plan, PlanError, load_study
+from jbot.store.record import TrialSpec
 from jbot.store.storage import RecordError, Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.reuse import plain
 from studies.runner import execute
 from studies.runner.console import say

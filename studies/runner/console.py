@@ -17,8 +17,8 @@ from cluster.scheduling.run import run_inline
 from jbot.data import Jets
 from jbot.messages import first_line, without_secret
 from jbot.store.plan import Plan
+from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from studies.runner.options import NO_VIEW, RunOptions
 
 console = Console(stderr=True)

@@ -30,9 +30,8 @@ from jbot.config import Config, override
 from jbot.data import CLASSES, JetData, jets_needed
 from jbot.data.splits import TARGETS
 from jbot.evaluation.evaluator import Evaluator
-from jbot.store.record import Record, load_records, not_reused
+from jbot.store.record import Record, TrialSpec, load_records, not_reused
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.finetune import LabeledRows, finetune_step, init_finetune, runs_of, stack_hyper
 from jbot.trainer.inputs import prepare

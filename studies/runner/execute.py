@@ -20,9 +20,8 @@ from jbot.config import digest
 from jbot.data import DataError, Jets
 from jbot.messages import first_line
 from jbot.store.plan import FILE, Plan, load_study, save_study
-from jbot.store.record import load_records, load_whole_records
+from jbot.store.record import TrialSpec, load_records, load_whole_records
 from jbot.store.storage import RecordError, Storage
-from jbot.store.trial_spec import TrialSpec
 from studies.runner.author_checkpoints import evaluate_checkpoints, find_checkpoints
 from studies.runner.console import console, run_specs, say, say_lost, watched
 from studies.runner.dry_run import describe

@@ -14,8 +14,8 @@ from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.verdict import Look
 from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 
 MAX_BLOCKS = 40
 """Up to which the dry run looks for a number of blocks that could stop early (assumed)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from jbot.config import Config, from_dict, override
 from jbot.data.load import Jets, Needed, cached_jets, load_jets, needed_by
 from jbot.store.plan import Plan, PlannedTrial
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import TrialSpec
 from jbot.trial.provenance import git_commit
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.progress import StudyProgress, epochs_of, styled
 from jbot.config import Config, override
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import TrialSpec
 
 
 @pytest.fixture

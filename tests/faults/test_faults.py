@@ -23,9 +23,8 @@ from cluster.scheduling.run import cleanup, open_trials, run_inline, scratch_sto
 from jbot.config import Config, override
 from jbot.store.attempts import checkpoint_folder, is_newest, note_attempt
 from jbot.store.processes import host_id
-from jbot.store.record import load_record
+from jbot.store.record import TrialSpec, load_record
 from jbot.store.storage import RecordError, Storage, UnreadableError
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.checkpoint import read_state
 from jbot.trial.run import run_pack
 from studies.masking_ablation import study as masking_ablation

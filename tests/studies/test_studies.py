@@ -11,9 +11,8 @@ from helpers import ROOT, TINY
 from analysis.report.sections.scaling import lines_over_jets, lines_over_models
 from analysis.verdicts.component_design import added_alone, alias_lines, left_out
 from jbot.config import Config, ConfigError, flatten, override
-from jbot.store.record import trial_folder
+from jbot.store.record import TrialSpec, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.model import weight_count
 from jbot.trial.run import run_pack
 from search_spaces import components

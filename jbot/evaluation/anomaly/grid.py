@@ -30,9 +30,8 @@ from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, selection_
 from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import rank_auc
 from jbot.evaluation.metrics_registry import SIGNALS
-from jbot.store.record import trial_folder
+from jbot.store.record import TrialSpec, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.engines.select import find_engine
 from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.model import pack

@@ -24,7 +24,7 @@ from cluster.resources import ClusterError, Resources
 from cluster.scheduling.tune import run_ray
 from jbot.config import Config, override
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import TrialSpec
 
 data = make_data(60)
 config = override(Config(), TINY)

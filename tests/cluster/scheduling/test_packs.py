@@ -6,7 +6,7 @@ from helpers import make_jets
 
 from cluster.scheduling.packs import MEMORY_SHARE, fitting, form_packs, trial_bytes
 from jbot.config import JBOT_B, Config, override
-from jbot.store.trial_spec import TrialSpec
+from jbot.store.record import TrialSpec
 from jbot.trainer.loop import run_steps
 from jbot.trainer.pack import Pack
 from jbot.trainer.state import init_state

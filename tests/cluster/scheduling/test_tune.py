@@ -17,9 +17,8 @@ from cluster.doctor import command as doctor
 from cluster.resources import ClusterError, Resources
 from cluster.scheduling.run import open_trials, run_inline
 from jbot.config import Config, override
-from jbot.store.record import load_record
+from jbot.store.record import TrialSpec, load_record
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 
 ray = pytest.importorskip("ray")
 from cluster import connection  # noqa: E402

@@ -19,10 +19,9 @@ from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.data import Jets
 from jbot.store.attempts import attempts_begun, note_attempt
 from jbot.store.plan import StudyRecords
-from jbot.store.record import load_record, load_whole
+from jbot.store.record import TrialSpec, load_record, load_whole
 from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import RecordError, Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 from search_spaces.axis import Axis
 from search_spaces.joint import COST, joint

@@ -15,8 +15,8 @@ from jbot.data.hdf5 import read, write
 from jbot.data.load import cached_jets, jets_used, needed_by
 from jbot.evaluation.metrics_registry import metric_names
 from jbot.store.plan import load_study
+from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.run import run_pack
 
 

@@ -32,9 +32,8 @@ from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import EncoderError, check_jets
 from jbot.evaluation.metrics_registry import metric_names
-from jbot.store.record import load_record
+from jbot.store.record import TrialSpec, load_record
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed
 from jbot.trainer.model import pack, weight_shapes

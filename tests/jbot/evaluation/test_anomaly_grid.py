@@ -20,8 +20,8 @@ from jbot.evaluation.anomaly.scores import MIN_BANK, PUBLISHED, SCORES, AnomalyE
 from jbot.evaluation.anomaly.synthetic_signal import choose
 from jbot.evaluation.metrics import MetricError, auc, rank_auc
 from jbot.evaluation.metrics_registry import SIGNALS
+from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from studies.runner.study import Study
 
 SMALL = AnomalyGrid(scores=("knn", "gmm"), draws=2)

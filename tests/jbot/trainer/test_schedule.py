@@ -21,9 +21,8 @@ from jbot.config import (
     parse_value,
     to_dict,
 )
-from jbot.store.record import load_curves, load_record, trial_folder, trial_id
+from jbot.store.record import TrialSpec, load_curves, load_record, trial_folder, trial_id
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.loop import learning_rate, run_steps
 from jbot.trainer.pack import Pack
 from jbot.trainer.state import init_state

@@ -9,9 +9,8 @@ import torch
 import jbot.trial.run
 from jbot.config import override
 from jbot.evaluation.metrics_registry import metric_names
-from jbot.store.record import Record, load_finetune_curves, load_record, trial_folder
+from jbot.store.record import Record, TrialSpec, load_finetune_curves, load_record, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.classifier import classifier_logits
 from jbot.trainer.model import cls_rows, encode
 from jbot.trial.run import run_pack

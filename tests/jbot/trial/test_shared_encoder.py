@@ -7,9 +7,8 @@ from helpers import make_data
 import jbot.trial.run
 from jbot.config import override
 from jbot.data import Jets
-from jbot.store.record import load_curves, trial_folder
+from jbot.store.record import TrialSpec, load_curves, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trial.reuse import plain
 from jbot.trial.run import run_pack
 

@@ -8,9 +8,8 @@ import torch
 import jbot.trial.run
 from jbot.config import ConfigError, override
 from jbot.evaluation.metrics_registry import BASELINES, find_metric
-from jbot.store.record import load_curves, load_record, trial_folder
+from jbot.store.record import TrialSpec, load_curves, load_record, trial_folder
 from jbot.store.storage import Storage
-from jbot.store.trial_spec import TrialSpec
 from jbot.trainer.inputs import prepare, resident
 from jbot.trainer.pack import PackError
 from jbot.trial.run import run_pack
