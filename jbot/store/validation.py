@@ -7,11 +7,13 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Instance = TypeVar("Instance")
 
 
-def check_types(instance: Any) -> None:
-    """Check the fields of a dataclass against their annotations, all that JSON can hold.
+def check_types(instance: Instance) -> Instance:
+    """Return a dataclass whose fields are what their annotations say, all that JSON can hold.
 
     Raises TypeError naming field, rule and value of the first that is of another type.
     """
@@ -19,6 +21,7 @@ def check_types(instance: Any) -> None:
     for name, hint in _hints(kind).items():
         if wrong := misfit(getattr(instance, name), hint, name):
             raise TypeError(wrong)
+    return instance
 
 
 def misfit(value: Any, hint: Any, name: str) -> str | None:

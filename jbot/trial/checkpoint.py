@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ CHECKPOINT_SECONDS = float(os.environ.get("JBOT_CHECKPOINT_SECONDS") or 20.0)
 """Between checkpoints, which are made at the end of an epoch. One of jBOT-S is half a megabyte."""
 
 Arrays = dict[str, np.ndarray]
-Saved = TypeVar("Saved")
 
 
 @dataclass(kw_only=True)
@@ -82,7 +81,7 @@ class Checkpoint:
             with damage_warned(f"checkpoint of trial {self.folder} is damaged, starting over"):
                 saved, arrays = read_state(self.storage, self.folder, "state")
                 state = restored(fresh, arrays, saved["state"])
-                self.history = checked(History(**saved["history"]))
+                self.history = check_types(History(**saved["history"]))
                 self.is_first = self.history.attempts == 0
                 return state
         return fresh
@@ -108,12 +107,9 @@ class Checkpoint:
         if self.storage.exists(f"{self.folder}/finetune.json"):
             with damage_warned(f"fine-tunings of {self.folder} are damaged, starting them over"):
                 saved, arrays = read_state(self.storage, self.folder, "finetune")
+                progress = {name: check_types(FinetuneProgress(**saved["runs"][name])) for name in fresh}
                 return {
-                    name: state.of(
-                        like(state, arrays, f"{name}/"),
-                        [checked(FinetuneProgress(**saved["runs"][name]))],
-                    )
-                    for name, state in fresh.items()
+                    name: state.of(like(state, arrays, f"{name}/"), [progress[name]]) for name, state in fresh.items()
                 }
         return fresh
 
@@ -151,7 +147,7 @@ def write_state(
     storage: Storage, folder: str, part: str, arrays: str, tensors: Mapping[str, Tensor], content: dict[str, Any]
 ) -> None:
     """Write the arrays under the name `arrays`, then ``<part>.json``, which makes them valid."""
-    checksum = storage.write_arrays(f"{folder}/{arrays}", as_arrays(tensors))
+    checksum = storage.write_arrays(f"{folder}/{arrays}", {n: x.detach().cpu().numpy() for n, x in tensors.items()})
     storage.write_json(f"{folder}/{part}.json", with_checksum({"arrays": arrays, "sha256": checksum} | content))
 
 
@@ -189,13 +185,7 @@ def damage_warned(consequence: str) -> Iterator[None]:
 
 def restored(fresh: TrainState, arrays: Arrays, progress: Any) -> TrainState:
     """A saved state on the device of a fresh one, which it must be like."""
-    return fresh.of(like(fresh, arrays), [checked(Progress(**progress))])
-
-
-def checked(instance: Saved) -> Saved:
-    """The same dataclass; a TypeError where a field is of another type."""
-    check_types(instance)
-    return instance
+    return fresh.of(like(fresh, arrays), [check_types(Progress(**progress))])
 
 
 def like(state: PackState, arrays: Arrays, prefix: str = "") -> dict[str, Tensor]:
@@ -212,11 +202,6 @@ def progress_of(state: PackState) -> dict[str, Any]:
     """How far a pack of one is, as JSON can hold it."""
     (progress,) = state.progress
     return vars(progress) | {"curves": finite(progress.curves)}
-
-
-def as_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
-    """Tensors as safetensors files hold them."""
-    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
 
 
 def finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

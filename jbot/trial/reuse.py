@@ -24,7 +24,7 @@ from jbot.store.storage import RecordError, Storage
 from jbot.trainer.model import pack
 from jbot.trainer.state import Progress, TrainState
 from jbot.trainer.workload import is_probed
-from jbot.trial.checkpoint import Checkpoint, check_file, damage_warned, progress_of, read_state, restored, write_state
+from jbot.trial.checkpoint import Checkpoint, check_file, damage_warned, read_state, restored
 
 STATE = "state"
 """``state.safetensors`` and the ``state.json`` that makes it valid."""
@@ -59,12 +59,6 @@ def start(
         checkpoint.history.shared_seconds = progress.train_seconds + progress.probe_seconds
     checkpoint.begin(state)
     return state
-
-
-def save_state(storage: Storage, trial: str, state: TrainState) -> None:
-    """Leave the state of a trial that has stopped early, a pack of one."""
-    content = {"state": progress_of(state)}
-    write_state(storage, trial_folder(trial), STATE, f"{STATE}.safetensors", state.tensors(), content)
 
 
 def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:

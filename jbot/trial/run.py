@@ -28,10 +28,10 @@ from jbot.trainer.model import named_weights
 from jbot.trainer.pack import check_shared
 from jbot.trainer.state import Progress, TrainState, join_states
 from jbot.trial.card import save_card
-from jbot.trial.checkpoint import Checkpoint, finite
+from jbot.trial.checkpoint import Checkpoint, finite, progress_of, write_state
 from jbot.trial.evaluate import classifier_metrics, final_metrics, raw_feature_baseline
 from jbot.trial.provenance import ResourceUsage, hardware, library_versions
-from jbot.trial.reuse import encoder_id, publish_encoder, save_state, start
+from jbot.trial.reuse import STATE, encoder_id, publish_encoder, start
 from jbot.trial.snapshots import save_pictures, save_snapshot
 
 Row = tuple[TrialSpec, dict[str, Any]]
@@ -140,9 +140,8 @@ class PackRun:
                 for checkpoint, spec, encoder in zip(self.checkpoints, specs, self.encoders, strict=True)
             ]
         )
-        self.particles = resident(self.data, self.configs[0].data.particles, device, dtype)
-        parts = functools.cache(functools.partial(prepare, data=self.data, particles=self.particles))
-        jets = [parts(config.data, config.probe.bank_jets) for config in self.configs]
+        self.particles, prepared = self._prepared(self.data, dtype)
+        jets = [prepared(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
         # Fine-tunings are made before what they fine-tune is trained, as views of its weights: bad input stops it.
         self.runs: list[list[Run]] = []
@@ -168,16 +167,19 @@ class PackRun:
 
     def _elsewhere(self, dtype: torch.dtype) -> list[dict[float, OtherJets]]:
         """For each trial, the jets of other pTs on which it is evaluated too: as many, of the same classes."""
-        found: list[dict[float, OtherJets]] = [{} for _ in self.specs]
+        elsewhere: list[dict[float, OtherJets]] = [{} for _ in self.specs]
         for pt in other_pts(self.configs[0]):
-            data = self.all_jets.at(pt)
-            particles = resident(data, self.configs[0].data.particles, self.device, dtype)
-            parts = functools.cache(functools.partial(prepare, data=data, particles=particles))
-            for others, config in zip(found, self.configs, strict=True):
+            _, prepared = self._prepared(self.all_jets.at(pt), dtype)
+            for others, config in zip(elsewhere, self.configs, strict=True):
                 few = dataclasses.replace(config.data, train_jets=config.bank_jets, labeled_jets=0)
-                _, splits = parts(few, config.bank_jets)
+                _, splits = prepared(few, config.bank_jets)
                 others[pt] = OtherJets(bank=splits["bank"], test=splits["test"])
-        return found
+        return elsewhere
+
+    def _prepared(self, data: JetData, dtype: torch.dtype) -> tuple[torch.Tensor, Callable[..., Any]]:
+        """Particles on the device, and `prepare` on them: trials of the same jets share one result."""
+        particles = resident(data, self.configs[0].data.particles, self.device, dtype)
+        return particles, functools.cache(functools.partial(prepare, data=data, particles=particles))
 
     # --- pre-training ---
 
@@ -243,19 +245,16 @@ class PackRun:
                     packs.setdefault(pack_key(run), []).append((trial, run))
         for all_members in packs.values():
             members = [(trial, run) for trial, run in all_members if trial not in self.errors]
+            if not members:
+                continue
             try:
-                self._finetune_together(members)
+                state = join_states([self.tuned[trial][run.name] for trial, run in members])
+                for row, (trial, run) in enumerate(members):
+                    self.tuned[trial][run.name] = state.row(row)
+                after = functools.partial(self.after_finetune_epoch, members)
+                finetune([run for _, run in members], self.particles, state, after, self.forward)
             except Exception as error:
                 self.errors |= {trial: error for trial, _ in members}
-
-    def _finetune_together(self, members: list[tuple[int, Run]]) -> None:
-        if not members:
-            return
-        state = join_states([self.tuned[trial][run.name] for trial, run in members])
-        for row, (trial, run) in enumerate(members):
-            self.tuned[trial][run.name] = state.row(row)
-        after = functools.partial(self.after_finetune_epoch, members)
-        finetune([run for _, run in members], self.particles, state, after, self.forward)
 
     def after_finetune_epoch(self, members: list[tuple[int, Run]], done: list[int]) -> None:
         """Save, and report."""
@@ -339,27 +338,24 @@ class PackRun:
         weights = named_weights(state.student, spec.config.model)
         checksum = self.storage.write_arrays(f"{folder}/student.safetensors", weights)
         if spec.config.train.until and progress.reason is None:
-            save_state(self.storage, spec.trial_id, state)
+            progress_json = {"state": progress_of(state)}
+            write_state(self.storage, folder, STATE, f"{STATE}.safetensors", state.tensors(), progress_json)
         self.storage.write_rows(f"{folder}/curves.parquet", finite(progress.curves))
-        self._save_tuned(trial, folder)
+        rows = []
+        for run in self.runs[trial] if self.tuned[trial] else []:
+            tuned = self.tuned[trial][run.name]
+            rows += [{"run": run.name} | row for row in finite(tuned.progress[0].curves)]
+            if tuned.progress[0].reason is None:  # the best weights of what did not diverge
+                arrays = named_classifier(tuned.best, run)
+                self.storage.write_arrays(f"{folder}/classifier_{run.name}.safetensors", arrays)
+        if rows:
+            self.storage.write_rows(f"{folder}/finetune.parquet", rows)
         record = self._record(trial, progress, measured, settings)
         save_card(self.storage, record)
         save_record(self.storage, record)
         if progress.reason is None:
             publish_encoder(self.storage, spec.trial_id, self.encoders[trial], checksum)
         return record
-
-    def _save_tuned(self, trial: int, folder: str) -> None:
-        """Curves of a trial's fine-tunings, and the best weights of those that did not diverge."""
-        rows = []
-        for run in self.runs[trial] if self.tuned[trial] else []:
-            state = self.tuned[trial][run.name]
-            rows += [{"run": run.name} | row for row in finite(state.progress[0].curves)]
-            if state.progress[0].reason is None:
-                arrays = named_classifier(state.best, run)
-                self.storage.write_arrays(f"{folder}/classifier_{run.name}.safetensors", arrays)
-        if rows:
-            self.storage.write_rows(f"{folder}/finetune.parquet", rows)
 
     def _record(
         self, trial: int, progress: Progress, measured: dict[str, Measured], settings: dict[str, Any]
