@@ -89,8 +89,16 @@ def _close(folder: Path | None) -> None:
         with _kill_children(own):
             ray.shutdown()
         if folder:
-            _end(own)
-            _remove(folder)
+            # What ray.shutdown has left: idle workers see only after seconds that their node is gone, and a Ray whose
+            # start was interrupted is unknown to it. What is just ending may still write into the folder.
+            for process in own:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(own, timeout=ENDING_S)
+            until = time.monotonic() + ENDING_S
+            while folder.exists() and time.monotonic() < until:
+                shutil.rmtree(folder, ignore_errors=True)
+                time.sleep(0.1)
 
 
 def _in_one_line(said: logging.LogRecord) -> bool:
@@ -144,23 +152,6 @@ def _kill_children(processes: list[psutil.Process]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Kill what ray.shutdown has left: idle workers see only after seconds that their node is gone, and a Ray whose
-    start was interrupted is unknown to it."""
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, timeout=ENDING_S)
-
-
-def _remove(folder: Path) -> None:
-    """Remove the session's folder, into which what was just ending may still write."""
-    until = time.monotonic() + ENDING_S
-    while folder.exists() and time.monotonic() < until:
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.1)
 
 
 def _join(options: dict[str, Any]) -> None:

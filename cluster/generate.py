@@ -34,10 +34,7 @@ chunks take in the object store, half a megabyte each, however slow this process
 def cluster_executor(address: str | None, at_once: int | None = None) -> Executor:
     """Make chunks on the cluster at this address (None: on Ray started here); it is only contacted when called.
 
-    Parameters
-    ----------
-    at_once : int, optional
-        Chunks in flight, so that others find free CPUs too; default twice the CPUs of the cluster.
+    No more than `at_once` chunks are in flight, so that others find free CPUs too; default twice the cluster's CPUs.
     """
 
     def run(chunks: Sequence[Chunk]) -> Generator[int, None, None]:
@@ -92,7 +89,8 @@ def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: in
     waiting = iter(chunks)
     running: dict[Any, Chunk] = {}
     while True:
-        room = (at_once or _room()) - len(running)
+        cpus = int(ray.cluster_resources().get("CPU", 0))  # asked again each time: nodes come and go
+        room = (at_once or max(1, WAITING_PER_CPU * cpus)) - len(running)
         for _, chunk in zip(range(room), waiting, strict=False):  # the range first: it must not eat a chunk
             running[submit(chunk)] = chunk
         if not running:
@@ -101,11 +99,6 @@ def _gather(chunks: Sequence[Chunk], submit: Callable[[Chunk], Any], at_once: in
             chunk = running.pop(finished)
             save_chunk(chunk, _result(finished))
             yield chunk.n_jets
-
-
-def _room() -> int:
-    """Asked again each time: nodes come and go."""
-    return max(1, WAITING_PER_CPU * int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _result(finished: Any) -> Made:

@@ -63,13 +63,7 @@ class Finding:
 
 
 def evaluate(nodes: Sequence[Node], storage: Storage, code: str) -> list[Finding]:
-    """Run every check on what the nodes have said, in their order.
-
-    Parameters
-    ----------
-    code : str
-        :func:`cluster.doctor.facts.code_digest` of the driver.
-    """
+    """Run every check on what the nodes have said, in their order; `code` is the `code_digest` of the driver."""
     own = [finding for node in nodes for finding in (*_software(node, storage, code), *_machine(node))]
     return own + _same_libraries(nodes)
 

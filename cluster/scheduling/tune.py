@@ -233,7 +233,10 @@ class TrialNames:
     2,000 trials would be gigabytes."""
 
     def __init__(self, packs: list[list[TrialSpec]]):
-        self.names = [_name(pack) for pack in packs]
+        self.names = []
+        for first, *others in packs:
+            name = f"{first.arm}-seed{first.config.seed}-{first.trial_id[:6]}"
+            self.names.append(name + (f"-and-{len(others)}" if others else ""))
 
     def __call__(self, trial: Any) -> str:
         return self.names[trial.config["pack"]]
@@ -246,11 +249,6 @@ class TrialNames:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrialNames:
         return self
-
-
-def _name(pack: list[TrialSpec]) -> str:
-    first, others = pack[0], f"-and-{len(pack) - 1}" if len(pack) > 1 else ""
-    return f"{first.arm}-seed{first.config.seed}-{first.trial_id[:6]}{others}"
 
 
 class StudyCallback(TuneCallback):

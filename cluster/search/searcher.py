@@ -112,8 +112,23 @@ class Searcher:
         return self.points - sum(entry["state"] != "open" for entry in self.entries[: self.points])
 
     def save(self) -> None:
-        """Write the ledger."""
-        write_ledger(self.storage, self.plan, self.points, self.entries)
+        """Write the ledger, atomically. What is computed of its points stands in it too: readers need no Optuna."""
+        plan, entries = self.plan, self.entries
+        content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "plan": dataclasses.asdict(plan),
+            "plan_hash": plan.hash,
+            "sampler": plan.sampler,
+            "rungs": plan.rungs,
+            "directions": plan.directions,
+            "target": self.points,
+            "points": list(entries),
+        }
+        if len(entries) >= self.points and all(entry["state"] != "open" for entry in entries):
+            best = winner(plan, entries)
+            content |= {"importance": importance(plan, entries), "winner": best and best["number"]}
+            content["front"] = pareto_front(plan, entries) if len(plan.objectives) > 1 else []
+        self.storage.write_json(f"{plan.study}/{LEDGER}", content)
 
     def _suggest(self) -> Entry:
         number = len(self.entries)
@@ -153,10 +168,7 @@ def distributions(plan: SearchPlan) -> dict[str, BaseDistribution]:
 def history(plan: SearchPlan, entries: Sequence[Entry], asking: int | None = None) -> optuna.Study:
     """The Optuna study that a ledger describes, with the sampler of its next point.
 
-    Parameters
-    ----------
-    asking : int, optional
-        A point whose last value is still to be held against the rungs.
+    The last value of the point `asking` is still to be held against the rungs.
     """
     sampler = TPESampler(
         seed=int(digest([plan.seed, len(entries)], 8), 16),
@@ -255,28 +267,6 @@ def pareto_front(plan: SearchPlan, entries: Sequence[Entry]) -> list[int]:
     """Numbers of the complete points that no other beats in every objective."""
     complete = [entry for entry in entries if entry["state"] == "complete"]
     return [complete[trial.number]["number"] for trial in history(plan, complete).best_trials] if complete else []
-
-
-# --- the ledger ---------------------------------------------------------------------------------------------------
-
-
-def write_ledger(storage: Storage, plan: SearchPlan, points: int, entries: Sequence[Entry]) -> None:
-    """Write the ledger, atomically. What is computed of its points stands in it too: readers need no Optuna."""
-    content: dict[str, Any] = {
-        "schema": SCHEMA,
-        "plan": dataclasses.asdict(plan),
-        "plan_hash": plan.hash,
-        "sampler": plan.sampler,
-        "rungs": plan.rungs,
-        "directions": plan.directions,
-        "target": points,
-        "points": list(entries),
-    }
-    if len(entries) >= points and all(entry["state"] != "open" for entry in entries):
-        best = winner(plan, entries)
-        content |= {"importance": importance(plan, entries), "winner": best and best["number"]}
-        content["front"] = pareto_front(plan, entries) if len(plan.objectives) > 1 else []
-    storage.write_json(f"{plan.study}/{LEDGER}", content)
 
 
 def load_entries(storage: Storage, plan: SearchPlan) -> list[Entry]:

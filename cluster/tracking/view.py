@@ -226,10 +226,7 @@ def milliseconds(record: Record) -> tuple[int, int]:
 def summary(records: Sequence[Record], first: str) -> dict[str, float]:
     """Mean and spread of each final metric over the complete trials of an arm, and how many there are.
 
-    Parameters
-    ----------
-    first : str
-        The metric that is logged first: the UI's comparison begins with it.
+    The metric `first` is logged first: the UI's comparison begins with it.
     """
     complete = [record for record in records if record.state == "complete"]
     metrics: dict[str, float] = {}

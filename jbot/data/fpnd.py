@@ -95,7 +95,7 @@ class Fpnd:
     n_jets: int
 
 
-def fpnd(particles: np.ndarray, name: str, device: str | None = None) -> Fpnd:
+def fpnd(particles: np.ndarray, name: str) -> Fpnd:
     """FPND of jets against the real ones of a class.
 
     A finite sample's covariance makes the distance too large by about c / n (Chong and Forsyth, arXiv:1911.07023): at
@@ -107,8 +107,6 @@ def fpnd(particles: np.ndarray, name: str, device: str | None = None) -> Fpnd:
     particles : (jet, 30, 4) float array
         eta_rel, phi_rel, pt_rel, valid; the first 50,000 jets are used.
     name : {"g", "q", "t"}
-    device : str, optional
-        Default "cuda" where there is one, else "cpu".
 
     Raises
     ------
@@ -120,23 +118,23 @@ def fpnd(particles: np.ndarray, name: str, device: str | None = None) -> Fpnd:
     if len(particles) < 4:
         raise DataError(f"FPND needs at least 4 jets, got {len(particles)}")
     real = real_statistics(name)
-    found = activations(particles[:MAX_JETS], device)
+    found = activations(particles[:MAX_JETS])
     value = frechet_distance(*statistics(found), *real)
     halves = [frechet_distance(*statistics(half), *real) for half in (found[::2], found[1::2])]
     return Fpnd(value=value, extrapolated=2 * value - sum(halves) / 2, n_jets=len(found))
 
 
-def activations(particles: np.ndarray, device: str | None = None) -> np.ndarray:
+def activations(particles: np.ndarray) -> np.ndarray:
     """(jet, 30, 4) particles -> (jet, 256) float64 activations of the ParticleNet that the jetnet package carries."""
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = torch.load(_resources() / "pnet_state_dict.pt", map_location="cpu", weights_only=True)
     network = ParticleNet()
     network.load_state_dict({key: stored[key] for key in network.state_dict()})
-    network.eval().to(chosen)
+    network.eval().to(device)
     found = []
     with torch.inference_mode():
-        for batch in torch.from_numpy(normalised(particles)).split(BATCH if chosen == "cpu" else 16 * BATCH):
-            found.append(network(batch.to(chosen)).cpu().numpy())
+        for batch in torch.from_numpy(normalised(particles)).split(BATCH if device == "cpu" else 16 * BATCH):
+            found.append(network(batch.to(device)).cpu().numpy())
     return np.concatenate(found).astype(np.float64)
 
 

@@ -91,7 +91,6 @@ def load_cached(
     *,
     jets_per_class: Mapping[str, int],
     jet_pt: float = 1000.0,
-    seed: int = 1,
     cache: Path | None = None,
 ) -> JetData | None:
     """The same jets where nothing has to be generated or downloaded, else None; parameters and errors as of `load`."""
@@ -99,7 +98,7 @@ def load_cached(
         from jbot.data.chunks import load_finished
         from jbot.data.pythia import Settings
 
-        return load_finished(jets_per_class, Settings(jet_pt=jet_pt, seed=seed), cache)
+        return load_finished(jets_per_class, Settings(jet_pt=jet_pt), cache)
     if source == "jetnet":
         from jbot.data.jetnet import missing_files
 

@@ -100,7 +100,10 @@ class Plan:
         if not 0 < self.alpha < 1:
             raise PlanError(f"alpha must be between 0 and 1, got {self.alpha}")
         if self.looks:
-            _check_looks(self.looks, len(self.seeds))
+            ascending = all(one < other for one, other in itertools.pairwise(self.looks))
+            if not (ascending and self.looks[0] >= 2 and self.looks[-1] == len(self.seeds)):
+                rule = f"looks must ascend from at least 2 to the last of {len(self.seeds)} blocks"
+                raise PlanError(f"{rule}, got {', '.join(map(str, self.looks))}")
         for contrast in self.contrasts:
             for arm in (contrast.treatment, contrast.control):
                 if arm not in self.arms:
@@ -120,13 +123,6 @@ def _changed(instance: Plan | Contrast) -> dict[str, Any]:
     missing = dataclasses.MISSING
     known = {f.name: f.default if f.default_factory is missing else f.default_factory() for f in fields(instance)}
     return {name: value for name, value in vars(instance).items() if value != known[name]}
-
-
-def _check_looks(looks: tuple[int, ...], blocks: int) -> None:
-    ascending = all(one < other for one, other in itertools.pairwise(looks))
-    if not (ascending and looks[0] >= 2 and looks[-1] == blocks):
-        shown = ", ".join(map(str, looks))
-        raise PlanError(f"looks must ascend from at least 2 to the last of {blocks} blocks, got {shown}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +167,8 @@ def save_study(
 ) -> None:
     """Write ``study.json`` into the study's folder.
 
-    Parameters
-    ----------
-    needed : int, optional
-        How many of the trials, in their order, were needed, where an interim analysis stopped it. A hint for views:
-        it follows from the records.
+    `needed` says how many of the trials, in their order, were needed, where an interim analysis stopped it: a hint for
+    views, as it follows from the records.
     """
     content = {
         "plan": dataclasses.asdict(plan),

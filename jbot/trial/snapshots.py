@@ -31,12 +31,7 @@ def save_snapshot(
     """The weights, and the embedding of some test jets, at one of SNAPSHOT_EPOCHS; nothing at other epochs.
 
     To be called before a checkpoint of the same epoch is written: then a trial that goes on from a checkpoint has
-    all snapshots up to there, and makes the later ones itself.
-
-    Parameters
-    ----------
-    state : TrainState
-        Of the trial alone, a pack of one.
+    all snapshots up to there, and makes the later ones itself. `state` is a pack of one.
     """
     if state.epoch in SNAPSHOT_EPOCHS and state.epoch < config.train.epochs:
         folder, epoch = trial_folder(trial), f"{state.epoch:04d}"
