@@ -52,23 +52,17 @@ class JetData:
     """Settings, versions and citations, as the file states them."""
 
 
-def content_fingerprint(*arrays: Any) -> str:
-    """sha256 (hex) over dtype, shape and bytes of arrays or HDF5 datasets, in order; read block by block."""
+def content_fingerprint(*arrays: Any, rows: np.ndarray | None = None) -> str:
+    """sha256 (hex) over dtype, shape and bytes of arrays or HDF5 datasets, in order; read block by block.
+
+    With `rows`, (row,) int64, that of arrays which hold these rows alone.
+    """
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        for rows in blocks(len(array)):
-            digest.update(np.ascontiguousarray(array[rows]).data)
-    return digest.hexdigest()
-
-
-def rows_fingerprint(rows: np.ndarray, *arrays: np.ndarray) -> str:
-    """`content_fingerprint` of some rows of arrays, (row,) int64; never more than a block of them is copied."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{(len(rows), *array.shape[1:])}".encode())
-        for some in blocks(len(rows)):
-            digest.update(np.ascontiguousarray(array[rows[some]]).data)
+        length = len(array if rows is None else rows)
+        digest.update(f"{array.dtype.str}{(length, *array.shape[1:])}".encode())
+        for block in blocks(length):
+            digest.update(np.ascontiguousarray(array[block if rows is None else rows[block]]).data)
     return digest.hexdigest()
 
 

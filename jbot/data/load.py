@@ -13,7 +13,7 @@ import numpy as np
 
 from jbot.config import Config, digest
 from jbot.data import hdf5
-from jbot.data.jets import CLASSES, DataError, JetData, rows_fingerprint
+from jbot.data.jets import CLASSES, DataError, JetData, content_fingerprint
 from jbot.data.splits import jets_needed
 
 PT = "{pt}"
@@ -162,7 +162,7 @@ class Jets(Mapping[float, JetData]):
         if key not in self._known:
             data = self.at(pt)
             rows = [np.flatnonzero(data.labels == CLASSES.index(name))[:count] for name, count in counts.items()]
-            self._known[key] = rows_fingerprint(np.concatenate(rows), data.particles, data.labels, data.jets)
+            self._known[key] = content_fingerprint(data.particles, data.labels, data.jets, rows=np.concatenate(rows))
         return self._known[key]
 
 
@@ -203,20 +203,17 @@ def load_jets(source: str, needed: Needed, **how: Any) -> Jets:
     DataError
         One line; also when one file, or JetNet, is to give several pTs or another one than its own.
     """
-    sources = _sources(source, needed)
-    return Jets({pt: _of_pt(pt, load(sources[pt], jets_per_class=needed[pt], jet_pt=pt, **how)) for pt in needed})
+    return Jets(dict(_by_pt(source, needed, load, **how)))
 
 
 def cached_jets(source: str, needed: Needed, cache: Path | None = None) -> Jets | None:
     """The same where nothing has to be generated or downloaded, else None."""
-    sources = _sources(source, needed)
-    found: dict[float, JetData] = {}
-    for pt, counts in needed.items():
-        data = load_cached(sources[pt], jets_per_class=counts, jet_pt=pt, cache=cache)
+    cached: dict[float, JetData] = {}
+    for pt, data in _by_pt(source, needed, load_cached, cache=cache):
         if data is None:
             return None
-        found[pt] = _of_pt(pt, data)
-    return Jets(found)
+        cached[pt] = data
+    return Jets(cached)
 
 
 def gev(pts: Iterable[float]) -> str:
@@ -224,24 +221,22 @@ def gev(pts: Iterable[float]) -> str:
     return f"{', '.join(f'{pt:g}' for pt in pts)} GeV"
 
 
-def _sources(source: str, pts: Iterable[float]) -> dict[float, str]:
-    """The source of each pT."""
-    pts = list(pts)
+def _by_pt(source: str, needed: Needed, load: Callable[..., Any], **how: Any) -> Iterator[tuple[float, Any]]:
+    """Load the jets of each pT from its source, and see to it that they do not state another one."""
+    pts = list(needed)
     if source == "jetnet" and pts != [JETNET_PT]:
         raise DataError(f"jetnet has jets of {JETNET_PT:g} GeV, needed are jets of {gev(pts)}")
     if source != "pythia" and PT not in source and len(pts) > 1:
         raise DataError(
             f"jets of {gev(pts)} are needed: --data must be pythia or a path with {PT} in it, got {source!r}"
         )
-    return {pt: source if source == "pythia" else source.replace(PT, f"{pt:g}") for pt in pts}
-
-
-def _of_pt(pt: float, data: JetData) -> JetData:
-    """The same jets, unless they state another pT."""
-    stated = [value for key, value in data.metadata.items() if key.split(": ")[-1] == STATED_PT]
-    if other := [value for value in stated if value != f"{pt:g}"]:
-        raise DataError(f"{data.source}: holds jets of {other[0]} GeV, needed are jets of {pt:g} GeV (data.jet_pt)")
-    return data
+    for pt, counts in needed.items():
+        path = source if source == "pythia" else source.replace(PT, f"{pt:g}")
+        data = load(path, jets_per_class=counts, jet_pt=pt, **how)
+        stated = data.metadata.items() if data else ()
+        if other := [value for key, value in stated if key.split(": ")[-1] == STATED_PT and value != f"{pt:g}"]:
+            raise DataError(f"{data.source}: holds jets of {other[0]} GeV, needed are jets of {pt:g} GeV (data.jet_pt)")
+        yield pt, data
 
 
 def _joined(fingerprints: Mapping[float, str]) -> str:
