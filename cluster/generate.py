@@ -54,18 +54,10 @@ def _while_open(stack: ExitStack, finished: Generator[int, None, None]) -> Gener
 def on_nodes(
     chunks: Sequence[Chunk], at_once: int | None = None, make: Callable[[Chunk], Made] = generate_chunk
 ) -> Generator[int, None, None]:
-    """Make chunks on the nodes of the connected cluster, which are checked at once.
+    """Make chunks on the nodes of the connected cluster, which are checked at once; `make` is called there.
 
-    Parameters
-    ----------
-    make : callable
-        The physics of one chunk; called on the nodes.
-
-    Returns
-    -------
-    generator
-        Yields the jets of each chunk when its file is written; closed early, what still runs ends with the
-        connection to the cluster.
+    The generator yields the jets of each chunk when its file is written; closed early, what still runs ends with the
+    connection to the cluster.
 
     Raises
     ------

@@ -39,12 +39,8 @@ def lease(
 ) -> Iterator[None]:
     """Hold a study while it runs; given back at the end, taken over when its holder has died.
 
-    Parameters
-    ----------
-    take_over : bool
-        Take it from a driver that seems to live, which then stops.
-    say : callable
-        Told why this takes seconds, when it does.
+    With `take_over` it is taken from a driver that seems to live, too, which then stops. `say` is told why this takes
+    seconds, when it does.
 
     Raises
     ------

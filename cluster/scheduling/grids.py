@@ -39,21 +39,10 @@ def run_grids(
     address: str | None = None,
     console: Console | None = None,
 ) -> int:
-    """Make the grids that are missing; returns how many could not be made.
+    """Make the grids that are missing, in this process or on Ray; returns how many could not be made.
 
-    Parameters
-    ----------
-    specs : sequence of TrialSpec
-        The study's: those that are not complete are left out.
-    inline : bool
-        In this process, without Ray.
-    address : str, optional
-        As for :func:`cluster.scheduling.tune.run_ray`.
-
-    Raises
-    ------
-    ClusterError
-        When there is no cluster at the address, or no GPU here where one is asked for.
+    Trials that are not complete are left out. Raises ClusterError when there is no cluster at the address (as for
+    :func:`cluster.scheduling.tune.run_ray`), or no GPU here where one is asked for.
     """
     todo, lost = open_grids(grid, specs, storage), 0
     if not todo:

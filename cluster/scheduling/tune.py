@@ -157,12 +157,7 @@ def run_ray(
     address: str | None = None,
     resources: Resources | None = None,
 ) -> None:
-    """Run the open trials under Ray Tune.
-
-    Parameters
-    ----------
-    address : str, optional
-        `auto` or the address of a running cluster; None starts Ray on this machine and stops it again.
+    """Run the open trials under Ray Tune, at `auto` or the address of a running cluster; None starts Ray here.
 
     Raises
     ------

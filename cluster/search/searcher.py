@@ -48,19 +48,10 @@ for _what in (optuna.exceptions.ExperimentalWarning, UserWarning):  # constant_l
 
 
 class Searcher:
-    """Gives out points, hears of their curves, and writes the ledger after each event.
+    """Gives out points, `points` in all, hears of their curves, and writes the ledger after each event.
 
-    Parameters
-    ----------
-    points : int
-        How many the search has in all.
-    session : str
-        Names this run of the program: slots of an earlier one hold nothing any more.
-
-    Raises
-    ------
-    RecordError
-        When the ledger is damaged or of another search.
+    The session names this run of the program: slots of an earlier one hold nothing any more. Raises RecordError when
+    the ledger is damaged or of another search.
     """
 
     def __init__(self, plan: SearchPlan, points: int, storage: Storage, session: str = ""):
@@ -221,10 +212,7 @@ def overrides(params: Mapping[str, Any]) -> dict[str, Any]:
 def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
     """Which axes decide the first objective, from points that ran to the end alone.
 
-    Returns
-    -------
-    dict
-        `n`, `needed`, `objective`, `quantile` and, with enough points, `ped_anova` and `fanova`: shares by coordinate.
+    See :class:`jbot.store.search_ledger.Importance`; the shares, by coordinate, only where there are enough points.
     """
     objective, complete = plan.objectives[0], [entry for entry in entries if entry["state"] == "complete"]
     found: dict[str, Any] = {"n": len(complete), "needed": MIN_COMPLETE, "objective": objective, "quantile": QUANTILE}

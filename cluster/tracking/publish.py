@@ -100,12 +100,7 @@ class LiveView:
 def rebuild(storage: Storage, study: str, uri: str, files: bool = True) -> int:
     """Make the view of a study from its records; returns the trials. What is there already is passed over.
 
-    Parameters
-    ----------
-    study : str
-        Name of the study's folder in the storage.
-    files : bool
-        Figures, report and models too, as far as they were made.
+    With `files`, figures, report and models too, as far as they were made.
     """
     view, content, ended = _open(storage, study, uri)
     ledger = load_ledger(storage, study) or {"points": []}

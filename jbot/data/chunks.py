@@ -75,14 +75,10 @@ def generate_file(
     progress: bool = True,
     executor: Executor | None = None,
 ) -> Path:
-    """Make a file of generated jets, or find it in the cache.
+    """Make a file of generated jets, or find it in the cache; returns `out` where given, else the file in the cache.
 
     Parameters
     ----------
-    jets_per_class : mapping or int
-        Jets of each class.
-    settings : Settings
-        What decides the jets.
     workers : int, optional
         Processes; default one per core. Has no influence on the jets.
     cache : Path, optional
@@ -93,11 +89,6 @@ def generate_file(
         Show a bar with jets/s and time left on stderr.
     executor : callable, optional
         Makes the chunks, in place of `workers` processes here. Has no influence on the jets either.
-
-    Returns
-    -------
-    Path
-        `out` where given, else the file in the cache.
 
     Raises
     ------

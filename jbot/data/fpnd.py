@@ -102,11 +102,7 @@ def fpnd(particles: np.ndarray, name: str) -> Fpnd:
     50,000 jets that is small, at 3,000 it is most of a good sample's value. From the value F(n) and the mean F(n/2) of
     the two halves, 2 F(n) - F(n/2) has no such term.
 
-    Parameters
-    ----------
-    particles : (jet, 30, 4) float array
-        eta_rel, phi_rel, pt_rel, valid; the first 50,000 jets are used.
-    name : {"g", "q", "t"}
+    The first 50,000 of `particles`, (jet, 30, 4) float, are used; `name` is g, q or t.
 
     Raises
     ------

@@ -76,12 +76,7 @@ def join_parts(
 ) -> JetData:
     """Put parts together into one `JetData`, in which each jet is held once.
 
-    Parameters
-    ----------
-    counts : mapping
-        Jets of each class.
-    parts : iterable of (particles, jets)
-        Class by class, in the order of `counts`; together as many jets.
+    They come class by class, in the order of `counts` (jets of each class), and hold as many together.
     """
     total = sum(counts.values())
     particles, jets = np.empty((total, N_PARTICLES, 4), np.float32), np.empty((total, 4), np.float32)
@@ -106,12 +101,7 @@ def shared_tensor(array: np.ndarray) -> Tensor:
 
     The array may be read-only, as those from Ray's object store are. The tensor must only be read (`index_select`,
     `.to`, slices of it): writing into read-only memory, which torch does not know of, would change the jets of every
-    trial on the node or end the process.
-
-    Parameters
-    ----------
-    array : C-contiguous numpy array of numbers
-        E.g. `JetData.particles`, (jet, 30, 4) float32.
+    trial on the node or end the process. Raises ValueError for what is not contiguous, or no numbers.
     """
     import torch  # most that read jets do without
 

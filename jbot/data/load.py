@@ -187,21 +187,10 @@ def needed_by(configs: Iterable[Config]) -> Needed:
 
 
 def load_jets(source: str, needed: Needed, **how: Any) -> Jets:
-    """Load, generate or download jets.
+    """Load, generate or download the jets that are `needed`, see :func:`needed_by`; options as for :func:`load`.
 
-    Parameters
-    ----------
-    source : str
-        As for :func:`load`; a path may hold ``{pt}``, which stands for the jet pT.
-    needed : mapping
-        As :func:`needed_by` says.
-    how
-        Further options of :func:`load`.
-
-    Raises
-    ------
-    DataError
-        One line; also when one file, or JetNet, is to give several pTs or another one than its own.
+    A path may hold ``{pt}``, which stands for the jet pT. Raises DataError as :func:`load` does, and when one file, or
+    JetNet, is to give several pTs or another one than its own.
     """
     return Jets(dict(_by_pt(source, needed, load, **how)))
 

@@ -63,17 +63,9 @@ BSD-3-Clause. Please cite:"""
 
 
 def model_card(record: Record) -> str:
-    """The card of an ended trial.
+    """The card of an ended trial, in Markdown; its example runs in the folder of the card.
 
-    Parameters
-    ----------
-    record : Record
-        Its metrics may be empty; a failed trial's card says why, and not how to load it.
-
-    Returns
-    -------
-    str
-        Markdown. Its example runs in the folder of the card.
+    Metrics may be empty; a failed trial's card says why, and not how to load it.
     """
     use = USE.format(dim=record.config["model"]["dim"]) + _heads(record)
     if record.state == "failed":
@@ -102,12 +94,7 @@ def model_card(record: Record) -> str:
 def released_card(model: ModelConfig, sources: Mapping[str, Mapping[str, str]]) -> str:
     """The card of imported weights that the authors released: what is known of them, and what is not.
 
-    Parameters
-    ----------
-    model : ModelConfig
-        As the shapes say.
-    sources : mapping
-        "backbone", and "head" if there is one: each with the `source` (file name) and its `sha256`.
+    `sources` are "backbone", and "head" if there is one: each with the `source` (file name) and its `sha256`.
     """
     rows = [(part, facts["source"], f"`{facts['sha256']}`") for part, facts in sources.items()]
     use = USE.format(dim=model.dim)

@@ -39,14 +39,8 @@ def start(
 ) -> TrainState:
     """The state with which an attempt at a trial begins, a pack of one.
 
-    Its own of before, else the encoder or the beginning of this trial that another one has trained, else a fresh one.
-
-    Parameters
-    ----------
-    fingerprint : str
-        Of its jets.
-    encoder : str
-        The id of the plain trial, see :func:`plain`.
+    Its own of before, else the encoder (by the id of the plain trial) or the beginning of this trial that another one
+    has trained on the jets of this fingerprint, else a fresh one.
     """
     storage, trial = checkpoint.storage, checkpoint.trial
     state = checkpoint.load(config, device, dtype)
@@ -110,26 +104,16 @@ def plain(config: Config) -> Config:
 def encoder_id(config: Config, fingerprint: str, jets: Jets) -> str:
     """The id under which trials that differ in what is evaluated alone share an encoder: that of the plain trial.
 
-    Parameters
-    ----------
-    fingerprint : str
-        Of the trial's jets, those of other pTs among them.
-    jets : Jets
-        All that there are.
+    The fingerprint is of the trial's jets, those of other pTs among them.
     """
     trained = plain(config)
     return trial_id(trained, jets.fingerprint(trained) if other_pts(config) else fingerprint, TRAINER_VERSION)
 
 
 def publish_encoder(storage: Storage, trial: str, encoder: str, weights: str) -> None:
-    """Say that a complete trial has this encoder, unless another one that is still there says so.
+    """Say that a complete trial has this encoder, with weights of this sha256, unless another one still there says so.
 
-    Parameters
-    ----------
-    encoder : str
-        The id of the plain trial, whether that was run or not.
-    weights : str
-        The sha256 of its file of weights.
+    The encoder's name is the id of the plain trial, whether that was run or not.
     """
     name = f"{ENCODERS}/{encoder}.json"
     try:
