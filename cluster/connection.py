@@ -124,12 +124,12 @@ def _session_folder() -> Path:
 def _processes_of(folder: Path) -> list[psutil.Process]:
     """Processes of the Ray that keeps its session there: children of this one that were called with its path, and all
     that they have started."""
-    found = []
+    processes = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # ended meanwhile
             if str(folder) in " ".join(child.cmdline()):
-                found += [*child.children(recursive=True), child]
-    return found
+                processes += [*child.children(recursive=True), child]
+    return processes
 
 
 @contextmanager

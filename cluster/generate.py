@@ -132,14 +132,14 @@ def check_generators(versions: dict[str, str]) -> None:
 
 def wrong_generators(versions: dict[str, str]) -> str | None:
     """Difference between this node's generators and those wanted, or None."""
-    found = {}
+    installed = {}
     for package in versions:
         try:
-            found[package] = pythia.installed_version(package)
+            installed[package] = pythia.installed_version(package)
         except DataError:
             return f"has no {package}"
-    wrong = [package for package in versions if found[package] != versions[package]]
-    return "; ".join(f"has {name} {found[name]}, this machine {versions[name]}" for name in wrong) or None
+    wrong = [package for package in versions if installed[package] != versions[package]]
+    return "; ".join(f"has {name} {installed[name]}, this machine {versions[name]}" for name in wrong) or None
 
 
 # --- command line -------------------------------------------------------------------------------------------------

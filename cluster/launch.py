@@ -167,14 +167,14 @@ def main(arguments: list[str] | None = None) -> int:
     bad = 0
     for path in parser.parse_args(arguments).file:
         try:
-            found = list(problems(path))
+            faults = list(problems(path))
         except (OSError, UnicodeDecodeError) as error:
-            found = [f"cannot be read: {error}"]
-        for problem in found:
+            faults = [f"cannot be read: {error}"]
+        for problem in faults:
             bad_input(f"{path}: {problem}")
-        if not found:
+        if not faults:
             print(f"{path}: good")
-        bad += len(found)
+        bad += len(faults)
     return BAD_INPUT if bad else 0
 
 

@@ -28,9 +28,9 @@ def styled(line: str) -> Text:
     """``[red]these words[/] in red``, or bold or yellow. All else is shown as it is: rich's own markup would leave out
     brackets in paths and errors, or raise."""
     text, end = Text(), 0
-    for found in STYLED.finditer(line):
-        text.append(line[end : found.start()]).append(found[2], found[1])
-        end = found.end()
+    for match in STYLED.finditer(line):
+        text.append(line[end : match.start()]).append(match[2], match[1])
+        end = match.end()
     return text.append(line[end:])
 
 

@@ -109,12 +109,12 @@ def disks(storage: Storage) -> dict[str, tuple[int, int]]:
     folders = {"Ray's files": os.environ.get("RAY_TMPDIR") or "/tmp"}
     if storage.local:
         folders["storage"] = storage.uri
-    found = {}
+    space = {}
     for name, folder in folders.items():
         there = next((path for path in (Path(folder), *Path(folder).parents) if path.exists()), Path("/"))
         usage = shutil.disk_usage(there)
-        found[name] = (usage.free, usage.total)
-    return found
+        space[name] = (usage.free, usage.total)
+    return space
 
 
 def memory() -> tuple[int, int]:

@@ -215,9 +215,9 @@ def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
     See :class:`jbot.store.search_ledger.Importance`; the shares, by coordinate, only where there are enough points.
     """
     objective, complete = plan.objectives[0], [entry for entry in entries if entry["state"] == "complete"]
-    found: dict[str, Any] = {"n": len(complete), "needed": MIN_COMPLETE, "objective": objective, "quantile": QUANTILE}
+    result: dict[str, Any] = {"n": len(complete), "needed": MIN_COMPLETE, "objective": objective, "quantile": QUANTILE}
     if len(complete) < MIN_COMPLETE:
-        return found
+        return result
     study = history(plan, complete)
     # PED-ANOVA takes the lowest for the best, fANOVA does not care.
     sign = _sign(plan, objective)
@@ -232,8 +232,8 @@ def importance(plan: SearchPlan, entries: Sequence[Entry]) -> dict[str, Any]:
                 shares = get_param_importances(study, evaluator=evaluator, target=lambda trial: sign * trial.values[0])
         except (ValueError, RuntimeError):  # equal values of all points tell nothing of any axis
             continue
-        found[name] = {axis: float(share) for axis, share in shares.items() if math.isfinite(share)}
-    return found
+        result[name] = {axis: float(share) for axis, share in shares.items() if math.isfinite(share)}
+    return result
 
 
 def _sign(plan: SearchPlan, objective: str) -> float:

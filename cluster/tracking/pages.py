@@ -129,10 +129,10 @@ def experiment_note(question: str, experiment: str) -> str:
 def study_note(info: StudyInfo, experiment: str, verdicts: Sequence[str] = ()) -> str:
     """The description of the parent run: question, verdicts when there is a report, and where to go on."""
     arms = ", ".join(f"`{arm}`" for arm in info.arms)
-    found = "\n".join(f"- {sentence}" for sentence in verdicts)
+    sentences = "\n".join(f"- {sentence}" for sentence in verdicts)
     parts = [
         f"**{info.question}**",
-        found and f"{found}\n\nFigures and evidence: `report.html` under *Artifacts*.",
+        sentences and f"{sentences}\n\nFigures and evidence: `report.html` under *Artifacts*.",
         experiment_note("", experiment),
         f"Arms: {arms}. Metric: `{info.metric}`. Jets: {info.source}." if arms else f"Jets: {info.source}",
         f'Search: `tags.arm = "{info.arms[0]}" and tags.seed = "0"`' if info.arms else "",

@@ -88,8 +88,8 @@ def _registered(runs: Runs, info: pages.StudyInfo) -> tuple[dict[str, str], dict
             raise
         text = f"{info.question}\n\nThe best encoder of each arm, by the alias of its name."
         model = client.create_registered_model(name, tags={"study": name}, description=text)
-    found = pages_of(functools.partial(client.search_model_versions, f"name = '{name}'", max_results=200))
-    versions = {one.tags["trial_id"]: str(one.version) for one in found if "trial_id" in one.tags}
+    registered = pages_of(functools.partial(client.search_model_versions, f"name = '{name}'", max_results=200))
+    versions = {one.tags["trial_id"]: str(one.version) for one in registered if "trial_id" in one.tags}
     return versions, {alias: str(version) for alias, version in model.aliases.items()}
 
 

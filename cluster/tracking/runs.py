@@ -148,8 +148,8 @@ class Runs:
     def _open(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        if found := self.client.get_experiment_by_name(name):
-            return found.experiment_id
+        if experiment := self.client.get_experiment_by_name(name):
+            return experiment.experiment_id
         folder = None  # left to the server; with a SQLite file beside it, not where the study was started
         if self.uri.startswith("sqlite:///"):
             beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent
@@ -157,8 +157,8 @@ class Runs:
         try:
             return self.client.create_experiment(name, artifact_location=folder)
         except MlflowException:  # another process has just made it, or this one did by a request that was asked twice
-            if found := self.client.get_experiment_by_name(name):
-                return found.experiment_id
+            if experiment := self.client.get_experiment_by_name(name):
+                return experiment.experiment_id
             raise
 
     def _find(self, query: str = "tags.key != ''") -> None:

@@ -143,7 +143,7 @@ class View:
         folder, storage = f"{trial_folder(trial)}/figures", self.storage
         if drawn := [name for name in storage.names(folder) if name.endswith(".svg")]:
             run = self._trial(trial, arm, from_dict(record.config), milliseconds(record)[0])
-            there = {Path(found.path).name for found in self.runs.client.list_artifacts(run.id, "figures")}
+            there = {Path(artifact.path).name for artifact in self.runs.client.list_artifacts(run.id, "figures")}
             missing = {name: storage.read(f"{folder}/{name}") for name in drawn if name not in there}
             self.runs.upload(run, missing, "figures")
 

@@ -114,10 +114,10 @@ def fpnd(particles: np.ndarray, name: str) -> Fpnd:
     if len(particles) < 4:
         raise DataError(f"FPND needs at least 4 jets, got {len(particles)}")
     real = real_statistics(name)
-    found = activations(particles[:MAX_JETS])
-    value = frechet_distance(*statistics(found), *real)
-    halves = [frechet_distance(*statistics(half), *real) for half in (found[::2], found[1::2])]
-    return Fpnd(value=value, extrapolated=2 * value - sum(halves) / 2, n_jets=len(found))
+    all_activations = activations(particles[:MAX_JETS])
+    value = frechet_distance(*statistics(all_activations), *real)
+    halves = [frechet_distance(*statistics(half), *real) for half in (all_activations[::2], all_activations[1::2])]
+    return Fpnd(value=value, extrapolated=2 * value - sum(halves) / 2, n_jets=len(all_activations))
 
 
 def activations(particles: np.ndarray) -> np.ndarray:
@@ -127,11 +127,11 @@ def activations(particles: np.ndarray) -> np.ndarray:
     network = ParticleNet()
     network.load_state_dict({key: stored[key] for key in network.state_dict()})
     network.eval().to(device)
-    found = []
+    batches = []
     with torch.inference_mode():
         for batch in torch.from_numpy(normalised(particles)).split(BATCH if device == "cpu" else 16 * BATCH):
-            found.append(network(batch.to(device)).cpu().numpy())
-    return np.concatenate(found).astype(np.float64)
+            batches.append(network(batch.to(device)).cpu().numpy())
+    return np.concatenate(batches).astype(np.float64)
 
 
 def normalised(particles: np.ndarray) -> np.ndarray:
@@ -139,9 +139,9 @@ def normalised(particles: np.ndarray) -> np.ndarray:
     return (particles[..., :3] / np.array(FEATURE_MAXES) + np.array(FEATURE_SHIFTS)).astype(np.float32)
 
 
-def statistics(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def statistics(activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (256,) and covariance (256, 256) of activations (jet, 256)."""
-    return found.mean(axis=0), np.cov(found, rowvar=False)
+    return activations.mean(axis=0), np.cov(activations, rowvar=False)
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -161,7 +161,7 @@ def real_statistics(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _resources() -> Path:
     # Found, not imported: only its files are needed.
-    found = importlib.util.find_spec("jetnet")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("jetnet")
+    if package is None or package.origin is None:
         raise DataError("FPND needs the jetnet package: pip install 'jbot-studies[jetnet]'")
-    return Path(found.origin).parent / "evaluation" / "fpnd_resources" / "jetnet" / f"{N_PARTICLES}_particles"
+    return Path(package.origin).parent / "evaluation" / "fpnd_resources" / "jetnet" / f"{N_PARTICLES}_particles"

@@ -163,14 +163,14 @@ def generate(
     pythia_seed, detector_seed, decay_seed = seeds.spawn(3)
     pythia, _hook = start_pythia(name, settings, pythia_seed, np.random.default_rng(decay_seed))
     detector_rng = np.random.default_rng(detector_seed)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    batches: list[tuple[np.ndarray, np.ndarray]] = []
     events = 0
-    while sum(len(jets) for _, jets in found) < n_jets:
+    while sum(len(jets) for _, jets in batches) < n_jets:
         particles, pdg_id = final_state(pythia.nextBatch(BATCH))
         measured = simulate(particles, pdg_id, detector_rng)
-        found.append(jet_features(*leading_jets(measured, settings)))
+        batches.append(jet_features(*leading_jets(measured, settings)))
         events += BATCH
-    particle_rows, jet_rows = (np.concatenate(arrays)[:n_jets] for arrays in zip(*found, strict=True))
+    particle_rows, jet_rows = (np.concatenate(arrays)[:n_jets] for arrays in zip(*batches, strict=True))
     return particle_rows, jet_rows, events
 
 

@@ -174,13 +174,13 @@ def check_fpnd(name: str, particles: np.ndarray) -> Check:
     """FPND of one class against the real jets."""
     from jbot.data.fpnd import fpnd  # torch is slow to import and the table does without
 
-    found = fpnd(particles, name)
+    distance = fpnd(particles, name)
     return Check(
         name=name,
-        figure=f"FPND, {found.n_jets} jets (as measured {found.value:.3f}), extrapolated",
-        ours=found.extrapolated,
+        figure=f"FPND, {distance.n_jets} jets (as measured {distance.value:.3f}), extrapolated",
+        ours=distance.extrapolated,
         expected=0.0,
-        tolerance=FPND_LIMIT + SIGMAS * FPND_NOISE / found.n_jets,
+        tolerance=FPND_LIMIT + SIGMAS * FPND_NOISE / distance.n_jets,
         one_sided=True,
     )
 

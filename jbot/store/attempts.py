@@ -26,8 +26,8 @@ def checkpoint_folder(trial: str) -> str:
 
 def attempts_begun(storage: Storage, trial: str) -> int:
     """Attempts that an unfinished trial has had; 0 also when it has ended."""
-    found = (NAME.fullmatch(name) for name in storage.names(checkpoint_folder(trial)))
-    return max((int(match[1]) for match in found if match), default=0)
+    matches = (NAME.fullmatch(name) for name in storage.names(checkpoint_folder(trial)))
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def note_attempt(storage: Storage, trial: str, number: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from jbot import TRAINER_VERSION
 from jbot.config import differences, digest
@@ -158,8 +158,7 @@ def load_ledger(storage: Storage, study: str) -> dict[str, Any] | None:
     content = storage.read_json(name)
     if wrong := misfit(content, Ledger, "") or _discrepancy(content):
         raise RecordError(f"{storage.uri}/{name} is not the ledger of a search: {wrong}")
-    found: dict[str, Any] = content
-    return found
+    return cast(dict[str, Any], content)
 
 
 def _discrepancy(content: dict[str, Any]) -> str | None:

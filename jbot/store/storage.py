@@ -55,10 +55,10 @@ def temporary_name(name: str) -> str:
 
 def is_stale(name: str) -> bool | None:
     """Whether the process that gave a temporary name is dead; None when it is of another machine, or nobody's."""
-    found = TEMPORARY.search(name)
-    if found is None or found["host"] != host_id():
+    match = TEMPORARY.search(name)
+    if match is None or match["host"] != host_id():
         return None
-    return not is_alive(int(found["pid"]))
+    return not is_alive(int(match["pid"]))
 
 
 @contextlib.contextmanager

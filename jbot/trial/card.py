@@ -154,11 +154,11 @@ def _heads(record: Record) -> str:
         "finetune": "Fine-tuned from this encoder",
         "supervised": "Trained from fresh weights on the same labels",
     }
-    found = []
+    sentences = []
     for kind, text in words.items():
         files = [f"`classifier_{run}.safetensors`" for run in sorted(tuned) if tuned[run] == kind]
-        found += [f"{text}, with a classification head: {', '.join(files)}."] if files else []
-    return "\n\n" + " ".join([*found, "`jbot.load(file).predict_proba(jets)`."]) if found else ""
+        sentences += [f"{text}, with a classification head: {', '.join(files)}."] if files else []
+    return "\n\n" + " ".join([*sentences, "`jbot.load(file).predict_proba(jets)`."]) if sentences else ""
 
 
 def _data(record: Record) -> str:

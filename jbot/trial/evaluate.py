@@ -50,13 +50,13 @@ def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluato
     asked = [fingerprint, used, TRAINER_VERSION]
     name = f"floors/raw-{digest(asked)}.json"
     try:
-        found = {metric: Measured(**parts) for metric, parts in without_checksum(storage.read_json(name)).items()}
+        measured = {metric: Measured(**parts) for metric, parts in without_checksum(storage.read_json(name)).items()}
     except (RecordError, AttributeError, TypeError):  # not there yet, or damaged: made again
-        found = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
-        known = uncertainties(found)
-        saved = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in found.items()}
+        measured = {metric: one for metric, one in evaluator.raw().items() if np.isfinite(one.value)}
+        known = uncertainties(measured)
+        saved = {metric: {"value": one.value} | known.get(metric, {}) for metric, one in measured.items()}
         storage.write_json(name, with_checksum(saved))
-    return {metric_key(metric, baseline="raw"): one for metric, one in found.items()}
+    return {metric_key(metric, baseline="raw"): one for metric, one in measured.items()}
 
 
 def classifier_metrics(
@@ -69,6 +69,6 @@ def classifier_metrics(
     """A fine-tuned classifier on the test jets: class probabilities, and metrics by key."""
     config = run.config
     logits = class_logits(state.best, particles, test.rows, config, run.classes, forward)
-    found = logits.softmax(1).cpu().numpy()
-    named = classification(found, targets(test.labels, config.data.task), list(TARGETS[config.data.task]))
-    return found, {metric_key(f"{run.name}_{metric}"): one for metric, one in named.items()}
+    probabilities = logits.softmax(1).cpu().numpy()
+    named = classification(probabilities, targets(test.labels, config.data.task), list(TARGETS[config.data.task]))
+    return probabilities, {metric_key(f"{run.name}_{metric}"): one for metric, one in named.items()}

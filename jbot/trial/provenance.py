@@ -41,11 +41,11 @@ def library_versions() -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Host, processor and, on CUDA, GPU that this process computes on."""
-    found: dict[str, Any] = {"host": platform.node(), "machine": platform.machine(), "cores": os.cpu_count()}
-    found |= {"device": str(device), "threads": torch.get_num_threads(), "cpu": _cpu_name()}
+    facts: dict[str, Any] = {"host": platform.node(), "machine": platform.machine(), "cores": os.cpu_count()}
+    facts |= {"device": str(device), "threads": torch.get_num_threads(), "cpu": _cpu_name()}
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def _cpu_name() -> str:

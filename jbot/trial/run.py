@@ -97,9 +97,9 @@ def run_pack(
         storage.remove(checkpoint_folder(ended_before))
     todo = list({spec.trial_id: spec for spec in specs if spec.trial_id not in records}.values())
     if todo:
-        found = find_engine(engine, todo[0].config, torch.device(device), dtype)
+        chosen = find_engine(engine, todo[0].config, torch.device(device), dtype)
         jets = data if isinstance(data, Jets) else Jets({todo[0].config.data.jet_pt: data})
-        run = PackRun(todo, jets, storage, torch.device(device), dtype, report, ended, prune, found)
+        run = PackRun(todo, jets, storage, torch.device(device), dtype, report, ended, prune, chosen)
         run.pretrain()
         run.finetune()
         for trial in range(len(todo)):
@@ -324,8 +324,8 @@ class PackRun:
             state = self.tuned[trial][run.name]
             if state.progress[0].reason is None:
                 test = self.evaluators[trial].test
-                found, metrics = classifier_metrics(run, state, self.particles, test, self.forward)
-                scores[f"{run.name}/probability"] = found
+                probabilities, metrics = classifier_metrics(run, state, self.particles, test, self.forward)
+                scores[f"{run.name}/probability"] = probabilities
                 measured |= metrics
         if self.runs[trial]:
             self.state.progress[trial].probe_seconds += time.perf_counter() - started
