@@ -71,12 +71,7 @@ def _inline(todo: list[TrialSpec], grid: AnomalyGrid, data: Jets, storage: Stora
 
 
 def _ray(
-    todo: list[TrialSpec],
-    grid: AnomalyGrid,
-    data: Jets,
-    storage: Storage,
-    resources: Resources,
-    address: str | None,
+    todo: list[TrialSpec], grid: AnomalyGrid, data: Jets, storage: Storage, resources: Resources, address: str | None
 ) -> Ended:
     """Tasks that hold what a pack holds, in the order in which they end."""
     import ray

@@ -87,11 +87,7 @@ def load(
 
 
 def load_cached(
-    source: str,
-    *,
-    jets_per_class: Mapping[str, int],
-    jet_pt: float = 1000.0,
-    cache: Path | None = None,
+    source: str, *, jets_per_class: Mapping[str, int], jet_pt: float = 1000.0, cache: Path | None = None
 ) -> JetData | None:
     """The same jets where nothing has to be generated or downloaded, else None; parameters and errors as of `load`."""
     if source == "pythia":

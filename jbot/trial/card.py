@@ -150,10 +150,7 @@ def _heads(record: Record) -> str:
     """How to load what was fine-tuned, for those runs that have a metric."""
     metrics = [find_metric(name) for name in record.metrics]
     tuned = {one.source: one.kind for one in metrics if one.kind in TUNED and one.measure == "accuracy"}
-    words = {
-        "finetune": "Fine-tuned from this encoder",
-        "supervised": "Trained from fresh weights on the same labels",
-    }
+    words = {"finetune": "Fine-tuned from this encoder", "supervised": "Trained from fresh weights on the same labels"}
     sentences = []
     for kind, text in words.items():
         files = [f"`classifier_{run}.safetensors`" for run in sorted(tuned) if tuned[run] == kind]

@@ -60,11 +60,7 @@ def raw_feature_baseline(storage: Storage, fingerprint: str, evaluator: Evaluato
 
 
 def classifier_metrics(
-    run: Run,
-    state: FinetuneState,
-    particles: Float[Tensor, "jet particle 4"],
-    test: LabeledJets,
-    forward: Forward,
+    run: Run, state: FinetuneState, particles: Float[Tensor, "jet particle 4"], test: LabeledJets, forward: Forward
 ) -> tuple[Float[np.ndarray, "jet class"], dict[str, Measured]]:
     """A fine-tuned classifier on the test jets: class probabilities, and metrics by key."""
     config = run.config

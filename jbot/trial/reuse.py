@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 import torch
 
@@ -64,13 +63,6 @@ def load_state(storage: Storage, trial: str, fresh: TrainState) -> TrainState:
     return restored(fresh, arrays, saved["state"])
 
 
-def beginnings(config: Config, fingerprint: str) -> Iterator[tuple[int, str]]:
-    """Trials that train as this one does and stop earlier, as (epoch, trial id): the longest first."""
-    for epoch in range(config.train.last_epoch - 1, 0, -1):
-        shorter = override(config, {"train.until": epoch})  # which leaves out later changes
-        yield epoch, trial_id(shorter, fingerprint, TRAINER_VERSION)
-
-
 def continue_other(
     storage: Storage, trial: str, config: Config, fingerprint: str, fresh: TrainState
 ) -> tuple[TrainState, str | None]:
@@ -81,7 +73,9 @@ def continue_other(
     whole is not trained again.
     """
     there = set(storage.names("trials"))
-    for epoch, other in beginnings(config, fingerprint):
+    for epoch in range(config.train.last_epoch - 1, 0, -1):
+        shorter = override(config, {"train.until": epoch})  # which leaves out later changes
+        other = trial_id(shorter, fingerprint, TRAINER_VERSION)
         if other not in there or not storage.exists(f"{trial_folder(other)}/{STATE}.json"):
             continue
         with damage_warned(f"the state of trial {other} is damaged, training from before"):
