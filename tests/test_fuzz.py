@@ -38,8 +38,8 @@ from analysis.report.sections.search import section as search_section
 from analysis.verdicts import study_index as found
 from analysis.verdicts.tables import trial_table
 from cluster import launch as launch_files
+from cluster import mirror
 from cluster.doctor import command as doctor
-from cluster.tracking import mirror
 from jbot.config import Config, ConfigError, flatten, from_dict, override, parse_value
 from jbot.data import CLASSES, DataError, hdf5, validate
 from jbot.encoder import embed, keras_weights
