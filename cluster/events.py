@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from jbot.messages import first_line
-from jbot.store.attempts import attempts_begun, note_attempt
-from jbot.store.record import Record, TrialSpec, load_record, load_whole
+from jbot.store.record import Record, TrialSpec, load_record
 from jbot.store.storage import RecordError, Storage
 
 
@@ -94,26 +93,3 @@ class Listeners:
                 name, why = type(listener).__name__, f"{type(error).__name__}: {first_line(error)}"
                 with contextlib.suppress(OSError, ValueError):  # stderr may be what has failed
                     print(f"warning: {name} has failed and hears no more of this run ({why})", file=sys.stderr)
-
-
-class LostAttempts:
-    """Counts the attempts of workers that die before they can note themselves that they have begun.
-
-    Attributes
-    ----------
-    attempts : dict
-        Trial id -> attempts that had begun before the one that now runs.
-    """
-
-    def __init__(self, storage: Storage):
-        self.storage = storage
-        self.attempts: dict[str, int] = {}
-
-    def count(self, trial: str) -> None:
-        """The worker of a trial has died: this attempt is over, and noted."""
-        number = self.attempts[trial] = self.attempts.get(trial, 0) + 1
-        try:
-            if attempts_begun(self.storage, trial) < number and load_whole(self.storage, trial) is None:
-                note_attempt(self.storage, trial, number)
-        except (OSError, RecordError) as error:
-            print(f"warning: attempt {number} at trial {trial} is not noted: {first_line(error)}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,16 @@ import torch
 from ray import tune
 
 from cluster.connection import connected
-from cluster.events import Listener, Listeners, LostAttempts
+from cluster.events import Listener, Listeners
 from cluster.resources import Resources
 from cluster.scheduling.nodes import check_nodes, free_bytes, slots
 from cluster.scheduling.packs import form_packs
 from cluster.scheduling.run import open_trials, scratch_storage
 from jbot.data import JetData, Jets
-from jbot.store.attempts import attempts_begun
-from jbot.store.record import Record, TrialSpec
-from jbot.store.storage import Storage
+from jbot.messages import first_line
+from jbot.store.attempts import attempts_begun, note_attempt
+from jbot.store.record import Record, TrialSpec, load_whole
+from jbot.store.storage import RecordError, Storage
 from jbot.trial.run import run_pack
 
 # --- Tune itself, for studies and searches ------------------------------------------------------------------------
@@ -34,7 +36,8 @@ class TuneCallback(tune.Callback):
 
     def __init__(self, storage: Storage, listeners: Sequence[Listener]) -> None:
         self.storage, self.listeners = storage, Listeners(listeners)
-        self.lost_attempts = LostAttempts(storage)
+        self.attempts: dict[str, int] = {}
+        """Trial id -> attempts that had begun before the one that now runs."""
         self.settled = 0
         """Tune trials that have ended or were given up."""
         self.interrupted = False
@@ -67,15 +70,24 @@ class TuneCallback(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its worker died, and it has a retry left."""
         for spec in self.running(trial):
-            self.lost_attempts.count(spec.trial_id)
+            self.count_lost(spec.trial_id)
             self.listeners.interrupted(spec)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up after the last retry."""
         self.settled += 1
         for spec in self.running(trial):
-            self.lost_attempts.count(spec.trial_id)
+            self.count_lost(spec.trial_id)
             self.listeners.lost(spec, str(trial.get_error() or ""))
+
+    def count_lost(self, trial: str) -> None:
+        """The worker of a trial has died, perhaps before it could note that this attempt had begun: note it now."""
+        number = self.attempts[trial] = self.attempts.get(trial, 0) + 1
+        try:
+            if attempts_begun(self.storage, trial) < number and load_whole(self.storage, trial) is None:
+                note_attempt(self.storage, trial, number)
+        except (OSError, RecordError) as error:
+            print(f"warning: attempt {number} at trial {trial} is not noted: {first_line(error)}", file=sys.stderr)
 
     def end(self, spec: TrialSpec) -> None:
         """One of our trials has ended."""
@@ -255,7 +267,7 @@ class StudyCallback(TuneCallback):
         self.ended: set[str] = set()
         there, specs = set(storage.names("trials")), [spec for pack in packs for spec in pack]
         begun = {s.trial_id: attempts_begun(storage, s.trial_id) for s in specs if s.trial_id in there}
-        self.lost_attempts.attempts = begun
+        self.attempts = begun
 
     def running(self, trial: Any) -> list[TrialSpec]:
         """The trials of a pack that have not ended yet."""

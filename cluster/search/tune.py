@@ -112,7 +112,7 @@ class SearchCallback(TuneCallback):
         spec = self.job.specs(result["entry"])[result["trial"]]
         if "started" in result:
             self.runs[trial.trial_id] = spec
-            self.lost_attempts.attempts[spec.trial_id] = result["started"]
+            self.attempts[spec.trial_id] = result["started"]
             self.listeners.started(spec)
         elif "row" in result:
             self.listeners.point(spec, result["row"])
