@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from analysis.plots import svg
-from analysis.plots.picture import Picture
+from analysis.report.section import Picture
 from analysis.report.trial_pictures import trial_pictures
 from jbot.cli import Parser, bad_input, program
 from jbot.messages import first_line

@@ -15,51 +15,42 @@ from matplotlib.ticker import AutoMinorLocator
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from analysis.plots.style import (
-    CLASS_COLOURS,
-    INK,
-    MUTED,
-    PALETTE,
-    canvas,
-    few_ticks,
-    legend_above,
-    panels,
-    styled,
-)
+from analysis.plots import style
 from jbot.data.jets import CLASS_LABELS
 from jbot.evaluation.metrics import roc
 
 Floats = NDArray[np.floating]
 
-SIGNAL_COLOURS = {**dict(zip(CLASS_LABELS, CLASS_COLOURS, strict=True)), "combined": PALETTE[5], "qcd": PALETTE[8]}
+SIGNAL_COLOURS = {
+    **dict(zip(CLASS_LABELS, style.CLASS_COLOURS, strict=True)),
+    "combined": style.PALETTE[5],
+    "qcd": style.PALETTE[8],
+}
 MIN_BINS, MAX_BINS, TAIL = 8, 32, 0.5
 """Bins of a histogram, more of them for more jets; and the per cent of scores beyond either end of it."""
 ROC_POINTS = 101
 LEGEND: Any = {"columnspacing": 1.0, "handlelength": 1.2}
 
 
-@styled
+@style.styled
 def rejection_curves(signals: Mapping[str, tuple[Floats, NDArray[np.bool_]]]) -> Figure:
     """ROC: background rejection 1/eps_b against signal efficiency eps_s, one line per signal.
 
     Bands are the 68% Clopper-Pearson interval of eps_b from the number of background jets that pass. Scores that are
     not finite are left out; a signal without jets, or without background, has no line.
 
-    Parameters
-    ----------
-    signals : mapping
-        Name -> scores (jet,), higher is more signal-like, and which of them are signal (jet,).
+    signals : name -> scores (jet,), higher is more signal-like, and which of them are signal (jet,)
     """
-    figure, axes = canvas(3.3)
+    figure, axes = style.canvas(3.3)
     efficiency, most = np.linspace(0.005, 1, ROC_POINTS), 10.0
-    axes.plot(efficiency, 1 / efficiency, color=MUTED, lw=0.9, ls=(0, (3, 2)), label="guessing")
+    axes.plot(efficiency, 1 / efficiency, color=style.MUTED, lw=0.9, ls=(0, (3, 2)), label="guessing")
     for name, (scores, positive) in signals.items():
         known = np.isfinite(scores)
         scores, positive = scores[known], positive[known]
         if not positive.any() or positive.all():
             continue
         rejection, low, high = rejection_band(scores, positive, efficiency)
-        colour = SIGNAL_COLOURS.get(name, INK)
+        colour = SIGNAL_COLOURS.get(name, style.INK)
         axes.fill_between(efficiency, low, high, color=colour, alpha=0.18, lw=0)
         axes.plot(efficiency, rejection, color=colour, label=name, ls="--" if name == "combined" else "-")
         most = max(most, float((~positive).sum()))
@@ -67,7 +58,7 @@ def rejection_curves(signals: Mapping[str, tuple[Floats, NDArray[np.bool_]]]) ->
     axes.set_xlabel(r"signal efficiency $\varepsilon_s$")
     axes.set_ylabel(r"background rejection $1/\varepsilon_b$")
     axes.xaxis.set_minor_locator(AutoMinorLocator())
-    legend_above(figure, 6, handletextpad=0.4, **LEGEND)
+    style.legend_above(figure, 6, handletextpad=0.4, **LEGEND)
     return figure
 
 
@@ -90,24 +81,19 @@ def rejection_band(
     return rejection, low, high
 
 
-@styled
-def score_histograms(scores: Mapping[str, Mapping[str, Floats]], axis: str = "score", log: bool = True) -> Figure:
+@style.styled
+def score_histograms(scores: Mapping[str, Mapping[str, Floats]], axis: str = "score") -> Figure:
     """Distributions, each normalised to 1, with Poisson errors; one panel per score, one line per sample.
 
     The outer bins also hold what lies beyond them. Scores that are not finite are left out.
 
-    Parameters
-    ----------
-    scores : mapping
-        Title -> sample -> scores (jet,).
+    scores : title -> sample -> scores (jet,)
     """
     several = len(scores) > 1
-    rows = -(-len(scores) // 2)
-    height = 0.55 + (1.75 if several else 2.6) * rows
-    figure, grid = panels(height, rows, 1 + several, len(scores))
+    figure, grid = style.panels(len(scores), 1 + several, 0.55, 1.75 if several else 2.6)
     for axes, (title, samples) in zip(grid.flat, scores.items(), strict=False):
-        _histogram(axes, {name: values[np.isfinite(values)] for name, values in samples.items()}, log)
-        few_ticks(axes.xaxis, 4 if several else 6)
+        _histogram(axes, {name: values[np.isfinite(values)] for name, values in samples.items()})
+        style.few_ticks(axes.xaxis, 4 if several else 6)
         if several:
             axes.set_title(title, loc="left", pad=4)
             axes.minorticks_off()
@@ -115,11 +101,11 @@ def score_histograms(scores: Mapping[str, Mapping[str, Floats]], axis: str = "sc
     for axes in grid[:, 0]:
         axes.set_ylabel("density")
     names = dict.fromkeys(name for samples in scores.values() for name in samples)
-    legend_above(figure, 6, [Line2D([], [], color=_colour(name), label=name) for name in names], **LEGEND)
+    style.legend_above(figure, 6, [Line2D([], [], color=_colour(name), label=name) for name in names], **LEGEND)
     return figure
 
 
-def _histogram(axes: Axes, samples: Mapping[str, Floats], log: bool) -> None:
+def _histogram(axes: Axes, samples: Mapping[str, Floats]) -> None:
     everything = np.concatenate([*samples.values(), np.array([])])
     fewest = min((len(scores) for scores in samples.values() if len(scores)), default=0)
     edges = histogram_edges(everything, int(np.clip(1.5 * math.sqrt(fewest), MIN_BINS, MAX_BINS)))
@@ -132,7 +118,7 @@ def _histogram(axes: Axes, samples: Mapping[str, Floats], log: bool) -> None:
         band: Any = {"baseline": density - error, "fill": True, "color": _colour(name), "alpha": 0.2, "lw": 0}
         axes.stairs(density + error, edges, **band)
         mplhep.histplot(density, edges, ax=axes, color=_colour(name), lw=1.2)
-    if log and len(everything):
+    if len(everything):
         axes.set_yscale("log")
     axes.set_xlim(edges[0], edges[-1])
 
@@ -155,4 +141,4 @@ def histogram_edges(scores: Floats, bins: int = MAX_BINS) -> NDArray[np.float64]
 
 
 def _colour(name: str) -> str:
-    return SIGNAL_COLOURS.get(name, MUTED)
+    return SIGNAL_COLOURS.get(name, style.MUTED)

@@ -93,8 +93,7 @@ def parallel_coordinates(points: Sequence[Point], axes: Sequence[Axis], objectiv
 @styled
 def slices(points: Sequence[Point], axes: Sequence[Axis], objective: str, label: str) -> Figure:
     """The objective against each axis alone."""
-    rows = -(-len(axes) // COLUMNS)
-    figure, grid = panels(1.35 * rows + 0.3, rows, COLUMNS, len(axes), sharey=True)
+    figure, grid = panels(len(axes), COLUMNS, 0.3, 1.35, sharey=True)
     for panel, axis in zip(grid.flat, axes, strict=False):
         known = axis["distribution"]["attributes"]
         values = [point["params"][axis["coordinate"]] for point in points]
@@ -132,7 +131,7 @@ def short_name(coordinate: str) -> str:
 @styled
 def front(points: Sequence[Point], best: Sequence[int], names: Sequence[str], labels: Mapping[str, str]) -> Figure:
     """The first objective against each of the others, one panel each; filled what lies on the front."""
-    figure, grid = panels(2.5 * (len(names) - 1), len(names) - 1)
+    figure, grid = panels(len(names) - 1, 1, 0, 2.5)
     for panel, other in zip(grid.flat, names[1:], strict=True):
         for on_front, face in ((False, "none"), (True, PALETTE[2])):
             chosen = [point for point in points if (point["number"] in best) == on_front]

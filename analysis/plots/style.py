@@ -92,11 +92,12 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def panels(height: float, rows: int, columns: int = 1, used: int | None = None, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of small multiples, (row, column), of which the first `used` are drawn in; inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def panels(used: int, columns: int, top: float, height: float, **shared: Any) -> tuple[Figure, Any]:
+    """A figure of small multiples, (row, column), of which the first `used` are drawn in; inches above and per row."""
+    rows = -(-used // columns)
+    figure = Figure(figsize=(WIDTH, top + height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
-    for axes in grid.flat[rows * columns if used is None else used :]:
+    for axes in grid.flat[used:]:
         axes.set_axis_off()
     return figure, grid
 

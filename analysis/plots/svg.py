@@ -96,16 +96,10 @@ def _element(svg: str) -> str:
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """The ``<svg>`` element of a page, in the page's colours and font.
+    """The ``<svg>`` element of a page, from :func:`to_svg`, in the page's colours and font.
 
-    Parameters
-    ----------
-    svg : str
-        From :func:`to_svg`.
-    name : str
-        Letters, digits and dashes; unique in the page. It keeps the ids of several figures apart.
-    alt : str
-        What a reader who does not see the figure must know.
+    `name` (letters, digits, dashes) is unique in the page and keeps the ids of several figures apart; `alt` is what a
+    reader who does not see the figure must know.
     """
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", _element(svg))
     for colour, variable in THEMED.items():

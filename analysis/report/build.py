@@ -10,19 +10,17 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup
 
 from analysis.plots import style, svg
-from analysis.plots.picture import Picture
 from analysis.report import evidence, headline, latex, links, registry
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section
+from analysis.report.section import Picture, Section
 from analysis.report.sections.arms import arms_table
 from analysis.report.sections.differences import contrasts_table
 from analysis.verdicts import diagnostics, summary, tables
@@ -59,38 +57,39 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     found = evidence.gather(study, out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(found, out)
-    parts = registry.gather(found)
-    lead, parts["Evidence"] = headline.lead(study.plan, parts["Evidence"])
-    content = _first_screen(found, parts["Evidence"]) | _script() | {"parts": parts, "lead": lead}
-    content["drawn"] = _draw([*([lead] if lead else []), *_pictures(parts)], out / "figures")
-    content["paper_tables"] = (out / "paper_tables.html").exists()
+    plan, parts = study.plan, registry.gather(found)
+    sections = parts["Evidence"]
+    lead, parts["Evidence"] = headline.lead(plan, sections)
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    content = {
+        "plan": plan,
+        "status": headline.status(found),
+        "warning": headline.below_baseline(found),
+        "answers": headline.answers(found, sections),
+        "summary": headline.summary(found.verdicts),
+        "basis": headline.facts(study, found.arms),
+        "compared": headline.changes(plan),
+        "swatches": json.dumps([[a, f"var(--c{i % len(style.PALETTE)})"] for i, a in enumerate(plan.arms)]),
+        # The page forbids every other script than its own.
+        "script": Markup(script),
+        "script_hash": Markup(f"sha256-{digest}"),
+        "parts": parts,
+        "lead": lead,
+        "drawn": _draw([*([lead] if lead else []), *_pictures(chain.from_iterable(parts.values()))], out / "figures"),
+        "paper_tables": (out / "paper_tables.html").exists(),
+    }
     for name in ("report.md", "report.html"):
         write(out / name, environment().get_template(f"{name}.j2").render(content))
     summary.write(study, [_in_short(one) for one in parts["Evidence"] if one.answer], out)
     return out / "report.html"
 
 
-def _first_screen(found: Evidence, sections: Sequence[Section]) -> dict[str, Any]:
-    """What the templates lay out before the sections."""
-    plan = found.plan
-    return {
-        "plan": plan,
-        "status": headline.status(found),
-        "warning": headline.below_baseline(found),
-        "answers": headline.answers(found, sections),
-        "summary": headline.summary(found.verdicts),
-        "basis": headline.facts(found.study, found.arms),
-        "compared": headline.changes(plan),
-        "swatches": json.dumps([[a, f"var(--c{i % len(style.PALETTE)})"] for i, a in enumerate(plan.arms)]),
-    }
-
-
-def _pictures(parts: Mapping[str, Iterable[Section]]) -> Iterator[Picture]:
+def _pictures(sections: Iterable[Section]) -> Iterator[Picture]:
     """Every figure of the sections and of their details."""
-    for sections in parts.values():
-        for one in sections:
-            yield from one.figures
-            yield from _pictures({"": one.details})
+    for one in sections:
+        yield from one.figures
+        yield from _pictures(one.details)
 
 
 def _draw(pictures: Iterable[Picture], folder: Path) -> dict[str, Markup]:
@@ -103,21 +102,14 @@ def _draw(pictures: Iterable[Picture], folder: Path) -> dict[str, Markup]:
     return found
 
 
-def _script() -> dict[str, Markup]:
-    """The page's own script, and its hash: the page forbids every other."""
-    text = (TEMPLATES / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return {"script": Markup(text), "script_hash": Markup(f"sha256-{digest}")}
-
-
 def _in_short(one: Section) -> summary.Section:
     """A section as the index of studies shows it."""
-    first = next(iter(one.figures), None)
-    name, alt = (first.name, first.alt) if first else ("", "")
+    name, alt = next(((picture.name, picture.alt) for picture in one.figures), ("", ""))
     return summary.Section(title=one.title, anchor=one.anchor, answer=tuple(one.answer), figure=name, alt=alt)
 
 
 def _write_tables(found: Evidence, out: Path) -> None:
+    """Tables as CSV and Parquet, and as LaTeX."""
     frames = {
         "trials": found.trials,
         "arms": found.arms,
@@ -126,11 +118,8 @@ def _write_tables(found: Evidence, out: Path) -> None:
     }
     for name, frame in frames.items():
         write(out / f"{name}.csv", frame.to_csv(index=False))
-    _write_latex(found, out)
-    _write_parquet(out / "trials.parquet", found.trials)
-
-
-def _write_latex(found: Evidence, out: Path) -> None:
+    with atomic_write(out / "trials.parquet") as temporary:
+        found.trials.to_parquet(temporary, index=False)
     plan = found.plan
     source = f"Study {plan.study}, preset {plan.preset}, plan hash {plan.hash}."
     what = f"{find_metric(plan.metric).full_label}, {fmt.count(len(plan.seeds), 'seed')}, preset {plan.preset}"
@@ -141,11 +130,6 @@ def _write_latex(found: Evidence, out: Path) -> None:
     for name, (table, says) in captions.items():
         text = latex.render(environment(), table, f"{plan.study}-{name}", f"{says}: {what}.", source)
         write(out / f"{name}.tex", text)
-
-
-def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    with atomic_write(path) as temporary:
-        frame.to_parquet(temporary, index=False)
 
 
 def write(path: Path, text: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section
+from analysis.report.section import Picture, Section
 from analysis.verdicts import arm_settings, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.questions import answered_by_sections
@@ -96,7 +94,7 @@ def below_baseline(evidence: Evidence) -> str:
 def answers(evidence: Evidence, sections: Sequence[Section]) -> list[Answer]:
     """Verdicts and what sections answer; these come first where the question asks for no winner."""
     plan = evidence.plan
-    verdicts = by_outcome(evidence.verdicts) or measured(plan, evidence.arms)
+    verdicts = by_outcome(evidence.verdicts) or _measured(plan, evidence.arms)
     said = [
         Answer(outcome="described", title=one.title, aside="described", lines=one.answer, href=f"#{one.anchor}")
         for one in sections
@@ -137,36 +135,30 @@ def by_outcome(verdicts: Sequence[Verdict]) -> list[Answer]:
 
 
 def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
-    first = group[0]
+    first, several = group[0], len(group) > 1
     title = outcome.capitalize() + (" so far" if first.interim else "")
     kind = "" if first.contrast.primary else "exploratory"
-    several = len(group) > 1
     meaning = "" if several else MEANS.get(outcome)
     aside = ", ".join(filter(None, [f"{len(group)} of {total} contrasts" * several, kind, meaning]))
+    shared = [note for note in first.notes if all(note in v.notes for v in group)]
+    box = Answer(outcome=outcome, title=title, aside=aside, notes=shared)
     if outcome == FAILED:
-        shared = [note for note in first.notes if all(note in v.notes for v in group)]
-        return Answer(outcome=outcome, title=title, aside=aside, text=_failed(group), notes=shared)
+        return dataclasses.replace(box, text=_failed(group))
     if not several:
-        return Answer(outcome=outcome, title=title, aside=aside, text=first.sentence, notes=first.notes)
-    pairs = [(contrast_name(v.contrast.name), _brief(v)) for v in group[:MAX_PAIRS]]
+        return dataclasses.replace(box, text=first.sentence)
+    pairs = []
+    for v in group[:MAX_PAIRS]:
+        # p and n only of what was decided, as the table has them all.
+        whole = numbers(v)
+        pairs.append((contrast_name(v.contrast.name), whole.split(", n = ")[0] if v.outcome == "undecided" else whole))
     if len(group) > MAX_PAIRS:
         pairs.append((f"and {len(group) - MAX_PAIRS} more, in the table below", ""))
-    return Answer(outcome=outcome, title=title, aside=aside, pairs=pairs, notes=_shared(group))
-
-
-def _shared(group: Sequence[Verdict]) -> list[str]:
-    """What is true of all of them, and the seeds that would decide those that are undecided."""
     needed = sorted(v.seeds_needed for v in group if v.seeds_needed)
-    of = "" if len(needed) == len(group) else f"{len(needed)} of "
-    span = " to ".join(map(str, dict.fromkeys((needed[0], needed[-1])))) if needed else ""
-    said = [f"About {span} seeds would decide {of}them, at this size and spread."] if needed else []
-    return [*(note for note in group[0].notes if all(note in v.notes for v in group)), *said]
-
-
-def _brief(verdict: Verdict) -> str:
-    """Size and interval; p and n only of what was decided, as the table has them all."""
-    whole = numbers(verdict)
-    return whole.split(", n = ")[0] if verdict.outcome == "undecided" else whole
+    if needed:
+        of = "" if len(needed) == len(group) else f"{len(needed)} of "
+        span = " to ".join(map(str, dict.fromkeys((needed[0], needed[-1]))))
+        shared.append(f"About {span} seeds would decide {of}them, at this size and spread.")
+    return dataclasses.replace(box, pairs=pairs, notes=shared)
 
 
 def _failed(group: Sequence[Verdict]) -> str:
@@ -189,23 +181,20 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return f"Of {len(first)} {kind} contrasts: {counts}."
 
 
-def measured(plan: Plan, arms: pd.DataFrame) -> list[Answer]:
+def _measured(plan: Plan, arms: pd.DataFrame) -> list[Answer]:
     """What a study without contrasts found: the metric of each arm, with its spread over seeds."""
     done = arms[arms["n"] > 0]
     if done.empty:
         return []
-    pairs = [(str(row["arm"]), _mean(row)) for _, row in done.head(MAX_PAIRS).iterrows()]
+    pairs = []
+    for row in done.head(MAX_PAIRS).to_dict("records"):
+        error = row["sd"] / row["n"] ** 0.5
+        value = fmt.with_error(row["mean"], error) if error > 0 else fmt.number(row["mean"])
+        pairs.append((str(row["arm"]), f"{value} ({fmt.count(row['n'], 'seed')})"))
     if len(done) > MAX_PAIRS:
         pairs.append((f"and {len(done) - MAX_PAIRS} more, in the table below", ""))
     aside = f"{find_metric(plan.metric).full_label}, mean ± standard error over seeds"
     return [Answer(outcome="undecided", title="Measured", aside=aside, pairs=pairs)]
-
-
-def _mean(row: pd.Series) -> str:
-    error = row["sd"] / row["n"] ** 0.5
-    n = fmt.count(int(row["n"]), "seed")
-    value = fmt.with_error(row["mean"], error) if error > 0 else fmt.number(row["mean"])
-    return f"{value} ({n})"
 
 
 def facts(study: StudyRecords, arms: pd.DataFrame) -> dict[str, str]:
@@ -248,10 +237,10 @@ def changes(plan: Plan) -> dict[str, str]:
     for contrasts in (plan.contrasts, _headlines(plan)):
         arms = list(dict.fromkeys(arm for c in contrasts for arm in (c.treatment, c.control)))
         if 1 < len(arms) <= MAX_ARMS:
-            return {arm: _change(plan.arms[arm]) for arm in arms}
+            return {
+                arm: words
+                if len(words := arm_settings.words(plan.arms[arm])) <= MAX_LETTERS
+                else f"{len(plan.arms[arm])} settings changed, see the table of arms"
+                for arm in arms
+            }
     return {}
-
-
-def _change(changes: Mapping[str, Any]) -> str:
-    text = arm_settings.words(changes)
-    return text if len(text) <= MAX_LETTERS else f"{len(changes)} settings changed, see the table of arms"

@@ -1,7 +1,7 @@
 """All sections of a report, listed once, in the order of the page.
 
 Each is found by what the plan and the records hold, not by the study's name, so that a study of one's own has them too.
-A new one is a file in ``sections/`` with a function ``section``, and its name here.
+A new one is a function in a file of ``sections/``, and its name here.
 """
 
 from __future__ import annotations
@@ -13,17 +13,10 @@ from analysis.report.section import Section
 from analysis.report.sections import (
     arms,
     components,
-    convergence_speed,
     curves,
     differences,
-    embedding_maps,
-    example_jets,
-    failure_signatures,
-    failures,
+    method,
     other_metrics,
-    plan,
-    provenance,
-    reading,
     scaling,
     score_grid,
     search,
@@ -51,16 +44,16 @@ PARTS: Mapping[str, Sequence[Make]] = {
         seed_variation.section,
         two_level.section,
         curves.section,
-        convergence_speed.section,
+        curves.speed,
         other_metrics.section,
-        embedding_maps.section,
-        example_jets.section,
-        single_trials.section,
-        failure_signatures.section,
-        failures.section,
+        single_trials.embedding_maps,
+        single_trials.example_jets,
+        single_trials.details,
+        trials.signatures,
+        trials.failures,
     ),
-    "Method": (plan.section, provenance.section, provenance.deviations, reading.section),
-    "Records": (trials.section,),
+    "Method": (method.design, method.sources, method.deviations, method.reading),
+    "Records": (trials.every_trial,),
 }
 """Heading -> the sections under it."""
 

@@ -5,8 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from analysis.plots.picture import Picture
+if TYPE_CHECKING:  # pages of words need no drawing library
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with its words."""
+
+    name: str
+    """File name without ending."""
+    figure: Figure
+    alt: str
+    caption: str = ""
+    pdf: bool = True
+    """Saved as PDF too."""
+
+
+def picture(name: str, figure: Figure, caption: str, said: str) -> Picture:
+    """A figure whose alternative text is its caption and what it shows."""
+    return Picture(name=name, figure=figure, alt=f"{caption} {said}.", caption=caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +38,13 @@ class Table:
     rows: Sequence[Sequence[str]]
     text_columns: Collection[int] = (0,)
     """Columns of words, set flush left; the others are numbers."""
+
+    @classmethod
+    def of(cls, label: str, rows: Sequence[Mapping[str, str]], words: Collection[str] = ()) -> Table:
+        """A table of rows that map the head of a column to a cell, at least one; `words` beside the first column."""
+        head = list(rows[0])
+        text = (0, *(i for i, name in enumerate(head) if name in words))
+        return cls(label=label, head=head, rows=[list(row.values()) for row in rows], text_columns=text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +80,8 @@ class Section:
 def slug(name: str) -> str:
     """Part of a file name or an anchor, from any name of a record."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "unnamed"
+
+
+def capitalised(label: str) -> str:
+    """A label of the metrics registry at the start of a line: k-NN and k-means stay as they are."""
+    return label if label.startswith("k-") else label[:1].upper() + label[1:]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.plots import curves, embedding, jets, roc
-from analysis.plots.picture import Picture
+from analysis.plots import curves, jets, roc
+from analysis.report.section import Picture, capitalised
 from analysis.stats import tsne
-from analysis.verdicts import number_format as fmt
 from jbot.data.jets import CLASS_LABELS, CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics_registry import classifier_label, score_label, short_classifier_label
@@ -22,7 +21,6 @@ MAX_JETS = 300
 """Jets of an embedding map: t-SNE of them takes about a second."""
 SIGNALS = ("W", "Z", "t")
 """Signals of anomaly detection; q and g are its background."""
-
 JETS = ("particles", "masked", "views", "views_masked", "label")
 """Arrays of examples.safetensors that the figure of example jets shows."""
 
@@ -52,10 +50,12 @@ def detail_pictures(storage: Storage, trial: str, record: Record) -> Iterator[Pi
 
 def embedding_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
     """The embedding of the same test jets over training, or only at its end where no more was kept."""
-    kept = {epoch: _read(storage, trial, name, "cls", "label") for epoch, name in _snapshots(storage, trial).items()}
-    last = _read(storage, trial, "embedding", "cls", "label")
-    if last:
-        kept[_last_epoch(storage, trial, max(kept, default=-1))] = last
+    names = [name.removesuffix(".safetensors") for name in storage.names(trial_folder(trial))]
+    epochs = {name: int(name[10:]) for name in names if name.startswith("embedding-") and name[10:].isdigit()}
+    kept = {epochs[name]: _read(storage, trial, name, "cls", "label") for name in sorted(epochs)}
+    if last := _read(storage, trial, "embedding", "cls", "label"):
+        probed = [row["epoch"] for row in load_curves(storage, trial) if isinstance(row.get("epoch"), int)]
+        kept[max([max(kept, default=-1) + 1, *probed])] = last
     if not kept:
         return
     labels = np.asarray(next(iter(kept.values()))["label"], dtype=np.int64)
@@ -67,28 +67,16 @@ def embedding_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
         return
     maps = dict(zip(cls, tsne.evolution(list(cls.values())), strict=True))
     if len(maps) > 1:
-        figure = embedding.embedding_evolution(maps, labels[chosen])
+        figure = jets.embedding_evolution(maps, labels[chosen])
         when = f"after {', '.join(map(str, list(maps)[:-1]))} and {list(maps)[-1]} epochs"
     else:
-        figure, when = embedding.embedding_map(next(iter(maps.values())), labels[chosen]), "after training"
+        figure, when = jets.embedding_map(next(iter(maps.values())), labels[chosen]), "after training"
     yield Picture(
         name="embedding",
         figure=figure,
         alt=f"t-SNE maps of {len(chosen)} test jets {when}, coloured by class.",
         caption=f"the same {len(chosen)} test jets {when}",
     )
-
-
-def _snapshots(storage: Storage, trial: str) -> dict[int, str]:
-    """Epoch -> name of the arrays, in order."""
-    names = [name.removesuffix(".safetensors") for name in storage.names(trial_folder(trial))]
-    found = [name for name in names if name.startswith("embedding-") and name[10:].isdigit()]
-    return {int(name[10:]): name for name in sorted(found)}
-
-
-def _last_epoch(storage: Storage, trial: str, before: int) -> int:
-    epochs = [row["epoch"] for row in load_curves(storage, trial) if isinstance(row.get("epoch"), int)]
-    return max([before + 1, *epochs])
 
 
 def jet_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
@@ -111,17 +99,17 @@ def jet_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
     )
 
 
-def attention_pictures(storage: Storage, trial: str, layer: int = -1) -> Iterator[Picture]:
-    """What the heads of a block attend to from [CLS], the last block by default."""
+def attention_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
+    """What the heads of the last block attend to from [CLS]."""
     arrays = _read(storage, trial, "examples", "particles", "label")
     if not arrays or "attention" not in arrays:
         return
     attention = arrays["attention"]
-    figure = jets.attention_of_cls(arrays["particles"], attention, arrays["label"], layer)
-    block = range(attention.shape[1])[layer] + 1
-    words = f"Attention of [CLS] in block {block} of {attention.shape[1]}"
-    own = ", ".join(f"{share:.0%}" for share in attention[:, layer, :, 0].mean(0))
+    blocks = attention.shape[1]
+    words = f"Attention of [CLS] in block {blocks} of {blocks}"
+    own = ", ".join(f"{share:.0%}" for share in attention[:, -1, :, 0].mean(0))
     caption = f"{words}. To itself it gives, by head, {own} (mean over these jets)."
+    figure = jets.attention_of_cls(arrays["particles"], attention, arrays["label"])
     yield Picture(name="attention", figure=figure, alt=f"{words}, a row per head, a column per jet.", caption=caption)
 
 
@@ -146,30 +134,23 @@ def _classifier_pictures(probe: str, probability: Any, labels: Any, task: str) -
         raise RecordError(
             f"{probe}/probability must be ({len(labels)}, {len(classes)}) for task {task}, got {probability.shape}"
         )
-    truth = targets(labels, task)
+    truth, several = targets(labels, task), len(classes) > 2
     known, of_class = truth >= 0, {name: truth == position for position, name in enumerate(classes)}
-    shown = classes if len(classes) > 2 else classes[1:]
-    signals = {name: (probability[known, classes.index(name)], of_class[name][known]) for name in shown}
-    panels = {
-        f"P({name})": {
-            other: score[chosen[known]]
-            for other, chosen in (of_class.items() if len(classes) == 2 else _against_rest(of_class, name))
-        }
-        for name, (score, _) in signals.items()
-    }
-    words, rest = classifier_label(probe), "the rest" if len(classes) > 2 else classes[0]
-    yield _roc(f"roc-{_slug(probe)}", words, f"each of {', '.join(shown)} against {rest}", signals)
+    signals, panels = {}, {}
+    for name in classes if several else classes[1:]:
+        score = probability[known, classes.index(name)]
+        signals[name] = (score, of_class[name][known])
+        # A panel of two classes has both, one of several has this class and the rest.
+        samples = {"other classes": known & ~of_class[name], name: of_class[name]} if several else of_class
+        panels[f"P({name})"] = {sample: score[jets_of[known]] for sample, jets_of in samples.items()}
+    words, rest = classifier_label(probe), "the rest" if several else classes[0]
+    yield _roc(f"roc-{_slug(probe)}", words, f"each of {', '.join(signals)} against {rest}", signals)
     yield Picture(
         name=f"scores-{_slug(probe)}",
         figure=roc.score_histograms(panels, "probability"),
         alt=f"Distributions of the class probabilities of the {words} on test jets, by true class.",
-        caption=f"{_capital(words)}: probability given to each class, by true class",
+        caption=f"{capitalised(words)}: probability given to each class, by true class",
     )
-
-
-def _against_rest(of_class: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
-    rest = np.any([chosen for other, chosen in of_class.items() if other != name], axis=0)
-    return [("other classes", rest), (name, of_class[name])]
 
 
 def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]:
@@ -184,7 +165,7 @@ def _anomaly_pictures(score: str, values: Any, labels: Any) -> Iterator[Picture]
         name=f"scores-anomaly-{_slug(score)}",
         figure=roc.score_histograms({words: samples}, "anomaly score"),
         alt=f"Distributions of the {words} on test jets: background (q and g) and each signal.",
-        caption=f"{_capital(words)}: background is q and g",
+        caption=f"{capitalised(words)}: background is q and g",
     )
 
 
@@ -193,7 +174,7 @@ def _roc(name: str, words: str, against: str, signals: Mapping[str, Any]) -> Pic
         name=name,
         figure=roc.rejection_curves(signals),
         alt=f"ROC of the {words} on test jets, {against}.",
-        caption=f"{_capital(words)}: {against}; bands: 68% from the number of background jets that pass",
+        caption=f"{capitalised(words)}: {against}; bands: 68% from the number of background jets that pass",
     )
 
 
@@ -232,7 +213,3 @@ def _read(storage: Storage, trial: str, name: str, *keys: str) -> dict[str, Any]
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
-
-
-def _capital(words: str) -> str:
-    return words if words.startswith("k-NN") else fmt.capitalise(words)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from analysis.plots import scores
-from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table
 from analysis.verdicts import arm_settings
 from analysis.verdicts import number_format as fmt
 from jbot.evaluation.metrics_registry import BASELINES, find_metric
-from jbot.store.plan import Plan
+from jbot.store.plan import StudyRecords
 
 NOTE = (
     "Mean over complete trials; the interval is Student’s t. Failed: of those that ended, with a 95% Wilson interval."
@@ -31,31 +28,29 @@ def section(evidence: Evidence) -> Section:
 
 def arms_table(evidence: Evidence) -> Table:
     """One row per arm."""
-    references = [name for name in BASELINES if name in evidence.arms]
-    head = ["arm", "what it changes", "n", "mean", "sd over seeds", evidence.level]
-    head += [*(BASELINES[name] for name in references), "failed", "pruned", "device time"]
-    rows = [_row(evidence.plan, row, references) for _, row in evidence.arms.iterrows()]
-    return Table(label="Arms", head=head, rows=rows, text_columns=(0, 1))
-
-
-def _row(plan: Plan, row: pd.Series, references: Sequence[str]) -> list[str]:
-    error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
-    decimals = fmt.decimals_of(error)
-    rate = f"{row['failed']} of {row['failed'] + row['n']}"
-    if row["failed"]:
-        rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
-    return [
-        row["arm"],
-        arm_settings.words(plan.arms[row["arm"]]),
-        str(row["n"]),
-        fmt.number(row["mean"], decimals),
-        fmt.number(row["sd"], decimals),
-        fmt.interval(row["low"], row["high"], error, find_metric(plan.metric).bounds),
-        *(fmt.number(row[name], decimals) for name in references),
-        rate,
-        str(row["pruned"]),
-        fmt.duration(row["device_seconds"]),
-    ]
+    rows = []
+    for row in evidence.arms.to_dict("records"):
+        error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
+        decimals = fmt.decimals_of(error)
+        rate = f"{row['failed']} of {row['failed'] + row['n']}"
+        if row["failed"]:
+            rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
+        bounds = find_metric(evidence.plan.metric).bounds
+        rows.append(
+            {
+                "arm": row["arm"],
+                "what it changes": arm_settings.words(evidence.plan.arms[row["arm"]]),
+                "n": str(row["n"]),
+                "mean": fmt.number(row["mean"], decimals),
+                "sd over seeds": fmt.number(row["sd"], decimals),
+                evidence.level: fmt.interval(row["low"], row["high"], error, bounds),
+                **{words: fmt.number(row[name], decimals) for name, words in BASELINES.items() if name in row},
+                "failed": rate,
+                "pruned": str(row["pruned"]),
+                "device time": fmt.duration(row["device_seconds"]),
+            }
+        )
+    return Table.of("Arms", rows, words=("what it changes",))
 
 
 def _figure(evidence: Evidence) -> Picture | None:
@@ -78,13 +73,18 @@ def _figure(evidence: Evidence) -> Picture | None:
 
 def trial_error(evidence: Evidence) -> str:
     """The error of one trial from its test jets, as recorded, beside the spread over seeds; empty where neither is."""
-    records = evidence.study.records.values()
-    metric, spread = evidence.plan.metric, float(evidence.arms["sd"].mean())
-    errors = [r.uncertainties.get(metric, {}).get("error") for r in records if r is not None and r.state == "complete"]
-    known = [float(error) for error in errors if error is not None and math.isfinite(error)]
-    if not known or not math.isfinite(spread):
+    error, spread = jet_error(evidence.study, evidence.plan.metric), float(evidence.arms["sd"].mean())
+    if not math.isfinite(error) or not math.isfinite(spread):
         return ""
     return (
-        f"One trial carries a test-jet error of {fmt.compact(float(np.mean(known)), 2)}; "
+        f"One trial carries a test-jet error of {fmt.compact(error, 2)}; "
         f"over seeds an arm varies by {fmt.compact(spread, 2)} (standard deviation)."
     )
+
+
+def jet_error(study: StudyRecords, metric: str) -> float:
+    """Mean error of a metric from the number of test jets, over complete trials; NaN where records have none."""
+    complete = [record for record in study.records.values() if record is not None and record.state == "complete"]
+    errors = [record.uncertainties.get(metric, {}).get("error", math.nan) for record in complete]
+    known = [error for error in errors if isinstance(error, int | float) and math.isfinite(error)]
+    return float(np.mean(known)) if known else math.nan

@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import forest
-from analysis.plots.picture import Picture, picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table, picture
 from analysis.stats import paired
-from analysis.stats.paired import MeanInterval
 from analysis.verdicts import exploratory
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.component_design import (
@@ -37,7 +35,7 @@ EFFECT = (
     "in one line is one number, the sum of all that is named there."
 )
 MARKS = "Marks and bars: mean and interval over seeds; circles: seeds; shaded: differences below the margin"
-NONE = [fmt.MISSING] * 4
+FACTORIAL = "Main effects and two-factor interactions of the factorial."
 
 
 def section(evidence: Evidence) -> Section | None:
@@ -56,12 +54,19 @@ def section(evidence: Evidence) -> Section | None:
     effects = found[len(full) + len(alone) :]
     said = list(_sentences(plan, in_full, in_alone, evidence))
     kinds = {"in the full recipe": in_full, "alone": in_alone}
-    single = {kind: {one.name: one for one in of} for kind, of in kinds.items()}
+    by_name = {kind: {one.name: one for one in of} for kind, of in kinds.items()}
+    names = [name for name in components(plan) if any(name in of for of in by_name.values())]
+    single = {name: {kind: of.get(name) for kind, of in by_name.items()} for name in names}
+    drawn = {name: {kind: of.get(name) for kind, of in by_name.items() if of} for name in names}
     short = {column.short: {"": one} for column, one in zip(contrasts, effects, strict=True)}
+    helps = "positive" if plan.higher_is_better else "negative"
     return Section(
         title="Effect of each component",
         sentences=[
-            _how_to_read(plan, len(found)),
+            f"The effect of a component is a difference in {find_metric(plan.metric).full_label}, with it minus "
+            f"without it, at the same seed: {helps} means that it helps. In the full recipe it is left out of "
+            "everything else; alone it is added to the barest recipe. Exploratory: corrected by Benjamini-Hochberg "
+            f"over the {len(found)} numbers of this section.",
             *_too_few_seeds(plan, found),
             *said,
             *_together(plan, full, scores),
@@ -69,21 +74,11 @@ def section(evidence: Evidence) -> Section | None:
         ],
         method=[*alias_lines(plan)[:1], *([EFFECT] if effects else [])],
         answer=said,
-        tables=_tables(evidence, single, effects),
-        figures=[*_single_figure(plan, single), *_figure(plan, "components-effects", FACTORIAL, "effect on", short)],
-    )
-
-
-FACTORIAL = "Main effects and two-factor interactions of the factorial."
-
-
-def _how_to_read(plan: Plan, n: int) -> str:
-    helps = "positive" if plan.higher_is_better else "negative"
-    return (
-        f"The effect of a component is a difference in {find_metric(plan.metric).full_label}, with it minus without "
-        f"it, at the same seed: {helps} means that it helps. In the full recipe it is left out of everything else; "
-        "alone it is added to the barest recipe. Exploratory: corrected by Benjamini-Hochberg over the "
-        f"{n} numbers of this section."
+        tables=list(_tables(evidence, list(kinds), single, effects)),
+        figures=[
+            *_figure(plan, "components-single", "Effect of each component.", drawn),
+            *_figure(plan, "components-effects", FACTORIAL, short),
+        ],
     )
 
 
@@ -147,19 +142,18 @@ def _together(plan: Plan, full: Sequence[ComponentEffect], scores: pd.DataFrame)
     if whole.n < 2:
         return
     added = fmt.mean_cell(paired.mean_interval(parts), sign=True)
+    if rest.low <= 0 <= rest.high:
+        says = "not clear of zero: nothing shows that they depend on each other"
+    elif (rest.mean > 0) == plan.higher_is_better:
+        says = "so they stand in for each other"
+    else:
+        says = "so they need each other"
     but = "".join(f" but {name}" for name in names if name not in outs[barest])
     yield (
         f"All components{but} together have an effect of {fmt.mean_cell(whole, sign=True)}; left out of the full "
         f"recipe one by one, they add up to {added}. The rest is {fmt.mean_cell(rest, sign=True)} "
-        f"({1 - plan.alpha:.0%} interval {fmt.interval_cell(rest)}), {_what_the_rest_says(plan, rest)}."
+        f"({1 - plan.alpha:.0%} interval {fmt.interval_cell(rest)}), {says}."
     )
-
-
-def _what_the_rest_says(plan: Plan, rest: MeanInterval) -> str:
-    if rest.low <= 0 <= rest.high:
-        return "not clear of zero: nothing shows that they depend on each other"
-    more = (rest.mean > 0) == plan.higher_is_better
-    return "so they stand in for each other" if more else "so they need each other"
 
 
 def _factorial_sentences(plan: Plan, effects: Sequence[Estimate]) -> Iterator[str]:
@@ -190,42 +184,32 @@ def _named(found: Sequence[Estimate]) -> str:
     return listed([f"{one.name} ({one})" for one in sorted(found, key=lambda one: -abs(one.interval.mean))])
 
 
-Single = Mapping[str, Mapping[str, Estimate]]
-"""In the full recipe and alone -> component -> its effect."""
-
-
-def _tables(evidence: Evidence, single: Single, effects: Sequence[Estimate]) -> list[Table]:
-    cells, found = [evidence.level, "n", "p, corrected"], []
-    if any(single.values()):
-        head = ["component", *(cell for kind in single for cell in (kind, *cells))]
-        names = [name for name in components(evidence.plan) if any(name in of for of in single.values())]
+def _tables(
+    evidence: Evidence,
+    kinds: Sequence[str],
+    single: Mapping[str, Mapping[str, Estimate | None]],
+    effects: Sequence[Estimate],
+) -> Iterator[Table]:
+    cells = [evidence.level, "n", "p, corrected"]
+    if single:
+        head = ["component", *(cell for kind in kinds for cell in (kind, *cells))]
         rows = [
-            [name, *(cell for of in single.values() for cell in (of[name].cells if name in of else NONE))]
-            for name in names
+            [name, *(cell for one in of.values() for cell in (one.cells if one else [fmt.MISSING] * 4))]
+            for name, of in single.items()
         ]
-        found.append(Table(label="Effects of components", head=head, rows=rows))
+        yield Table(label="Effects of components", head=head, rows=rows)
     if effects:
         rows = [[one.name, *one.cells] for one in effects]
         label = "Effects of the factorial, aliased ones in one row"
-        found.append(Table(label=label, head=["effect", "size", *cells], rows=rows))
-    return found
+        yield Table(label=label, head=["effect", "size", *cells], rows=rows)
 
 
-def _single_figure(plan: Plan, single: Single) -> Iterator[Picture]:
-    kinds = {kind: of for kind, of in single.items() if of}
-    names = [name for name in components(plan) if any(name in of for of in kinds.values())]
-    rows = {name: {kind: of.get(name) for kind, of in kinds.items()} for name in names}
-    yield from _figure(plan, "components-single", "Effect of each component.", "effect on", rows)
-
-
-def _figure(
-    plan: Plan, name: str, what: str, label: str, rows: Mapping[str, Mapping[str, Estimate | None]]
-) -> Iterator[Picture]:
+def _figure(plan: Plan, name: str, what: str, rows: Mapping[str, Mapping[str, Estimate | None]]) -> Iterator[Picture]:
     if not rows:
         return
     seeds = {row: {kind: one.seeds if one else np.empty(0) for kind, one in of.items()} for row, of in rows.items()}
     caption = f"{what} {MARKS} of {plan.margin:g}."
     first = [next(one for one in of.values() if one) for of in rows.values()]
     said = "; ".join(f"{one.name}: {one}" for one in first)
-    figure = forest.effects(seeds, plan.margin, f"{label} {find_metric(plan.metric).full_label}", 1 - plan.alpha)
+    figure = forest.effects(seeds, plan.margin, f"effect on {find_metric(plan.metric).full_label}", 1 - plan.alpha)
     yield picture(name, figure, caption, said)

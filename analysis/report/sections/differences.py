@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.plots.forest import Difference, paired_differences
-from analysis.plots.picture import Picture
 from analysis.report import headline
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import tables
 from analysis.verdicts.sentences import FAILED, contrast_name, numbers, outcome_label
@@ -51,24 +50,22 @@ def section(evidence: Evidence) -> Section:
 
 
 def contrasts_table(evidence: Evidence) -> Table:
-    """One row per contrast."""
+    """One row per contrast; none without contrasts."""
+    rows = []
+    for item in evidence.verdicts:
+        d, kind = item.difference, "" if item.contrast.primary else " (exploratory)"
+        interval = fmt.interval(d.low, d.high, d.standard_error, item.within)
+        p = fmt.p_value(item.p_adjusted, item.min_p) if d.n > 1 else fmt.MISSING
+        needed = str(item.seeds_needed) if item.seeds_needed else fmt.MISSING
+        name, outcome = contrast_name(item.contrast.name), f"{outcome_label(item)}{kind}"
+        rows.append([name, outcome, _size(item), interval, str(d.n), p, needed])
     head = ["contrast", "verdict", "difference", evidence.level, "n", "p, corrected", "seeds to decide"]
-    rows = [_row(item) for item in evidence.verdicts]
     return Table(label="Paired differences", head=head, rows=rows, text_columns=(0, 1))
 
 
-def _row(item: Verdict) -> list[str]:
-    d, error = item.difference, item.difference.standard_error
-    kind = "" if item.contrast.primary else " (exploratory)"
-    return [
-        contrast_name(item.contrast.name),
-        f"{outcome_label(item)}{kind}",
-        fmt.with_error(d.mean, error, sign=True) if d.n > 1 else fmt.number(d.mean, sign=True),
-        fmt.interval(d.low, d.high, error, item.within),
-        str(d.n),
-        fmt.p_value(item.p_adjusted, item.min_p) if d.n > 1 else fmt.MISSING,
-        str(item.seeds_needed) if item.seeds_needed else fmt.MISSING,
-    ]
+def _size(item: Verdict) -> str:
+    d = item.difference
+    return fmt.with_error(d.mean, d.standard_error, sign=True) if d.n > 1 else fmt.number(d.mean, sign=True)
 
 
 def _in_words(evidence: Evidence) -> list[Section]:
@@ -83,12 +80,24 @@ def _in_words(evidence: Evidence) -> list[Section]:
 
 def _checks(evidence: Evidence) -> Section:
     """The limits of both tests, and what pairing gained."""
-    head = ["contrast", "smallest p", "equivalence p", "detectable"]
-    head += ["correlation", "gain of pairing", "seeds left out"]
-    rows = [_check_row(item) for item in evidence.verdicts]
+    rows = [
+        {
+            "contrast": contrast_name(item.contrast.name),
+            "smallest p": fmt.p_value(item.min_p),
+            "equivalence p": fmt.p_value(item.p_equivalent_adjusted) if d.n > 1 else fmt.MISSING,
+            "detectable": fmt.compact(item.detectable, 2),
+            "correlation": fmt.number(d.correlation, 3),
+            "gain of pairing": f"{fmt.compact(d.variance_ratio, 2)}×"
+            if math.isfinite(d.variance_ratio)
+            else fmt.MISSING,
+            "seeds left out": str(item.dropped + item.pruned),
+        }
+        for item in evidence.verdicts
+        for d in [item.difference]
+    ]
     return Section(
         title="Checks of these verdicts: limits of the tests, gain of pairing",
-        tables=[Table(label="Checks of the paired differences", head=head, rows=rows)],
+        tables=[Table.of("Checks of the paired differences", rows)],
         notes=[
             "Smallest p: what so many seeds can reach after correction. Detectable: the difference this design finds "
             "with 80% power. Gain of pairing: how many times the trials an unpaired comparison would need."
@@ -96,29 +105,14 @@ def _checks(evidence: Evidence) -> Section:
     )
 
 
-def _check_row(item: Verdict) -> list[str]:
-    d = item.difference
-    return [
-        contrast_name(item.contrast.name),
-        fmt.p_value(item.min_p),
-        fmt.p_value(item.p_equivalent_adjusted) if d.n > 1 else fmt.MISSING,
-        fmt.compact(item.detectable, 2),
-        fmt.number(d.correlation, 3),
-        f"{fmt.compact(d.variance_ratio, 2)}×" if math.isfinite(d.variance_ratio) else fmt.MISSING,
-        str(item.dropped + item.pruned),
-    ]
-
-
 def _figure(evidence: Evidence, most: int, name: str) -> Picture | None:
     """Primary contrasts first; None when nothing can be compared."""
-    plan = evidence.plan
+    plan, n = evidence.plan, len(evidence.verdicts)
     drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
     if not any(item.difference.n for item in drawn):
         return None
-    said = "; ".join(f"{item.contrast.name}: {_row(item)[2]}, {outcome_label(item)}" for item in drawn)
-    more = (
-        f" {len(drawn)} of {len(evidence.verdicts)} contrasts are drawn." if len(drawn) < len(evidence.verdicts) else ""
-    )
+    said = "; ".join(f"{item.contrast.name}: {_size(item)}, {outcome_label(item)}" for item in drawn)
+    more = f" {len(drawn)} of {n} contrasts are drawn." if len(drawn) < n else ""
     hollow = " Open diamonds: exploratory." if len({item.contrast.primary for item in drawn}) == 2 else ""
     return Picture(
         name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -35,14 +35,15 @@ def section(evidence: Evidence) -> Section:
         return Section(
             key="metrics", title="Other metrics and clustering", sentences=["The records hold no other metrics."]
         )
-    differences = _differences(evidence, metrics)
-    title = f"Paired differences of these metrics ({len(differences.rows)}, exploratory, Benjamini-Hochberg over all "
+    # Cluster metrics are comparable only between arms that embed in the same dimension.
+    ended = [record for record in evidence.study.records.values() if record is not None]
+    unequal_width = len({tables.lookup(record.config, "model.dim") for record in ended}) > 1
     return Section(
         key="metrics",
         title="Other metrics and clustering",
         tables=[means_table(evidence, metrics)],
-        notes=[NOTE, *[UNEQUAL_WIDTH] * (not equal_width(evidence))],
-        details=[Section(title=f"{title}of them)", tables=[differences])] if differences.rows else [],
+        notes=[NOTE, *[UNEQUAL_WIDTH] * unequal_width],
+        details=list(_differences(evidence, metrics)),
     )
 
 
@@ -72,23 +73,20 @@ def _cell(values: pd.Series) -> str:
     return mean_cell(paired.mean_interval(values.dropna()))
 
 
-def _differences(evidence: Evidence, metrics: Sequence[str]) -> Table:
-    frame = tables.metric_differences(evidence.trials, evidence.plan, metrics)
+def _differences(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Section]:
     rows = []
-    for _, row in frame.iterrows():
-        error, n = row["sd"] / math.sqrt(row["n"]), int(row["n"])
-        within = find_metric(row["metric"]).difference_bounds
-        names = [find_metric(row["metric"]).full_label, contrast_name(row["contrast"])]
-        estimate = [
-            fmt.with_error(row["mean"], error, True),
-            fmt.interval(row["low"], row["high"], error, within),
-        ]
-        rows.append([*names, *estimate, str(n), fmt.p_value(row["p_adjusted"], paired.min_p(n))])
-    head = ["metric", "contrast", "difference", evidence.level, "n", "p, corrected"]
-    return Table(label="Differences of other metrics", head=head, rows=rows, text_columns=(0, 1))
-
-
-def equal_width(evidence: Evidence) -> bool:
-    """Whether all arms embed in the same dimension: cluster metrics are comparable only then."""
-    ended = [record for record in evidence.study.records.values() if record is not None]
-    return len({tables.lookup(record.config, "model.dim") for record in ended}) <= 1
+    for row in tables.metric_differences(evidence.trials, evidence.plan, metrics).to_dict("records"):
+        error, metric = row["sd"] / math.sqrt(row["n"]), find_metric(row["metric"])
+        rows.append(
+            {
+                "metric": metric.full_label,
+                "contrast": contrast_name(row["contrast"]),
+                "difference": fmt.with_error(row["mean"], error, True),
+                evidence.level: fmt.interval(row["low"], row["high"], error, metric.difference_bounds),
+                "n": str(row["n"]),
+                "p, corrected": fmt.p_value(row["p_adjusted"], paired.min_p(row["n"])),
+            }
+        )
+    if rows:
+        title = f"Paired differences of these metrics ({len(rows)}, exploratory, Benjamini-Hochberg over all of them)"
+        yield Section(title=title, tables=[Table.of("Differences of other metrics", rows, words=("contrast",))])

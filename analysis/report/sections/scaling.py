@@ -14,20 +14,20 @@ the value of repeated passes over the same jets to both lines of one model.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.plots import scaling as plots
-from analysis.plots.picture import Picture, picture
+from analysis.plots import responses as plots
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table, picture
 from analysis.report.sections import scaling_laws
 from analysis.report.sections.scaling_laws import Fitted
 from analysis.stats import Floats, paired
-from analysis.stats.curve_fit import FORMS
+from analysis.stats.curve_fit import FORMS, JOINT, REPETITION
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import arm_configs
 from analysis.verdicts import number_format as fmt
@@ -66,6 +66,16 @@ class Run:
     """Weights of encoder and projection head."""
     labeled: float = math.inf
     """Jets among which the probes' bank is drawn."""
+
+    @property
+    def passed(self) -> float:
+        """Jets that a training sees, each as often as it does."""
+        return self.epochs * self.jets
+
+    def as_long_as(self, other: Run) -> bool:
+        """Whether both see as many jets, up to the rounding to whole epochs."""
+        epochs = other.passed / self.jets
+        return abs(self.epochs - epochs) <= max(0.5, STEPS_TOLERANCE * epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +121,16 @@ def weights(config: FlatConfig) -> int:
 def lines_over_jets(plan: Plan) -> list[Line]:
     """Lines of one model over training sets: those of fixed epochs first, small models first."""
     groups = _groups(plan, SIZES)
-    names = _names([dict(key) for key in groups])
-    found = [
-        Line(kind=kind, name=name, runs=runs)
-        for name, arms in zip(names, groups.values(), strict=True)
-        for kind, of_kind in ((EPOCHS, _same_epochs(_runs(arms))), (STEPS, _same_steps(_runs(arms))))
-        for runs in of_kind
-    ]
+    found = []
+    for name, arms in zip(_names([dict(key) for key in groups]), groups.values(), strict=True):
+        runs = _runs(arms)
+        found += [Line(kind=EPOCHS, name=name, runs=line) for line in _same_epochs(runs)]
+        found += [Line(kind=STEPS, name=name, runs=line) for line in _same_steps(runs)]
     found.sort(key=lambda line: (line.kind != EPOCHS, line.runs[0].parameters))
-    return _with_held(found)
+    alike = Counter((line.kind, line.name) for line in found)
+    return [
+        replace(line, name=f"{line.name}, {_held(line)}") if alike[line.kind, line.name] > 1 else line for line in found
+    ]
 
 
 def lines_over_models(plan: Plan) -> list[Line]:
@@ -144,56 +155,40 @@ def _groups(plan: Plan, free: Collection[str]) -> dict[tuple[tuple[str, object],
 
 
 def _runs(arms: Mapping[str, FlatConfig]) -> list[Run]:
-    return [_run(arm, config) for arm, config in arms.items()]
-
-
-def _run(arm: str, config: FlatConfig) -> Run:
-    jets, epochs = int(config["data.train_jets"]), float(config["train.epochs"])
-    steps = int(epochs * max(1, math.ceil(jets / config["train.batch"])))
-    labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
-    return Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config), labeled=labeled)
+    found = []
+    for arm, config in arms.items():
+        jets, epochs = int(config["data.train_jets"]), float(config["train.epochs"])
+        steps = int(epochs * max(1, math.ceil(jets / config["train.batch"])))
+        labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
+        found.append(Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config), labeled=labeled))
+    return found
 
 
 def _same_epochs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     """Runs of equal epochs, over enough training sets."""
-    found = ([run for run in runs if run.epochs == epochs] for epochs in dict.fromkeys(run.epochs for run in runs))
-    return [kept for of in found if len(kept := _by_jets(of)) >= MIN_SIZES]
+    by_epochs = [[run for run in runs if run.epochs == epochs] for epochs in dict.fromkeys(run.epochs for run in runs)]
+    return [line for line in map(_by_jets, by_epochs) if len(line) >= MIN_SIZES]
 
 
 def _same_steps(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     """Runs of equal epochs * jets, up to the rounding of epochs, over enough training sets; the longest lines."""
-    found: list[tuple[Run, ...]] = []
+    found = []
     for first in runs:
         # The nearest of the runs with one training set: some may lie on a line of fixed epochs.
-        close = sorted(
-            (run for run in runs if _as_long(run, first)), key=lambda run: abs(_passed(run) - _passed(first))
-        )
-        line = _by_jets(close)
+        alike = [run for run in runs if run.as_long_as(first)]
+        line = _by_jets(sorted(alike, key=lambda run: abs(run.passed - first.passed)))
         if len(line) >= MIN_SIZES and len({run.epochs for run in line}) == len(line):
             found.append(line)
-    longest = sorted(dict.fromkeys(found), key=lambda line: -len(line))
-    kept: list[tuple[Run, ...]] = []
-    for line in longest:
-        if not any(len(set(line) & set(other)) > 1 for other in kept):
-            kept.append(line)
-    return kept
+    longest: list[tuple[Run, ...]] = []
+    for line in sorted(found, key=len, reverse=True):
+        if not any(len(set(line) & set(other)) > 1 for other in longest):
+            longest.append(line)
+    return longest
 
 
-def _as_long(run: Run, other: Run) -> bool:
-    epochs = _passed(other) / run.jets
-    return abs(run.epochs - epochs) <= max(0.5, STEPS_TOLERANCE * epochs)
-
-
-def _passed(run: Run) -> float:
-    """Jets that a training sees, each as often as it does."""
-    return run.epochs * run.jets
-
-
-def _by_jets(runs: Iterable[Run]) -> tuple[Run, ...]:
+def _by_jets(runs: Sequence[Run]) -> tuple[Run, ...]:
     """One run per training set, the first of several; ascending."""
-    first: dict[int, Run] = {}
-    for run in runs:
-        first.setdefault(run.jets, run)
+    first = {run.jets: run for run in reversed(runs)}
     return tuple(first[jets] for jets in sorted(first))
 
 
@@ -213,15 +208,6 @@ def _model(config: FlatConfig) -> str:
     known = {"jBOT-S": base, "jBOT-B": base | {field.removeprefix("model."): v for field, v in JBOT_B.items()}}
     named = [name for name, one in known.items() if all(sizes[field] == value for field, value in one.items())]
     return named[0] if named else f"d = {sizes['dim']:g}, {fmt.count(int(sizes['layers']), 'block')}"
-
-
-def _with_held(lines: Sequence[Line]) -> list[Line]:
-    """Epochs in the name of lines of one model and one kind."""
-    same = [sum((other.kind, other.name) == (line.kind, line.name) for other in lines) > 1 for line in lines]
-    return [
-        Line(kind=line.kind, name=f"{line.name}, {_held(line)}", runs=line.runs) if twice else line
-        for line, twice in zip(lines, same, strict=True)
-    ]
 
 
 def _held(line: Line) -> str:
@@ -256,81 +242,70 @@ def section(evidence: Evidence) -> Section | None:
     if not lines:
         return None
     models = lines_over_models(plan)
+    # Lines over models at the base's epochs: those of fixed steps have other ones at each training set.
+    base_epochs = arm_configs.base_config(plan)["train.epochs"]
+    of_base = [line for line in models if line.runs[0].epochs == base_epochs] or models
     errors = 1 - evidence.compared
-    found = [one for line in lines if (one := _fitted(plan, line, errors))]
+    fits = [
+        scaling_laws.fitted(plan, line.name, line.kind, [(float(x),) for x in line.sizes], line.errors(errors), FORMS)
+        for line in lines
+    ]
+    found = [one for one in fits if one]
     planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
     repeats = list(_repetitions(plan, lines, errors))
     laws = list(scaling_laws.sentences(found[:MAX_LINES]))
+    metric = find_metric(plan.metric).full_label
     return Section(
         title="Scaling",
         answer=laws[:2],
         sentences=[
-            _intro(plan),
+            f"The error is 1 − {metric}. On two logarithmic axes a power law is a straight line, and its slope is the "
+            "exponent. Slopes are fitted at each seed; intervals are over seeds.",
             *laws,
             *(scaling_laws.plane_sentence(one) for one in planes),
             *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
-            *_sentences(plan, [*lines[:MAX_LINES], *_spread_out(_of_base_epochs(plan, models), 2)], errors),
+            *(_slope_words(plan, line, errors) for line in [*lines[:MAX_LINES], *_spread_out(of_base, 2)]),
             *_warnings(plan, lines),
         ],
         method=[scaling_laws.method(plan.alpha)] if found else [],
         tables=[*scaling_laws.tables(found, planes, repeats), *_tables(evidence, lines, models, errors)],
-        figures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, models, errors)],
+        figures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, of_base, errors)],
     )
-
-
-def _fitted(plan: Plan, line: Line, errors: pd.DataFrame) -> Fitted | None:
-    sizes = [(float(size),) for size in line.sizes]
-    return scaling_laws.fitted(plan, line.name, line.kind, sizes, line.errors(errors), FORMS)
 
 
 def _plane(plan: Plan, kind: str, errors: pd.DataFrame) -> Fitted | None:
     """The joint law of all models that differ from the base in nothing else, at its epochs or at its steps."""
-    configs = arm_configs.arm_configs(plan)
-    base = arm_configs.base_config(plan)
+    configs, base = arm_configs.arm_configs(plan), arm_configs.base_config(plan)
     free = {*SIZES, *(field for config in configs.values() for field in config if field.startswith("model."))}
-    key, origin = arm_configs.without(base, free), _run("", base)
-    alike = [_run(arm, config) for arm, config in configs.items() if arm_configs.without(config, free) == key]
-    held = {EPOCHS: lambda run: run.epochs == origin.epochs, STEPS: lambda run: _as_long(run, origin)}[kind]
-    runs = {(run.parameters, run.jets): run for run in alike if held(run)}
-    if len({weights for weights, _ in runs}) < MIN_MODELS or len({jets for _, jets in runs}) < MIN_JOINT_SIZES:
+    key, origin = arm_configs.without(base, free), _runs({"": base})[0]
+    alike = _runs({arm: config for arm, config in configs.items() if arm_configs.without(config, free) == key})
+    held = [run for run in alike if (run.epochs == origin.epochs if kind == EPOCHS else run.as_long_as(origin))]
+    runs = {(run.parameters, run.jets): run for run in held}
+    if len({run.parameters for run in held}) < MIN_MODELS or len({run.jets for run in held}) < MIN_JOINT_SIZES:
         return None
-    ordered = [runs[place] for place in sorted(runs)]
-    points = [(float(run.parameters), float(run.jets)) for run in ordered]
-    return scaling_laws.joint(plan, kind, points, errors[[run.arm for run in ordered]])
+    points = sorted(runs)
+    sizes = [(float(parameters), float(jets)) for parameters, jets in points]
+    return scaling_laws.fitted(plan, "all models", kind, sizes, errors[[runs[point].arm for point in points]], (JOINT,))
 
 
 def _repetitions(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[Fitted]:
     """Per model that has a line of each kind: both lines, over jets and passes."""
     for name in dict.fromkeys(line.name for line in lines):
         of_name = [line for line in lines if line.name == name]
-        if {line.kind for line in of_name} != {EPOCHS, STEPS}:
-            continue
         runs = list({(run.jets, run.epochs): run for line in of_name for run in line.runs}.values())
         points = [(float(run.jets), run.epochs) for run in runs]
-        if found := scaling_laws.repetition(plan, name, points, errors[[run.arm for run in runs]]):
+        if {line.kind for line in of_name} == {EPOCHS, STEPS} and (
+            found := scaling_laws.fitted(plan, name, "both", points, errors[[run.arm for run in runs]], REPETITION)
+        ):
             yield found
 
 
-def _intro(plan: Plan) -> str:
-    metric = find_metric(plan.metric).full_label
-    return (
-        f"The error is 1 − {metric}. On two logarithmic axes a power law is a straight line, "
-        "and its slope is the exponent. Slopes are fitted at each seed; intervals are over seeds."
-    )
-
-
-def _sentences(plan: Plan, lines: Sequence[Line], errors: pd.DataFrame) -> Iterator[str]:
-    for line in lines:
-        first, last = line.sizes[0], line.sizes[-1]
-        kind = f", {line.kind}" if line.over == "jets" else ""
-        where = f"{line.name}{kind}, {first:,} to {last:,} {line.over}"
-        yield _slope_words(plan, where, f"ten times the {line.over}", line.slope(errors, plan.alpha))
-
-
-def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) -> str:
+def _slope_words(plan: Plan, line: Line, errors: pd.DataFrame) -> str:
+    slope, kind = line.slope(errors, plan.alpha), f", {line.kind}" if line.over == "jets" else ""
+    where = f"{line.name}{kind}, {line.sizes[0]:,} to {line.sizes[-1]:,} {line.over}"
     if not slope.n:
         return f"{where}: no seed has all sizes yet."
-    left = f"{ten_times} leave {10**slope.mean:.0%} of the error"
+    left = f"ten times the {line.over} leave {10**slope.mean:.0%} of the error"
     if slope.n < 2:
         return f"{where}: slope {fmt.number(slope.mean, 3)}, {left} (one seed, no interval)."
     said = f"{where}: slope {fmt.mean_cell(slope, sign=True)}, {left}"
@@ -341,10 +316,19 @@ def _slope_words(plan: Plan, where: str, ten_times: str, slope: MeanInterval) ->
 
 def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
     """What the lines do not show."""
-    for kind in (EPOCHS, STEPS):
-        runs = [run for line in lines if line.kind == kind for run in line.runs]
-        if runs:
-            yield _repetition(kind, runs)
+    by_kind = {kind: [run for line in lines if line.kind == kind for run in line.runs] for kind in (EPOCHS, STEPS)}
+    if by_kind[EPOCHS]:
+        times = fmt.listed([_times(one) for one in sorted({run.epochs for run in by_kind[EPOCHS]})])
+        yield (
+            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets "
+            "are more optimiser steps too."
+        )
+    if by_kind[STEPS]:
+        few, many = (end(by_kind[STEPS], key=lambda run: run.jets) for end in (min, max))
+        yield (
+            f"At fixed steps each jet is seen {_times(few.epochs)} with {few.jets:,} jets and {_times(many.epochs)} "
+            f"with {many.jets:,}: the line also shows what repetition costs."
+        )
     largest = max(len(line.runs) for line in lines)
     yield (
         "A slope does not say which law holds: a logarithm, a power law, and a power law that ends on an irreducible "
@@ -352,7 +336,7 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         f"evenly spaced in the logarithm, at {FIT_SEEDS} seeds each; this study has {largest} sizes and "
         f"{fmt.count(len(plan.seeds), 'seed')}."
     )
-    runs = [run for line in lines for run in line.runs]
+    runs = [*by_kind[EPOCHS], *by_kind[STEPS]]
     bank = min(float(arm_configs.base_config(plan).get("probe.bank_jets", 0.0)), max(run.labeled for run in runs))
     small = sorted({run.jets for run in runs if run.labeled < bank})
     if small:
@@ -362,29 +346,8 @@ def _warnings(plan: Plan, lines: Sequence[Line]) -> Iterator[str]:
         )
 
 
-def _repetition(kind: str, runs: Sequence[Run]) -> str:
-    few, many = min(runs, key=lambda run: run.jets), max(runs, key=lambda run: run.jets)
-    if kind == EPOCHS:
-        epochs = sorted({run.epochs for run in runs})
-        times = fmt.listed([_times(one) for one in epochs])
-        return (
-            f"Data are repeated. At fixed epochs each jet is seen {times}, whatever their number, so that more jets "
-            "are more optimiser steps too."
-        )
-    return (
-        f"At fixed steps each jet is seen {_times(few.epochs)} with {few.jets:,} jets and {_times(many.epochs)} with "
-        f"{many.jets:,}: the line also shows what repetition costs."
-    )
-
-
 def _times(epochs: float) -> str:
     return "once" if epochs == 1 else f"{epochs:g} times"
-
-
-def _of_base_epochs(plan: Plan, models: Sequence[Line]) -> list[Line]:
-    """Lines over models at the base's epochs: those of fixed steps have other ones at each training set."""
-    epochs = arm_configs.base_config(plan)["train.epochs"]
-    return [line for line in models if line.runs[0].epochs == epochs] or list(models)
 
 
 def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
@@ -395,65 +358,58 @@ def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
 
 def _tables(evidence: Evidence, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Table]:
     alpha, level = evidence.plan.alpha, evidence.level
-    by_arm = {run.arm: paired.mean_interval(errors[run.arm].dropna(), 1 - alpha) for run in _runs_of(lines, models)}
-    error = {arm: [str(one.n), fmt.mean_cell(one), fmt.interval_cell(one)] for arm, one in by_arm.items()}
+
+    def cells(run: Run) -> dict[str, str]:
+        mean = paired.mean_interval(errors[run.arm].dropna(), 1 - alpha)
+        return {"n": str(mean.n), "error": fmt.mean_cell(mean), level: fmt.interval_cell(mean)}
+
     rows = [
-        [line.name, line.kind, f"{run.jets:,}", f"{run.epochs:g}", f"{run.steps:,}", *error[run.arm]]
+        {"model": line.name, "held": line.kind, "jets": f"{run.jets:,}", "passes over each": f"{run.epochs:g}"}
+        | {"steps": f"{run.steps:,}"}
+        | cells(run)
         for line in lines
         for run in line.runs
     ]
-    head = ["model", "held", "jets", "passes over each", "steps", "n", "error", level]
-    yield Table(label="Error against training jets", head=head, rows=rows, text_columns=(0, 1))
-    head = ["line", "held", "against", "sizes", "n", "slope", level, "error left at ten times"]
-    rows = [_slope_row(line, line.slope(errors, alpha)) for line in (*lines, *models)]
-    yield Table(label="Slopes of log error", head=head, rows=rows, text_columns=(0, 1, 2))
+    yield Table.of("Error against training jets", rows, words=("held",))
+    rows = []
+    for line in (*lines, *models):
+        slope = line.slope(errors, alpha)
+        row = {"line": line.name, "held": line.kind if line.over == "jets" else "both", "against": line.over}
+        row |= {"sizes": str(len(line.runs)), "n": str(slope.n)}
+        row |= {"slope": fmt.mean_cell(slope, sign=True), level: fmt.interval_cell(slope)}
+        rows.append(row | {"error left at ten times": f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING})
+    yield Table.of("Slopes of log error", rows, words=("held", "against"))
     if models:
-        rows = [[line.name, f"{run.parameters:,}", run.arm, *error[run.arm]] for line in models for run in line.runs]
-        head = ["jets and epochs", "weights", "arm", "n", "error", level]
-        yield Table(label="Error against model size", head=head, rows=rows, text_columns=(0, 2))
-
-
-def _runs_of(*groups: Sequence[Line]) -> Iterator[Run]:
-    yield from (run for lines in groups for line in lines for run in line.runs)
-
-
-def _slope_row(line: Line, slope: MeanInterval) -> list[str]:
-    held = line.kind if line.over == "jets" else "both"
-    left = f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING
-    cells = [fmt.mean_cell(slope, sign=True), fmt.interval_cell(slope), left]
-    return [line.name, held, line.over, str(len(line.runs)), str(slope.n), *cells]
+        rows = [
+            {"jets and epochs": line.name, "weights": f"{run.parameters:,}", "arm": run.arm} | cells(run)
+            for line in models
+            for run in line.runs
+        ]
+        yield Table.of("Error against model size", rows, words=("arm",))
 
 
 def _pictures(plan: Plan, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Picture]:
-    drawn = _with_points(lines, errors)
-    kinds = list(dict.fromkeys(line.kind for line in drawn))
-    panels = {kind: _spread_out([line for line in drawn if line.kind == kind], MAX_LINES) for kind in kinds}
-    caption = f"Error against unlabeled training jets, at {' and at '.join(kinds)}"
-    yield from _picture(plan, "scaling-jets", panels, "training jets", caption, drawn, errors)
-    drawn = _with_points(_of_base_epochs(plan, models), errors)
-    panels = {"": _spread_out(drawn, MAX_LINES)}
-    caption = "Error against weights of encoder and head"
-    yield from _picture(plan, "scaling-models", panels, "weights", caption, drawn, errors)
-
-
-def _with_points(lines: Sequence[Line], errors: pd.DataFrame) -> list[Line]:
-    """Lines that have a point on a logarithmic axis."""
-    return [line for line in lines if (line.errors(errors) > 0).any(axis=None)]
+    """Lines that have a point on a logarithmic axis: those over jets by kind, and those over models."""
+    drawn = [line for line in (*lines, *models) if (line.errors(errors) > 0).any(axis=None)]
+    kinds = dict.fromkeys(line.kind for line in drawn if line.over == "jets")
+    by_kind = {kind: [line for line in drawn if line.kind == kind] for kind in kinds}
+    what = f"Error against unlabeled training jets, at {' and at '.join(kinds)}"
+    yield from _picture(plan, "scaling-jets", "training jets", what, by_kind, errors)
+    over_models = [line for line in drawn if line.over == "weights"]
+    what = "Error against weights of encoder and head"
+    yield from _picture(plan, "scaling-models", "weights", what, {"": over_models} if over_models else {}, errors)
 
 
 def _picture(
-    plan: Plan,
-    name: str,
-    panels: Mapping[str, Sequence[Line]],
-    size: str,
-    what: str,
-    drawn: Sequence[Line],
-    errors: pd.DataFrame,
+    plan: Plan, name: str, size: str, what: str, panels: Mapping[str, Sequence[Line]], errors: pd.DataFrame
 ) -> Iterator[Picture]:
-    if not drawn:
+    if not panels:
         return
-    points = {panel: {line.name: line.errors(errors) for line in of} for panel, of in panels.items()}
+    points = {
+        key: {line.name: line.errors(errors) for line in _spread_out(of, MAX_LINES)} for key, of in panels.items()
+    }
     caption = f"{what}: means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic."
-    said = "; ".join(f"{line.name}: slope {fmt.mean_cell(line.slope(errors, plan.alpha))}" for line in drawn)
+    slopes = {line: line.slope(errors, plan.alpha) for of in panels.values() for line in of}
+    said = "; ".join(f"{line.name}: slope {fmt.mean_cell(slope)}" for line, slope in slopes.items())
     figure = plots.error_lines(points, size, f"1 − {find_metric(plan.metric).label}")
     yield picture(name, figure, caption, said)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.plots import scaling as plots
-from analysis.plots.picture import Picture
-from analysis.report.section import Table
+from analysis.plots import responses as plots
+from analysis.report.section import Picture, Table, picture
 from analysis.stats import scaling_law
-from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, REPETITION, Form
+from analysis.stats.curve_fit import MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, Form
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import SEED
@@ -37,8 +36,8 @@ class Fitted:
     errors: pd.DataFrame
     """(seed, size): all that was measured."""
     comparison: Comparison
-    left: str
-    """What the fit leaves out, in words; empty when nothing."""
+    left_out: str
+    """A sentence on what the fit leaves out; empty when nothing."""
 
     @property
     def where(self) -> str:
@@ -62,7 +61,7 @@ def fitted(
         return None
     # Few draws at once for a plane, more in a row: what is drawn must not depend on which lines came before.
     found = scaling_law.compare(points, whole.to_numpy(), np.random.default_rng(SEED), forms=forms, alpha=plan.alpha)
-    return Fitted(name=name, kind=kind, errors=errors, comparison=found, left=_left(errors, whole, sizes))
+    return Fitted(name=name, kind=kind, errors=errors, comparison=found, left_out=_left_out(errors, whole, sizes))
 
 
 def complete(errors: pd.DataFrame) -> pd.DataFrame:
@@ -81,24 +80,18 @@ def complete(errors: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def _left(errors: pd.DataFrame, whole: pd.DataFrame, sizes: Sequence[tuple[float, ...]]) -> str:
+def _left_out(errors: pd.DataFrame, whole: pd.DataFrame, sizes: Sequence[tuple[float, ...]]) -> str:
     seeds = [str(seed) for seed in errors.index if seed not in whole.index and errors.loc[seed].notna().any()]
-    places = [sizes[i] for i in range(errors.shape[1]) if i not in whole.columns]
-    said = (
-        [f"{'size' if len(places) == 1 else 'sizes'} {fmt.listed([_place(one) for one in places])}"] if places else []
-    )
-    said += [f"{'seed' if len(seeds) == 1 else 'seeds'} {fmt.listed(seeds)}"] if seeds else []
-    return " and ".join(said)
-
-
-def _place(size: tuple[float, ...]) -> str:
-    return " / ".join(f"{one:,.0f}" for one in size)
+    lost = [sizes[i] for i in range(errors.shape[1]) if i not in whole.columns]
+    by_noun = {"size": [" / ".join(f"{x:,.0f}" for x in size) for size in lost], "seed": seeds}
+    said = [f"{noun}{'s' * (len(names) > 1)} {fmt.listed(names)}" for noun, names in by_noun.items() if names]
+    return f"Left out, as trials are missing or without an error: {' and '.join(said)}." if said else ""
 
 
 def sentences(lines: Sequence[Fitted]) -> Iterator[str]:
     """One paragraph per line: which form it follows, and what that predicts."""
     for one in lines:
-        yield " ".join([*_answer(one), *_predicted(one), *_left_out_words(one)])
+        yield " ".join(filter(None, [*_answer(one), _predicted(one), one.left_out]))
 
 
 def _answer(one: Fitted) -> Iterator[str]:
@@ -106,7 +99,10 @@ def _answer(one: Fitted) -> Iterator[str]:
     design_words = f"{fmt.count(len(found.sizes), 'size')}, {fmt.count(found.seeds, 'seed')}"
     if named:
         others = [law for law in found.laws if law is not named]
-        rejected = f"{fmt.listed([law.form.name for law in others])} {_p_words(others)}"
+        p_values = [_p(law.p) for law in others]
+        if len(set(p_values)) == 1:
+            p_values = [f"{p_values[0]}{' each' if len(others) > 1 else ''}"]
+        rejected = f"{fmt.listed([law.form.name for law in others])} (p {' and '.join(p_values)})"
         law = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
         yield f"{one.where}: {law} ({design_words}; rejected: {rejected})."
         if found.best_predictor is not named:
@@ -132,15 +128,6 @@ def _answer(one: Fitted) -> Iterator[str]:
         )
 
 
-def _p_words(others: Sequence[Law]) -> str:
-    values = sorted({_p(law.p) for law in others})
-    return (
-        f"(p {values[0]}{' each' if len(others) > 1 else ''})"
-        if len(values) == 1
-        else (f"(p {' and '.join(_p(law.p) for law in others)})")
-    )
-
-
 def _p(p: float) -> str:
     """A p-value of `NULLS` simulated studies, never below what they can show."""
     smallest = 1 / (scaling_law.NULLS + 1)
@@ -149,29 +136,22 @@ def _p(p: float) -> str:
     return f"≤ {smallest:g}" if p <= smallest * 1.001 else f"= {fmt.p_value(p)}"
 
 
-def _predicted(one: Fitted) -> Iterator[str]:
+def _predicted(one: Fitted) -> str:
     found = one.comparison
     if found.none_fits:
-        yield "So none predicts anything."
-        return
+        return "So none predicts anything."
     most = float(found.sizes[:, 0].max())
     laws = [found.named] if found.named else list(found.standing)
     ahead = [law.at(AHEAD * most) for law in laws]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
     if len(laws) == 1:
-        yield f"{at} it predicts an error of {_estimate(ahead[0])}."
-    elif found.seeds > 1:
+        return f"{at} it predicts an error of {_estimate(ahead[0])}."
+    if found.seeds > 1:
         # An error ends at 1, wherever a form goes on to.
         low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
-        yield f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
-    else:
-        each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(laws, ahead, strict=True)]
-        yield f"{at} they predict an error of {fmt.listed(each)}."
-
-
-def _left_out_words(one: Fitted) -> Iterator[str]:
-    if one.left:
-        yield f"Left out, as trials are missing or without an error: {one.left}."
+        return f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
+    each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(laws, ahead, strict=True)]
+    return f"{at} they predict an error of {fmt.listed(each)}."
 
 
 def _parameters(law: Law, alpha: float, between: str = "; ") -> str:
@@ -221,7 +201,7 @@ def plane_sentence(one: Fitted) -> str:
     else:
         ahead = law.at(float(weights), AHEAD * float(jets))
         said += f" With {weights:,.0f} weights and {AHEAD * jets:,.0f} jets it predicts an error of {_estimate(ahead)}."
-    return " ".join([said, *_left_out_words(one)])
+    return f"{said} {one.left_out}".rstrip()
 
 
 def repetition_sentence(one: Fitted) -> str | None:
@@ -243,83 +223,49 @@ def repetition_sentence(one: Fitted) -> str | None:
     return f"{said} ({fmt.count(len(found.sizes), 'point')}, {fmt.count(found.seeds, 'seed')})."
 
 
-def tables(lines: Sequence[Fitted], planes: Sequence[Fitted], repeats: Sequence[Fitted]) -> list[Table]:
-    """Every form at every line; empty when nothing was fitted."""
-    head = [
-        "line",
-        "held",
-        "form",
-        "parameters",
-        "AICc above best",
-        "p",
-        "p of the fit",
-        "two largest off by",
-        "error at ten times",
-    ]
-    rows = [_row(one, law, _ahead(one, law)) for one in [*lines, *planes] for law in one.comparison.laws]
-    found = [Table(label="Laws of the error", head=head, rows=rows, text_columns=(0, 1, 2, 3))] if rows else []
-    rows = [_row(one, law, "")[:-2] for one in repeats for law in one.comparison.laws]
+def tables(lines: Sequence[Fitted], planes: Sequence[Fitted], repeats: Sequence[Fitted]) -> Iterator[Table]:
+    """Every form at every line; nothing when nothing was fitted."""
+    rows = []
+    for one in [*lines, *planes]:
+        *others, jets = one.comparison.sizes.max(axis=0)
+        for law in one.comparison.laws:
+            off = f"{math.expm1(law.left_out):.1%}" if math.isfinite(law.left_out) else fmt.MISSING
+            ahead = _known(law, law.at(*map(float, others), AHEAD * float(jets)), one.comparison.alpha)
+            row = {"line": one.name} | _cells(one, law)
+            row |= {"two largest off by": "below 0" if math.isinf(law.left_out) else off}
+            rows.append(row | {"error at ten times": _estimate(ahead)})
     if rows:
-        head = ["model", "held", *head[2:-2]]
-        found.append(Table(label="Passes over the same jets", head=head, rows=rows, text_columns=(0, 1, 2, 3)))
-    return found
+        yield Table.of("Laws of the error", rows, words=("held", "form", "parameters"))
+    rows = [{"model": one.name} | _cells(one, law) for one in repeats for law in one.comparison.laws]
+    if rows:
+        yield Table.of("Passes over the same jets", rows, words=("held", "form", "parameters"))
 
 
-def _ahead(one: Fitted, law: Law) -> str:
-    *others, jets = one.comparison.sizes.max(axis=0)
-    ahead = law.at(*map(float, others), AHEAD * float(jets))
-    return _estimate(_known(law, ahead, one.comparison.alpha))
-
-
-def _row(one: Fitted, law: Law, ahead: str) -> list[str]:
-    off = "below 0" if math.isinf(law.left_out) else f"{math.expm1(law.left_out):.1%}"
-    return [
-        one.name,
-        one.kind,
-        f"{law.form.name}: {law.form.formula}",
-        _parameters(law, one.comparison.alpha),
-        fmt.number(law.aicc - one.comparison.best.aicc, 1),
-        _p(law.p).removeprefix("= "),
-        _p(law.p_fit).removeprefix("= "),
-        off if math.isfinite(law.left_out) or math.isinf(law.left_out) else fmt.MISSING,
-        ahead,
-    ]
+def _cells(one: Fitted, law: Law) -> dict[str, str]:
+    return {
+        "held": one.kind,
+        "form": f"{law.form.name}: {law.form.formula}",
+        "parameters": _parameters(law, one.comparison.alpha),
+        "AICc above best": fmt.number(law.aicc - one.comparison.best.aicc, 1),
+        "p": _p(law.p).removeprefix("= "),
+        "p of the fit": _p(law.p_fit).removeprefix("= "),
+    }
 
 
 def pictures(plan: Plan, lines: Sequence[Fitted]) -> Iterator[Picture]:
     """All forms over the errors, out to ten times the most jets."""
     if not lines:
         return
-    drawn = list(lines[:MAX_PANELS])
-    panels = {one.where: plots.LawPanel(errors=one.errors, curves=list(_curves(one.comparison))) for one in drawn}
+    panels, said = {}, []
+    for one in lines[:MAX_PANELS]:
+        found = one.comparison
+        panels[one.where] = (one.errors, found)
+        says = found.named.form.name if found.named else "none fits" if found.none_fits else "not separable"
+        said.append(f"{one.where}: {says}")
     caption = (
         "Laws of the error, drawn to ten times the most jets; the dashed line is the most that were trained on. Full "
         f"lines, with {1 - plan.alpha:.0%} bands over seeds, are forms that are not rejected, dotted ones are. "
         "Small dots are seeds, large ones their means."
     )
     figure = plots.law_lines(panels, "training jets", f"1 − {find_metric(plan.metric).label}")
-    said = "; ".join(f"{one.where}: {_short(one.comparison)}" for one in drawn)
-    yield Picture(name="scaling-laws", figure=figure, alt=f"{caption} {said}.", caption=caption)
-
-
-def _short(found: Comparison) -> str:
-    return found.named.form.name if found.named else "none fits" if found.none_fits else "not separable"
-
-
-def _curves(found: Comparison) -> Iterator[plots.LawCurve]:
-    sizes = np.geomspace(found.sizes[0, 0], AHEAD * found.sizes[-1, 0], 60)
-    for law in found.laws:
-        value, low, high = law.curve(sizes[:, None])
-        yield plots.LawCurve(
-            name=law.form.name, stands=law in found.standing, sizes=sizes, value=value, low=low, high=high
-        )
-
-
-def joint(plan: Plan, kind: str, points: Sequence[tuple[float, ...]], errors: pd.DataFrame) -> Fitted | None:
-    """The joint law at (weights, jets)."""
-    return fitted(plan, "all models", kind, points, errors, (JOINT,))
-
-
-def repetition(plan: Plan, name: str, points: Sequence[tuple[float, ...]], errors: pd.DataFrame) -> Fitted | None:
-    """The value of passes, at (jets, passes over each)."""
-    return fitted(plan, name, "both", points, errors, REPETITION)
+    yield picture("scaling-laws", figure, caption, "; ".join(said))

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,10 +15,9 @@ from scipy.stats import kendalltau
 from statsmodels.api import OLS, add_constant
 
 from analysis.plots import scores as plots
-from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
-from analysis.stats import Floats, paired, variance
+from analysis.report.section import Picture, Section, Table
+from analysis.stats import paired, variance
 from analysis.stats.paired import MeanInterval
 from analysis.stats.variance import DRAW, SCORE, SEED, SETTING, Components
 from analysis.verdicts import number_format as fmt
@@ -42,6 +40,8 @@ WORDS = {
     SEED: "training seed",
     DRAW: "bank draw",
 }
+ACROSS = {"seed": "seeds", "signal": "signals", "draw": "bank draws", "bank_jets": "bank sizes", "arm": "arms"}
+"""Factors over which rankings are compared."""
 MIN_SHARE = 0.01
 """Interactions below it are not listed one by one, but for those with the seed."""
 GEOMETRY = ("intrinsic_dimension", "effective_rank", "anisotropy", "hubness", "condition_number", "uniformity")
@@ -58,32 +58,27 @@ def section(evidence: Evidence) -> Section | None:
     trained = grid[grid["trained"]]
     largest = trained[trained["bank_jets"] == trained["bank_jets"].max()]
     optimism, gaps = optimism_table(largest), gap_table(evidence.study, grid)
-    tables = [optimism_section(optimism, grid)]
-    text = [_design(grid, left_out), _optimism_words(optimism)]
-    pictures = [scores_picture(largest, grid)]
-    answer, method = [text[-1]], [text.pop(0)]
-    if trained["seed"].nunique() > 1 and trained["draw"].nunique() > 1:
-        found, jackknifed = shares_of(trained)
-        tables.insert(0, shares_section(found, jackknifed))
-        text.append(_shares_words(found))
-        method.append(SHARES)
-        answer.insert(0, text[-1])
-        pictures.insert(0, shares_picture(found))
-    if trained["seed"].nunique() > 1:
-        tables.insert(1 if len(tables) > 1 else 0, ranking_section(trained))
-    tables.append(geometry_section(gaps))
-    text.append(_geometry_words(gaps))
-    if (models := int(gaps["trained"].sum())) >= MIN_MODELS:
-        tables.append(regression_section(gaps[gaps["trained"]], models))
-    if drawn := geometry_picture(gaps):
-        pictures.append(drawn)
+    several_seeds, models = trained["seed"].nunique() > 1, int(gaps["trained"].sum())
+    found, jackknifed = shares_of(trained) if several_seeds and trained["draw"].nunique() > 1 else ({}, [])
+    by_shares = [_shares_words(found)] if found else []
+    by_settings = _optimism_words(optimism)
     return Section(
         title="Scores, settings and geometry",
-        sentences=text,
-        method=method,
-        tables=tables,
-        figures=pictures,
-        answer=answer,
+        sentences=[by_settings, *by_shares, _geometry_words(models)],
+        method=[_design(grid, left_out), *[SHARES] * bool(found)],
+        tables=[
+            *([_shares_table(found, jackknifed)] if found else []),
+            *([_ranking_table(trained)] if several_seeds else []),
+            _optimism_table(optimism, grid),
+            _geometry_table(gaps),
+            *([regression_table(gaps[gaps["trained"]], models)] if models >= MIN_MODELS else []),
+        ],
+        figures=[
+            *([_shares_picture(found)] if found else []),
+            _scores_picture(largest, grid),
+            *_geometry_pictures(gaps),
+        ],
+        answer=[*by_shares, by_settings],
     )
 
 
@@ -97,36 +92,31 @@ def grid_table(study: StudyRecords) -> tuple[pd.DataFrame, list[str]]:
     DataFrame
         arm, seed, and the columns of :mod:`jbot.evaluation.anomaly.grid`; empty without a block.
     """
-    files = {trial: _grids(study, trial.trial_id) for trial in study.trials}
+    ended = {trial: record for trial in study.trials if (record := study.records[trial.trial_id]) is not None}
+    files = {
+        trial: [name for name in study.storage.names(trial_folder(trial.trial_id)) if name.startswith(GRID)]
+        for trial, record in ended.items()
+        if record.state == "complete"
+    }
     counted = Counter(name for names in files.values() for name in names)
     if not counted:
         return pd.DataFrame(), []
     name = max(counted, key=lambda name: (counted[name], name))
-    seeds = [
-        seed for seed in study.plan.seeds if all(name in files[trial] for trial in study.trials if trial.seed == seed)
-    ]
+    without = {trial.seed for trial in study.trials if name not in files.get(trial, ())}
     parts = [
         pd.DataFrame(study.storage.read_rows(f"{trial_folder(trial.trial_id)}/{name}")).assign(
             arm=trial.arm, seed=trial.seed
         )
         for trial in study.trials
-        if trial.seed in seeds
+        if trial.seed in set(study.plan.seeds) - without
     ]
     if not parts:
         return pd.DataFrame(), []
-    grid = pd.concat(parts, ignore_index=True)
-    grid["auc"] = grid["auc"].astype(float)
+    grid = pd.concat(parts, ignore_index=True).astype({"auc": float})
     missing = grid["auc"].isna().groupby([grid["score"], grid["settings"]]).any()
     lost = missing.index[missing]
     kept = grid[~pd.MultiIndex.from_frame(grid[["score", "settings"]]).isin(lost)].reset_index(drop=True)
     return kept, [f"{score_label(score)} {settings}" for score, settings in lost]
-
-
-def _grids(study: StudyRecords, trial: str) -> list[str]:
-    record = study.records[trial]
-    if record is None or record.state != "complete":
-        return []
-    return [name for name in study.storage.names(trial_folder(trial)) if name.startswith(GRID)]
 
 
 def _design(grid: pd.DataFrame, left_out: Sequence[str]) -> str:
@@ -143,41 +133,33 @@ def _design(grid: pd.DataFrame, left_out: Sequence[str]) -> str:
     return text + (f" Left out, as some bank cannot carry them: {'; '.join(left_out)}." if left_out else "")
 
 
-# Which factors the AUC depends on.
-
-
 def shares_of(trained: pd.DataFrame) -> tuple[Components, list[Components]]:
-    """Shares of the variance of the AUC, and those with each seed left out."""
+    """Shares of the variance of the AUC, main effects first, then interactions; and those with each seed left out."""
     singles = trained[trained["signal"] != ALL]
     fixed = [name for name in FIXED if singles[name].nunique() > 1]
-    values, scores = array_of(singles, fixed)
+    order = ["score", "settings", *fixed, "seed", "draw"]
+    areas = singles.set_index(order)["auc"].sort_index()
+    settings = areas.index.droplevel(list(range(2, len(order)))).unique()
+    shape = [len(settings), *(len(areas.index.unique(level)) for level in order[2:])]
+    values, scores = areas.to_numpy(dtype=float).reshape(shape), [score for score, _ in settings]
     components = variance.variance_components(values, scores, fixed)
     return _grouped(variance.shares(components)), [_grouped(one) for one in variance.jackknife(values, scores, fixed)]
 
 
-def array_of(rows: pd.DataFrame, fixed: Sequence[str]) -> tuple[Floats, list[str]]:
-    """AUC as (setting, *fixed, seed, draw), and the score of each setting."""
-    order = ["score", "settings", *fixed, "seed", "draw"]
-    series = rows.set_index(order)["auc"].sort_index()
-    settings = series.index.droplevel(list(range(2, len(order)))).unique()
-    shape = [len(settings), *(len(series.index.unique(level)) for level in order[2:])]
-    return series.to_numpy(dtype=float).reshape(shape), [score for score, _ in settings]
-
-
 def _grouped(found: Components) -> Components:
-    """Without the interactions that are not listed, which are put together under the empty name."""
+    """Main effects, then interactions by share, then what is not listed, together under the empty name."""
     listed = {
         key: share
         for key, share in found.items()
         if len(key) == 1 or share >= MIN_SHARE or (len(key) == 2 and SEED in key)
     }
-    return listed | {frozenset(): sum(found.values()) - sum(listed.values())}
+    ordered = dict(sorted(listed.items(), key=lambda item: (len(item[0]) > 1, -item[1])))
+    return ordered | {frozenset(): sum(found.values()) - sum(listed.values())}
 
 
-def shares_section(found: Components, jackknifed: Sequence[Components]) -> Table:
-    """Main effects first, then interactions; none of a negative estimate."""
+def _shares_table(found: Components, jackknifed: Sequence[Components]) -> Table:
     rows = []
-    for key, share in _ordered(found):
+    for key, share in found.items():
         left = [one.get(key, math.nan) for one in jackknifed]
         known = [value for value in left if math.isfinite(value)]
         spread = f"{min(known):.1%} to {max(known):.1%}" if known else fmt.MISSING
@@ -186,15 +168,8 @@ def shares_section(found: Components, jackknifed: Sequence[Components]) -> Table
     return Table(label="Shares of the variance of the AUC", head=head, rows=rows)
 
 
-def _ordered(found: Components) -> list[tuple[frozenset[str], float]]:
-    """Main effects, then interactions by share, the rest last."""
-    return sorted(found.items(), key=lambda item: (not item[0], len(item[0]) > 1, -item[1]))
-
-
 def _name(key: frozenset[str]) -> str:
-    if not key:
-        return "all other interactions"
-    return " × ".join(WORDS[name] for name in WORDS if name in key)
+    return " × ".join(WORDS[name] for name in WORDS if name in key) or "all other interactions"
 
 
 SHARES = (
@@ -218,36 +193,19 @@ def _shares_words(found: Components) -> str:
     )
 
 
-# Does the ranking hold elsewhere?
-
-
-def ranking_section(trained: pd.DataFrame) -> Table:
+def _ranking_table(trained: pd.DataFrame) -> Table:
     """Kendall's tau between the rankings of scores and settings over seeds, signals, draws, sizes and arms."""
     singles = trained[trained["signal"] != ALL]
-    across = {
-        name: words
-        for name, words in {"seed": "seeds", "signal": "signals", "draw": "bank draws", "bank_jets": "bank sizes",
-                            "arm": "arms"}.items()
-        if singles[name].nunique() > 1
-    }  # fmt: skip
-    sets = (singles, singles[singles["published"]])
     rows = []
-    for name, words in across.items():
-        cells = [words]
-        for chosen in sets:
-            tau = concordance(chosen, name)
-            cells += [fmt.number(tau.mean, 2), _bounded(tau)]
-        rows.append(cells)
+    for name, words in ACROSS.items():
+        if singles[name].nunique() > 1:
+            taus = [concordance(chosen, name) for chosen in (singles, singles[singles["published"]])]
+            ends = [fmt.interval(tau.low, tau.high, tau.standard_error, (-1.0, 1.0)) for tau in taus]
+            rows.append([words, fmt.number(taus[0].mean, 2), ends[0], fmt.number(taus[1].mean, 2), ends[1]])
     settings = len(singles[["score", "settings"]].drop_duplicates())
     head = ["rankings compared across", f"tau, {settings} settings", "95% interval"]
     head += ["tau, scores as published", "95% interval"]
     return Table(label="Kendall's tau of rankings by AUC", head=head, rows=rows)
-
-
-def _bounded(tau: MeanInterval) -> str:
-    if not (math.isfinite(tau.low) and math.isfinite(tau.high)):
-        return fmt.MISSING
-    return fmt.interval(max(-1.0, tau.low), min(1.0, tau.high), tau.standard_error)
 
 
 def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
@@ -255,35 +213,26 @@ def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
 
     The interval is Student's t over seeds; across seeds, over the pseudo-values of the jackknife (Efron 1982).
     """
-    over = [name for name in ("arm", "bank_jets", "signal") if name != across]
-    axes = [*over, *(["draw"] if across == "draw" else []), "seed"]
-    means = rows.groupby(["score", "settings", *dict.fromkeys([*over, across, "seed"])])["auc"].mean()
-    table = means.unstack(["score", "settings"])
+    others = [name for name in (*FIXED, "seed") if name != across]
+    table = rows.groupby(["score", "settings", *others, across])["auc"].mean().unstack(["score", "settings"])
     levels = sorted(rows[across].unique())
-    others = [name for name in axes if name != across]
-    taus: dict[tuple[int, int], list[float]] = {pair: [] for pair in variance.pairs(len(levels))}
-    by_seed: dict[Any, list[float]] = {}
+    pairs = variance.pairs(len(levels))
+    taus, seeds = [], []
     for place, part in table.groupby(level=others):
         at = part.droplevel(others)
-        for one, other in taus:
-            tau = float(kendalltau(at.loc[levels[one]], at.loc[levels[other]]).statistic)
-            taus[one, other].append(tau)
-            if across != "seed":
-                by_seed.setdefault(place[others.index("seed")], []).append(tau)
+        taus.append([kendalltau(at.loc[levels[one]], at.loc[levels[other]]).statistic for one, other in pairs])
+        seeds.append(place[-1])
     if across != "seed":
-        return paired.mean_interval([float(np.mean(found)) for found in by_seed.values()])
-    pairwise = {pair: float(np.mean(found)) for pair, found in taus.items()}
+        by_seed = pd.Series(taus).groupby(seeds).agg(lambda of_seed: float(np.mean(list(of_seed))))
+        return paired.mean_interval(by_seed)
+    pairwise = {pair: float(np.mean(of_pair)) for pair, of_pair in zip(pairs, zip(*taus, strict=True), strict=True)}
     whole, n = float(np.mean(list(pairwise.values()))), len(levels)
     if n < 3:
         return MeanInterval(n=1, mean=whole, sd=math.nan, low=math.nan, high=math.nan)
-    without = [float(np.mean([t for pair, t in pairwise.items() if seed not in pair])) for seed in range(n)]
+    without = [float(np.mean([tau for pair, tau in pairwise.items() if seed not in pair])) for seed in range(n)]
     pseudo = paired.mean_interval([n * whole - (n - 1) * one for one in without])
-    return MeanInterval(
-        n=n, mean=whole, sd=pseudo.sd, low=whole - (pseudo.high - pseudo.mean), high=whole + (pseudo.high - pseudo.mean)
-    )
-
-
-# What choosing settings by the labels gains.
+    half = pseudo.high - pseudo.mean
+    return MeanInterval(n=n, mean=whole, sd=pseudo.sd, low=whole - half, high=whole + half)
 
 
 def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
@@ -296,17 +245,14 @@ def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
         the score is chosen too, by the synthetic signal or by the oracle; it has no published one.
     """
     where = ["signal", "arm", "seed", "draw"]
+    by_pilot = _best(largest.dropna(subset=["pilot_auc"]), where, "pilot_auc")
     picked = {
-        "published": largest[largest["published"]],
-        "chosen": largest[largest["chosen"]],
-        "oracle": _best(largest, [*where, "score"], "auc"),
+        "published": [largest[largest["published"]]],
+        "chosen": [largest[largest["chosen"]], by_pilot.assign(score=ANY)],
+        "oracle": [_best(largest, [*where, "score"], "auc"), _best(largest, where, "auc").assign(score=ANY)],
     }
-    columns = {name: rows.groupby(["score", "signal", "seed"])["auc"].mean() for name, rows in picked.items()}
-    chosen_on = largest.dropna(subset=["pilot_auc"])
-    any_score = {"chosen": _best(chosen_on, where, "pilot_auc"), "oracle": _best(largest, where, "auc")}
-    over_all = {name: rows.groupby(["signal", "seed"])["auc"].mean() for name, rows in any_score.items()}
-    whole = pd.DataFrame(over_all).reset_index().assign(score=ANY, published=math.nan)
-    return pd.concat([pd.DataFrame(columns).reset_index(), whole], ignore_index=True)
+    means = {name: pd.concat(rows).groupby(["score", "signal", "seed"])["auc"].mean() for name, rows in picked.items()}
+    return pd.DataFrame(means).reset_index()
 
 
 def _best(rows: pd.DataFrame, where: Sequence[str], by: str) -> pd.DataFrame:
@@ -314,29 +260,27 @@ def _best(rows: pd.DataFrame, where: Sequence[str], by: str) -> pd.DataFrame:
     return rows.loc[rows.groupby(list(where))[by].idxmax()]
 
 
-def optimism_section(found: pd.DataFrame, grid: pd.DataFrame) -> Table:
+def _optimism_table(found: pd.DataFrame, grid: pd.DataFrame) -> Table:
     """By score, over all signals together; and the oracle's gain for each signal."""
-    signals = [name for name in ("w", "z", "t") if name in set(found["signal"])]
+    heads = {name: f"oracle − chosen, {class_label(name)}" for name in ("w", "z", "t") if name in set(found["signal"])}
     counts = grid[["score", "settings"]].drop_duplicates().groupby("score").size()
     untrained = _untrained(grid)
     rows = []
     for score in [*dict.fromkeys(grid["score"]), ANY]:
-        rows_of = found[found["score"] == score]
-        own = rows_of[rows_of["signal"] == ALL]
-        gains = [_mean(rows_of[rows_of["signal"] == name], "oracle", "chosen") for name in (ALL, *signals)]
+        of_score = found[found["score"] == score].set_index("signal")
+        own, gains = of_score[of_score.index == ALL], of_score["oracle"] - of_score["chosen"]
         rows.append(
-            [
-                ANY if score == ANY else score_label(score),
-                str(int(counts.sum() if score == ANY else counts[score])),
-                fmt.number(untrained.get(score, math.nan), 3),
-                *(_mean(own, name, sign=False) for name in ("published", "chosen", "oracle")),
-                _mean(own, "chosen", "published"),
-                *gains,
-            ]
+            {
+                "score": ANY if score == ANY else score_label(score),
+                "settings": str(int(counts.get(score, counts.sum()))),
+                "untrained, published": fmt.number(untrained.get(score, math.nan), 3),
+                **{name: _mean(own[name]) for name in ("published", "chosen", "oracle")},
+                "chosen − published": _mean(own["chosen"] - own["published"], sign=True),
+                "oracle − chosen": _mean(gains[gains.index == ALL], sign=True),
+                **{head: _mean(gains[gains.index == name], sign=True) for name, head in heads.items()},
+            }
         )
-    named = [f"oracle − chosen, {class_label(name)}" for name in signals]
-    head = ["score", "settings", "untrained, published", "published", "chosen", "oracle", "chosen − published"]
-    return Table(label="AUC by settings, largest bank", head=[*head, "oracle − chosen", *named], rows=rows)
+    return Table.of("AUC by settings, largest bank", rows)
 
 
 def _optimism_words(found: pd.DataFrame) -> str:
@@ -361,15 +305,11 @@ def _untrained(grid: pd.DataFrame) -> pd.Series:
     return rows[rows["bank_jets"] == grid["bank_jets"].max()].groupby("score")["auc"].mean()
 
 
-def _mean(rows: pd.DataFrame, name: str, less: str = "", sign: bool = True) -> str:
-    values = (rows[name] - rows[less] if less else rows[name]).dropna()
-    found = paired.mean_interval(values)
+def _mean(values: pd.Series, sign: bool = False) -> str:
+    found = paired.mean_interval(values.dropna())
     if found.n < 2 or not found.standard_error > 0:
         return fmt.number(found.mean, 3, sign)
     return fmt.with_error(found.mean, found.standard_error, sign, max_decimals=4)
-
-
-# The geometry of the embeddings.
 
 
 def gap_table(study: StudyRecords, grid: pd.DataFrame) -> pd.DataFrame:
@@ -395,88 +335,70 @@ def gap_table(study: StudyRecords, grid: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def geometry_section(gaps: pd.DataFrame) -> Table:
-    """Every encoder."""
+def _geometry_table(gaps: pd.DataFrame) -> Table:
     ordered = gaps.sort_values(["trained", "arm", "seed"], ascending=[False, True, True])
     rows = [
-        [
-            f"{row['arm']}, seed {row['seed']}" + ("" if row["trained"] else ", untrained"),
-            fmt.number(row["gap"], 3),
-            score_label(row["best"]),
-            score_label(row["worst"]),
-            *(fmt.compact(row[name]) for name in GEOMETRY),
-        ]
+        {
+            "encoder": f"{row['arm']}, seed {row['seed']}" + ("" if row["trained"] else ", untrained"),
+            "gap": fmt.number(row["gap"], 3),
+            "best score": score_label(row["best"]),
+            "worst score": score_label(row["worst"]),
+            **{find_metric(name).label: fmt.compact(row[name]) for name in GEOMETRY},
+        }
         for row in ordered.to_dict("records")
     ]
-    head = ["encoder", "gap", "best score", "worst score", *(find_metric(name).label for name in GEOMETRY)]
-    return Table(label="Gap between scores, and geometry", head=head, rows=rows, text_columns=(0, 2, 3))
+    return Table.of("Gap between scores, and geometry", rows, words=("best score", "worst score"))
 
 
-def _geometry_words(gaps: pd.DataFrame) -> str:
-    models = int(gaps["trained"].sum())
+def _geometry_words(models: int) -> str:
     text = (
         "The gap of an encoder is between its best and its worst score, as published, all signals together. What "
-        "geometry has to do with it is drawn, not fitted: "
+        "geometry has to do with it is drawn"
     )
     if models < MIN_MODELS:
-        return text + (
-            f"a regression on {len(GEOMETRY)} numbers of the geometry needs at least {MIN_MODELS} trained models, "
-            f"here are {models}, so none is made and a trend among the points proves nothing."
+        return (
+            f"{text}, not fitted: a regression on {len(GEOMETRY)} numbers of the geometry needs at least {MIN_MODELS} "
+            f"trained models, here are {models}, so none is made and a trend among the points proves nothing."
         )
-    return text.replace(", not fitted: ", " and fitted to ") + (
-        f"{models} trained models. Models of one arm are not independent, so the intervals are too short rather than "
-        "too long, and a coefficient says nothing of causes."
+    return (
+        f"{text} and fitted to {models} trained models. Models of one arm are not independent, so the intervals are "
+        "too short rather than too long, and a coefficient says nothing of causes."
     )
 
 
-def regression_section(trained: pd.DataFrame, models: int) -> Table:
+def regression_table(trained: pd.DataFrame, models: int) -> Table:
     """Least squares of the gap on the standardised geometry; errors of MacKinnon & White (HC3, 1985)."""
     usable = trained.dropna(subset=list(GEOMETRY))
     x = usable[list(GEOMETRY)].astype(float).assign(condition_number=np.log(usable["condition_number"].astype(float)))
     x = x.loc[:, x.std() > 0]
     fit = OLS(usable["gap"], add_constant((x - x.mean()) / x.std())).fit(cov_type="HC3")
-    bounds = fit.conf_int()
-    rows = [
-        [
-            find_metric(name).label + (", logarithm" if name == "condition_number" else ""),
-            fmt.with_error(float(fit.params[name]), float(fit.bse[name]), sign=True),
-            fmt.interval(float(bounds.loc[name, 0]), float(bounds.loc[name, 1]), float(fit.bse[name])),
-        ]
-        for name in x.columns
-    ]
+    rows = []
+    for name, (low, high) in fit.conf_int().loc[x.columns].iterrows():
+        value, error = float(fit.params[name]), float(fit.bse[name])
+        words = find_metric(name).label + (", logarithm" if name == "condition_number" else "")
+        rows.append([words, fmt.with_error(value, error, sign=True), fmt.interval(float(low), float(high), error)])
     label = f"Gap against geometry, {len(usable)} of {models} models, adjusted R² {fit.rsquared_adj:.2f}"
     return Table(label=label, head=["a standard deviation of", "changes the gap by", "95% interval"], rows=rows)
 
 
-# Figures.
-
-
-def shares_picture(found: Components) -> Picture:
-    """A bar per component."""
-    named = [(_name(key), share) for key, share in _ordered(found)]
+def _shares_picture(found: Components) -> Picture:
+    named = [(_name(key), share) for key, share in found.items()]
     alt = "Shares of the variance of the AUC. " + "; ".join(f"{name} {share:.0%}" for name, share in named) + "."
-    caption = "Shares of the variance of the anomaly AUC over the grid. Blue: single factors; grey: two or more "
-    caption += "together. A bank: the background jets that a score is made of."
+    caption = (
+        "Shares of the variance of the anomaly AUC over the grid. Blue: single factors; grey: two or more together. "
+        "A bank: the background jets that a score is made of."
+    )
     return Picture(name="auc-shares", figure=plots.variance_shares(named), alt=alt, caption=caption)
 
 
-def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
+def _scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
     """How far settings move each score."""
     rows = largest[largest["signal"] == ALL]
-    means = rows.groupby(["score", "settings"])["auc"].mean()
-    found = optimism_table(rows)
-    picked = found.groupby("score")[["published", "chosen", "oracle"]].mean()
-    untrained = _untrained(grid)
-    drawn = {
-        score_label(score): {
-            "low": float(means[score].min()),
-            "high": float(means[score].max()),
-            "untrained": float(untrained.get(score, math.nan)),
-            **{str(name): float(value) for name, value in picked.loc[score].items()},
-        }
-        for score in dict.fromkeys(rows["score"])
-    }
-    said = "; ".join(f"{name} {one['low']:.3f} to {one['high']:.3f}" for name, one in drawn.items())
+    means = rows.groupby(["score", "settings"])["auc"].mean().groupby("score").agg(["min", "max"])
+    picked = optimism_table(rows).groupby("score")[["published", "chosen", "oracle"]].mean()
+    drawn = means.set_axis(["low", "high"], axis=1).join(_untrained(grid).rename("untrained")).join(picked)
+    drawn = drawn.loc[list(dict.fromkeys(rows["score"]))].rename(index=score_label)
+    said = "; ".join(f"{one.Index} {one.low:.3f} to {one.high:.3f}" for one in drawn.itertuples())
     return Picture(
         name="auc-by-score",
         figure=plots.score_ranges(drawn),
@@ -486,16 +408,14 @@ def scores_picture(largest: pd.DataFrame, grid: pd.DataFrame) -> Picture:
     )
 
 
-def geometry_picture(gaps: pd.DataFrame) -> Picture | None:
+def _geometry_pictures(gaps: pd.DataFrame) -> Iterator[Picture]:
     """The gap against every number of the geometry that is known."""
-    known = [name for name in GEOMETRY if gaps[name].notna().any()]
-    if not known:
-        return None
-    words: dict[str, str] = {name: find_metric(name).label for name in known}
-    return Picture(
-        name="gap-geometry",
-        figure=plots.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),
-        alt=f"Gap between best and worst score against {', '.join(words.values())}, a point per encoder.",
-        caption="Gap between best and worst score, as published, against the geometry. Filled: trained, coloured by "
-        "arm; open: untrained.",
-    )
+    words = {name: find_metric(name).label for name in GEOMETRY if gaps[name].notna().any()}
+    if words:
+        yield Picture(
+            name="gap-geometry",
+            figure=plots.against_each(gaps, words, "gap", "gap between scores", log=("condition_number",)),
+            alt=f"Gap between best and worst score against {', '.join(words.values())}, a point per encoder.",
+            caption="Gap between best and worst score, as published, against the geometry. Filled: trained, coloured "
+            "by arm; open: untrained.",
+        )

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.plots import search as plots
-from analysis.plots.picture import Picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table
 from analysis.verdicts import number_format as fmt
 from jbot.evaluation.metrics_registry import find_metric
+from jbot.store.plan import Plan
 from jbot.store.search_ledger import load_ledger
 
 UNITS = {"accuracy": "", "anomaly": "", "cost": " TFLOP"}
 QUANTITIES = {"anomaly": "anomaly AUC on the synthetic signal", "cost": "training work in TFLOP"}
+IMPORTANCE = {"ped_anova": "PED-ANOVA", "fanova": "fANOVA"}
 MAX_POINTS = 10
 """Rows of the table of the best points; all are in the ledger."""
 
@@ -39,12 +41,13 @@ def section(evidence: Evidence) -> Section | None:
     ledger = load_ledger(study.storage, study.plan.study)
     if ledger is None or "winner" not in ledger or not _is_of(ledger, study.plan.arms):
         return None
+    complete = [point for point in ledger["points"] if point["state"] == "complete"]
     return Section(
         title="The search",
-        sentences=[*_story(ledger), *_importance_words(ledger)],
-        code=_recipe(evidence),
-        tables=[*_best_table(ledger), _axes_table(ledger)],
-        figures=list(_pictures(ledger)),
+        sentences=[*_story(ledger), _importance_words(ledger)],
+        code=_recipe(study.plan),
+        tables=[*_best_table(ledger, complete), _axes_table(ledger)],
+        figures=list(_pictures(ledger, complete)),
     )
 
 
@@ -56,23 +59,19 @@ def _is_of(ledger: Ledger, arms: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(overrides.get(field) == value for field, value in arms["winner"].items())
 
 
-def of_state(ledger: Ledger, *states: str) -> list[Point]:
-    """Points that ended so, by number."""
-    return [point for point in ledger["points"] if point["state"] in states]
-
-
-def quantity(ledger: Ledger, objective: str) -> str:
+def _quantity(ledger: Ledger, objective: str) -> str:
     """An objective in words, for axes."""
     return QUANTITIES.get(objective) or find_metric(ledger["plan"]["metric"]).full_label
 
 
 def _story(ledger: Ledger) -> list[str]:
     plan, points = ledger["plan"], ledger["points"]
-    complete, pruned, failed = (len(of_state(ledger, state)) for state in ("complete", "pruned", "failed"))
+    ended = Counter(point["state"] for point in points)
+    complete, pruned, failed = (ended[state] for state in ("complete", "pruned", "failed"))
     seconds = sum(point.get("device_seconds", 0.0) for point in points)
     epochs = sum(point["points"][-1][0] for point in points if point["points"])
     whole = len(points) * plan["epochs"]
-    objectives = " and ".join(quantity(ledger, name) for name in ledger["directions"])
+    objectives = " and ".join(_quantity(ledger, name) for name in ledger["directions"])
     how = (
         f"At epoch{'s' if len(ledger['rungs']) > 1 else ''} {', '.join(map(str, ledger['rungs']))} of"
         f" {plan['epochs']} a point went on if it was among the best 1/{plan['reduction']} of"
@@ -101,83 +100,65 @@ def _story(ledger: Ledger) -> list[str]:
     return words
 
 
-def _importance_words(ledger: Ledger) -> list[str]:
+def _importance_words(ledger: Ledger) -> str:
     found = ledger["importance"]
     if "fanova" not in found:
-        return [
+        return (
             f"Importance is not given: it takes at least {found['needed']} points that ran to the end, and there are"
             f" {found['n']}."
-        ]
-    return [
-        f"Importance for {quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
+        )
+    return (
+        f"Importance for {_quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
         " no other, within the ranges of the table alone. PED-ANOVA: what separates the best"
         f" {found['quantile']:.0%} from the rest. fANOVA: share of the variance. The points lie where the sampler went,"
         " not evenly, so a small share says little."
-    ]
+    )
 
 
-def _recipe(evidence: Evidence) -> dict[str, str]:
+def _recipe(plan: Plan) -> dict[str, str]:
     """The winner, to be copied: as a command, and as an arm of a study file."""
-    plan = evidence.study.plan
     changes = plan.arms.get("winner")
     if not changes:
         return {}
-    settings = [f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items()]
+    typed = {field: value if isinstance(value, str) else json.dumps(value) for field, value in changes.items()}
+    settings = [f"--set {shlex.quote(f'{field}={value}')}" for field, value in typed.items()]
     command = " \\\n  ".join([f"python studies/baseline.py --preset {plan.preset}", *settings])
     arm = ",\n".join(f"    {json.dumps(field)}: {value!r}" for field, value in changes.items())
     return {"Train the winner": command, "The winner as an arm of a study file": f'"winner": {{\n{arm},\n}}'}
 
 
-def _typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _best_table(ledger: Ledger) -> list[Table]:
+def _best_table(ledger: Ledger, complete: Sequence[Point]) -> Iterator[Table]:
     """The best points, what they changed not included: that is drawn."""
     names = list(ledger["directions"])
     sign = -1.0 if ledger["directions"][names[0]] == "maximize" else 1.0
-    complete = sorted(of_state(ledger, "complete"), key=lambda point: sign * point["values"][names[0]])[:MAX_POINTS]
-    if not complete:
-        return []
-    front = set(ledger["front"])
-    rows = [
-        [
-            str(point["number"]),
-            *(f"{point['values'][name]:.4g}" for name in names),
-            *(["yes" if point["number"] in front else "no"] if len(names) > 1 else []),
-            fmt.duration(point.get("device_seconds", 0.0)),
-        ]
-        for point in complete
-    ]
-    head = ["point", *names, *(["on the front"] if len(names) > 1 else []), "device time"]
-    return [
-        Table(label=f"Best points of {len(of_state(ledger, 'complete'))} that ran to the end", head=head, rows=rows)
-    ]
+    rows = []
+    for point in sorted(complete, key=lambda point: sign * point["values"][names[0]])[:MAX_POINTS]:
+        row = {"point": str(point["number"])} | {name: f"{point['values'][name]:.4g}" for name in names}
+        if len(names) > 1:
+            row["on the front"] = "yes" if point["number"] in ledger["front"] else "no"
+        rows.append(row | {"device time": fmt.duration(point.get("device_seconds", 0.0))})
+    if rows:
+        yield Table.of(f"Best points of {len(complete)} that ran to the end", rows)
 
 
 def _axes_table(ledger: Ledger) -> Table:
     """The search region, and what importance says inside it."""
     found = ledger["importance"]
-    names = [name for name in ("ped_anova", "fanova") if name in found]
+    heads = {name: head for name, head in IMPORTANCE.items() if name in found}
     axes = list(ledger["plan"]["space"])
-    axes.sort(key=lambda axis: -found["ped_anova"].get(axis["coordinate"], 0.0) if names else 0.0)
-    best = None if ledger["winner"] is None else ledger["points"][ledger["winner"]]
-    rows = [
-        [
-            axis["coordinate"],
-            search_range(axis),
-            "" if best is None else f"{_plain(best['params'][axis['coordinate']])}",
-            *(f"{found[name].get(axis['coordinate'], 0.0):.0%}" for name in names),
-            axis["reason"],
-        ]
-        for axis in axes
-    ]
-    heads = {"ped_anova": "PED-ANOVA", "fanova": "fANOVA"}
-    head = ["axis", "searched", "winner", *(heads[name] for name in names), "why this range"]
-    return Table(label="Search region", head=head, rows=rows, text_columns=(0, 1, len(head) - 1))
+    axes.sort(key=lambda axis: -found["ped_anova"].get(axis["coordinate"], 0.0) if heads else 0.0)
+    best = {} if ledger["winner"] is None else ledger["points"][ledger["winner"]]["params"]
+    rows = []
+    for axis in axes:
+        coordinate, value = axis["coordinate"], best.get(axis["coordinate"], "")
+        row = {"axis": coordinate, "searched": _search_range(axis)}
+        row |= {"winner": f"{value:.4g}" if isinstance(value, float) else str(value)}
+        row |= {head: f"{found[name].get(coordinate, 0.0):.0%}" for name, head in heads.items()}
+        rows.append(row | {"why this range": axis["reason"]})
+    return Table.of("Search region", rows, words=("searched", "why this range"))
 
 
-def search_range(axis: Mapping[str, Any]) -> str:
+def _search_range(axis: Mapping[str, Any]) -> str:
     """``0.0002 to 0.01, log``, or the choices."""
     known = axis["distribution"]["attributes"]
     if "choices" in known:
@@ -185,52 +166,38 @@ def search_range(axis: Mapping[str, Any]) -> str:
     return f"{known['low']:g} to {known['high']:g}" + (", log" if known["log"] else "")
 
 
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _pictures(ledger: Ledger) -> Sequence[Picture]:
-    complete, axes = of_state(ledger, "complete"), ledger["plan"]["space"]
-    objective = next(iter(ledger["directions"]))
-    words = quantity(ledger, objective)
+def _pictures(ledger: Ledger, complete: Sequence[Point]) -> Iterator[Picture]:
     if not complete:
-        return []
-    made = [
-        Picture(
-            name="search-history",
-            figure=plots.history(ledger["points"], objective, ledger["directions"][objective], words),
-            alt=f"{words} of each point in the order in which they were tried; best {_best(ledger, objective)}",
-            caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: the best"
-            " so far.",
-        ),
-        Picture(
-            name="search-parallel",
-            figure=plots.parallel_coordinates(ledger["points"], axes, objective, words),
-            alt=f"Each point as a line over its {len(axes)} coordinates and {words}",
-            caption="Each line a point, from the low to the high end of every axis (log where the table says so)."
-            " Coloured: ran to the end. Grey: pruned.",
-        ),
-        Picture(
-            name="search-slices",
-            figure=plots.slices(ledger["points"], axes, objective, words),
-            alt=f"{words} against each of {len(axes)} coordinates",
-            caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its"
-            " last value.",
-        ),
-    ]
-    if len(ledger["directions"]) > 1:
-        names = list(ledger["directions"])
-        labels = {name: quantity(ledger, name) for name in names}
-        made.append(
-            Picture(
-                name="search-front",
-                figure=plots.front(complete, ledger["front"], names, labels),
-                alt=f"{' against '.join(labels.values())}; {len(ledger['front'])} points on the front",
-                caption="Points that ran to the end. Filled: no other is better in every objective.",
-            )
+        return
+    points, axes, names = ledger["points"], ledger["plan"]["space"], list(ledger["directions"])
+    objective, words = names[0], _quantity(ledger, names[0])
+    best = f"{points[ledger['winner']]['values'][objective]:.4g}"
+    yield Picture(
+        name="search-history",
+        figure=plots.history(points, objective, ledger["directions"][objective], words),
+        alt=f"{words} of each point in the order in which they were tried; best {best}",
+        caption="Points in their order. Filled: ran to the end. Hollow: pruned, at its last value. Line: the best so"
+        " far.",
+    )
+    yield Picture(
+        name="search-parallel",
+        figure=plots.parallel_coordinates(points, axes, objective, words),
+        alt=f"Each point as a line over its {len(axes)} coordinates and {words}",
+        caption="Each line a point, from the low to the high end of every axis (log where the table says so)."
+        " Coloured: ran to the end. Grey: pruned.",
+    )
+    yield Picture(
+        name="search-slices",
+        figure=plots.slices(points, axes, objective, words),
+        alt=f"{words} against each of {len(axes)} coordinates",
+        caption="One axis at a time, all others varying with it. Filled: ran to the end. Hollow: pruned, at its last"
+        " value.",
+    )
+    if len(names) > 1:
+        labels = {name: _quantity(ledger, name) for name in names}
+        yield Picture(
+            name="search-front",
+            figure=plots.front(complete, ledger["front"], names, labels),
+            alt=f"{' against '.join(labels.values())}; {len(ledger['front'])} points on the front",
+            caption="Points that ran to the end. Filled: no other is better in every objective.",
         )
-    return made
-
-
-def _best(ledger: Ledger, objective: str) -> str:
-    return f"{ledger['points'][ledger['winner']]['values'][objective]:.4g}"

@@ -10,15 +10,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from analysis.plots import curves as plots
-from analysis.plots.picture import Picture, picture
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table, capitalised, picture
+from analysis.report.sections.arms import jet_error
 from analysis.report.sections.curves import comparable
 from analysis.stats import Floats, paired, power
+from analysis.stats.paired import MeanInterval
 from analysis.verdicts import convergence, exploratory, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.exploratory import Estimate
@@ -43,9 +43,8 @@ class Gain:
     """One clustering metric before and after training, at the same seeds."""
 
     metric: str
-    before: Floats
-    """(seed,)"""
-    after: Floats
+    values: Floats
+    """(seed, before and after)"""
     change: Estimate
     """After minus before."""
     outcome: str
@@ -60,12 +59,11 @@ def section(evidence: Evidence) -> Section | None:
         return None
     gains, points = trained_gains(evidence.trials, plan), milestones(evidence.curves, plan)
     by_seeds, gained = list(_seed_sentences(plan, values, evidence.study)), list(_gain_sentences(plan, gains))
-    spread = _spread_table(values, evidence.study)
     return Section(
         title="Seeds and emergence",
         answer=[*by_seeds[:1], *gained],
         sentences=[*by_seeds, *gained, *_milestone_sentence(points)],
-        tables=[spread, *_power_tables(values), *_gain_tables(gains, evidence), *_milestone_tables(points)],
+        tables=[*_seed_tables(values, evidence), *_gain_tables(gains, evidence), *_milestone_tables(points)],
         figures=[*_milestone_figures(points), *_gain_figures(gains)],
     )
 
@@ -130,29 +128,18 @@ def trained_gains(trials: pd.DataFrame, plan: Plan) -> list[Gain]:
         both = pd.concat([_of_only_arm(trials, plan, key) for key in keys], axis=1).dropna().to_numpy(dtype=float)
         if len(both):
             pairs[name] = both
-    changes = exploratory.estimates([(name, both[:, 1] - both[:, 0]) for name, both in pairs.items()], plan.alpha)
-    return [
-        Gain(metric=metric_key(one.name), before=both[:, 0], after=both[:, 1], change=one, outcome=_outcome(one))
-        for one, both in zip(changes, pairs.values(), strict=True)
-    ]
+    gains = []
+    for one in exploratory.estimates([(name, both[:, 1] - both[:, 0]) for name, both in pairs.items()], plan.alpha):
+        higher = find_metric(one.name).higher_is_better
+        words = {1: "larger", -1: "smaller"} if higher is None else {1: "better", -1: "worse"}
+        outcome = words.get(-one.shown if higher is False else one.shown, "not shown")
+        gains.append(Gain(metric=metric_key(one.name), values=pairs[one.name], change=one, outcome=outcome))
+    return gains
 
 
-def _outcome(change: Estimate) -> str:
-    higher_is_better = find_metric(change.name).higher_is_better
-    words = {1: "larger", -1: "smaller"} if higher_is_better is None else {1: "better", -1: "worse"}
-    return words.get(-change.shown if higher_is_better is False else change.shown, "not shown")
-
-
-def jet_error(study: StudyRecords, metric: str) -> float:
-    """Mean error of a metric from the number of test jets, over complete trials; NaN where records have none."""
-    complete = [record for record in study.records.values() if record is not None and record.state == "complete"]
-    errors = [record.uncertainties.get(metric, {}).get("error", math.nan) for record in complete]
-    known = [error for error in errors if isinstance(error, int | float) and math.isfinite(error)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _deviation(sd: float, n: int, alpha: float) -> str:
-    return " to ".join(fmt.compact(end, 2) for end in paired.deviation_interval(sd, n, 1 - alpha))
+def _deviation(values: MeanInterval, alpha: float) -> str:
+    ends = paired.deviation_interval(values.sd, values.n, 1 - alpha)
+    return " to ".join(fmt.compact(end, 2) for end in ends) if values.n > 1 else fmt.MISSING
 
 
 def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) -> Iterator[str]:
@@ -169,7 +156,7 @@ def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) 
         )
     yield (
         f"Seeds alone move {words} by {fmt.compact(spread.sd, 2)} (standard deviation over {spread.n} seeds, "
-        f"{1 - plan.alpha:.0%} interval {_deviation(spread.sd, spread.n, plan.alpha)}) around "
+        f"{1 - plan.alpha:.0%} interval {_deviation(spread, plan.alpha)}) around "
         f"{mean_cell(spread)}.{beside}"
     )
     few, *_, many = _finds(spread.sd)
@@ -219,25 +206,21 @@ def _milestone_sentence(points: dict[str, pd.DataFrame]) -> Iterator[str]:
     )
 
 
-def _spread_table(values: dict[str, Floats], study: StudyRecords) -> Table:
-    alpha, rows = study.plan.alpha, []
-    for metric, seeds in values.items():
-        one = paired.mean_interval(seeds)
+def _seed_tables(values: dict[str, Floats], evidence: Evidence) -> Iterator[Table]:
+    """What seeds do, and find, in every metric; what they find in the primary one at several correlations."""
+    spreads = {metric: paired.mean_interval(seeds) for metric, seeds in values.items()}
+    rows = []
+    for metric, one in spreads.items():
         mean, sd = fmt.number(one.mean, fmt.decimals_of(one.sd)), fmt.compact(one.sd, 2)
-        interval = _deviation(one.sd, one.n, alpha) if one.n > 1 else fmt.MISSING
-        error = fmt.compact(jet_error(study, metric), 2)
-        rows.append([find_metric(metric).full_label, str(one.n), mean, sd, interval, error, *_finds(one.sd)])
-    head = ["metric", "n", "mean", "sd over seeds", f"{1 - alpha:.0%} interval of sd", "error of test jets"]
+        error = fmt.compact(jet_error(evidence.study, metric), 2)
+        known = [str(one.n), mean, sd, _deviation(one, evidence.plan.alpha), error]
+        rows.append([find_metric(metric).full_label, *known, *_finds(one.sd)])
+    head = ["metric", "n", "mean", "sd over seeds", f"{evidence.level} of sd", "error of test jets"]
     label = "Spread over seeds, and the difference of uncorrelated arms that seeds find"
-    return Table(label=label, head=[*head, *(f"{n} seeds find" for n in SEEDS)], rows=rows)
-
-
-def _power_tables(values: dict[str, Floats]) -> Iterator[Table]:
-    """What seeds find in the primary metric, at several correlations."""
-    metric, seeds = next(iter(values.items()))
-    sd = paired.mean_interval(seeds).sd
-    if math.isfinite(sd):
-        rows = [[f"{r:g}", *_finds(sd, r)] for r in CORRELATIONS]
+    yield Table(label=label, head=[*head, *(f"{n} seeds find" for n in SEEDS)], rows=rows)
+    metric, first = next(iter(spreads.items()))
+    if math.isfinite(first.sd):
+        rows = [[f"{r:g}", *_finds(first.sd, r)] for r in CORRELATIONS]
         label = f"Difference in {find_metric(metric).label} that seeds find, by the correlation of the arms"
         yield Table(label=label, head=["correlation", *(f"{n} seeds" for n in SEEDS)], rows=rows)
 
@@ -247,7 +230,7 @@ def _gain_tables(gains: Sequence[Gain], evidence: Evidence) -> Iterator[Table]:
     for gain in gains:
         raw = metric_key(find_metric(gain.metric).name, baseline="raw")
         cells = [fmt.number(float(_of_only_arm(evidence.trials, evidence.plan, raw).mean()))]
-        cells += [mean_cell(paired.mean_interval(one)) for one in (gain.before, gain.after)]
+        cells += [mean_cell(paired.mean_interval(one)) for one in gain.values.T]
         rows.append([find_metric(gain.metric).full_label, gain.outcome, *cells, *gain.change.cells])
     head = ["metric", "trained", BASELINES["raw"], "untrained", "trained", "difference", evidence.level]
     if rows:
@@ -280,7 +263,7 @@ def _milestone_figures(points: dict[str, pd.DataFrame]) -> Iterator[Picture]:
         "mean over seeds; faint lines, single seeds. Epochs are not to scale."
     )
     said = "; ".join(find_metric(metric).full_label for metric in drawn)
-    panels = {_title(metric): table for metric, table in drawn.items()}
+    panels = {capitalised(find_metric(metric).label): table for metric, table in drawn.items()}
     figure = plots.steps_by_seed(panels, {epoch: f"{epoch:g}" for epoch in epochs}, "epoch")
     yield Picture(name="emergence", figure=figure, alt=f"{said}. {caption}", caption=caption)
 
@@ -288,7 +271,7 @@ def _milestone_figures(points: dict[str, pd.DataFrame]) -> Iterator[Picture]:
 def _gain_figures(gains: Sequence[Gain]) -> Iterator[Picture]:
     if not gains:
         return
-    panels = {_title(gain.metric): pd.DataFrame({0: gain.before, 1: gain.after}) for gain in gains[:MAX_PANELS]}
+    panels = {capitalised(find_metric(gain.metric).label): pd.DataFrame(gain.values) for gain in gains[:MAX_PANELS]}
     caption = (
         "Clustering on test jets before and after training: each faint line is a seed, the thick one the mean. "
         "NC1 is lower, and all but the effective rank are higher, where classes are clearer."
@@ -296,8 +279,3 @@ def _gain_figures(gains: Sequence[Gain]) -> Iterator[Picture]:
     said = "; ".join(f"{find_metric(gain.metric).label}: {gain.change}, {gain.outcome}" for gain in gains)
     figure = plots.steps_by_seed(panels, {0: "untrained", 1: "trained"}, "")
     yield picture("untrained-and-trained", figure, caption, said)
-
-
-def _title(metric: str) -> str:
-    words = find_metric(metric).label
-    return words[:1].upper() + words[1:] if not words.startswith("k-") else words

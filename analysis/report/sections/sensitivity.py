@@ -15,15 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.plots import sensitivity as plots
-from analysis.plots.picture import Picture
+from analysis.plots import responses as plots
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table, slug
-from analysis.stats import Floats, paired
-from analysis.stats.paired import MeanInterval
+from analysis.report.section import Picture, Section, Table, slug
+from analysis.stats import paired
 from analysis.verdicts import arm_configs, exploratory
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.arm_configs import FlatConfig
 from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
@@ -73,26 +70,20 @@ class Span:
 def scans(plan: Plan) -> list[Scan]:
     """Every scan of a plan, by field, in the order in which arms first change the fields."""
     configs, base = arm_configs.arm_configs(plan), arm_configs.base_config(plan)
-    changed = dict.fromkeys(field for changes in plan.arms.values() for field in changes)
-    return [scan for field in changed if field not in ELSEWHERE for scan in _of_field(field, configs, base)]
-
-
-def _of_field(field: str, configs: dict[str, FlatConfig], base: FlatConfig) -> list[Scan]:
-    groups: dict[tuple[tuple[str, object], ...], dict[float, str]] = {}
-    for arm, config in configs.items():
-        if isinstance(config.get(field), float):
-            groups.setdefault(arm_configs.without(config, [field]), {})[config[field]] = arm
-    kept = {key: arms for key, arms in groups.items() if len(arms) >= MIN_VALUES}
-    differing = [name for name in base if name != field and len({dict(key).get(name) for key in kept}) > 1]
-    return [
-        Scan(
-            field=field,
-            group=", ".join(f"{name} = {fmt.value_words(dict(key)[name])}" for name in differing),
-            arms=dict(sorted(arms.items())),
-            base=base.get(field, math.nan),
-        )
-        for key, arms in kept.items()
-    ]
+    changed = dict.fromkeys(field for changes in plan.arms.values() for field in changes if field not in ELSEWHERE)
+    found = []
+    for field in changed:
+        groups: dict[tuple[tuple[str, object], ...], dict[float, str]] = {}
+        for arm, config in configs.items():
+            if isinstance(config.get(field), float):
+                groups.setdefault(arm_configs.without(config, [field]), {})[config[field]] = arm
+        alike = [(dict(key), arms) for key, arms in groups.items() if len(arms) >= MIN_VALUES]
+        differing = [name for name in base if name != field and len({rest.get(name) for rest, _ in alike}) > 1]
+        for rest, arms in alike:
+            group = ", ".join(f"{name} = {fmt.value_words(rest[name])}" for name in differing)
+            arms = dict(sorted(arms.items()))
+            found.append(Scan(field=field, group=group, arms=arms, base=base.get(field, math.nan)))
+    return found
 
 
 def is_logarithmic(values: list[float]) -> bool:
@@ -116,72 +107,56 @@ def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
     scores : DataFrame (seed, arm)
         Of the blocks that are compared. Arms without any score are left out, then seeds without all of the others.
     """
-    values, rows = _complete_rows(scan, scores)
-    if len(values) < MIN_VALUES or not len(rows):
+    block = scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1).dropna(axis=1, how="all").dropna()
+    if block.shape[1] < MIN_VALUES or block.empty:
         return None
+    rows = block.to_numpy(dtype=float)
     means = rows.mean(axis=0)
     low, high = int(means.argmin()), int(means.argmax())
-    by_chance, p = _by_chance(rows) if len(rows) > 1 else (math.nan, math.nan)
+    by_chance, p = math.nan, math.nan
+    if len(rows) > 1:
+        rng = np.random.default_rng(SEED)
+        spans = np.array([np.ptp(rng.permuted(rows, axis=1).mean(axis=0)) for _ in range(SHUFFLES)])
+        # Equal spans may differ by their rounding: those count as reached. p after Phipson & Smyth,
+        # doi:10.2202/1544-6115.1585.
+        reached = spans >= np.ptp(means) * (1 - 1e-12)
+        by_chance, p = float(spans.mean()), float((np.count_nonzero(reached) + 1) / (SHUFFLES + 1))
     return Span(
         n=len(rows),
-        lowest=(values[low], float(means[low])),
-        highest=(values[high], float(means[high])),
+        lowest=(block.columns[low], float(means[low])),
+        highest=(block.columns[high], float(means[high])),
         by_chance=by_chance,
         p=p,
     )
 
 
-def _complete_rows(scan: Scan, scores: pd.DataFrame) -> tuple[list[float], Floats]:
-    """Values of the field, and the scores of the seeds that have all of them: (seed, value)."""
-    block = scores[list(scan.arms.values())]
-    kept = block.notna().any(axis=0).to_numpy()
-    values = [value for value, keep in zip(scan.arms, kept, strict=True) if keep]
-    return values, block.loc[:, kept].dropna().to_numpy(dtype=float)
-
-
-def _by_chance(rows: Floats) -> tuple[float, float]:
-    """Mean span of shuffled arms, and the p-value of the span, after Phipson & Smyth, doi:10.2202/1544-6115.1585."""
-    rng = np.random.default_rng(SEED)
-    spans = np.array([np.ptp(rng.permuted(rows, axis=1).mean(axis=0)) for _ in range(SHUFFLES)])
-    # Equal spans may differ by their rounding: those count as reached.
-    reached = spans >= np.ptp(rows.mean(axis=0)) * (1 - 1e-12)
-    return float(spans.mean()), float((np.count_nonzero(reached) + 1) / (SHUFFLES + 1))
-
-
 def section(evidence: Evidence) -> Section | None:
     """Response curves of the study; None when its arms scan nothing."""
-    plan = evidence.plan
+    plan, scores = evidence.plan, evidence.compared
     found = scans(plan)
     if not found:
         return None
-    scores = evidence.compared
-    fields = list(dict.fromkeys(scan.field for scan in found))
-    by_field = {field: [scan for scan in found if scan.field == field] for field in fields}
-    said = _sentences(plan, found, scores)
-    return Section(
-        title="Response to single settings",
-        sentences=(_how_to_read(plan, scores), *said),
-        answer=said,
-        tables=_tables(plan, by_field, scores),
-        figures=tuple(_picture(plan, field, of, scores) for field, of in by_field.items()),
-    )
-
-
-def _how_to_read(plan: Plan, scores: pd.DataFrame) -> str:
+    by_field: dict[str, list[Scan]] = {}
+    for scan in found:
+        by_field.setdefault(scan.field, []).append(scan)
     seeds = paired.mean_interval(scores.std(ddof=1).dropna())
     spread = f" One arm varies over seeds by {fmt.compact(seeds.mean, 2)} (standard deviation)." if seeds.n else ""
-    return (
-        f"Each curve changes one setting and nothing else, and shows {find_metric(plan.metric).full_label}. All of "
-        "this is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on fresh seeds."
-        + spread
-    )
-
-
-def _sentences(plan: Plan, found: list[Scan], scores: pd.DataFrame) -> list[str]:
     spans = [span(scan, scores) for scan in found]
     p_values = exploratory.corrected([math.nan if one is None else one.p for one in spans])
-    n = sum(math.isfinite(p) for p in p_values)
-    return [_sentence(plan, *item, n) for item in zip(found, spans, p_values, strict=True)]
+    family = sum(math.isfinite(p) for p in p_values)
+    said = [_sentence(plan, *item, family) for item in zip(found, spans, p_values, strict=True)]
+    return Section(
+        title="Response to single settings",
+        sentences=(
+            f"Each curve changes one setting and nothing else, and shows {find_metric(plan.metric).full_label}. All "
+            "of this is exploratory, corrected by Benjamini-Hochberg: a value that looks best here needs a run on "
+            f"fresh seeds.{spread}",
+            *said,
+        ),
+        answer=said,
+        tables=_tables(evidence, by_field),
+        figures=tuple(_picture(plan, field, of_field, scores) for field, of_field in by_field.items()),
+    )
 
 
 def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int) -> str:
@@ -195,44 +170,40 @@ def _sentence(plan: Plan, scan: Scan, reach: Span | None, p: float, family: int)
         return f"{said}. One seed has no spread: this may be noise."
     verdict = "" if p <= plan.alpha else "no effect is shown, as "
     chance = f"chance alone would set them {fmt.compact(reach.by_chance, 2)} apart"
-    return f"{said}; {verdict}{chance} (p = {fmt.p_value(p)}{_over(family)}, n = {fmt.count(reach.n, 'seed')})."
+    over = f" after Benjamini-Hochberg over {family} scans" if family > 1 else ""
+    return f"{said}; {verdict}{chance} (p = {fmt.p_value(p)}{over}, n = {fmt.count(reach.n, 'seed')})."
 
 
-def _over(family: int) -> str:
-    return f" after Benjamini-Hochberg over {family} scans" if family > 1 else ""
+def _tables(evidence: Evidence, by_field: dict[str, list[Scan]]) -> list[Table]:
+    """A table per field, with paired differences to the arm of the scan that has the base's value, if there is one.
 
-
-def _tables(plan: Plan, by_field: dict[str, list[Scan]], scores: pd.DataFrame) -> tuple[Table, ...]:
-    """A table per field. The differences of all of them are corrected together."""
-    rows = [(scan, value, arm) for found in by_field.values() for scan in found for value, arm in scan.arms.items()]
-    differences = [_to_base(plan, scan, arm, scores) for scan, _, arm in rows]
+    The differences of all tables are corrected together.
+    """
+    scores, confidence, level = evidence.compared, 1 - evidence.plan.alpha, evidence.level
+    rows = [
+        (scan, value, arm) for of_field in by_field.values() for scan in of_field for value, arm in scan.arms.items()
+    ]
+    differences = [
+        np.empty(0)
+        if scan.arms.get(scan.base, arm) == arm
+        else exploratory.paired_differences(scores, arm, scan.arms[scan.base])
+        for scan, _, arm in rows
+    ]
     p_values = exploratory.corrected([exploratory.sign_flip(gaps) for gaps in differences])
     cells: dict[str, list[list[str]]] = {field: [] for field in by_field}
     for (scan, value, arm), gaps, p in zip(rows, differences, p_values, strict=True):
-        cells[scan.field].append(_row(plan, scan, value, arm, scores, gaps, p))
-    level = f"{1 - plan.alpha:.0%} interval"
+        mean, difference = (paired.mean_interval(x, confidence) for x in (scores[arm].dropna(), gaps))
+        name = fmt.value_words(value) + (f", {scan.group}" if scan.group else "")
+        to_base = [fmt.mean_cell(difference, sign=True), fmt.interval_cell(difference)]
+        to_base += [str(difference.n), fmt.p_cell(p, difference.n)]
+        if value == scan.base:
+            to_base = ["the base’s value", *[fmt.MISSING] * 3]
+        cells[scan.field].append([name, arm, str(mean.n), fmt.mean_cell(mean), fmt.interval_cell(mean), *to_base])
     head = ["arm", "n", "mean", level, "difference to base", level, "pairs", "p, corrected"]
-    return tuple(
-        Table(label=f"Response to {name}", head=[name, *head], rows=of, text_columns=(0, 1))
-        for name, of in cells.items()
-    )
-
-
-def _to_base(plan: Plan, scan: Scan, arm: str, scores: pd.DataFrame) -> Floats:
-    """Paired differences to the arm of the scan that has the base's value; none without such an arm, or for itself."""
-    base = scan.arms.get(scan.base)
-    return np.empty(0) if base is None or base == arm else exploratory.paired_differences(scores, arm, base)
-
-
-def _row(plan: Plan, scan: Scan, value: float, arm: str, scores: pd.DataFrame, gaps: Floats, p: float) -> list[str]:
-    mean = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
-    difference = paired.mean_interval(gaps, 1 - plan.alpha)
-    name = fmt.value_words(value) + (f", {scan.group}" if scan.group else "")
-    cells = [name, arm, str(mean.n), fmt.mean_cell(mean), fmt.interval_cell(mean)]
-    if value == scan.base:
-        return [*cells, "the base’s value", fmt.MISSING, fmt.MISSING, fmt.MISSING]
-    cells += [fmt.mean_cell(difference, sign=True), fmt.interval_cell(difference)]
-    return [*cells, str(difference.n), fmt.p_cell(p, difference.n)]
+    return [
+        Table(label=f"Response to {name}", head=[name, *head], rows=of_field, text_columns=(0, 1))
+        for name, of_field in cells.items()
+    ]
 
 
 def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) -> Picture:
@@ -240,9 +211,8 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
     curves = {scan.group: scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1) for scan in found}
     figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
     words = find_metric(plan.metric).full_label
-    said = "; ".join(
-        f"{fmt.value_words(value)}: {fmt.mean_cell(_mean(scores[arm]))}" for value, arm in found[0].arms.items()
-    )
+    means = {value: paired.mean_interval(scores[arm].dropna()) for value, arm in found[0].arms.items()}
+    said = "; ".join(f"{fmt.value_words(value)}: {fmt.mean_cell(mean)}" for value, mean in means.items())
     return Picture(
         name=f"response-{slug(field)}",
         figure=figure,
@@ -250,7 +220,3 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
         caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; dashed: the "
         "base’s value. Below, the paired differences to it, without the spread that all arms of a seed share.",
     )
-
-
-def _mean(values: pd.Series) -> MeanInterval:
-    return paired.mean_interval(values.dropna())

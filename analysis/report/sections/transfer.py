@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.plots import transfer as plots
-from analysis.plots.picture import Picture
+from analysis.plots import scores as plots
 from analysis.report.evidence import Evidence
-from analysis.report.section import Section, Table
+from analysis.report.section import Picture, Section, Table
 from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import number_format as fmt
@@ -19,6 +18,16 @@ from jbot.evaluation.metrics_registry import find_metric, metric_key
 
 METRICS = ("knn_accuracy", "linear_accuracy", "knn_auc", "linear_auc")
 """What records have at other energies (jbot.evaluation.evaluator)."""
+HOW_TO_READ = (
+    "Rows: the energy of pre-training. Columns: the energy of the test jets. The encoder is frozen; probes are "
+    "refitted on labeled jets of the test energy, or, in the tables of shifted probes, fitted at the encoder's own "
+    "energy and applied as they are. Errors are those of the mean over seeds. Compare within a column: columns "
+    "differ in how hard their jets are to classify.",
+    "Generated jets keep the cone in step with the energy, R = 0.4 × 1 TeV / pT, so that W, Z and t are as "
+    "contained as at 1 TeV. What changes is the angular scale, and how much of the underlying event falls into the "
+    "cone. With one radius for all energies, heavy jets below 1 TeV would lose decay products, and a loss seen "
+    "here could not be separated from that.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +52,19 @@ class Encoder:
 def section(evidence: Evidence) -> Section | None:
     """The matrix of pre-training energy against test energy; None where no encoder is evaluated at another energy."""
     encoders = _encoders(evidence)
-    metric = _metric(evidence.plan.metric)
+    # The plan's metric where other energies have it, else the first that they have.
+    name = find_metric(evidence.plan.metric).name
+    metric = name if name in METRICS else METRICS[0]
     pts = sorted({pt for encoder in encoders for pt in encoder.evaluated})
     if not any(
         len(encoder.values(metric, pt)) for encoder in encoders for pt in encoder.evaluated if pt != encoder.own
     ):
         return None
     shown = list(dict.fromkeys([metric, *METRICS[:2]]))
-    how, said = _how_to_read(), _widest_steps(encoders, metric, pts)
+    said = list(_widest_steps(encoders, metric))
     return Section(
         title="Transfer between jet energies",
-        sentences=[*how, *said],
+        sentences=[*HOW_TO_READ, *said],
         answer=said,
         tables=[
             *(_matrix(encoders, one, pts) for one in shown),
@@ -77,57 +88,29 @@ def _encoders(evidence: Evidence) -> list[Encoder]:
     return found
 
 
-def _metric(of_plan: str) -> str:
-    """The plan's metric where other energies have it, else the first that they have."""
-    name = find_metric(of_plan).name
-    return name if name in METRICS else METRICS[0]
-
-
-# --- words and tables ---------------------------------------------------------------------------------------------
-
-
-def _how_to_read() -> list[str]:
-    return [
-        "Rows: the energy of pre-training. Columns: the energy of the test jets. The encoder is frozen; probes are "
-        "refitted on labeled jets of the test energy, or, in the tables of shifted probes, fitted at the encoder's own "
-        "energy and applied as they are. Errors are those of the mean over seeds. Compare within a column: columns "
-        "differ in how hard their jets are to classify.",
-        "Generated jets keep the cone in step with the energy, R = 0.4 × 1 TeV / pT, so that W, Z and t are as "
-        "contained as at 1 TeV. What changes is the angular scale, and how much of the underlying event falls into the "
-        "cone. With one radius for all energies, heavy jets below 1 TeV would lose decay products, and a loss seen "
-        "here could not be separated from that.",
-    ]
-
-
-def _widest_steps(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[str]:
+def _widest_steps(encoders: Sequence[Encoder], metric: str) -> Iterator[str]:
     """Each encoder at the energy farthest from its own, in words."""
-    says = []
     for encoder in encoders:
-        far = max(
-            (pt for pt in pts if pt in encoder.evaluated), key=lambda pt: abs(pt - encoder.own) / min(pt, encoder.own)
-        )
-        home = next((other for other in encoders if other.own == far), None)
-        gap = _paired(encoder, home, metric, far) if home is not None and home is not encoder else None
-        if gap is not None and gap.n > 1:
-            says.append(
-                f"Pre-trained at {encoder.own:g} GeV, evaluated at {far:g} GeV: {find_metric(f'test/{metric}').label} "
+        own = encoder.own
+        far = max(encoder.evaluated, key=lambda pt: abs(pt - own) / min(pt, own))
+        home = next((other for other in encoders if other.own == far), encoder)
+        gap = _paired(encoder, home, metric, far)
+        if home is not encoder and gap.n > 1:
+            yield (
+                f"Pre-trained at {own:g} GeV, evaluated at {far:g} GeV: {find_metric(f'test/{metric}').label} "
                 f"{_cell(paired.mean_interval(encoder.values(metric, far)))}, which is "
                 f"{fmt.with_error(gap.mean, gap.standard_error, sign=True)} against the encoder pre-trained at "
                 f"{far:g} GeV ({gap.n} seeds)."
             )
-    return says
 
 
 def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shifted: bool = False) -> Table:
     """Mean and standard error over seeds; an encoder's own energy is marked."""
     rows = []
     for encoder in encoders:
-        cells = [paired.mean_interval(encoder.values(metric, pt, shifted)) for pt in pts]
-        own = [" (own)" if pt == encoder.own else "" for pt in pts]
-        n = max((cell.n for cell in cells), default=0)
-        rows.append(
-            [encoder.arm, f"{encoder.own:g}", str(n), *(f"{_cell(c)}{o}" for c, o in zip(cells, own, strict=True))]
-        )
+        means = {pt: paired.mean_interval(encoder.values(metric, pt, shifted)) for pt in pts}
+        cells = [_cell(mean) + " (own)" * (pt == encoder.own) for pt, mean in means.items()]
+        rows.append([encoder.arm, f"{encoder.own:g}", str(max(mean.n for mean in means.values())), *cells])
     if not shifted:
         baselines = [paired.mean_interval(_untrained(encoders, metric, pt)) for pt in pts]
         rows.append(["untrained encoder", "", str(max(cell.n for cell in baselines)), *map(_cell, baselines)])
@@ -136,19 +119,19 @@ def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shif
     return Table(label=f"{find_metric(f'test/{metric}').label}, {how}", head=head, rows=rows)
 
 
-def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> list[Table]:
+def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Iterator[Table]:
     """Paired by seed: each encoder less the one pre-trained at the energy of the test jets."""
+    pairs = [(pt, home, encoder) for pt in pts for home in encoders if home.own == pt for encoder in encoders]
     rows = []
-    for pt in pts:
-        for home in (encoder for encoder in encoders if encoder.own == pt):
-            for encoder in encoders:
-                gap = _paired(encoder, home, metric, pt)
-                if encoder is not home and gap.n:
-                    far = fmt.interval(gap.low, gap.high, gap.standard_error)
-                    rows.append([f"{encoder.arm} − {home.arm}", f"{pt:g}", str(gap.n), _cell(gap, sign=True), far])
-    head = ["difference", "on [GeV]", "n", "mean", "95% interval"]
-    label = f"What transfer costs: {find_metric(f'test/{metric}').label} less the in-domain encoder's, paired by seed"
-    return [Table(label=label, head=head, rows=rows)] if rows else []
+    for pt, home, encoder in pairs:
+        gap = _paired(encoder, home, metric, pt)
+        if encoder is not home and gap.n:
+            far = fmt.interval(gap.low, gap.high, gap.standard_error)
+            rows.append([f"{encoder.arm} − {home.arm}", f"{pt:g}", str(gap.n), _cell(gap, sign=True), far])
+    if rows:
+        words = find_metric(f"test/{metric}").label
+        label = f"What transfer costs: {words} less the in-domain encoder's, paired by seed"
+        yield Table(label=label, head=["difference", "on [GeV]", "n", "mean", "95% interval"], rows=rows)
 
 
 def _paired(one: Encoder, other: Encoder, metric: str, pt: float) -> MeanInterval:
@@ -168,29 +151,22 @@ def _cell(mean: MeanInterval, sign: bool = False) -> str:
     return fmt.with_error(mean.mean, mean.standard_error, sign) if mean.n > 1 else fmt.number(mean.mean)
 
 
-# --- figure -------------------------------------------------------------------------------------------------------
-
-
 def _picture(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Picture:
-    lines = [
-        plots.EncoderScores(
-            arm=encoder.arm,
-            own=list(pts).index(encoder.own),
-            refitted=[encoder.values(metric, pt).to_numpy(dtype=float) for pt in pts],
-            shifted=[encoder.values(metric, pt, shifted=True).to_numpy(dtype=float) for pt in pts],
+    lines, said = [], []
+    for encoder in encoders:
+        refitted = [encoder.values(metric, pt).to_numpy(dtype=float) for pt in pts]
+        shifted = [encoder.values(metric, pt, shifted=True).to_numpy(dtype=float) for pt in pts]
+        lines.append(
+            plots.EncoderScores(arm=encoder.arm, own=pts.index(encoder.own), refitted=refitted, shifted=shifted)
         )
-        for encoder in encoders
-    ]
+        means = [f"{_cell(paired.mean_interval(one))} on {pt:g} GeV" for one, pt in zip(refitted, pts, strict=True)]
+        said.append(f"{encoder.arm}: {', '.join(means)}")
     untrained = [_untrained(encoders, metric, pt).to_numpy(dtype=float) for pt in pts]
-    figure = plots.scores_by_energy(lines, untrained, pts, find_metric(f"test/{metric}").label)
-    said = "; ".join(
-        f"{encoder.arm}: "
-        + ", ".join(f"{_cell(paired.mean_interval(encoder.values(metric, pt)))} on {pt:g} GeV" for pt in pts)
-        for encoder in encoders
+    words = find_metric(f"test/{metric}").label
+    return Picture(
+        name="transfer",
+        figure=plots.scores_by_energy(lines, untrained, pts, words),
+        alt=f"{words} against the energy of the test jets. {'; '.join(said)}.",
+        caption="Full line: probes refitted at the energy of the test jets; dashed: probes of the encoder's own "
+        "energy. Ring: in-domain. Grey: the untrained encoder. Bars: standard error over seeds.",
     )
-    caption = (
-        "Full line: probes refitted at the energy of the test jets; dashed: probes of the encoder's own energy. Ring: "
-        "in-domain. Grey: the untrained encoder. Bars: standard error over seeds."
-    )
-    alt = f"{find_metric(f'test/{metric}').label} against the energy of the test jets. {said}."
-    return Picture(name="transfer", figure=figure, alt=alt, caption=caption)

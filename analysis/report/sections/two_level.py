@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,33 +21,41 @@ TOLERANCE = 1e-4
 """By how much the metric of the kept outcomes, which are float32, may miss the recorded one."""
 
 
+Parts = dict[tuple[str, int], Floats]
+"""Arm and seed -> what each jet adds to the metric (jet,)."""
+
+
 def section(evidence: Evidence) -> Section | None:
     """Both errors of contrasts and arms; None where no per-jet outcomes of the primary metric are kept."""
-    kept = _kept(evidence)
-    if kept is None:
-        return None
-    contrasts, arms = list(_contrasts(evidence, kept)), list(_arms(evidence, kept))
+    parts, labels = _kept(evidence)
+    contrasts, arms = list(_contrasts(evidence, parts, labels)), list(_arms(evidence, parts, labels))
     if not contrasts and not arms:
         return None
-    head = ["", "n", "test jets", "mean", "error of seeds", "error of test jets"]
-    head += [f"{evidence.level}, seeds", f"{evidence.level}, both"]
-    rows = [*(_row(found, True) for found, _ in contrasts), *(_row(found, False) for found in arms)]
-    table = Table(label="Errors of seeds and of test jets", head=head, rows=rows)
+    rows = []
+    for found, sign in (*((found, True) for found, _ in contrasts), *((found, False) for found in arms)):
+        seeds, error = found.seeds, found.seeds.standard_error
+        decimals = fmt.decimals_of(error)
+        rows.append(
+            {
+                "": found.name,
+                "n": str(seeds.n),
+                "test jets": str(found.jets),
+                "mean": fmt.number(seeds.mean, decimals, sign),
+                "error of seeds": fmt.number(error, decimals),
+                "error of test jets": fmt.compact(found.jet_error, 2),
+                f"{evidence.level}, seeds": fmt.interval(seeds.low, seeds.high, error),
+                f"{evidence.level}, both": fmt.interval(found.low, found.high, error),
+            }
+        )
+    table = Table.of("Errors of seeds and of test jets", rows)
     return Section(title="Seeds and test jets", sentences=[*_sentences(contrasts, arms)], tables=[table])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """Per-jet outcomes of complete trials that have them and agree with their records."""
+def _kept(evidence: Evidence) -> tuple[Parts, Labels]:
+    """Outcomes of the plan's metric that agree with the record, and the labels of the jets.
 
-    parts: dict[tuple[str, int], Floats]
-    """By arm and seed, (jet,)."""
-    labels: Labels
-    """(jet,)"""
-
-
-def _kept(evidence: Evidence) -> _Kept | None:
-    """Outcomes of the plan's metric; None where none are kept, or trials were evaluated on different jets."""
+    None where none are kept, or trials were evaluated on different jets.
+    """
     study, parts, jets = evidence.study, {}, {}
     for trial in study.trials if find_metric(study.plan.metric).measure in ("accuracy", "auc") else ():
         record = study.records[trial.trial_id]
@@ -60,10 +67,10 @@ def _kept(evidence: Evidence) -> _Kept | None:
             labels = np.asarray(arrays["label"], dtype=np.int64)
             jets[record.data.get("fingerprint"), labels.tobytes()] = labels
             parts[trial.arm, trial.seed] = found.parts
-    return _Kept(parts=parts, labels=next(iter(jets.values()))) if len(jets) == 1 else None
+    return (parts, next(iter(jets.values()))) if len(jets) == 1 else ({}, np.empty(0, dtype=np.int64))
 
 
-def _contrasts(evidence: Evidence, kept: _Kept) -> Iterator[tuple[Levels, Verdict]]:
+def _contrasts(evidence: Evidence, parts: Parts, labels: Labels) -> Iterator[tuple[Levels, Verdict]]:
     """Paired differences at the seeds that the verdict compares, where outcomes of both arms are kept for all."""
     confidence = 1 - evidence.plan.alpha
     compared = evidence.compared
@@ -71,36 +78,21 @@ def _contrasts(evidence: Evidence, kept: _Kept) -> Iterator[tuple[Levels, Verdic
         contrast = item.contrast
         gaps = (compared[contrast.treatment] - compared[contrast.control]).dropna()
         pairs = [((contrast.treatment, int(seed)), (contrast.control, int(seed))) for seed in gaps.index]
-        if contrast.of_arms and len(gaps) > 1 and all(one in kept.parts for pair in pairs for one in pair):
-            parts = np.stack([kept.parts[treatment] - kept.parts[control] for treatment, control in pairs])
+        if contrast.of_arms and len(gaps) > 1 and all(one in parts for pair in pairs for one in pair):
+            outcomes = np.stack([parts[treatment] - parts[control] for treatment, control in pairs])
             values = gaps.to_numpy(dtype=float)
-            yield levels(contrast_name(contrast.name), values, parts, kept.labels, confidence), item
+            yield levels(contrast_name(contrast.name), values, outcomes, labels, confidence), item
 
 
-def _arms(evidence: Evidence, kept: _Kept) -> Iterator[Levels]:
+def _arms(evidence: Evidence, parts: Parts, labels: Labels) -> Iterator[Levels]:
     """Means of arms over complete trials, where outcomes of all are kept."""
     for arm in evidence.plan.arms:
         scores = evidence.scores[arm].dropna()
         have = [(arm, int(seed)) for seed in scores.index]
-        if len(have) > 1 and all(one in kept.parts for one in have):
-            parts = np.stack([kept.parts[one] for one in have])
+        if len(have) > 1 and all(one in parts for one in have):
+            outcomes = np.stack([parts[one] for one in have])
             values = scores.to_numpy(dtype=float)
-            yield levels(arm, values, parts, kept.labels, 1 - evidence.plan.alpha)
-
-
-def _row(found: Levels, sign: bool) -> list[str]:
-    seeds = found.seeds
-    decimals = fmt.decimals_of(seeds.standard_error)
-    return [
-        found.name,
-        str(seeds.n),
-        str(found.jets),
-        fmt.number(seeds.mean, decimals, sign),
-        fmt.number(seeds.standard_error, decimals),
-        fmt.compact(found.jet_error, 2),
-        fmt.interval(seeds.low, seeds.high, seeds.standard_error),
-        fmt.interval(found.low, found.high, seeds.standard_error),
-    ]
+            yield levels(arm, values, outcomes, labels, 1 - evidence.plan.alpha)
 
 
 def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Levels]) -> Iterator[str]:
@@ -110,13 +102,10 @@ def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Level
         "for these jets; more seeds do not make the error of test jets smaller. The last column adds it: other "
         "seeds and other test jets."
     )
-    lost = [found.name for found, verdict in contrasts if verdict.outcome in ("better", "worse") and _spans(found)]
+    shown = [found for found, verdict in contrasts if verdict.outcome in ("better", "worse")]
+    lost = [found.name for found in shown if found.low <= 0 <= found.high]
     if lost:
         yield f"Shown for these test jets, not for others: {fmt.listed(lost)}."
     larger = [found.name for found, _ in contrasts if found.jet_error > found.seeds.standard_error]
     if larger:
         yield f"Test jets make the larger error: more of them help more than more seeds. {fmt.listed(larger)}."
-
-
-def _spans(found: Levels) -> bool:
-    return found.low <= 0 <= found.high

@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 from drawn import texts
 
-from analysis.plots import curves, embedding
+from analysis.plots import curves, jets
 from jbot.data.jets import CLASS_LABELS
 
 
 @pytest.mark.parametrize("epochs", [(0, 7), (0, 1, 10, 50, 80)])
 def test_a_panel_per_epoch(epochs):
     rng, labels = np.random.default_rng(0), np.array([0, 1, 2, 4] * 10)  # no Z
-    figure = embedding.embedding_evolution({epoch: rng.normal(size=(40, 2)) for epoch in epochs}, labels)
+    figure = jets.embedding_evolution({epoch: rng.normal(size=(40, 2)) for epoch in epochs}, labels)
     written = texts(figure)
     assert ["untrained", *(f"epoch {epoch}" for epoch in epochs[1:])] == [
         word for word in written if word.startswith(("untrained", "epoch"))
@@ -21,9 +21,9 @@ def test_a_panel_per_epoch(epochs):
 
 
 def test_training_curves_draw_what_is_there():
-    rows = [{"epoch": 0}, {"epoch": 1, "train/loss": 2.0, "train/teacher_entropy": None, "train/lr": 1e-3}]
-    written = texts(curves.pretraining_curves(pd.DataFrame(rows), learning_rate=True))
-    assert {"loss", "entropy (nats)", "learning rate", "total", "epoch"} <= set(written)
+    rows = [{"epoch": 0}, {"epoch": 1, "train/loss": 2.0, "train/teacher_entropy": None}]
+    written = texts(curves.pretraining_curves(pd.DataFrame(rows)))
+    assert {"loss", "entropy (nats)", "total", "epoch"} <= set(written)
     assert "KoLeo" not in written
 
 

@@ -18,7 +18,7 @@ from analysis.plots.style import FAINT
 from analysis.report import build, headline, links, registry
 from analysis.report.evidence import gather
 from analysis.report.section import Section, Table
-from analysis.report.sections import arms, curves, differences, example_jets, failures, other_metrics, single_trials
+from analysis.report.sections import arms, curves, differences, other_metrics, single_trials, trials
 from analysis.verdicts import convergence, provenance, tables
 from analysis.verdicts import number_format as fmt
 from jbot.config import Config, from_dict, override
@@ -312,7 +312,7 @@ def test_metric_that_is_not_finite_counts_as_failed(tmp_path):
     first = evidence.verdicts[0]
     assert (first.difference.n, first.dropped, first.failures[1].failed) == (5, 1, 1)
     assert ["random", "0", "complete", "left no test/knn_accuracy: counted as failed"] in [
-        list(row) for row in failures.section(evidence).tables[0].rows
+        list(row) for row in trials.failures(evidence).tables[0].rows
     ]
 
 
@@ -527,7 +527,7 @@ def test_jets_that_are_the_same_in_all_arms_are_drawn_once(tmp_path):
     study = load_study(str(root))
     trials = {trial.arm: f"{trial_folder(trial.trial_id)}/examples.safetensors" for trial in study.trials}
     study.storage.write_arrays(trials["none"], study.storage.read_arrays(trials["momentum"]))
-    captions = [picture.caption for picture in example_jets.section(gather(study)).figures]
+    captions = [picture.caption for picture in single_trials.example_jets(gather(study)).figures]
     assert [caption.partition(":")[0] for caption in captions] == ["momentum, none, seed 0", "random, seed 0"]
 
 

@@ -192,7 +192,7 @@ def test_a_regression_takes_thirty_models():
     gaps = pd.DataFrame(rng.normal(size=(40, 6)), columns=list(score_grid.GEOMETRY))
     gaps["condition_number"] = np.exp(gaps["condition_number"])
     gaps["gap"] = 0.2 + 0.05 * gaps["anisotropy"] / gaps["anisotropy"].std() + rng.normal(0, 1e-4, 40)
-    table = score_grid.regression_section(gaps, 40)
+    table = score_grid.regression_table(gaps, 40)
     changes = {row[0]: row[1] for row in table.rows}
     assert changes["anisotropy"].startswith("+0.0500") or changes["anisotropy"].startswith("+0.0499")
     assert len(table.rows) == 6

@@ -1,21 +1,22 @@
-"""The plan of the study, as it was stated before the study ran."""
+"""The plan as it was stated before the study ran, where the numbers come from, and the terms of the report."""
 
 from __future__ import annotations
 
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section
 from analysis.stats import paired, power, sequential
-from analysis.verdicts import arm_settings
+from analysis.verdicts import arm_settings, provenance
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.sentences import contrast_name
 from jbot.config import differences
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
+NO_DEVIATION = "None: all records carry this plan, one data set, one code version and one kind of machine."
 STATED = "Stated before the study ran; its hash is in every record."
 
 
-def section(evidence: Evidence) -> Section:
+def design(evidence: Evidence) -> Section:
     """The design, and what it can find."""
     plan, changes = evidence.plan, differences(evidence.plan.base)
     families = {kind: [contrast_name(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
@@ -58,4 +59,41 @@ def _power(plan: Plan) -> str:
     effect = power.detectable_effect(n, sequential.final_level(plan.looks, plan.alpha), family)
     return (
         f"smallest p {fmt.p_value(smallest)}; 80% power for {effect:.2f} standard deviations of the paired difference"
+    )
+
+
+def sources(evidence: Evidence) -> Section:
+    """Code, libraries, machines and data of the records."""
+    return Section(title="Provenance", facts=provenance.facts(evidence.study))
+
+
+def deviations(evidence: Evidence) -> Section:
+    """Records that are not what the plan says."""
+    found = provenance.deviations(evidence.study)
+    return Section(title="Deviations from the plan", sentences=found or [NO_DEVIATION])
+
+
+def reading(evidence: Evidence) -> Section:
+    """The terms of the report, for a reader who has not met them."""
+    return Section(
+        key="reading",
+        title="How to read this",
+        facts={
+            "Seed, block": "All arms at one seed share initial weights, data order and noise, so they differ only by "
+            "what the arm changes. The differences at a seed are what is compared.",
+            "95% interval": "Made this way, 95 of 100 intervals contain the true mean difference. It covers the choice "
+            "of seeds, not the choice of test jets or of data set. Where a metric is a share, it is cut at 0 and 1.",
+            "p": "If the arms were the same, the chance of a mean difference at least this large: the share of all "
+            "sign flips of the differences that reach it. It is corrected for the number of contrasts, and cannot "
+            "fall below the “smallest p” of so many seeds.",
+            "Better, worse": f"p at most {evidence.plan.alpha:g} after correction, and an interval clear of zero.",
+            "Equivalent": "Two one-sided t-tests show that the mean difference is smaller than the margin. A large p "
+            "alone is never “no effect”.",
+            "Undecided": "Neither is shown. The number of seeds that would probably decide it assumes the size and "
+            "spread seen so far.",
+            "Figures": "Point at, tap, or step through with Tab and the arrow keys to read values; the buttons above "
+            "figures switch arms off. They are vectors: their text can be searched and copied.",
+            "Failed trials": "They are an outcome: counted, never averaged. A difference describes the seeds at which "
+            "both arms finished.",
+        },
     )

@@ -3,7 +3,7 @@
 import pytest
 from simulated import make_plan, simulate
 
-from analysis.report.sections import plan
+from analysis.report.sections import method
 
 
 @pytest.mark.parametrize(
@@ -17,5 +17,5 @@ from analysis.report.sections import plan
     ],
 )
 def test_what_is_other_than_the_papers_recipe_is_said_of_the_base(tmp_path, base, words):
-    design = make_plan({"a": {}, "b": {"loss.koleo_weight": 0.0}}, seeds=2, base=base)
-    assert plan.section(simulate(tmp_path, design, lambda *_: 0.5)).facts["Base"] == words
+    plan = make_plan({"a": {}, "b": {"loss.koleo_weight": 0.0}}, seeds=2, base=base)
+    assert method.design(simulate(tmp_path, plan, lambda *_: 0.5)).facts["Base"] == words
