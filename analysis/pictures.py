@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from analysis.plots import svg
-from analysis.report.section import Picture
 from analysis.report.trial_pictures import trial_pictures
 from jbot.cli import Parser, bad_input, program
 from jbot.messages import first_line
@@ -31,8 +30,9 @@ def draw_trial(storage: Storage, trial: str, pdf: bool = False) -> list[str]:
     """Draw a trial's figures into its folder, and return their names."""
     folder, captions = f"{trial_folder(trial)}/figures", {}
     for picture in trial_pictures(storage, trial):
-        for name, content in _files(picture, pdf).items():
-            storage.write(f"{folder}/{name}", content)
+        storage.write(f"{folder}/{picture.name}.svg", svg.to_svg(picture.figure).encode())
+        if pdf:
+            storage.write(f"{folder}/{picture.name}.pdf", svg.to_pdf(picture.figure))
         captions[picture.name] = picture.caption
     storage.write_json(f"{folder}/{INDEX}", captions)
     return list(captions)
@@ -65,11 +65,6 @@ def _draw_or_say(storage: Storage, trial: str) -> str:
     except Exception as error:  # a figure that cannot be drawn must not cost the others theirs
         return f"{type(error).__name__}: {first_line(error)}"
     return ""
-
-
-def _files(picture: Picture, pdf: bool) -> dict[str, bytes]:
-    files = {f"{picture.name}.svg": svg.to_svg(picture.figure).encode()}
-    return files | ({f"{picture.name}.pdf": svg.to_pdf(picture.figure)} if pdf else {})
 
 
 @program

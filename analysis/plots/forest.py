@@ -44,7 +44,6 @@ def paired_differences(rows: Sequence[Difference], label: str, margin: float) ->
     tops = np.cumsum([0.0, *(LINE * len(lines) + ROW for lines in names)])
     height = max(ROW, float(tops[-1]))
     figure, axes = style.canvas(0.7 + height)
-    style.show_margin(axes, margin)
     for top, lines, row in zip(tops[:-1], names, rows, strict=True):
         _difference(axes, float(top), lines, row)
     _finish(axes, height, 0, margin, label)
@@ -52,10 +51,15 @@ def paired_differences(rows: Sequence[Difference], label: str, margin: float) ->
 
 
 def _finish(axes: Axes, bottom: float, top: float, margin: float, label: str) -> None:
+    """Differences that do not matter as a band, zero in it, all of it shown whatever the data."""
+    axes.axvspan(-margin, margin, color=style.BAND, lw=0, zorder=0)
+    axes.axvline(0, color=style.MUTED, lw=0.8, zorder=1)
     axes.set(ylim=(bottom, top), yticks=[])
     axes.set_xlabel(label, parse_math=False)
     axes.tick_params(axis="y", which="both", left=False, right=False)
-    style.widen_to_margin(axes, margin)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -1.3 * margin), max(high, 1.3 * margin))
+    style.few_ticks(axes.xaxis)
 
 
 def _wrapped(name: str) -> list[str]:
@@ -89,7 +93,6 @@ def effects(rows: Mapping[str, Mapping[str, Floats]], margin: float, label: str,
     kinds = list(next(iter(rows.values())))
     height = 0.36 + 0.2 * len(kinds)
     figure, axes = style.canvas(0.95 + height * len(rows))
-    style.show_margin(axes, margin)
     for row, (name, by_kind) in enumerate(rows.items()):
         axes.text(0.015, row * height, style.literal(name, 60), va="center", fontsize=8.5,
                   transform=axes.get_yaxis_transform())  # fmt: skip

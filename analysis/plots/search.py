@@ -105,27 +105,20 @@ def slices(points: Sequence[Point], axes: Sequence[Axis], objective: str, label:
             panel.tick_params(axis="x", which="minor", bottom=False, top=False)
         else:
             _dots(panel, points, values, objective)
-            _scale(panel, known)
-        panel.set_title(short_name(axis["coordinate"]), loc="left", fontsize=7.5, pad=3)
+            if known["log"]:
+                panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(numticks=4))
+                panel.xaxis.set_minor_formatter(NullFormatter())
+            if not known["log"] or known.get("step") == 1:
+                few_ticks(panel.xaxis, 3, integer=known.get("step") == 1)
+            panel.margins(x=0.06)
+        # ``student_temp``, ``1 - ema_momentum``.
+        inverted = "1 - " if axis["coordinate"].startswith("1 - ") else ""
+        panel.set_title(inverted + axis["coordinate"].rpartition(".")[2], loc="left", fontsize=7.5, pad=3)
         panel.tick_params(labelsize=7)
         few_ticks(panel.yaxis, 3)
     figure.supylabel(label, fontsize=9, parse_math=False)
     return figure
-
-
-def _scale(panel: Axes, known: Mapping[str, Any]) -> None:
-    if known["log"]:
-        panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(numticks=4))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-    if not known["log"] or known.get("step") == 1:
-        few_ticks(panel.xaxis, 3, integer=known.get("step") == 1)
-    panel.margins(x=0.06)
-
-
-def short_name(coordinate: str) -> str:
-    """``student_temp``, ``1 - ema_momentum``."""
-    return ("1 - " if coordinate.startswith("1 - ") else "") + coordinate.rpartition(".")[2]
 
 
 @styled

@@ -86,12 +86,9 @@ def _drawing(row: Sparkline, margin: float, reach: float) -> Markup:
     if math.isfinite(low) and math.isfinite(high):
         left, right = x(max(low, -reach)), x(min(high, reach))
         parts.append(f'<line class="bar" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:g}" y2="{middle:g}"/>')
-        parts += [_arrow(side) for side, cut in ((-1, low < -reach), (1, high > reach)) if cut]
+        for side in [side for side, cut in ((-1, low < -reach), (1, high > reach)) if cut]:
+            tip = WIDTH / 2 + side * (WIDTH / 2 - 1)
+            parts.append(f'<path class="mean" d="M{tip:g} {middle:g}l{-side * 6} -4v8z"/>')
     parts.append(f'<path class="mean" d="M{x(row.mean):.1f} {middle - 6:g}l6 6l-6 6l-6 -6z"/>')
     head = Markup('<svg role="img" viewBox="0 0 {:g} {:g}" aria-label="{}">').format(WIDTH, HEIGHT, row.alt)
     return head + Markup("".join(parts)) + Markup("</svg>")
-
-
-def _arrow(side: int) -> str:
-    tip = WIDTH / 2 + side * (WIDTH / 2 - 1)
-    return f'<path class="mean" d="M{tip:g} {HEIGHT / 2:g}l{-side * 6} -4v8z"/>'

@@ -83,9 +83,6 @@ def styled(draw: Draw) -> Draw:
     return wrapped  # type: ignore[return-value]
 
 
-# --- panels ---------------------------------------------------------------------------------------------------------
-
-
 def canvas(height: float) -> tuple[Figure, Axes]:
     """A figure of one panel; inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -114,9 +111,6 @@ def label_rows(axes: Axes, names: Sequence[str], most: int = 34) -> NDArray[np.i
 def few_ticks(axis: Axis, most: int = 5, **options: bool) -> None:
     """At most so many intervals between major ticks."""
     axis.set_major_locator(MaxNLocator(most, **options))
-
-
-# --- words ----------------------------------------------------------------------------------------------------------
 
 
 def literal(text: str, most: int = 34) -> str:
@@ -161,27 +155,11 @@ def attach_tooltips(artist: Artist, tips: Sequence[str], arm: str = "") -> None:
     artist.set_gid(MARK + quote(json.dumps({"arm": arm, "tips": list(tips)}, ensure_ascii=False), safe=""))
 
 
-# --- marks ----------------------------------------------------------------------------------------------------------
-
-
-def zero_line(axes: Axes, vertical: bool = False) -> None:
+def zero_line(axes: Axes) -> None:
     """Where there is no difference."""
-    (axes.axvline if vertical else axes.axhline)(0, color=MUTED, lw=0.8, zorder=1)
+    axes.axhline(0, color=MUTED, lw=0.8, zorder=1)
 
 
 def reference_line(axes: Axes, x: float) -> None:
     """A dashed line upright: the base's value, the largest size measured."""
     axes.axvline(x, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
-
-
-def show_margin(axes: Axes, margin: float) -> None:
-    """The band of differences that do not matter, and zero in it."""
-    axes.axvspan(-margin, margin, color=BAND, lw=0, zorder=0)
-    zero_line(axes, vertical=True)
-
-
-def widen_to_margin(axes: Axes, margin: float) -> None:
-    """Show zero and the whole margin, whatever the data."""
-    low, high = axes.get_xlim()
-    axes.set_xlim(min(low, -1.3 * margin), max(high, 1.3 * margin))
-    few_ticks(axes.xaxis)

@@ -35,24 +35,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def build_report(study: StudyRecords, out: Path) -> Path:
-    """Write the report of a study, finished or not.
+    """Write the report of a study, finished or not, and return the path of its report.html.
 
-    Parameters
-    ----------
-    study : StudyRecords
-        From :func:`jbot.store.plan.load_study`.
-    out : Path
-        Folder, made if missing; earlier reports in it are replaced.
-
-    Returns
-    -------
-    Path
-        Of report.html.
-
-    Raises
-    ------
-    RecordError
-        When a file of a trial is damaged.
+    `out` is made if missing, earlier reports in it are replaced. Raises RecordError when a file of a trial is damaged.
     """
     found = evidence.gather(study, out)
     out.mkdir(parents=True, exist_ok=True)

@@ -84,17 +84,9 @@ class Evidence:
 
 
 def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
-    """Tables, verdicts and convergence of a study, finished or not.
+    """Tables, verdicts and convergence of a study, finished or not; `out` is where links to records start.
 
-    Parameters
-    ----------
-    out : Path, optional
-        Folder of the report, from which links to records start.
-
-    Raises
-    ------
-    RecordError
-        When a file of a trial is damaged.
+    Raises RecordError when a file of a trial is damaged.
     """
     plan, found = study.plan, decide_study(study)
     trials, scores, states = found.trials, found.scores, found.states

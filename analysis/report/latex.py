@@ -54,14 +54,6 @@ def environment(templates: jinja2.Environment) -> jinja2.Environment:
 
 
 def render(templates: jinja2.Environment, table: Table, label: str, caption: str, source: str) -> str:
-    """One ``table`` environment.
-
-    Parameters
-    ----------
-    label : str
-        Letters and dashes: the table is ``tab:<label>``.
-    source : str
-        Study and plan, as a comment.
-    """
+    """One ``table`` environment ``tab:<label>`` (letters and dashes); `source` names study and plan in a comment."""
     content = {"table": table, "label": label, "caption": caption, "source": source}
     return environment(templates).get_template("table.tex.j2").render(content)

@@ -67,23 +67,17 @@ def find(study: StudyRecords, out: Path) -> Links:
     if storage.local:
         records = quote(Path(os.path.relpath(storage.uri, out.absolute())).as_posix())
     try:
-        content = storage.read_json(f"{study.plan.study}/mlflow.json")
-        return _parsed(content, records)
+        content: Any = storage.read_json(f"{study.plan.study}/mlflow.json")
+        ui = str(content.get("ui") or "").rstrip("/")
+        # A page must not lead to anything but a page, such as javascript:.
+        usable = ui.startswith(("http://", "https://"))
+        return Links(
+            ui=ui if usable else DEFAULT_UI,
+            assumed=not usable,
+            experiment=str(content["experiment_id"]),
+            parent=str(content.get("parent") or ""),
+            runs={str(trial): str(run) for trial, run in content["runs"].items()},
+            records=records,
+        )
     except (RecordError, ValueError, TypeError, KeyError, AttributeError):
         return Links(records=records)
-
-
-def _parsed(content: dict[str, Any], records: str | None) -> Links:
-    ui = str(content.get("ui") or "").rstrip("/")
-    # A page must not lead to anything but a page, such as javascript:.
-    usable = ui.startswith(("http://", "https://"))
-    runs = {str(trial): str(run) for trial, run in content["runs"].items()}
-    experiment, parent = str(content["experiment_id"]), str(content.get("parent") or "")
-    return Links(
-        ui=ui if usable else DEFAULT_UI,
-        assumed=not usable,
-        experiment=experiment,
-        parent=parent,
-        runs=runs,
-        records=records,
-    )

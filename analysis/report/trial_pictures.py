@@ -26,13 +26,7 @@ JETS = ("particles", "masked", "views", "views_masked", "label")
 
 
 def trial_pictures(storage: Storage, trial: str) -> Iterator[Picture]:
-    """Every figure that a trial's files allow, one after the other.
-
-    Raises
-    ------
-    RecordError
-        When the trial has not ended, or a file of it is damaged.
-    """
+    """Every figure that a trial's files allow; RecordError when it has not ended, or a file of it is damaged."""
     record = load_record(storage, trial)
     if record is None:
         raise RecordError(f"trial {trial} has no record in {storage.uri}: it has not ended, or never was")

@@ -11,19 +11,10 @@ from analysis.plots import forest
 from analysis.report.evidence import Evidence
 from analysis.report.section import Picture, Section, Table, picture
 from analysis.stats import paired
+from analysis.verdicts import component_design as design
 from analysis.verdicts import exploratory
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.component_design import (
-    ComponentEffect,
-    added_alone,
-    alias_lines,
-    columns,
-    components,
-    effect_sizes,
-    factorial,
-    left_out,
-    removed,
-)
+from analysis.verdicts.component_design import ComponentEffect
 from analysis.verdicts.exploratory import Estimate
 from analysis.verdicts.number_format import listed
 from jbot.evaluation.metrics_registry import find_metric
@@ -41,38 +32,33 @@ FACTORIAL = "Main effects and two-factor interactions of the factorial."
 def section(evidence: Evidence) -> Section | None:
     """The components of the study; None when its plan names none, or no arms that vary them."""
     plan, scores = evidence.plan, evidence.compared
-    full, alone, crossed = left_out(plan), added_alone(plan), factorial(plan)
+    full, alone, crossed = design.left_out(plan), design.added_alone(plan), design.factorial(plan)
     if not (alone or full or crossed):
         return None
-    contrasts = columns(crossed) if crossed else []
+    contrasts = design.columns(crossed) if crossed else []
     sizes = [
         (one.component, exploratory.paired_differences(scores, one.treatment, one.control)) for one in (*full, *alone)
     ]
-    sizes += [(column.name, effect_sizes(crossed, column, scores)) for column in contrasts if crossed]
+    sizes += [(column.name, design.effect_sizes(crossed, column, scores)) for column in contrasts if crossed]
     found = exploratory.estimates(sizes, plan.alpha)
     in_full, in_alone = found[: len(full)], found[len(full) : len(full) + len(alone)]
     effects = found[len(full) + len(alone) :]
     said = list(_sentences(plan, in_full, in_alone, evidence))
     kinds = {"in the full recipe": in_full, "alone": in_alone}
     by_name = {kind: {one.name: one for one in of} for kind, of in kinds.items()}
-    names = [name for name in components(plan) if any(name in of for of in by_name.values())]
+    names = [name for name in design.components(plan) if any(name in of for of in by_name.values())]
     single = {name: {kind: of.get(name) for kind, of in by_name.items()} for name in names}
     drawn = {name: {kind: of.get(name) for kind, of in by_name.items() if of} for name in names}
     short = {column.short: {"": one} for column, one in zip(contrasts, effects, strict=True)}
-    helps = "positive" if plan.higher_is_better else "negative"
     return Section(
         title="Effect of each component",
         sentences=[
-            f"The effect of a component is a difference in {find_metric(plan.metric).full_label}, with it minus "
-            f"without it, at the same seed: {helps} means that it helps. In the full recipe it is left out of "
-            "everything else; alone it is added to the barest recipe. Exploratory: corrected by Benjamini-Hochberg "
-            f"over the {len(found)} numbers of this section.",
-            *_too_few_seeds(plan, found),
+            *_intro(plan, found),
             *said,
             *_together(plan, full, scores),
             *_factorial_sentences(plan, effects),
         ],
-        method=[*alias_lines(plan)[:1], *([EFFECT] if effects else [])],
+        method=[*design.alias_lines(plan)[:1], *([EFFECT] if effects else [])],
         answer=said,
         tables=list(_tables(evidence, list(kinds), single, effects)),
         figures=[
@@ -82,8 +68,15 @@ def section(evidence: Evidence) -> Section | None:
     )
 
 
-def _too_few_seeds(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
-    """Says so where no number of this section could be shown with so few seeds."""
+def _intro(plan: Plan, found: Sequence[Estimate]) -> Iterator[str]:
+    """How to read the numbers of the section, and whether any could be shown with so few seeds."""
+    helps = "positive" if plan.higher_is_better else "negative"
+    yield (
+        f"The effect of a component is a difference in {find_metric(plan.metric).full_label}, with it minus without "
+        f"it, at the same seed: {helps} means that it helps. In the full recipe it is left out of everything else; "
+        "alone it is added to the barest recipe. Exploratory: corrected by Benjamini-Hochberg over the "
+        f"{len(found)} numbers of this section."
+    )
     n = max(one.interval.n for one in found)
     if n > 1 and paired.min_p(n) > plan.alpha:
         smallest = fmt.p_value(paired.min_p(n))
@@ -97,15 +90,15 @@ def _sentences(
         yield f"Left out of the full recipe: {_sorted_out(plan, in_full)}."
     if in_alone:
         barest: dict[str, list[str]] = {}
-        for one in added_alone(plan):
+        for one in design.added_alone(plan):
             barest.setdefault(one.control, []).append(one.component)
         controls = [f"{arm} ({listed(names)})" for arm, names in barest.items()]
         yield f"Added alone, to {listed(controls)}: {_sorted_out(plan, in_alone)}."
     failed = evidence.arms.set_index("arm")["failed"]
-    lost = [f"{one.component} ({failed[one.control]})" for one in left_out(plan) if failed[one.control]]
+    lost = [f"{one.component} ({failed[one.control]})" for one in design.left_out(plan) if failed[one.control]]
     if lost:
         yield f"Trials failed without {listed(lost)}: an outcome that no mean shows."
-    out = [name for name in plan.factors if name not in components(plan)]
+    out = [name for name in plan.factors if name not in design.components(plan)]
     if out:
         yield f"Already out of the base, so not measured: {listed(out)}."
 
@@ -130,7 +123,7 @@ def _sorted_out(plan: Plan, found: Sequence[Estimate]) -> str:
 
 def _together(plan: Plan, full: Sequence[ComponentEffect], scores: pd.DataFrame) -> Iterator[str]:
     """Whether the effects in the full recipe add up to that of all components together."""
-    outs, names = removed(plan), components(plan)
+    outs, names = design.removed(plan), design.components(plan)
     barest = max(outs, key=lambda arm: len(outs[arm]))
     parts_of = [one for one in full if one.component in outs[barest]]
     if len(parts_of) < max(2, len(outs[barest]), len(names) - 1):

@@ -20,6 +20,10 @@ def design(evidence: Evidence) -> Section:
     """The design, and what it can find."""
     plan, changes = evidence.plan, differences(evidence.plan.base)
     families = {kind: [contrast_name(c.name) for c in plan.contrasts if c.primary is kind] for kind in (True, False)}
+    looks = (
+        f"after {', '.join(map(str, plan.looks))} blocks, and no further than every primary contrast is decided; after "
+        "a share s of the blocks at most s² of the error level is spent"
+    )
     facts = {
         "Primary metric": f"{find_metric(plan.metric).full_label} ({plan.metric}), "
         f"{'higher' if plan.higher_is_better else 'lower'} is better",
@@ -29,21 +33,12 @@ def design(evidence: Evidence) -> Section:
         "Arms and seeds": f"{fmt.count(len(plan.arms), 'arm')} × {fmt.count(len(plan.seeds), 'seed')}"
         f" = {fmt.count(len(evidence.study.trials), 'trial')}",
         "Error level": f"{plan.alpha:g}, Holm over primary and Benjamini-Hochberg over exploratory contrasts",
-        **({"Looks": _looks(plan)} if plan.looks else {}),
+        **({"Looks": looks} if plan.looks else {}),
         "What it can find": _power(plan),
         "Preset": plan.preset,
         "Base": f"the paper’s recipe, but {arm_settings.words(changes)}" if changes else "the paper’s recipe",
     }
     return Section(title="Plan", sentences=[STATED], facts=facts)
-
-
-def _looks(plan: Plan) -> str:
-    """When the contrasts are decided, and how that is paid for."""
-    after = ", ".join(map(str, plan.looks))
-    return (
-        f"after {after} blocks, and no further than every primary contrast is decided; after a share s of the blocks at"
-        " most s² of the error level is spent"
-    )
 
 
 def _power(plan: Plan) -> str:

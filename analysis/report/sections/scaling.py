@@ -124,13 +124,19 @@ def lines_over_jets(plan: Plan) -> list[Line]:
     found = []
     for name, arms in zip(_names([dict(key) for key in groups]), groups.values(), strict=True):
         runs = _runs(arms)
-        found += [Line(kind=EPOCHS, name=name, runs=line) for line in _same_epochs(runs)]
+        for epochs in dict.fromkeys(run.epochs for run in runs):
+            line = _by_jets([run for run in runs if run.epochs == epochs])
+            if len(line) >= MIN_SIZES:
+                found.append(Line(kind=EPOCHS, name=name, runs=line))
         found += [Line(kind=STEPS, name=name, runs=line) for line in _same_steps(runs)]
     found.sort(key=lambda line: (line.kind != EPOCHS, line.runs[0].parameters))
     alike = Counter((line.kind, line.name) for line in found)
-    return [
-        replace(line, name=f"{line.name}, {_held(line)}") if alike[line.kind, line.name] > 1 else line for line in found
-    ]
+    for i, line in enumerate(found):
+        if alike[line.kind, line.name] > 1:
+            first = line.runs[0]
+            held = f"{first.epochs:g} epochs" if line.kind == EPOCHS else f"{first.steps:,} steps"
+            found[i] = replace(line, name=f"{line.name}, {held}")
+    return found
 
 
 def lines_over_models(plan: Plan) -> list[Line]:
@@ -162,12 +168,6 @@ def _runs(arms: Mapping[str, FlatConfig]) -> list[Run]:
         labeled = max(float(jets), float(config.get("data.labeled_jets", 0.0)))
         found.append(Run(arm=arm, jets=jets, epochs=epochs, steps=steps, parameters=weights(config), labeled=labeled))
     return found
-
-
-def _same_epochs(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """Runs of equal epochs, over enough training sets."""
-    by_epochs = [[run for run in runs if run.epochs == epochs] for epochs in dict.fromkeys(run.epochs for run in runs)]
-    return [line for line in map(_by_jets, by_epochs) if len(line) >= MIN_SIZES]
 
 
 def _same_steps(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
@@ -210,23 +210,11 @@ def _model(config: FlatConfig) -> str:
     return named[0] if named else f"d = {sizes['dim']:g}, {fmt.count(int(sizes['layers']), 'block')}"
 
 
-def _held(line: Line) -> str:
-    return f"{line.runs[0].epochs:g} epochs" if line.kind == EPOCHS else f"{line.runs[0].steps:,} steps"
-
-
 def slopes(runs: Sequence[Run], sizes: Sequence[float], errors: pd.DataFrame) -> Floats:
-    """Slope of log error against log size at every seed that has all runs, by least squares.
+    """Slope of log error against log size (jets or parameters, one per run), by least squares: (seed,).
 
-    Parameters
-    ----------
-    sizes : sequence of float
-        Jets or parameters, one per run.
-    errors : DataFrame (seed, arm)
-
-    Returns
-    -------
-    float array (seed,)
-        Exponent of the size; -0.2 means that ten times the size leaves 63% of the error.
+    Only seeds that have all runs in `errors` (seed, arm). A slope is the exponent of the size: at -0.2 ten times the
+    size leaves 63% of the error.
     """
     rows = errors[[run.arm for run in runs]].dropna().to_numpy(dtype=float)
     rows = rows[(rows > 0).all(axis=1)]

@@ -48,13 +48,7 @@ class Fitted:
 def fitted(
     plan: Plan, name: str, kind: str, sizes: Sequence[tuple[float, ...]], errors: pd.DataFrame, forms: Sequence[Form]
 ) -> Fitted | None:
-    """Forms at the errors (seed, size); None when too few sizes have seeds.
-
-    Parameters
-    ----------
-    sizes : sequence
-        Place of every column of `errors` on the axes of the forms.
-    """
+    """Forms at errors (seed, size), whose columns lie at `sizes` on their axes; None when too few sizes have seeds."""
     whole = complete(errors)
     points = [sizes[i] for i in whole.columns]
     if len(whole) < 1 or len(points) < max(form.parameters for form in forms) + 2:

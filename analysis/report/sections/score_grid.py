@@ -85,12 +85,8 @@ def section(evidence: Evidence) -> Section | None:
 def grid_table(study: StudyRecords) -> tuple[pd.DataFrame, list[str]]:
     """Rows of the grids of all blocks in which every arm has one, and settings left out: some bank cannot carry them.
 
-    Of several grids of the study's trials, the one that most of them have.
-
-    Returns
-    -------
-    DataFrame
-        arm, seed, and the columns of :mod:`jbot.evaluation.anomaly.grid`; empty without a block.
+    Of several grids of the study's trials, the one that most of them have. Columns: arm, seed, and those of
+    :mod:`jbot.evaluation.anomaly.grid`; empty without a block.
     """
     ended = {trial: record for trial in study.trials if (record := study.records[trial.trial_id]) is not None}
     files = {
@@ -236,13 +232,9 @@ def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
 
 
 def optimism_table(largest: pd.DataFrame) -> pd.DataFrame:
-    """AUC at published, chosen and the oracle's settings by score, `any score`, signal and seed.
+    """AUC at `published`, `chosen` and the `oracle`'s settings by score, signal and seed: means over arms and draws.
 
-    Returns
-    -------
-    DataFrame
-        score, signal, seed, published, chosen, oracle; on the largest bank, means over arms and draws. For `any score`
-        the score is chosen too, by the synthetic signal or by the oracle; it has no published one.
+    For `any score` the score is chosen too, by the synthetic signal or by the oracle; it has no published one.
     """
     where = ["signal", "arm", "seed", "draw"]
     by_pilot = _best(largest.dropna(subset=["pilot_auc"]), where, "pilot_auc")
@@ -315,11 +307,8 @@ def _mean(values: pd.Series, sign: bool = False) -> str:
 def gap_table(study: StudyRecords, grid: pd.DataFrame) -> pd.DataFrame:
     """The gap of each encoder between its best and worst score as published, and the numbers of its geometry.
 
-    Returns
-    -------
-    DataFrame
-        arm, seed, trained, best, worst (names of scores), gap (of the AUC, all signals, mean over draws of the largest
-        bank), and the metrics of GEOMETRY, NaN where the record has none.
+    Columns: arm, seed, trained, best, worst (names of scores), gap (of the AUC, all signals, mean over draws of the
+    largest bank), and the metrics of GEOMETRY, NaN where the record has none.
     """
     rows = grid[grid["published"] & (grid["signal"] == ALL) & (grid["bank_jets"] == grid["bank_jets"].max())]
     means = rows.groupby(["arm", "seed", "trained", "score"], sort=False)["auc"].mean().unstack("score")

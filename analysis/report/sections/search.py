@@ -32,10 +32,7 @@ Ledger = Mapping[str, Any]
 def section(evidence: Evidence) -> Section | None:
     """How the winner was found; None for a study without a search, or with one that has not ended.
 
-    Raises
-    ------
-    RecordError
-        When the ledger is damaged.
+    Raises RecordError when the ledger is damaged.
     """
     study = evidence.study
     ledger = load_ledger(study.storage, study.plan.study)

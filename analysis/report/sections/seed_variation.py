@@ -80,19 +80,9 @@ def metric_values(trials: pd.DataFrame, plan: Plan) -> dict[str, Floats]:
 
 
 def detectable(sd: float, n: int, correlation: float = 0.0) -> float:
-    """The smallest difference between two arms that `n` paired seeds find with 80% power, at p < 0.05.
+    """The smallest difference of two arms that `n` paired seeds find with 80% power at p < 0.05, as a single contrast.
 
-    Parameters
-    ----------
-    sd : float
-        Of one arm over seeds, and of the other.
-    correlation : float
-        Of the two over seeds. The paired difference has the standard deviation sd * sqrt(2 (1 - correlation)).
-
-    Returns
-    -------
-    float
-        In units of the metric; of a single contrast, without any correction.
+    Both arms vary by `sd` over seeds: their difference has the standard deviation sd * sqrt(2 (1 - correlation)).
     """
     return power.detectable_effect(n) * sd * math.sqrt(2 * (1 - correlation))
 
@@ -103,10 +93,9 @@ def _finds(sd: float, correlation: float = 0.0) -> list[str]:
 
 
 def milestones(curves: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
-    """Learning curves at the milestones and at the end of training: metric -> (seed, epoch), complete trials only.
+    """Curves of complete trials at the milestones and the end of the longest training: metric -> (seed, epoch).
 
-    The last epoch is that of the longest training. Metrics and epochs without any value are left out; the curve of the
-    primary metric comes first.
+    Metrics and epochs without any value are left out; the curve of the primary metric comes first.
     """
     complete = curves[curves["state"] == "complete"] if len(curves) else curves
     if complete.empty:

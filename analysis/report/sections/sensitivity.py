@@ -100,12 +100,9 @@ def is_logarithmic(values: list[float]) -> bool:
 
 
 def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
-    """How far the means lie apart; None when no seed has at least MIN_VALUES of the arms.
+    """How far the means lie apart, from compared scores (seed, arm); None when no seed has MIN_VALUES of the arms.
 
-    Parameters
-    ----------
-    scores : DataFrame (seed, arm)
-        Of the blocks that are compared. Arms without any score are left out, then seeds without all of the others.
+    Arms without any score are left out, then seeds without all of the others.
     """
     block = scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1).dropna(axis=1, how="all").dropna()
     if block.shape[1] < MIN_VALUES or block.empty:
