@@ -125,14 +125,14 @@ def lines_over_jets(plan: Plan) -> list[Line]:
     for name, arms in zip(_names([dict(key) for key in groups]), groups.values(), strict=True):
         runs = _runs(arms)
         for epochs in dict.fromkeys(run.epochs for run in runs):
-            line = _by_jets([run for run in runs if run.epochs == epochs])
-            if len(line) >= MIN_SIZES:
-                found.append(Line(kind=EPOCHS, name=name, runs=line))
-        found += [Line(kind=STEPS, name=name, runs=line) for line in _same_steps(runs)]
+            alike = _by_jets([run for run in runs if run.epochs == epochs])
+            if len(alike) >= MIN_SIZES:
+                found.append(Line(kind=EPOCHS, name=name, runs=alike))
+        found += [Line(kind=STEPS, name=name, runs=alike) for alike in _same_steps(runs)]
     found.sort(key=lambda line: (line.kind != EPOCHS, line.runs[0].parameters))
-    alike = Counter((line.kind, line.name) for line in found)
+    named = Counter((line.kind, line.name) for line in found)
     for i, line in enumerate(found):
-        if alike[line.kind, line.name] > 1:
+        if named[line.kind, line.name] > 1:
             first = line.runs[0]
             held = f"{first.epochs:g} epochs" if line.kind == EPOCHS else f"{first.steps:,} steps"
             found[i] = replace(line, name=f"{line.name}, {held}")
