@@ -111,14 +111,32 @@ def _register(
 
 
 def _log_model(runs: Runs, storage: Storage, record: Record, run: str, tags: dict[str, str]) -> Any:
+    """A logged model of the run: code, weights, record, card."""
+    import mlflow
     from mlflow.entities import LoggedModelOutput
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
-    client = runs.client
-    with tempfile.TemporaryDirectory() as here:
-        _save(storage, record, Path(here))
+    client, kind = runs.client, np.dtype(np.float32)
+    outputs = Schema([TensorSpec(kind, (-1, from_dict(record.config).model.dim))])
+    with tempfile.TemporaryDirectory() as folder:
+        encoder, saved = Path(folder) / "encoder", Path(folder) / "model"
+        encoder.mkdir()
+        for name in (WEIGHTS, "record.json"):
+            (encoder / name).write_bytes(storage.read(f"{trial_folder(record.trial_id)}/{name}"))
+        (encoder / CARD).write_text(_card(storage, record))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a signature without an example may be wrong: a test loads and predicts
+            mlflow.pyfunc.save_model(
+                saved,
+                python_model=str(CODE),
+                artifacts={"encoder": str(encoder)},
+                signature=ModelSignature(inputs=Schema([TensorSpec(kind, INPUT)]), outputs=outputs),
+                pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
+            )
         name = f"{tags['arm']}-seed-{record.seed}"
         model = client.create_logged_model(runs.experiment, name, run, tags, None, "jbot")
-        client.log_model_artifacts(model.model_id, str(Path(here) / "model"))
+        client.log_model_artifacts(model.model_id, str(saved))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run, [LoggedModelOutput(model.model_id, 0)])
     return model
@@ -127,28 +145,3 @@ def _log_model(runs: Runs, storage: Storage, record: Record, run: str, tags: dic
 def _card(storage: Storage, record: Record) -> str:
     name = f"{trial_folder(record.trial_id)}/{CARD}"
     return storage.read(name).decode() if storage.exists(name) else model_card(record)
-
-
-def _save(storage: Storage, record: Record, here: Path) -> None:
-    """The model as a folder `model`: code, weights, record, card."""
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    encoder = here / "encoder"
-    encoder.mkdir()
-    for name in (WEIGHTS, "record.json"):
-        (encoder / name).write_bytes(storage.read(f"{trial_folder(record.trial_id)}/{name}"))
-    (encoder / CARD).write_text(_card(storage, record))
-    dim = from_dict(record.config).model.dim
-    kind: Any = np.dtype(np.float32)
-    inputs, outputs = Schema([TensorSpec(kind, INPUT)]), Schema([TensorSpec(kind, (-1, dim))])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a signature without an example may be wrong: a test loads and predicts
-        mlflow.pyfunc.save_model(
-            here / "model",
-            python_model=str(CODE),
-            artifacts={"encoder": str(encoder)},
-            signature=ModelSignature(inputs=inputs, outputs=outputs),
-            pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
-        )

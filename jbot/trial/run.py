@@ -110,27 +110,26 @@ def run_pack(
     return [records[spec.trial_id] for spec in specs]
 
 
+@dataclasses.dataclass(eq=False)
 class PackRun:
     """The trials of a pack on their way from checkpoints to records."""
 
-    def __init__(
-        self,
-        specs: list[TrialSpec],
-        all_jets: Jets,
-        storage: Storage,
-        device: torch.device,
-        dtype: torch.dtype,
-        report: Report | None,
-        ended: Ended | None,
-        prune: Prune | None,
-        engine: Engine,
-    ):
-        self.checkpoints = [Checkpoint(storage, spec.trial_id) for spec in specs]
+    specs: list[TrialSpec]
+    all_jets: Jets
+    storage: Storage
+    device: torch.device
+    dtype: torch.dtype
+    report: Report | None
+    ended: Ended | None
+    prune: Prune | None
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        specs, all_jets, device, dtype = self.specs, self.all_jets, self.device, self.dtype
+        self.checkpoints = [Checkpoint(self.storage, spec.trial_id) for spec in specs]
         for checkpoint in self.checkpoints:
             checkpoint.claim()
         self.usage = ResourceUsage(device)
-        self.specs, self.all_jets, self.storage, self.device, self.engine = specs, all_jets, storage, device, engine
-        self.report, self.ended, self.prune = report, ended, prune
         self.configs = [spec.config for spec in specs]
         self.data = all_jets.at(self.configs[0].data.jet_pt)
         self.encoders = [encoder_id(spec.config, spec.data_fingerprint, all_jets) for spec in specs]
@@ -140,7 +139,7 @@ class PackRun:
                 for checkpoint, spec, encoder in zip(self.checkpoints, specs, self.encoders, strict=True)
             ]
         )
-        self.particles, prepared = self._prepared(self.data, dtype)
+        self.particles, prepared = self._prepared(self.data)
         jets = [prepared(config.data, config.probe.bank_jets) for config in self.configs]
         self.rows = [rows for rows, _ in jets]
         # Fine-tunings are made before what they fine-tune is trained, as views of its weights: bad input stops it.
@@ -155,7 +154,7 @@ class PackRun:
         """Encoder and head of probes: compiling does not pay for their few calls."""
         self.evaluators = [
             Evaluator(config, splits["bank"], splits["val"], splits["test"], self.forward, others)
-            for config, (_, splits), others in zip(self.configs, jets, self._elsewhere(dtype), strict=True)
+            for config, (_, splits), others in zip(self.configs, jets, self._elsewhere(), strict=True)
         ]
         self.sent = [0] * len(specs)
         """Reported rows of each trial's learning curves."""
@@ -165,20 +164,20 @@ class PackRun:
         self.errors: dict[int, Exception] = {}
         """Errors that are no outcome of a trial but ended it: the others go on, then the first is raised."""
 
-    def _elsewhere(self, dtype: torch.dtype) -> list[dict[float, OtherJets]]:
+    def _elsewhere(self) -> list[dict[float, OtherJets]]:
         """For each trial, the jets of other pTs on which it is evaluated too: as many, of the same classes."""
         elsewhere: list[dict[float, OtherJets]] = [{} for _ in self.specs]
         for pt in other_pts(self.configs[0]):
-            _, prepared = self._prepared(self.all_jets.at(pt), dtype)
+            _, prepared = self._prepared(self.all_jets.at(pt))
             for others, config in zip(elsewhere, self.configs, strict=True):
                 few = dataclasses.replace(config.data, train_jets=config.bank_jets, labeled_jets=0)
                 _, splits = prepared(few, config.bank_jets)
                 others[pt] = OtherJets(bank=splits["bank"], test=splits["test"])
         return elsewhere
 
-    def _prepared(self, data: JetData, dtype: torch.dtype) -> tuple[torch.Tensor, Callable[..., Any]]:
+    def _prepared(self, data: JetData) -> tuple[torch.Tensor, Callable[..., Any]]:
         """Particles on the device, and `prepare` on them: trials of the same jets share one result."""
-        particles = resident(data, self.configs[0].data.particles, self.device, dtype)
+        particles = resident(data, self.configs[0].data.particles, self.device, self.dtype)
         return particles, functools.cache(functools.partial(prepare, data=data, particles=particles))
 
     # --- pre-training ---
