@@ -102,7 +102,8 @@ class _Lease(threading.Thread):
     def wait_for_death(self, holder: Holder) -> None:
         """Return when the holder is dead; at once on its own host, where its process can be looked for."""
         if holder.get("host_id") == host_id():
-            if _is_running(holder):
+            pid = holder.get("pid")  # another process may have its number by now
+            if isinstance(pid, int) and is_alive(pid) and start_ticks(pid) == holder.get("start_ticks"):
                 raise self.refused(holder)
             return
         seconds = HEARTBEAT_S * MAX_MISSED
@@ -146,9 +147,3 @@ class _Lease(threading.Thread):
 
 def _name(holder: Holder) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-
-
-def _is_running(holder: Holder) -> bool:
-    """Whether its process lives, and not another that has its number by now."""
-    pid = holder.get("pid")
-    return isinstance(pid, int) and is_alive(pid) and start_ticks(pid) == holder.get("start_ticks")
