@@ -14,7 +14,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +32,6 @@ TRIAL = ("folder", "study", "preset", "arm", "seed", "trial_id", "state", "reaso
 NUMBERS = ("split", "metric", "reference", "value", "error", "fold_sd")
 """Columns of a number: see :func:`tidy`."""
 ENDINGS = (".parquet", ".csv")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A trial as one study has it."""
-
-    folder: str
-    """The study's; empty for a record that no study of the storage plans any more."""
-    study: str
-    preset: str
-    arm: str
-    seed: int
-    trial_id: str
-    record: Record | None
-    """None while it has not ended."""
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """The columns of TRIAL."""
-        ended = {"state": self.record.state, "reason": self.record.reason} if self.record else {"state": PENDING}
-        own = {name: getattr(self, name) for name in TRIAL[:6]}
-        return own | {"reason": None} | ended
 
 
 def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
@@ -79,7 +56,20 @@ def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
     RecordError
         When the folder is not there, or a study or record in it is damaged.
     """
-    rows = [number for row in _rows(_open(storage)) for number in _numbers(row)]
+    rows = []
+    for trial, record in _trials(_open(storage)):
+        if record is None or not record.metrics:
+            rows.append(trial | {"split": "", "metric": "", "reference": ""})
+            continue
+        for key, value in record.metrics.items():
+            metric, spread = find_metric(key), record.uncertainties.get(key, {})
+            cells = {
+                "split": metric.split,
+                "metric": metric.name,
+                "reference": metric.baseline,
+                "value": _number(value),
+            }
+            rows.append(trial | cells | {name: _number(spread.get(name)) for name in ("error", "fold_sd")})
     return _typed(pd.DataFrame(rows, columns=[*TRIAL, *NUMBERS]))
 
 
@@ -88,18 +78,18 @@ def wide(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
 
     Parameters and errors as of :func:`tidy`; lists in a Config are text.
     """
-    made = []
-    for row in _rows(_open(storage)):
-        record = row.record
-        cells = row.named
+    rows = []
+    for trial, record in _trials(_open(storage)):
+        cells = dict(trial)
         if record is not None:
             ran = ("started", "wall_seconds", "device_seconds", "own_seconds", "attempts", "plan_hash", "git_commit")
             cells |= {name: getattr(record, name) for name in (*ran, "trainer_version")}
             cells |= {"device": device_of(record), "fingerprint": record.data.get("fingerprint")}
-            cells |= {f"config.{field}": _cell(value) for field, value in flatten(record.config).items()}
+            config = flatten(record.config).items()
+            cells |= {f"config.{field}": str(v) if isinstance(v, list | tuple) else v for field, v in config}
             cells |= {name: _number(value) for name, value in record.metrics.items()}
-        made.append(cells)
-    return _typed(pd.DataFrame(made) if made else pd.DataFrame(columns=list(TRIAL)))
+        rows.append(cells)
+    return _typed(pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(TRIAL)))
 
 
 def curves(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
@@ -113,88 +103,58 @@ def curves(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
         The columns of a trial, run (`pretraining`, or `finetune_10` and so on), epoch, device_seconds (NaN where the
         curve has none), metric, value.
     """
-    opened, made, read = _open(storage), [], {}
-    for row in _rows(opened):
-        if row.record is not None:
-            if row.trial_id not in read:  # studies share trials
-                read[row.trial_id] = list(_points(opened, row.trial_id))
-            made += [row.named | point for point in read[row.trial_id]]
-    return _typed(pd.DataFrame(made, columns=[*TRIAL, "run", "epoch", "device_seconds", "metric", "value"]))
+    opened, rows = _open(storage), []
+    points: dict[str, list[dict[str, Any]]] = {}
+    for trial, record in _trials(opened):
+        if record is not None:
+            name = trial["trial_id"]
+            if name not in points:  # studies share trials
+                points[name] = list(_points(opened, name))
+            rows += [trial | point for point in points[name]]
+    return _typed(pd.DataFrame(rows, columns=[*TRIAL, "run", "epoch", "device_seconds", "metric", "value"]))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def _open(storage: Storage | str | os.PathLike[str]) -> Storage:
-    if not isinstance(storage, Storage):
-        text = os.fspath(storage)
-        storage = Storage(text if "://" in text else Path(text).expanduser())
+def _open(results: Storage | str | os.PathLike[str]) -> Storage:
+    storage = results if isinstance(results, Storage) else Storage(results)
     if not storage.exists("") or storage.exists(FILE):
         raise RecordError(f"{storage.uri} must be the folder of the results, with studies and trials/ in it")
     return storage
 
 
-def _rows(storage: Storage) -> Iterator[Row]:
-    """Trials of every study, then records that no study plans: points of a search, trials of a plan that has gone."""
+def _trials(storage: Storage) -> Iterator[tuple[dict[str, Any], Record | None]]:
+    """The columns of TRIAL, and the record, None while it has not ended: trials of every study, then records that no
+    study plans, points of a search and trials of a plan that has gone."""
     planned = set()
     for folder in storage.names():
         if storage.exists(f"{folder}/{FILE}"):
             study = load_study(f"{storage.address}/{folder}")
+            head = {"folder": folder, "study": study.plan.study, "preset": study.plan.preset}
             for trial in study.trials:
                 planned.add(trial.trial_id)
-                yield Row(
-                    folder=folder,
-                    study=study.plan.study,
-                    preset=study.plan.preset,
-                    arm=trial.arm,
-                    seed=trial.seed,
-                    trial_id=trial.trial_id,
-                    record=study.records[trial.trial_id],
-                )
+                record = study.records[trial.trial_id]
+                ended = (record.state, record.reason) if record else (PENDING, None)
+                yield head | vars(trial) | dict(zip(TRIAL[-2:], ended, strict=True)), record
     for name in storage.names("trials"):
         record = load_record(storage, name) if name not in planned else None
         if record is not None:
-            yield Row(
-                folder="",
-                study=record.study,
-                preset="",
-                arm=record.arm,
-                seed=record.seed,
-                trial_id=name,
-                record=record,
-            )
-
-
-def _numbers(row: Row) -> Iterator[dict[str, Any]]:
-    record = row.record
-    if record is None or not record.metrics:
-        yield row.named | {"split": "", "metric": "", "reference": ""}
-        return
-    for key, value in record.metrics.items():
-        metric = find_metric(key)
-        spread = record.uncertainties.get(key, {})
-        cells = {"split": metric.split, "metric": metric.name, "reference": metric.baseline, "value": _number(value)}
-        yield row.named | cells | {name: _number(spread.get(name)) for name in ("error", "fold_sd")}
+            own = {"folder": "", "preset": "", "trial_id": name}
+            yield {key: own[key] if key in own else getattr(record, key) for key in TRIAL}, record
 
 
 def _points(storage: Storage, trial: str) -> Iterator[dict[str, Any]]:
-    for point in load_curves(storage, trial):
-        yield from _long("pretraining", point)
+    """Columns of a curve, one row per probed epoch and metric."""
+    runs = [("pretraining", point) for point in load_curves(storage, trial)]
     for point in load_finetune_curves(storage, trial):
-        runs = dict.fromkeys(key.partition("/")[0] for key in point)
-        for run in runs:
-            yield from _long(run, {key.partition("/")[2]: v for key, v in point.items() if key.startswith(f"{run}/")})
-
-
-def _long(run: str, point: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    head = {"run": run, "epoch": point.get("epoch"), "device_seconds": _number(point.get("device_seconds"))}
-    for key, value in point.items():
-        if key not in ("epoch", "device_seconds") and isinstance(value, int | float):
-            yield head | {"metric": key, "value": _number(value)}
-
-
-def _cell(value: Any) -> Any:
-    return str(value) if isinstance(value, list | tuple) else value
+        for run in dict.fromkeys(key.partition("/")[0] for key in point):
+            runs.append((run, {k.removeprefix(f"{run}/"): v for k, v in point.items() if k.startswith(f"{run}/")}))
+    for run, point in runs:
+        head = {"run": run, "epoch": point.get("epoch"), "device_seconds": _number(point.get("device_seconds"))}
+        for key, value in point.items():
+            if key not in ("epoch", "device_seconds") and isinstance(value, int | float):
+                yield head | {"metric": key, "value": _number(value)}
 
 
 def _number(value: Any) -> float:
@@ -226,17 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.suffix not in ENDINGS:
         raise RecordError(f"--out must end with {' or '.join(ENDINGS)}, got {options.out.name}")
     frame = (curves if options.curves else wide if options.wide else tidy)(options.storage)
-    _write(frame, options.out)
+    with atomic_write(options.out) as temporary:
+        (frame.to_csv if options.out.suffix == ".csv" else frame.to_parquet)(temporary, index=False)
     print(f"{options.out}: {len(frame):,} rows, {len(frame.columns)} columns, {frame['trial_id'].nunique()} trials")
     return 0
-
-
-def _write(frame: pd.DataFrame, out: Path) -> None:
-    with atomic_write(out) as temporary:
-        if out.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            frame.to_parquet(temporary, index=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from scipy import stats
 from simulated import FAILED, make_plan, simulate
 
 from analysis import compare
+from analysis.stats import paired
 from jbot.store.plan import Contrast
 from jbot.store.record import trial_folder
 from jbot.store.storage import Storage
@@ -57,7 +58,7 @@ def test_a_gain_in_one_metric_is_measured_over_seeds(sides, capsys, tmp_path):
     assert "test/kmeans_ami" not in said  # it is the same
     ((found,), _) = compare.match(*map(str, sides))
     frame = compare.metric_table(found)
-    mean = compare.over_seeds(frame[frame["metric"] == "test/knn_accuracy"])
+    mean = paired.mean_interval(compare.by_seed(frame[frame["metric"] == "test/knn_accuracy"]))
     # Both arms of a seed differ by the same: five numbers, not ten.
     gaps = [0.02 * (1 + 0.1 * seed) for seed in range(5)]
     low, high = stats.t.interval(0.95, 4, loc=sum(gaps) / 5, scale=stats.sem(gaps))
