@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from urllib.parse import quote
@@ -21,7 +21,7 @@ from analysis.verdicts import number_format as fmt
 from analysis.verdicts.costs import Prices, device_hours, hours_text
 from analysis.verdicts.questions import FURTHER, OPEN, Part, Question
 from analysis.verdicts.sentences import contrast_name
-from analysis.verdicts.study_index import Search, StudyIndex, StudySummary
+from analysis.verdicts.study_index import StudyIndex, StudySummary
 from analysis.verdicts.summary import Section
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import find_metric
@@ -79,27 +79,28 @@ class _Study:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Verdicts on what the part asks, the primary ones first."""
-        chosen = [
-            item
-            for item in self.found.verdicts
-            if _asks_for(self.part, item.contrast.treatment) or _asks_for(self.part, item.contrast.control)
-        ]
-        return sorted(chosen, key=lambda item: not item.contrast.primary)
+        asked = [v for v in self.found.verdicts if {v.contrast.treatment, v.contrast.control} & self.arms]
+        return sorted(asked, key=lambda verdict: not verdict.contrast.primary)
+
+    @property
+    def arms(self) -> set[str]:
+        """Arms that answer the part."""
+        return set(_arms(self.part, self.found))
 
     @property
     def primary(self) -> list[Verdict]:
         """The primary ones."""
-        return [item for item in self.verdicts if item.contrast.primary]
+        return [verdict for verdict in self.verdicts if verdict.contrast.primary]
 
     @property
     def sections(self) -> list[Section]:
         """Sections of the report that answer the part."""
-        return [one for one in self.found.sections or [] if one.title in self.part.sections]
+        return [section for section in self.found.sections or [] if section.title in self.part.sections]
 
     @property
     def unit(self) -> str:
         """Device its hours are of, ``core`` or ``GPU``."""
-        units = Counter(device_hours(record)[1] for record in self.found.study.records.values() if record is not None)
+        units = Counter(device_hours(record)[1] for record in self.found.ended_records)
         return units.most_common(1)[0][0] if units else self.prices.unit
 
     @property
@@ -110,9 +111,7 @@ class _Study:
 
 def open_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
     """The paper's questions, whether or not anybody has looked."""
-    return [
-        _entry(f"q{number}", question, index, prices, number=str(number)) for number, question in enumerate(OPEN, 1)
-    ]
+    return [_entry(f"q{n}", question, index, prices, number=str(n)) for n, question in enumerate(OPEN, 1)]
 
 
 def further_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
@@ -124,8 +123,8 @@ def further_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
 def own_studies(index: StudyIndex, prices: Prices) -> list[Entry]:
     """Questions of studies that are not ours."""
     ours = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
-    asked = {one.name: one.question for one in reversed(index.searches)}
-    asked |= {one.name: one.plan.question for name in index.names for one in reversed(index.of(name))}
+    asked = {search.name: search.question for search in reversed(index.searches)}
+    asked |= {study.name: study.plan.question for name in index.names for study in reversed(index.of(name))}
     own = {name: Question(text=asked[name], parts=(Part(study=name),)) for name in index.names if name not in ours}
     return [_entry(f"own-{name}", question, index, prices, own=True) for name, question in own.items()]
 
@@ -138,40 +137,34 @@ def _entry(
 
 
 def _part(part: Part, index: StudyIndex, prices: Prices, own: bool) -> PartEntry:
+    """The plan with the most to say, the others in a line each; without one, how to begin."""
     plans = index.of(part.study)
-    with_arms = [found for found in plans if any(_asks_for(part, arm) for arm in found.plan.arms)]
-    searches = [_search_line(search) for search in index.searches if search.name == part.study]
-    if not with_arms:
-        return _not_run(part, plans, searches, index)
-    best, *others = with_arms
-    entry = _of_study(_Study(part=part, found=best, storage=index.storage, prices=prices))
-    other = [*map(_state_line, others), *searches]
-    return replace(entry, others=other, command="" if own else entry.command)
-
-
-def _asks_for(part: Part, arm: str) -> bool:
-    return not part.arms or bool(re.fullmatch(part.arms, arm))
-
-
-# --- without a study ------------------------------------------------------------------------------------------------
-
-
-def _not_run(part: Part, plans: Sequence[StudySummary], searches: Sequence[str], index: StudyIndex) -> PartEntry:
+    searches = [
+        f"a search of preset {search.preset}: {search.ended} of {search.points} points have ended; no winner yet"
+        for search in index.searches
+        if search.name == part.study
+    ]
+    with_arms = [plan for plan in plans if _arms(part, plan)]
+    if with_arms:
+        entry = _of_study(_Study(part=part, found=with_arms[0], storage=index.storage, prices=prices))
+        others = [*map(_state_line, with_arms[1:]), *searches]
+        return replace(entry, others=others, command="" if own else entry.command)
     command = _command(part, part.min_preset)
     if searches:
+        notices = [", ".join(searches)]
         return PartEntry(
-            about=part.about,
-            word="No answer yet",
-            where="a search runs",
-            notices=[", ".join(searches)],
-            command=command,
+            about=part.about, word="No answer yet", where="a search runs", notices=notices, command=command
         )
     missing = _estimate(part.study, index) or "everything; this command with --dry-run says what it would cost here"
     if plans:
-        missing = (
-            f"Preset {plans[0].plan.preset} of {part.study} has no arms for it; from {part.min_preset} on there are."
-        )
+        preset = plans[0].plan.preset
+        missing = f"Preset {preset} of {part.study} has no arms for it; from {part.min_preset} on there are."
     return PartEntry(about=part.about, word="Not run", missing=[missing], command=command)
+
+
+def _arms(part: Part, study: StudySummary) -> list[str]:
+    """Arms of a plan that answer a part."""
+    return [arm for arm in study.plan.arms if not part.arms or re.fullmatch(part.arms, arm)]
 
 
 def _command(part: Part, preset: str) -> str:
@@ -182,13 +175,10 @@ def _estimate(study: str, index: StudyIndex) -> str:
     """What studies/all.py has written of a study that nobody has started."""
     for name in index.storage.names():
         if re.fullmatch(r"all_\w+\.json", name):
-            try:
-                rows = {row["study"]: row for row in index.storage.read_json(name)}
-                row = rows.get(study)
+            with contextlib.suppress(RecordError, KeyError, TypeError):
+                row = {row["study"]: row for row in index.storage.read_json(name)}.get(study)
                 if row and row["open"] and row["open_hours"] is not None:
                     return f"{'; '.join(row['open'])} (as studies/all.py has estimated)"
-            except (RecordError, KeyError, TypeError):
-                continue
     return ""
 
 
@@ -229,11 +219,11 @@ def _word(study: _Study) -> tuple[str, str]:
         return "No answer yet", "open"
     if not primary or not study.part.contrasts:
         described = any(one.answer for one in study.sections) or any(item.difference.n > 1 for item in found.verdicts)
-        return (f"Described{so_far}" if described else f"Seen, no verdict planned{so_far}"), "open"
-    words = Counter("lost to failures" if item.difference.n < 2 else item.outcome for item in primary)
-    lost, outcome = words["lost to failures"], primary[0].outcome
+        return ("Described" if described else "Seen, no verdict planned") + so_far, "open"
     if len(primary) == 1:
-        return ("Lost to failures" if lost and primary[0].dropped else outcome.capitalize()) + so_far, outcome
+        lost = primary[0].difference.n < 2 and primary[0].dropped
+        return ("Lost to failures" if lost else primary[0].outcome.capitalize()) + so_far, primary[0].outcome
+    words = Counter("lost to failures" if item.difference.n < 2 else item.outcome for item in primary)
     counts = [f"{words[name]} {name}" for name in (*DECIDED, "undecided", "lost to failures") if words[name]]
     decided = [name for name in DECIDED if words[name]]
     tone = decided[0] if len(decided) == 1 and not words["undecided"] else "undecided"
@@ -274,20 +264,18 @@ def _notices(found: StudySummary) -> list[str]:
 
 
 def _sentences(study: _Study) -> list[str]:
-    """Verdicts in words where they are few; the sparklines show them all."""
-    verdicts = [item.sentence for item in study.primary] if len(study.primary) <= 2 else []
-    return [*verdicts, *_elsewhere(study), *_other_metrics(study), *_speed(study)]
-
-
-def _elsewhere(study: _Study) -> list[str]:
-    """Exploratory contrasts in another metric than the sparklines': they have no place on their scale."""
-    shown = study.primary[0].contrast.metric if study.primary else ""
-    others = [item for item in study.verdicts if not item.contrast.primary and item.difference.n > 1]
-    return [
+    """Verdicts in words where they are few, as the sparklines show them all, and what has no place on their scale:
+    exploratory contrasts in another metric, other metrics, speed."""
+    primary = study.primary
+    shown = primary[0].contrast.metric if primary else ""
+    others = [v for v in study.verdicts if not v.contrast.primary and v.difference.n > 1 and v.contrast.metric != shown]
+    elsewhere = [
         f"{contrast_name(item.contrast.name)}: {item.outcome} (exploratory), {_estimate_of(item.difference)}, "
         f"n = {item.difference.n} seeds."
-        for item in [one for one in others if one.contrast.metric != shown][:MAX_EXPLORATORY]
+        for item in others[:MAX_EXPLORATORY]
     ]
+    verdicts = [item.sentence for item in primary] if len(primary) <= 2 else []
+    return [*verdicts, *elsewhere, *_other_metrics(study), *_speed(study)]
 
 
 def _other_metrics(study: _Study) -> list[str]:
@@ -296,13 +284,12 @@ def _other_metrics(study: _Study) -> list[str]:
     frame = tables.metric_differences(found.trials, found.plan, [m for m in study.part.also if m in found.trials])
     sentences = []
     for row in frame.to_dict("records"):
-        if row["contrast"] in names and row["n"] > 1:
-            error = row["sd"] / row["n"] ** 0.5
-            size = fmt.with_error(row["mean"], error, sign=True)
-            within = find_metric(row["metric"]).difference_bounds
-            interval = fmt.interval(row["low"], row["high"], error, within)
+        if row["contrast"] in names:
+            metric, error = find_metric(row["metric"]), row["sd"] / row["n"] ** 0.5
+            interval = fmt.interval(row["low"], row["high"], error, metric.difference_bounds)
             sentences.append(
-                f"In {find_metric(row['metric']).label}: {contrast_name(row['contrast'])} is {size} "
+                f"In {metric.label}: {contrast_name(row['contrast'])} is "
+                f"{fmt.with_error(row['mean'], error, sign=True)} "
                 f"({1 - found.plan.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
             )
     return sentences
@@ -314,12 +301,12 @@ def _speed(study: _Study) -> list[str]:
         return []
     found, names = study.found, {item.contrast.name for item in study.primary}
     curves = convergence.curve_table(found.study)
-    ended = found.states.index[~(found.states == tables.PENDING).any(axis=1)]
+    ended = found.states.index[tables.ended_blocks(found.states)]
     clock = convergence.converge(found.plan, curves[curves["seed"].isin(ended)], "epoch")
     return [
         f"Speed: until {find_metric(clock.metric).label} {clock.threshold:.2f}, {contrast_name(pair.contrast)} is "
         f"{_estimate_of(t, max_decimals=2)} epochs (negative is faster; {1 - found.plan.alpha:.0%} interval "
-        f"{fmt.interval(t.low, t.high, t.standard_error)}, n = {t.n} seeds, exploratory)."
+        f"{fmt.interval_cell(t)}, n = {t.n} seeds, exploratory)."
         for pair in (clock.contrasts if clock else ())
         if clock and pair.contrast in names and (t := pair.time).n > 1
     ]
@@ -346,10 +333,8 @@ def sparkline(verdict: Verdict) -> Sparkline:
         return row
     value = _estimate_of(d) if d.n > 1 else fmt.number(d.mean, sign=True)
     row = replace(row, value=value, tone=verdict.outcome, mean=d.mean, ends=verdict.ends, alt=f"{name}: {value}")
-    if d.n == 1:
-        return row
     interval = fmt.interval(d.low, d.high, d.standard_error, verdict.within)
-    return replace(row, says=verdict.outcome, alt=f"{row.alt}, interval {interval}")
+    return row if d.n == 1 else replace(row, says=verdict.outcome, alt=f"{row.alt}, interval {interval}")
 
 
 def _why_none(verdict: Verdict) -> str:
@@ -374,7 +359,7 @@ def _figure(study: _Study) -> Markup:
 
 
 def _facts(found: StudySummary) -> dict[str, str]:
-    plan, records = found.plan, [one for one in found.study.records.values() if one is not None]
+    plan, records = found.plan, found.ended_records
     states = Counter(record.state for record in records)
     ended = f"{found.ended} of {fmt.count(len(found.study.trials), 'trial')}"
     ended += "".join(f", {states[state]} {state}" for state in ("failed", "pruned") if states[state])
@@ -388,9 +373,8 @@ def _facts(found: StudySummary) -> dict[str, str]:
         "Seeds": f"{found.blocks} of {len(found.states)} compared; ended: {ended}",
         "Took": ", ".join(hours_text(spent, unit) for unit, spent in hours.items()) or "nothing yet",
     }
-    if records:
-        facts["Newest trial"] = max(record.started for record in records)[:16].replace("T", " ") + " UTC"
-    return facts
+    newest = max((record.started for record in records), default="")[:16].replace("T", " ")
+    return facts | ({"Newest trial": f"{newest} UTC"} if records else {})
 
 
 def _links(study: _Study) -> list[Link]:
@@ -419,10 +403,6 @@ def _state_line(found: StudySummary) -> str:
     return f"{line}; {outcomes}, n = {found.blocks}"
 
 
-def _search_line(search: Search) -> str:
-    return f"a search of preset {search.preset}: {search.ended} of {search.points} points have ended; no winner yet"
-
-
 # --- what is missing ------------------------------------------------------------------------------------------------
 
 
@@ -430,25 +410,21 @@ def _missing(study: _Study) -> list[str]:
     found = study.found
     if found.is_smoke_test:
         return ["an answer: that takes a larger preset"]
-    block = study.prices.of_block(found.plan, study.unit)
-    missing = [*_missing_trials(study, block), *_missing_seeds(study, block)]
+    costs, missing = study.prices.of_block(found.plan, study.unit), []
+    pending = [trial.arm for trial in found.study.trials if found.study.records[trial.trial_id] is None]
+    if pending:
+        hours = [cost for arm in pending if (cost := costs.get(arm)) is not None]
+        unknown = len(hours) < len(pending)
+        price = "no record tells what they cost" if unknown else f"about {hours_text(sum(hours), study.unit)}"
+        missing.append(f"{fmt.count(len(pending), 'trial')} that the plan has: {price}")
+    missing += _missing_seeds(study, costs)
     if study.part.sections and found.sections is None and found.blocks:
         command = f"python -m analysis.report <storage>/{found.folder}"
         missing.append(f"a report of these records, to be quoted here: {command}")
     return missing
 
 
-def _missing_trials(study: _Study, block: dict[str, float | None]) -> list[str]:
-    found = study.found
-    pending = [trial.arm for trial in found.study.trials if found.study.records[trial.trial_id] is None]
-    hours = [one for arm in pending if (one := block.get(arm)) is not None]
-    cost = f"about {hours_text(sum(hours), study.unit)}"
-    if len(hours) < len(pending):
-        cost = "no record tells what they cost"
-    return [f"{fmt.count(len(pending), 'trial')} that the plan has: {cost}"] if pending else []
-
-
-def _missing_seeds(study: _Study, block: dict[str, float | None]) -> list[str]:
+def _missing_seeds(study: _Study, costs: dict[str, float | None]) -> list[str]:
     """Seeds that would probably decide the undecided, and what they cost."""
     primary, missing = study.primary, []
     undecided = [item for item in primary if item.outcome == "undecided" and item.difference.n > 1]
@@ -458,11 +434,11 @@ def _missing_seeds(study: _Study, block: dict[str, float | None]) -> list[str]:
         more = max(0, needed[-1] - len(study.found.plan.seeds))
         span = " to ".join(map(str, dict.fromkeys((needed[0], needed[-1]))))
         what = "it" if len(undecided) == 1 else f"{len(needed)} undecided contrasts"
-        hours = [one for one in block.values() if one is not None]
-        cost = f", {hours_text(more * sum(hours), study.unit)}" if len(hours) == len(block) else ""
+        hours = [cost for cost in costs.values() if cost is not None]
+        price = f", {hours_text(more * sum(hours), study.unit)}" if len(hours) == len(costs) else ""
+        blocks = fmt.count(more, "block")
         missing.append(
-            f"about {span} seeds would decide {what}, at this size and spread: "
-            f"{fmt.count(more, 'block')} beyond the plan{cost}"
+            f"about {span} seeds would decide {what}, at this size and spread: {blocks} beyond the plan{price}"
         )
     if never:
         names = ", ".join(never) if len(primary) > 1 else "it"

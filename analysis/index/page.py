@@ -8,14 +8,15 @@ what they say of themselves (analysis/verdicts/summary.py), and only where they 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from analysis.index import entries
 from analysis.index.entries import Entry
 from analysis.report.build import environment, write
 from analysis.report.headline import SAME_SIZE
+from analysis.verdicts.arm_settings import share_of_paper
 from analysis.verdicts.costs import Prices
 from analysis.verdicts.questions import FURTHER, OPEN
 from analysis.verdicts.study_index import StudyIndex, load_index
@@ -46,37 +47,32 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
     RecordError
         When the storage cannot be listed.
     """
-    page = out or (Path(storage.uri) if storage.local else Path("results")) / FILE
-    page.parent.mkdir(parents=True, exist_ok=True)
-    write(page, environment(TEMPLATES).get_template(f"{FILE}.j2").render(_content(load_index(storage))))
-    return page
-
-
-def _content(index: StudyIndex) -> dict[str, Any]:
-    records = {key: one for found in index.studies for key, one in found.study.records.items() if one is not None}
+    index = load_index(storage)
+    records = {record.trial_id: record for study in index.studies for record in study.ended_records}
     prices = Prices(records.values())
     asked = entries.open_questions(index, prices)
-    further = entries.further_questions(index, prices)
-    return {
+    content = {
         "asked": asked,
-        "further": further,
+        "further": entries.further_questions(index, prices),
         "own": entries.own_studies(index, prices),
         "not_run": [part.study for one in FURTHER for part in one.parts if part.study not in index.names],
         "errors": index.errors,
-        "tally": tally(asked),
-        "caution": caution(index),
-        "storage": index.storage.uri.rstrip("/").rpartition("/")[2] or index.storage.uri,
+        "tally": _tally(asked),
+        "caution": _caution(index),
+        "storage": storage.uri.rstrip("/").rpartition("/")[2] or storage.uri,
         "n_trials": len(records),
         "n_studies": len(index.studies),
     }
+    page = out or (Path(storage.uri) if storage.local else Path("results")) / FILE
+    write(page, environment(TEMPLATES).get_template(f"{FILE}.j2").render(content))
+    return page
 
 
-def tally(asked: Sequence[Entry]) -> str:
+def _tally(asked: Sequence[Entry]) -> str:
     """``8 open questions: 1 decided, 2 undecided, 1 described, 4 without an answer``."""
-    counts = dict.fromkeys(("decided", "undecided", "described", "without an answer"), 0)
-    for entry in asked:
-        counts[_state(entry)] += 1
-    return f"{len(OPEN)} open questions of the paper: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}"
+    states = Counter(map(_state, asked))
+    shown = [name for name in ("decided", "undecided", "described", "without an answer") if states[name]]
+    return f"{len(OPEN)} open questions of the paper: {', '.join(f'{states[name]} {name}' for name in shown)}"
 
 
 def _state(entry: Entry) -> str:
@@ -89,15 +85,14 @@ def _state(entry: Entry) -> str:
     return "decided" if all(part.tone != "open" for part in answered) else "described"
 
 
-def caution(index: StudyIndex) -> str:
+def _caution(index: StudyIndex) -> str:
     """How far from the paper's size all of it is; empty where something has run at that size."""
-    shares = [found.share_of_paper for found in index.studies if found.blocks and not found.is_smoke_test]
+    shares = [share_of_paper(found.plan) for found in index.studies if found.blocks and not found.is_smoke_test]
     if not shares or max(shares) >= SAME_SIZE:
         return ""
-    largest = float(f"{100 * max(shares):.2g}")
     return (
-        f"Nothing here has run at the paper’s size: the largest training had {largest:g}% of its jet passes. "
-        "Answers hold for the sizes named in the entries."
+        f"Nothing here has run at the paper’s size: the largest training had {float(f'{100 * max(shares):.2g}'):g}% of "
+        "its jet passes. Answers hold for the sizes named in the entries."
     )
 
 
@@ -110,11 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("storage", help="folder of the results, or an s3:// or gs:// address")
     parser.add_argument("--out", type=Path, help="file to write (default: index.html in the folder)")
     options = parser.parse_args(arguments)
-    storage = Storage(Path(options.storage).expanduser() if "://" not in options.storage else options.storage)
+    storage = Storage(options.storage)
     if not storage.exists(""):
         raise RecordError(f"no folder {storage.uri}")
     if storage.exists("study.json"):
         raise RecordError(f"{storage.uri} is a study: give the folder above it")
-    path = build_index(storage, options.out)
-    print(path)
+    print(build_index(storage, options.out))
     return 0

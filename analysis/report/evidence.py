@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.report import links
 from analysis.report.links import Links
-from analysis.verdicts import convergence, diagnostics, exploratory, tables
+from analysis.verdicts import convergence, diagnostics, tables
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.diagnostics import Diagnosis
@@ -53,7 +53,7 @@ class Evidence:
     @cached_property
     def compared(self) -> pd.DataFrame:
         """Scores (seed, arm) of the blocks in which every arm has ended: what may be compared."""
-        return exploratory.ended_scores(self.scores, self.states)
+        return self.scores[tables.ended_blocks(self.states)]
 
     @cached_property
     def shown(self) -> list[str]:
@@ -109,4 +109,4 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
 
 def compared_curves(curves: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
     """Learning curves of the blocks in which every arm has ended."""
-    return curves[curves["seed"].isin(states.index[~(states == tables.PENDING).any(axis=1)])]
+    return curves[curves["seed"].isin(states.index[tables.ended_blocks(states)])]

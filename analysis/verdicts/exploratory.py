@@ -11,32 +11,16 @@ import pandas as pd
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts import tables
 from analysis.verdicts.decide import SEED
 
 
-def ended_scores(scores: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
-    """Scores of the blocks in which every arm has ended: what may be compared."""
-    return scores[~(states == tables.PENDING).any(axis=1)]
-
-
-def paired_differences(scores: pd.DataFrame, treatment: str, control: str) -> np.ndarray:
-    """Treatment minus control at the seeds that have both.
-
-    Parameters
-    ----------
-    scores : DataFrame (seed, arm)
-
-    Returns
-    -------
-    float array (seed,)
-    """
+def paired_differences(scores: pd.DataFrame, treatment: str, control: str) -> Floats:
+    """Treatment minus control (seed,) at the seeds that have both, from scores (seed, arm)."""
     return (scores[treatment] - scores[control]).dropna().to_numpy(dtype=float)
 
 
 def sign_flip(values: Sequence[float] | np.ndarray) -> float:
-    """:func:`analysis.stats.paired.sign_flip_test`, the same p each time; NaN below two seeds, where there is no
-    test."""
+    """:func:`analysis.stats.paired.sign_flip_test`, the same p each time; NaN below two seeds: no test."""
     return paired.sign_flip_test(values, np.random.default_rng(SEED)) if len(values) > 1 else float("nan")
 
 
@@ -46,13 +30,6 @@ def corrected(p_values: Sequence[float]) -> list[float]:
     known = np.isfinite(p)
     p[known] = paired.benjamini_hochberg(p[known])
     return [float(one) for one in p]
-
-
-def shown_sign(values: MeanInterval, p_adjusted: float, alpha: float) -> int:
-    """1 or -1 for a mean above or below zero, where test and interval agree; 0 when nothing is shown."""
-    if values.n < 2 or not p_adjusted <= alpha or values.low <= 0 <= values.high:
-        return 0
-    return 1 if values.mean > 0 else -1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +51,7 @@ class Estimate:
     @property
     def cells(self) -> list[str]:
         """Mean, interval, n and corrected p."""
-        n = self.interval.n
-        return [str(self), fmt.interval_cell(self.interval), str(n), fmt.p_cell(self.p, n)]
+        return [str(self), fmt.interval_cell(self.interval), str(self.interval.n), fmt.p_cell(self.p, self.interval.n)]
 
 
 def estimates(differences: Sequence[tuple[str, Floats]], alpha: float) -> list[Estimate]:
@@ -83,6 +59,8 @@ def estimates(differences: Sequence[tuple[str, Floats]], alpha: float) -> list[E
     p_values = corrected([sign_flip(seeds) for _, seeds in differences])
     found = []
     for (name, seeds), p in zip(differences, p_values, strict=True):
-        interval = paired.mean_interval(seeds, 1 - alpha)
-        found.append(Estimate(name=name, seeds=seeds, interval=interval, p=p, shown=shown_sign(interval, p, alpha)))
+        mean = paired.mean_interval(seeds, 1 - alpha)
+        shown = mean.n > 1 and p <= alpha and not mean.low <= 0 <= mean.high
+        sign = (1 if mean.mean > 0 else -1) if shown else 0
+        found.append(Estimate(name=name, seeds=seeds, interval=mean, p=p, shown=sign))
     return found

@@ -12,6 +12,7 @@ from analysis.verdicts import arm_settings, summary, tables
 from analysis.verdicts.decide import DecidedStudy, decide_study
 from analysis.verdicts.summary import Section
 from jbot.store.plan import FILE, Plan, load_study
+from jbot.store.record import Record
 from jbot.store.search_ledger import load_ledger
 from jbot.store.storage import RecordError, Storage
 
@@ -43,24 +44,24 @@ class StudySummary(DecidedStudy):
         return self.folder == self.plan.study
 
     @cached_property
+    def ended_records(self) -> list[Record]:
+        """Records of its trials, in the plan's order."""
+        return [record for record in self.study.records.values() if record is not None]
+
+    @property
     def ended(self) -> int:
         """Trials with a record."""
-        return sum(record is not None for record in self.study.records.values())
+        return len(self.ended_records)
 
     @cached_property
     def blocks(self) -> int:
         """Seeds at which every arm has ended: what is compared."""
-        return int((~(self.states == tables.PENDING).any(axis=1)).sum())
+        return int(tables.ended_blocks(self.states).sum())
 
-    @property
+    @cached_property
     def passes(self) -> int:
         """Jets that training the base sees."""
         return math.prod(arm_settings.trained(self.plan.base))
-
-    @property
-    def share_of_paper(self) -> float:
-        """Its jet passes as a share of what the paper's recipe for the same task has."""
-        return arm_settings.share_of_paper(self.plan)
 
     @property
     def is_smoke_test(self) -> bool:
@@ -119,27 +120,21 @@ def load_index(storage: Storage) -> StudyIndex:
         When the storage cannot be listed.
     """
     index = StudyIndex(storage=storage)
-    for folder in _folders(storage):
+    try:
+        folders = storage.names()
+    except OSError as error:
+        raise RecordError(f"{storage.uri} cannot be listed: {error}") from None
+    for folder in folders:
         try:
             if storage.exists(f"{folder}/{FILE}"):
-                index.studies.append(_summary(storage, folder))
+                study = load_study(f"{storage.address}/{folder}")
+                sections = summary.read(study, storage, folder)
+                index.studies.append(StudySummary(**vars(decide_study(study)), folder=folder, sections=sections))
             elif ledger := load_ledger(storage, folder):
                 index.searches.append(_search(folder, ledger))
         except (RecordError, ValueError, KeyError, TypeError) as error:  # one damaged study hides no other
             index.errors[folder] = " ".join(str(error).split()) or type(error).__name__
     return index
-
-
-def _folders(storage: Storage) -> list[str]:
-    try:
-        return storage.names()
-    except OSError as error:
-        raise RecordError(f"{storage.uri} cannot be listed: {error}") from None
-
-
-def _summary(storage: Storage, folder: str) -> StudySummary:
-    study = load_study(f"{storage.address}/{folder}")
-    return StudySummary(**vars(decide_study(study)), folder=folder, sections=summary.read(study, storage, folder))
 
 
 def _search(folder: str, ledger: Mapping[str, Any]) -> Search:

@@ -16,11 +16,13 @@ from analysis.stats import paired
 from analysis.stats.paired import PairedDifference
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import BASELINES, Metric, find_metric
-from jbot.store.plan import Plan, PlannedTrial, StudyRecords
+from jbot.store.plan import Plan, StudyRecords
 from jbot.store.record import Record
 
 PENDING = "pending"
 """State of a trial that has not ended."""
+FROM_RECORD = ["state", "reason", "wall_seconds", "device_seconds", "attempts", "started", "plan_hash", "git_commit"]
+FROM_RECORD += ["trainer_version"]
 BASELINE_GROUPS = ("data", "model", "probe", "anomaly")
 """Parts of a Config that its baselines depend on."""
 
@@ -36,24 +38,21 @@ def trial_table(study: StudyRecords) -> pd.DataFrame:
         and every metric under its own key. Missing values are None or NaN.
     """
     fields = sorted({field for changes in study.plan.arms.values() for field in changes})
-    rows = [_row(study, trial, fields) for trial in study.trials]
-    columns = ["study", "arm", "seed", "trial_id", "state", "reason"]
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    rows = []
+    for trial in study.trials:
+        record, row = study.records.get(trial.trial_id), {"study": study.plan.study, **vars(trial)}
+        if record is None:
+            rows.append(row | {"state": PENDING, "reason": None})
+            continue
+        row |= {name: getattr(record, name) for name in FROM_RECORD}
+        row |= {"ran_in": record.study, "device": device_of(record), "fingerprint": record.data.get("fingerprint")}
+        values = {field: lookup(record.config, field) for field in fields}
+        # Values of one column must be of one type for Parquet.
+        row |= {f"config.{field}": None if value is None else str(value) for field, value in values.items()}
+        rows.append(row | {key: as_number(value) for key, value in record.metrics.items()})
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["study", "arm", "seed", "trial_id", *FROM_RECORD[:2]])
     table["reason"] = table["reason"].astype(object).where(table["reason"].notna(), None)
     return table
-
-
-def _row(study: StudyRecords, trial: PlannedTrial, fields: Sequence[str]) -> dict[str, Any]:
-    record = study.records.get(trial.trial_id)
-    row: dict[str, Any] = {"study": study.plan.study, "arm": trial.arm, "seed": trial.seed, "trial_id": trial.trial_id}
-    if record is None:
-        return row | {"state": PENDING, "reason": None}
-    row |= {"state": record.state, "reason": record.reason}
-    for name in ("wall_seconds", "device_seconds", "attempts", "started", "plan_hash", "git_commit", "trainer_version"):
-        row[name] = getattr(record, name)
-    row |= {"ran_in": record.study, "device": device_of(record), "fingerprint": record.data.get("fingerprint")}
-    row |= {f"config.{field}": _as_text(lookup(record.config, field)) for field in fields}
-    return row | {key: as_number(value) for key, value in record.metrics.items()}
 
 
 def lookup(nested: Mapping[str, Any], field: str) -> Any:
@@ -76,16 +75,20 @@ def scores_and_states(table: pd.DataFrame, plan: Plan, metric: str | None = None
 
     A combination that has no trial in the study is `pending`.
     """
-    metric = metric or plan.metric
-    shown = table.assign(score=table.get(metric, np.nan))
+    shown = table.assign(score=table.get(metric or plan.metric, np.nan))
     # Only what a trial leaves behind when it ends well is a score: a failed one may have left metrics of its ruins.
     shown["score"] = shown["score"].where(shown["state"] == "complete").astype(float)
     cells = shown.drop_duplicates(["seed", "arm"]).set_index(["seed", "arm"])
-    grid = pd.MultiIndex.from_product([list(plan.seeds), list(plan.arms)], names=["seed", "arm"])
+    seeds, arms = list(plan.seeds), list(plan.arms)
+    grid = pd.MultiIndex.from_product([seeds, arms], names=["seed", "arm"])
     scores = cells["score"].reindex(grid).unstack("arm")
     states = cells["state"].reindex(grid, fill_value=PENDING).unstack("arm")
-    order = list(plan.arms)
-    return scores.loc[list(plan.seeds), order].astype(float), states.loc[list(plan.seeds), order]
+    return scores.loc[seeds, arms].astype(float), states.loc[seeds, arms]
+
+
+def ended_blocks(states: pd.DataFrame) -> pd.Series:
+    """Whether every arm has ended, by seed, from states (seed, arm): what may be compared."""
+    return ~(states == PENDING).any(axis=1)
 
 
 def other_scores(table: pd.DataFrame, plan: Plan) -> dict[str, pd.DataFrame]:
@@ -99,7 +102,7 @@ def seed_differences(table: pd.DataFrame, plan: Plan, verdict: Verdict) -> list[
     contrast, look = verdict.contrast, verdict.look
     own, other = contrast.metrics(plan.metric)
     (treatment, states), (control, _) = (scores_and_states(table, plan, metric) for metric in (own, other))
-    ended = ~(states == PENDING).any(axis=1)
+    ended = ended_blocks(states)
     if look and look.blocks:
         ended &= np.arange(len(ended)) < look.blocks
     return list((treatment[contrast.treatment] - control[contrast.control])[ended].dropna())
@@ -117,33 +120,19 @@ def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """
     scores, states = scores_and_states(table, plan)
     baselines = {name: scores_and_states(table, plan, f"{name}/{plan.metric}")[0] for name in BASELINES}
-    rows = []
+    complete, rows = table[table["state"] == "complete"], []
+    seconds = complete.get("device_seconds", pd.Series(dtype=float))
     for arm, changes in plan.arms.items():
         values = paired.mean_interval(scores[arm].dropna(), 1 - plan.alpha)
         failed = int(((states[arm] == "failed") | ((states[arm] == "complete") & scores[arm].isna())).sum())
-        ended = failed + values.n
-        low, high = paired.wilson(failed, ended)
-        row = {"arm": arm, "changes": describe_changes(changes), **vars(values)}
+        low, high = paired.wilson(failed, failed + values.n)
+        words = ", ".join(f"{field} = {value}" for field, value in changes.items()) or "the base"
+        row = {"arm": arm, "changes": words, **vars(values)}
         row |= {name: float(one[arm].mean()) for name, one in baselines.items() if one.notna().any(axis=None)}
         row |= {"failed": failed, "pruned": int((states[arm] == "pruned").sum())}
         row |= {"pending": int((states[arm] == PENDING).sum()), "failure_low": low, "failure_high": high}
-        rows.append(row | {"device_seconds": _mean_seconds(table, arm)})
+        rows.append(row | {"device_seconds": float(seconds[complete["arm"] == arm].mean())})
     return pd.DataFrame(rows)
-
-
-def _mean_seconds(table: pd.DataFrame, arm: str) -> float:
-    chosen = (table["arm"] == arm) & (table["state"] == "complete")
-    return float(table.loc[chosen, "device_seconds"].mean()) if chosen.any() else math.nan
-
-
-def describe_changes(changes: Mapping[str, Any]) -> str:
-    """The overrides of an arm in one line."""
-    return ", ".join(f"{field} = {value}" for field, value in changes.items()) or "the base"
-
-
-def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row per contrast: estimate, intervals, tests, losses, verdict. Without contrasts the columns alone."""
-    return pd.DataFrame([_contrast_row(verdict) for verdict in verdicts], columns=None if verdicts else _COLUMNS)
 
 
 _JUDGED: tuple[str, ...] = ("p", "p_adjusted", "min_p", "p_equivalent", "p_equivalent_adjusted", "min_p_equivalent")
@@ -152,16 +141,20 @@ _COLUMNS = ["contrast", "treatment", "control", "metric", "control_metric", "kin
 _COLUMNS += [*(field.name for field in dataclasses.fields(PairedDifference)), "standard_error", *_JUDGED, "notes"]
 
 
-def _contrast_row(verdict: Verdict) -> dict[str, Any]:
-    contrast, difference = verdict.contrast, verdict.difference
-    row: dict[str, Any] = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
-    row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
-    row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
-    row |= vars(difference) | {"standard_error": difference.standard_error}
-    row |= {name: getattr(verdict, name) for name in _JUDGED}
-    if verdict.look:
-        row |= {"look": verdict.look.blocks, "planned_blocks": verdict.look.of, "confidence": verdict.confidence}
-    return row | {"notes": " ".join(verdict.notes)}
+def contrasts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row per contrast: estimate, intervals, tests, losses, verdict. Without contrasts the columns alone."""
+    rows = []
+    for verdict in verdicts:
+        contrast, difference, look = verdict.contrast, verdict.difference, verdict.look
+        row: dict[str, Any] = {"contrast": contrast.name, "treatment": contrast.treatment, "control": contrast.control}
+        row |= {"metric": contrast.metric, "control_metric": contrast.control_metric}
+        row |= {"kind": "primary" if contrast.primary else "exploratory", "verdict": verdict.outcome}
+        row |= vars(difference) | {"standard_error": difference.standard_error}
+        row |= {name: getattr(verdict, name) for name in _JUDGED}
+        if look:
+            row |= {"look": look.blocks, "planned_blocks": look.of, "confidence": verdict.confidence}
+        rows.append(row | {"notes": " ".join(verdict.notes)})
+    return pd.DataFrame(rows, columns=None if rows else _COLUMNS)
 
 
 def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
@@ -170,20 +163,17 @@ def other_metrics(table: pd.DataFrame, plan: Plan) -> list[str]:
     Baselines are left out, and the many numbers of one ROC curve but its area: those of a class, at one cut, and at
     other settings than the published ones. trials.csv has them all.
     """
+
+    def place(metric: Metric) -> tuple[int, list[tuple[float, str]]]:
+        """Accuracies, areas of classifiers, of anomaly scores, and the rest; then by name, 10% before 100%."""
+        area = metric.measure == "auc"
+        kinds = (metric.measure == "accuracy", area and metric.kind != "anomaly", area, True)
+        parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric.key)
+        return kinds.index(True), [(float(digits or 0), words) for digits, words in parts]
+
     names = [column for column in table.columns if "/" in column and not column.startswith("config.")]
     metrics = [find_metric(name) for name in names if name != plan.metric]
-    return [one.key for one in sorted(metrics, key=_place) if not (one.is_detail or one.baseline)]
-
-
-def _place(metric: Metric) -> tuple[int, list[tuple[float, str]]]:
-    """Sorts accuracies, areas of classifiers, of anomaly scores, and the rest; then by name, 10% before 100%."""
-    kinds = (
-        metric.measure == "accuracy",
-        metric.measure == "auc" and metric.kind != "anomaly",
-        metric.measure == "auc",
-    )
-    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", metric.key)
-    return (*kinds, True).index(True), [(float(digits or 0), words) for digits, words in parts]
+    return [one.key for one in sorted(metrics, key=place) if not (one.is_detail or one.baseline)]
 
 
 def baseline_groups(plan: Plan) -> dict[str, list[str]]:
@@ -191,25 +181,23 @@ def baseline_groups(plan: Plan) -> dict[str, list[str]]:
 
     The untrained encoder of one task, or of one size, is no baseline of another.
     """
-    fields = sorted(
-        {name for changes in plan.arms.values() for name in changes if name.split(".")[0] in BASELINE_GROUPS}
-    )
+    changed = {name for changes in plan.arms.values() for name in changes}
+    fields = sorted(name for name in changed if name.split(".")[0] in BASELINE_GROUPS)
     groups: dict[str, list[str]] = {}
     tasks = {}
     for arm, changes in plan.arms.items():
-        settings = {name: changes.get(name, lookup(plan.base, name)) for name in fields}
+        settings = {name: changes.get(name, lookup(plan.base, name)) for name in ("data.task", *fields)}
         key = json.dumps(settings, sort_keys=True, default=str)
         groups.setdefault(key, []).append(arm)
-        tasks[key] = changes.get("data.task", lookup(plan.base, "data.task"))
+        tasks[key] = settings["data.task"]
     if len(groups) == 1:
         return {"": list(plan.arms)}
-    by_task = len(set(tasks.values())) == len(groups)
-    return {f"task {tasks[key]}" if by_task else _few(arms): arms for key, arms in groups.items()}
-
-
-def _few(arms: Sequence[str], most: int = 3) -> str:
-    """Their names, or the first of them and how many more there are."""
-    return ", ".join(arms) if len(arms) <= most else f"{arms[0]} and {len(arms) - 1} other arms"
+    if len(set(tasks.values())) == len(groups):
+        return {f"task {tasks[key]}": arms for key, arms in groups.items()}
+    return {
+        ", ".join(arms) if len(arms) <= 3 else f"{arms[0]} and {len(arms) - 1} other arms": arms
+        for arms in groups.values()
+    }
 
 
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:
@@ -224,16 +212,14 @@ def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) 
     """
     rng = np.random.default_rng(0)
     rows = []
-    between = [contrast for contrast in plan.contrasts if contrast.of_arms]
     for metric in metrics:
         scores, states = scores_and_states(table, plan, metric)
-        ended = scores[~(states == PENDING).any(axis=1)]
-        for contrast in between:
-            gaps = (ended[contrast.treatment] - ended[contrast.control]).dropna()
-            if len(gaps) >= 2:
-                interval = paired.mean_interval(gaps, 1 - plan.alpha)
-                p = paired.sign_flip_test(gaps, rng)
-                rows.append({"metric": metric, "contrast": contrast.name, **vars(interval), "p": p})
+        ended = scores[ended_blocks(states)]
+        for contrast in (contrast for contrast in plan.contrasts if contrast.of_arms):
+            differences = (ended[contrast.treatment] - ended[contrast.control]).dropna()
+            if len(differences) >= 2:
+                mean, p = paired.mean_interval(differences, 1 - plan.alpha), paired.sign_flip_test(differences, rng)
+                rows.append({"metric": metric, "contrast": contrast.name, **vars(mean), "p": p})
     frame = pd.DataFrame(rows)
     return frame.assign(p_adjusted=paired.benjamini_hochberg(frame["p"])) if rows else frame
 
@@ -243,8 +229,3 @@ def as_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan
     return float(value)
-
-
-def _as_text(value: Any) -> Any:
-    """Config values of one column must be of one type for Parquet."""
-    return None if value is None else str(value)
