@@ -12,9 +12,7 @@ there, and a late threshold measures the noise of a plateau.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +21,7 @@ from scipy import integrate
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from jbot.evaluation.metrics_registry import find_metric
-from jbot.store.plan import Contrast, Plan, StudyRecords
+from jbot.store.plan import Plan, StudyRecords
 
 FRACTION = 0.5
 """Share of the control arm's gain; see the module's docstring."""
@@ -59,8 +57,8 @@ class Convergence:
     """All arms of a study on one clock."""
 
     metric: str
-    clock: str
     unit: str
+    """Of the clock."""
     control: str
     threshold: float
     horizon: float
@@ -77,12 +75,12 @@ def curve_table(study: StudyRecords) -> pd.DataFrame:
     DataFrame
         arm, seed, state and the columns of the curves, one row per trial and probed epoch, each epoch once.
     """
-    rows: list[dict[str, Any]] = []
-    for trial in study.trials:
-        record = study.records.get(trial.trial_id)
-        if record is not None:
-            head = {"arm": trial.arm, "seed": trial.seed, "state": record.state}
-            rows += [head | row for row in study.curves(trial.trial_id)]
+    rows = [
+        {"arm": trial.arm, "seed": trial.seed, "state": record.state} | row
+        for trial in study.trials
+        if (record := study.records.get(trial.trial_id)) is not None
+        for row in study.curves(trial.trial_id)
+    ]
     if not rows:
         return pd.DataFrame(columns=["arm", "seed", "state", "epoch"])
     # A trial resumed after a crash may have reported an epoch twice: the later row belongs to the weights kept.
@@ -104,9 +102,9 @@ def paired_curve_table(curves: pd.DataFrame, metric: str, control: str) -> pd.Da
         arm, seed, epoch, metric; without rows of the control arm.
     """
     complete = curves[curves["state"] == "complete"][["arm", "seed", "epoch", metric]].dropna()
-    base = complete[complete["arm"] == control].drop(columns="arm")
-    pairs = complete[complete["arm"] != control].merge(base, on=["seed", "epoch"], suffixes=("", " of control"))
-    return pairs.assign(**{metric: pairs[metric] - pairs[f"{metric} of control"]}).drop(columns=f"{metric} of control")
+    base = complete[complete["arm"] == control].drop(columns="arm").rename(columns={metric: "of control"})
+    pairs = complete[complete["arm"] != control].merge(base, on=["seed", "epoch"])
+    return pairs.assign(**{metric: pairs[metric] - pairs["of control"]}).drop(columns="of control")
 
 
 def at_shared_epochs(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -123,10 +121,7 @@ def at_shared_epochs(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
 def control_threshold(curves: pd.DataFrame, metric: str, control: str) -> float:
     """The level `FRACTION` of the way from the untrained to the trained control arm, means over complete trials.
 
-    Returns
-    -------
-    float
-        In units of the metric, NaN without curves of the control arm.
+    In units of the metric, NaN without curves of the control arm.
     """
     chosen = curves[(curves["arm"] == control) & (curves["state"] == "complete")].dropna(subset=[metric])
     if chosen.empty:
@@ -198,21 +193,14 @@ def converge(
 
     Parameters
     ----------
-    plan : Plan
     curves : DataFrame
         From :func:`curve_table`.
     clock : str
-        `epoch` or `device_seconds`.
+        One of CLOCKS. None is returned when the curves do not hold it, or the metric.
     threshold : float, optional
         Fixed in advance, in units of the metric; else taken from the control arm of the first contrast.
-
-    Returns
-    -------
-    Convergence or None
-        None when the curves do not hold the metric or the clock.
     """
-    metric = validation_metric(plan, curves)
-    control = control_arm(plan)
+    metric, control = validation_metric(plan, curves), control_arm(plan)
     if metric is None or clock not in curves or control is None:
         return None
     level = control_threshold(curves, metric, control) if threshold is None else threshold
@@ -221,66 +209,44 @@ def converge(
     if complete.empty or not math.isfinite(level):
         return None
     horizon = float(complete.groupby(["arm", "seed"])[clock].max().min())
-    trials = _per_trial(plan, curves, metric, clock, level, horizon)
+    rows = []
+    for (arm, seed), trial in curves[curves["state"] != "pruned"].groupby(["arm", "seed"]):
+        times, values = trial.dropna(subset=[clock]).sort_values(clock)[[clock, metric]].to_numpy(dtype=float).T
+        time, reached = time_to(times, values, level, horizon, plan.higher_is_better)
+        rows.append([arm, seed, time, reached, normalised_area(times, values, horizon)])
+    trials = pd.DataFrame(rows, columns=["arm", "seed", "time", "reached", "area"])
+    # Times are cut at one horizon, so their mean difference is the difference of the restricted means.
+    time, area = (trials.pivot(index="seed", columns="arm", values=name) for name in ("time", "area"))
+    time, area = (by_arm.astype(float).reindex(columns=list(plan.arms)) for by_arm in (time, area))
     return Convergence(
         metric=metric,
-        clock=clock,
         unit=find_metric(clock).unit or clock,
         control=control,
         threshold=level,
         horizon=horizon,
-        arms=tuple(_of_arm(trials, arm, horizon) for arm in plan.arms),
-        contrasts=tuple(_of_contrast(trials, c.treatment, c.control, c.name) for c in of_arms(plan)),
+        arms=tuple(
+            ArmConvergence(
+                arm=arm,
+                reached=int(trials.loc[trials["arm"] == arm, "reached"].sum()),
+                n=int((trials["arm"] == arm).sum()),
+                restricted_mean=restricted_mean(time[arm].dropna().to_numpy(), horizon),
+                area=paired.mean_interval(area[arm].dropna()),
+            )
+            for arm in plan.arms
+        ),
+        contrasts=tuple(
+            PairedConvergence(
+                contrast=contrast.name,
+                time=paired.mean_interval((time[contrast.treatment] - time[contrast.control]).dropna()),
+                area=paired.mean_interval((area[contrast.treatment] - area[contrast.control]).dropna()),
+            )
+            for contrast in plan.contrasts
+            if contrast.of_arms
+        ),
     )
-
-
-def of_arms(plan: Plan) -> list[Contrast]:
-    """Contrasts that learning curves can follow."""
-    return [contrast for contrast in plan.contrasts if contrast.of_arms]
 
 
 def control_arm(plan: Plan) -> str | None:
     """The control of the first primary contrast of arms, or of the first one when none is primary."""
-    found = sorted(of_arms(plan), key=lambda contrast: not contrast.primary)
-    return found[0].control if found else None
-
-
-def _per_trial(
-    plan: Plan, curves: pd.DataFrame, metric: str, clock: str, threshold: float, horizon: float
-) -> pd.DataFrame:
-    """Indexed by (arm, seed): time, reached, area."""
-    rows: Mapping[tuple[Any, ...], dict[str, Any]] = {
-        key: _of_trial(trial, metric, clock, threshold, horizon, plan.higher_is_better)
-        for key, trial in curves[curves["state"] != "pruned"].groupby(["arm", "seed"])
-    }
-    index = pd.MultiIndex.from_tuples(list(rows), names=["arm", "seed"])
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
-def _of_trial(
-    trial: pd.DataFrame, metric: str, clock: str, threshold: float, horizon: float, higher_is_better: bool
-) -> dict[str, Any]:
-    ordered = trial.dropna(subset=[clock]).sort_values(clock)
-    times, values = ordered[clock].to_numpy(dtype=float), ordered[metric].to_numpy(dtype=float)
-    time, reached = time_to(times, values, threshold, horizon, higher_is_better)
-    return {"time": time, "reached": reached, "area": normalised_area(times, values, horizon)}
-
-
-def _of_arm(trials: pd.DataFrame, arm: str, horizon: float) -> ArmConvergence:
-    chosen = trials[trials.index.get_level_values("arm") == arm]
-    return ArmConvergence(
-        arm=arm,
-        reached=int(chosen["reached"].astype(bool).sum()),
-        n=len(chosen),
-        restricted_mean=restricted_mean(chosen["time"].to_numpy(dtype=float), horizon),
-        area=paired.mean_interval(chosen["area"].dropna()),
-    )
-
-
-def _of_contrast(trials: pd.DataFrame, treatment: str, control: str, name: str) -> PairedConvergence:
-    """Both times are cut at one horizon, so their mean difference is the difference of the restricted means."""
-    by_arm = [
-        trials[column].astype(float).unstack("arm").reindex(columns=[treatment, control]) for column in ("time", "area")
-    ]
-    time, area = (paired.mean_interval((one[treatment] - one[control]).dropna()) for one in by_arm)
-    return PairedConvergence(contrast=name, time=time, area=area)
+    between = sorted((c for c in plan.contrasts if c.of_arms), key=lambda contrast: not contrast.primary)
+    return between[0].control if between else None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from analysis.verdicts import tables
 from jbot.data.jets import CLASSES
 from jbot.data.splits import COMPOSITION, TARGETS, targets
 from jbot.evaluation.metrics_registry import class_label, classifier_label, find_metric
-from jbot.store.plan import PlannedTrial, StudyRecords
+from jbot.store.plan import StudyRecords
 from jbot.store.record import Record
 from jbot.store.storage import RecordError
 
@@ -41,8 +41,6 @@ ERRORS = 2.0
 UNIFORM_REASON = "attention is uniform"
 """What the reason of a trial says that failed of it (jbot.trainer.loop.collapse)."""
 FROZEN = ("knn", "linear")
-NOT_CLASSIFIERS = ("anomaly",)
-"""Groups of scores.safetensors that are no probabilities of classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,56 +88,44 @@ def diagnose(study: StudyRecords) -> Diagnosis:
         When the scores of a trial are damaged.
     """
     found: list[Finding] = []
-    looked: dict[str, dict[str, int]] = {name: {} for name in CHECKS}
+    looked: dict[str, Counter[str]] = {name: Counter() for name in CHECKS}
     for trial in study.trials:
         record = study.records.get(trial.trial_id)
-        if record is None:
-            continue
-        for name, check in CHECKS.items():
+        for name, check in CHECKS.items() if record else ():
             cases = check(record, study)
             if cases is not None:
-                looked[name][trial.arm] = looked[name].get(trial.arm, 0) + 1
-                found += [_finding(name, trial, case) for case in cases]
+                looked[name][trial.arm] += 1
+                found += [Finding(check=name, **vars(trial), case=case) for case in cases]
     return Diagnosis(found=found, looked=looked)
-
-
-def _finding(check: str, trial: PlannedTrial, case: Case) -> Finding:
-    return Finding(check=check, arm=trial.arm, seed=trial.seed, trial_id=trial.trial_id, case=case)
 
 
 def as_table(diagnosis: Diagnosis) -> pd.DataFrame:
     """One row per finding: signature, arm, seed, trial_id, subject, evidence."""
-    columns = ["signature", "arm", "seed", "trial_id", "subject", "evidence"]
-    rows = [
-        [item.check, item.arm, item.seed, item.trial_id, item.case.subject, item.case.evidence]
-        for item in diagnosis.found
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    rows = [[f.check, f.arm, f.seed, f.trial_id, f.case.subject, f.case.evidence] for f in diagnosis.found]
+    return pd.DataFrame(rows, columns=["signature", "arm", "seed", "trial_id", "subject", "evidence"])
 
 
 def collapse(record: Record, study: StudyRecords) -> list[Case] | None:
     """The embedding says nothing about its jets: the trial failed of it, or ended close to it."""
-    if _failed_of(record, "collapsed"):
+    if _collapsed(record):
         return [Case(subject="the trial failed", evidence=str(record.reason), weight=math.inf)]
+    limits = {"spread": (MIN_SPREAD, "spread of the embedding"), "effective_rank": (MIN_RANK, "effective rank")}
+    values = {metric: value for metric in limits if (value := _metric(record, f"test/{metric}")) is not None}
     cases = []
-    for metric, minimum, words in (
-        ("spread", MIN_SPREAD, "spread of the embedding"),
-        ("effective_rank", MIN_RANK, "effective rank"),
-    ):
-        value = _metric(record, metric)
-        if value is not None and value < minimum:
+    for metric, value in values.items():
+        minimum, words = limits[metric]
+        if value < minimum:
             evidence = f"{words} {fmt.compact(value)}, below {minimum:g}"
             cases.append(Case(subject=words, evidence=evidence, weight=-value))
-    known = any(_metric(record, metric) is not None for metric in ("spread", "effective_rank"))
     # A trial that failed of something else has no final metrics, but its reason says that it was not this.
-    return cases if known or record.state == "failed" else None
+    return cases if values or record.state == "failed" else None
 
 
 def uniform_attention(record: Record, study: StudyRecords) -> list[Case] | None:
     """[CLS] looks at every particle alike, in every head: attention has not been learned."""
-    if _failed_of(record, "collapsed") and UNIFORM_REASON in str(record.reason):
+    if _collapsed(record) and UNIFORM_REASON in str(record.reason):
         return [Case(subject="every head", evidence=str(record.reason), weight=math.inf)]
-    value = _metric(record, "attention_entropy")
+    value = _metric(record, "test/attention_entropy")
     if value is None:
         return None
     if value <= MAX_ATTENTION_ENTROPY:
@@ -156,37 +142,30 @@ def class_confusion(record: Record, study: StudyRecords) -> list[Case] | None:
     task = tables.lookup(record.config, "data.task")
     if task not in TARGETS:
         raise RecordError(f"data.task of trial {record.trial_id} must be one of {', '.join(TARGETS)}, got {task!r}")
-    names = [class_label(name) for name in TARGETS[task]]
-    cases, classifiers = [], _classifiers(scores)
-    for classifier, probability in classifiers.items():
-        counts = _confusion_of(record, scores, classifier, probability, task)
-        if _guesses(counts):
-            continue
-        for a, b in itertools.combinations(range(len(names)), 2):
-            cases += _confused(counts, a, b, f"{names[a]} and {names[b]}", classifier)
-    return cases if classifiers else None
-
-
-def _classifiers(scores: Mapping[str, Any]) -> dict[str, NDArray[np.floating]]:
-    """Probabilities of scores.safetensors by probe or classifier."""
-    parts = {name.removesuffix("/probability"): value for name, value in scores.items() if "/probability" in name}
-    return {name: value for name, value in sorted(parts.items()) if name.split("/")[0] not in NOT_CLASSIFIERS}
-
-
-def _confusion_of(
-    record: Record, scores: Mapping[str, Any], classifier: str, probability: NDArray[np.floating], task: str
-) -> NDArray[np.int64]:
-    label, classes = np.asarray(scores.get("label", []), dtype=np.int64), len(TARGETS[task])
+    label, names = np.asarray(scores.get("label", []), dtype=np.int64), [class_label(name) for name in TARGETS[task]]
     if not np.isin(label, range(len(CLASSES))).all():
         raise RecordError(f"scores of trial {record.trial_id}: label must be 0 to {len(CLASSES) - 1}")
-    if probability.shape != (len(label), classes):
-        raise RecordError(
-            f"scores of trial {record.trial_id}: {classifier}/probability must be ({len(label)}, {classes}), "
-            f"got {probability.shape}"
-        )
     truth = targets(label, task)
     known = truth >= 0  # signal classes of the anomaly task are none of the classifier's
-    return confusion_matrix(truth[known], probability[known].argmax(1), classes)
+    classifiers = sorted(name for name in scores if "/probability" in name and name.split("/")[0] != "anomaly")
+    cases = []
+    for name in classifiers:
+        probability, shape = scores[name], (len(label), len(names))
+        if probability.shape != shape:
+            raise RecordError(f"scores of trial {record.trial_id}: {name} must be {shape}, got {probability.shape}")
+        counts = confusion_matrix(truth[known], probability[known].argmax(1), len(names))
+        jets = max(1, int(counts.sum()))
+        accuracy, chance = float(np.trace(counts)) / jets, float(counts.sum(axis=1).max()) / jets
+        if accuracy <= chance + ERRORS * math.sqrt(accuracy * (1 - accuracy) / jets):
+            continue  # no better than its most frequent class, it confuses all pairs, and none is news
+        for (a, one), (b, other) in itertools.combinations(enumerate(names), 2):
+            wrong, decided = mutual_confusion(counts, a, b)
+            low, high = paired.wilson(wrong, decided)
+            if decided and low > MAX_CONFUSION:
+                share, subject = wrong / decided, classifier_label(name.removesuffix("/probability"))
+                evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
+                cases.append(Case(subject=f"{one} and {other}, {subject}", evidence=evidence, weight=share))
+    return cases if classifiers else None
 
 
 def confusion_matrix(truth: NDArray[np.int64], said: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -200,30 +179,12 @@ def mutual_confusion(counts: NDArray[np.int64], a: int, b: int) -> tuple[int, in
     return wrong, wrong + int(counts[a, a] + counts[b, b])
 
 
-def _guesses(counts: NDArray[np.int64]) -> bool:
-    """Whether a classifier is no better than its most frequent class: it confuses all pairs, and none is news."""
-    jets = int(counts.sum())
-    accuracy, chance = float(np.trace(counts)) / max(1, jets), float(counts.sum(axis=1).max()) / max(1, jets)
-    return accuracy <= chance + ERRORS * math.sqrt(accuracy * (1 - accuracy) / max(1, jets))
-
-
-def _confused(counts: NDArray[np.int64], a: int, b: int, pair: str, classifier: str) -> list[Case]:
-    wrong, decided = mutual_confusion(counts, a, b)
-    low, high = paired.wilson(wrong, decided)
-    if decided == 0 or low <= MAX_CONFUSION:
-        return []
-    share = wrong / decided
-    evidence = f"{wrong} of {decided} decisions between them wrong: {share:.1%} ({low:.1%} to {high:.1%})"
-    return [Case(subject=f"{pair}, {classifier_label(classifier)}", evidence=evidence, weight=share)]
-
-
 def at_chance(record: Record, study: StudyRecords) -> list[Case] | None:
     """A trained classifier that says no more than its most frequent class would: comparisons with it mean little."""
     runs = [run for kind in ("finetune", "supervised") for run in _runs(record, kind)]
-    cases = []
+    chance, cases = chance_of(str(tables.lookup(record.config, "data.task"))) if runs else 0.0, []
     for run in runs:
-        accuracy = _metric(record, f"{run}_accuracy") or 0.0
-        chance = chance_of(str(tables.lookup(record.config, "data.task")))
+        accuracy = float(record.metrics[f"test/{run}_accuracy"])
         error = _error(record, f"test/{run}_accuracy", accuracy)
         if accuracy <= chance + ERRORS * error:
             evidence = f"accuracy {fmt.with_error(accuracy, error)}, and {chance:g} by chance"
@@ -240,52 +201,43 @@ def chance_of(task: str) -> float:
 
 def below_frozen(record: Record, study: StudyRecords) -> list[Case] | None:
     """Fine-tuning that ends below the better probe of the frozen embedding it started from."""
-    frozen = [probe for probe in FROZEN if _metric(record, f"{probe}_accuracy") is not None]
-    tuned = _runs(record, "finetune")
-    if not frozen or not tuned:
-        return None
-    best = max(frozen, key=lambda probe: _metric(record, f"{probe}_accuracy") or 0.0)
-    return [case for run in tuned for case in _below(record, run, best, classifier_label(run))]
+    frozen = {probe: value for probe in FROZEN if (value := _accuracy(record, probe)) is not None}
+    best = f"test/{max(frozen, key=frozen.__getitem__)}_accuracy" if frozen else ""
+    return _below(record, [(run, best) for run in _runs(record, "finetune")] if frozen else [])
 
 
 def below_baseline(record: Record, study: StudyRecords) -> list[Case] | None:
     """Fine-tuning that ends below the same network trained from fresh weights on the same labels."""
-    runs = [(run, run.replace("finetune", "supervised")) for run in _runs(record, "finetune")]
-    pairs = [(run, baseline) for run, baseline in runs if _metric(record, f"{baseline}_accuracy") is not None]
-    cases = [case for run, baseline in pairs for case in _below(record, run, baseline, classifier_label(run))]
-    return cases if pairs else None
+    runs = {run: run.replace("finetune", "supervised") for run in _runs(record, "finetune")}
+    known = [(run, f"test/{other}_accuracy") for run, other in runs.items() if _accuracy(record, other) is not None]
+    return _below(record, known)
 
 
 def below_untrained(record: Record, study: StudyRecords) -> list[Case] | None:
     """A probe that does worse on the trained encoder than on the one it started as."""
-    probes = [
-        probe
-        for probe in FROZEN
-        if _metric(record, f"{probe}_accuracy") is not None
-        and _metric(record, f"{probe}_accuracy", "untrained/test/") is not None
-    ]
-    cases = [case for p in probes for case in _below(record, p, p, classifier_label(p), "untrained/test/")]
-    return cases if probes else None
+    pairs = [(probe, f"untrained/test/{probe}_accuracy") for probe in FROZEN if _accuracy(record, probe) is not None]
+    return _below(record, [(probe, other) for probe, other in pairs if _metric(record, other) is not None])
 
 
-def _below(record: Record, lower: str, upper: str, subject: str, prefix: str = "test/") -> list[Case]:
-    """A case when the accuracy `lower` is below `upper` by more than ERRORS errors of the difference.
+def _below(record: Record, pairs: Sequence[tuple[str, str]]) -> list[Case] | None:
+    """Cases of probes or classifiers whose accuracy lies below a metric, by more than ERRORS errors of the difference.
 
     Both are of the same jets and tend to err together: added in quadrature, their errors are rather too large.
     """
-    a, b = (f"test/{lower}_accuracy", f"{prefix}{upper}_accuracy")
-    values = [float(record.metrics[name]) for name in (a, b)]
-    errors = [_error(record, name, value) for name, value in zip((a, b), values, strict=True)]
-    gap, error = values[1] - values[0], math.hypot(*errors)
-    if not gap > ERRORS * error:
-        return []
-    than = "untrained encoder" if prefix != "test/" else classifier_label(upper)
-    decimals = fmt.decimals_of(error)
-    evidence = (
-        f"accuracy {fmt.number(values[0], decimals)} against {fmt.number(values[1], decimals)} ({than}): "
-        f"{fmt.with_error(gap, error)} lower"
-    )
-    return [Case(subject=subject, evidence=evidence, weight=gap)]
+    cases = []
+    for probe, upper in pairs:
+        names = (f"test/{probe}_accuracy", upper)
+        low, high = (float(record.metrics[name]) for name in names)
+        error = math.hypot(_error(record, names[0], low), _error(record, upper, high))
+        if high - low > ERRORS * error:
+            metric, decimals = find_metric(upper), fmt.decimals_of(error)
+            than = "untrained encoder" if metric.baseline else classifier_label(metric.source)
+            evidence = (
+                f"accuracy {fmt.number(low, decimals)} against {fmt.number(high, decimals)} ({than}): "
+                f"{fmt.with_error(high - low, error)} lower"
+            )
+            cases.append(Case(subject=classifier_label(probe), evidence=evidence, weight=high - low))
+    return cases if pairs else None
 
 
 def _error(record: Record, name: str, accuracy: float) -> float:
@@ -297,21 +249,25 @@ def _error(record: Record, name: str, accuracy: float) -> float:
     return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / jets) if isinstance(jets, int) and jets > 0 else 0.0
 
 
-def _failed_of(record: Record, what: str) -> bool:
-    return record.state == "failed" and str(record.reason).startswith(what)
+def _collapsed(record: Record) -> bool:
+    return record.state == "failed" and str(record.reason).startswith("collapsed")
 
 
-def _metric(record: Record, name: str, prefix: str = "test/") -> float | None:
+def _metric(record: Record, name: str) -> float | None:
     """A final metric of a complete trial: a failed one may have left metrics of its ruins."""
-    value = record.metrics.get(f"{prefix}{name}") if record.state == "complete" else None
+    value = record.metrics.get(name) if record.state == "complete" else None
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _accuracy(record: Record, probe: str) -> float | None:
+    return _metric(record, f"test/{probe}_accuracy")
 
 
 def _runs(record: Record, kind: str) -> list[str]:
     """``finetune_10``, ``finetune_100``: the runs of a kind that left an accuracy, by label fraction."""
     metrics = [find_metric(name) for name in record.metrics]
     runs = {one.source for one in metrics if one.kind == kind and one.measure == "accuracy" and not one.baseline}
-    known = [run for run in runs if _metric(record, f"{run}_accuracy") is not None]
+    known = [run for run in runs if _accuracy(record, run) is not None]
     return sorted(known, key=lambda run: float(run.removeprefix(f"{kind}_")))
 
 
@@ -343,8 +299,7 @@ def absent_line(diagnosis: Diagnosis) -> str:
     trials = {name: sum(by_arm.values()) for name, by_arm in diagnosis.looked.items()}
     absent = [f"{name} ({fmt.count(n, 'trial')})" for name, n in trials.items() if n and name not in found]
     blind = [name for name, n in trials.items() if not n]
-    lines = [f"{'Looked for and not found' if found else 'None found. Looked for'}: {', '.join(absent)}."] * bool(
-        absent
-    )
-    lines += [f"Not looked for, because no trial left what it takes: {', '.join(blind)}."] * bool(blind)
+    head = "Looked for and not found" if found else "None found. Looked for"
+    lines = [f"{head}: {', '.join(absent)}."] if absent else []
+    lines += [f"Not looked for, because no trial left what it takes: {', '.join(blind)}."] if blind else []
     return " ".join(lines)
