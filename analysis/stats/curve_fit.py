@@ -65,7 +65,7 @@ class Form:
     bounds: tuple[tuple[float, float], ...]
     """Per parameter of the shape, the exponents first."""
     grid: tuple[tuple[float, ...], ...]
-    apart: int
+    apart: int = 1
     """So many parameters tell starts apart: of each of their combinations on the grid one start is kept."""
     read: Callable[[Floats, Floats, Axes], dict[str, Floats]]
     """(levels (line,), shapes (line, parameter), measured) -> parameters of the formula."""
@@ -80,17 +80,18 @@ class Form:
         return np.log(np.maximum(self.shape(shapes, sizes, measured), MIN_SHARE))
 
 
-def _linear(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
-    return 1 - shapes[..., :1] * (sizes[:, 0] / measured.first[0] - 1) / (measured.reach[0] - 1)
+def _straight(scale: Callable[[Floats], Floats]) -> Callable[[Floats, Floats, Axes], Floats]:
+    """Straight lines over a scale of sizes in units of the smallest; the shape is what the last size gains."""
+
+    def shape(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
+        return 1 - shapes[..., :1] * scale(sizes[:, 0] / measured.first[0]) / scale(measured.reach[0])
+
+    return shape
 
 
 def _read_linear(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Floats]:
     b = levels * shapes[:, 0] / (measured.reach[0] - 1) / measured.first[0]
     return {"a": levels + b * measured.first[0], "b": b}
-
-
-def _logarithmic(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
-    return 1 - shapes[..., :1] * np.log(sizes[:, 0] / measured.first[0]) / np.log(measured.reach[0])
 
 
 def _read_logarithmic(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Floats]:
@@ -103,13 +104,17 @@ def _falling(beta: Floats, sizes: Floats) -> Floats:
 
 
 def _power(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
-    beta, irreducible = shapes[..., :1], shapes[..., 1:]
+    beta, irreducible = shapes[..., :1], shapes[..., 1:2]
     return irreducible + (1 - irreducible) * _falling(beta, sizes[:, 0] / measured.first[0])
 
 
 def _read_power(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Floats]:
     beta, irreducible = shapes.T[:2]
     return {"E": levels * irreducible, "B": levels * (1 - irreducible) * measured.first[0] ** beta, "β": beta}
+
+
+def _passed(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
+    return _power(shapes, sizes.prod(axis=1, keepdims=True), measured)
 
 
 def _joint(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
@@ -122,13 +127,8 @@ def _read_joint(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Flo
     alpha, beta, irreducible, share = shapes.T
     model, jets = measured.first
     rest = levels * (1 - irreducible)
-    return {
-        "E": levels * irreducible,
-        "A": rest * share * model**alpha,
-        "α": alpha,
-        "B": rest * (1 - share) * jets**beta,
-        "β": beta,
-    }
+    found = {"E": levels * irreducible, "A": rest * share * model**alpha, "α": alpha}
+    return found | {"B": rest * (1 - share) * jets**beta, "β": beta}
 
 
 def _repeated(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
@@ -141,37 +141,21 @@ def _read_repeated(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, 
     return _read_power(levels, shapes, measured) | {"R": np.exp(shapes[:, 2])}
 
 
-def _passed(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
-    passed = sizes.prod(axis=1) / measured.first[0]
-    return shapes[..., 1:2] + (1 - shapes[..., 1:2]) * _falling(shapes[..., :1], passed)
-
-
-def _steps(low: float, high: float, count: int) -> tuple[float, ...]:
-    return tuple(float(one) for one in np.linspace(low, high, count))
-
-
 _EXPONENT = (MIN_EXPONENT, MAX_EXPONENT)
 _EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.1, 2.0)
-_IRREDUCIBLE, _IRREDUCIBLES = (0.0, 1.0), (*_steps(0, 0.9, 10), 0.95, 0.98)
+_IRREDUCIBLE, _IRREDUCIBLES = (0.0, 1.0), (*np.linspace(0, 0.9, 10).tolist(), 0.95, 0.98)
 _SLOPE, _SLOPES = (-30.0, 0.999), (-3.0, -1.0, -0.5, -0.2, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 
 LINEAR = Form(
     name="linear",
     formula="a − b D",
-    shape=_linear,
+    shape=_straight(lambda ratio: ratio - 1),
     bounds=(_SLOPE,),
     grid=(_SLOPES,),
-    apart=1,
     read=_read_linear,
 )
-LOGARITHMIC = Form(
-    name="logarithmic",
-    formula="a − b log10 D",
-    shape=_logarithmic,
-    bounds=(_SLOPE,),
-    grid=(_SLOPES,),
-    apart=1,
-    read=_read_logarithmic,
+LOGARITHMIC = dataclasses.replace(
+    LINEAR, name="logarithmic", formula="a − b log10 D", shape=_straight(np.log), read=_read_logarithmic
 )
 POWER = Form(
     name="power law with irreducible error",
@@ -179,7 +163,6 @@ POWER = Form(
     shape=_power,
     bounds=(_EXPONENT, _IRREDUCIBLE),
     grid=(_EXPONENTS, _IRREDUCIBLES),
-    apart=1,
     read=_read_power,
 )
 JOINT = Form(
@@ -191,15 +174,14 @@ JOINT = Form(
     apart=2,
     read=_read_joint,
 )
-UNIQUE = dataclasses.replace(POWER, name="passes count nothing", formula="E + B D^−β")
+UNIQUE = dataclasses.replace(POWER, name="passes count nothing")
 PASSED = dataclasses.replace(POWER, name="a pass counts as new jets", formula="E + B (D · passes)^−β", shape=_passed)
 REPEATED = Form(
     name="a pass counts less and less",
     formula="E + B D′^−β, D′ = D (1 + R (1 − exp(−(passes − 1)/R)))",
     shape=_repeated,
     bounds=(_EXPONENT, _IRREDUCIBLE, (-3.0, 7.0)),
-    grid=(_EXPONENTS[::2], _IRREDUCIBLES[::2], _steps(-2, 6, 9)),
-    apart=1,
+    grid=(_EXPONENTS[::2], _IRREDUCIBLES[::2], tuple(np.linspace(-2, 6, 9).tolist())),
     read=_read_repeated,
 )
 
@@ -247,15 +229,8 @@ class Fits:
 
 
 def fit(form: Form, measured: Axes, logs: Floats, noise: Floats | float) -> Fits:
-    """Fit a form to each of several lines.
-
-    Parameters
-    ----------
-    logs : float array (line, size)
-        Means of the logarithm of the error.
-    noise : float array (line,) or float
-        Their standard deviation about the form.
-    """
+    """Fit a form to each of several lines: means of the logarithm of the error (line, size), and their standard
+    deviation about the form, (line,) or one for all."""
     noise = np.broadcast_to(np.asarray(noise, dtype=float), len(logs))
     starts = _starts(form, measured, logs)
     lines = np.repeat(np.arange(len(logs)), starts.shape[1])

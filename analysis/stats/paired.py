@@ -52,19 +52,9 @@ class PairedDifference(MeanInterval):
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> MeanInterval:
-    """Mean, standard deviation and Student's t interval.
+    """Mean, standard deviation and Student's t interval of finite values (seed,), in their units.
 
-    Parameters
-    ----------
-    values : float array (seed,)
-        Finite values, one per seed. May be empty.
-    confidence : float
-        Nominal coverage.
-
-    Returns
-    -------
-    MeanInterval
-        In units of the values. Spread and interval are NaN below two seeds.
+    Without a value the mean is NaN, below two seeds spread and interval are.
     """
     x = _finite(values)
     n, mean = len(x), float(x.mean()) if len(x) else math.nan
@@ -76,12 +66,7 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> MeanInterval:
 
 
 def deviation_interval(sd: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Chi-square interval of a standard deviation of `n` values drawn from a normal distribution; NaN below two.
-
-    Parameters
-    ----------
-    sd : float
-        With n - 1 in the denominator.
+    """Chi-square interval of the standard deviation, n - 1 in its denominator, of `n` normal values; NaN below two.
 
     References
     ----------
@@ -95,14 +80,7 @@ def deviation_interval(sd: float, n: int, confidence: float = 0.95) -> tuple[flo
 
 
 def paired_difference(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> PairedDifference:
-    """Mean paired difference with its t interval, and what pairing bought.
-
-    Parameters
-    ----------
-    treatment, control : float array (seed,)
-        Values of the two arms at the same seeds, in the same order.
-    confidence : float
-        Nominal coverage of the interval.
+    """Mean paired difference of two arms (seed,) at the same seeds, with its t interval, and what pairing bought.
 
     Raises
     ------
@@ -112,12 +90,11 @@ def paired_difference(treatment: ArrayLike, control: ArrayLike, confidence: floa
     a, b = _finite(treatment), _finite(control)
     if a.shape != b.shape:
         raise ValueError(f"paired arms must have equally many seeds, got {len(a)} and {len(b)}")
+    ratio = math.nan
+    if len(a) > 2 and _spread(a - b) > 0:
+        ratio = float((a.var(ddof=1) + b.var(ddof=1)) / (a - b).var(ddof=1))
     interval = mean_interval(a - b, confidence)
-    return PairedDifference(
-        **vars(interval),
-        correlation=pair_correlation(a, b),
-        variance_ratio=_variance_ratio(a, b),
-    )
+    return PairedDifference(**vars(interval), correlation=pair_correlation(a, b), variance_ratio=ratio)
 
 
 def pair_correlation(a: Floats, b: Floats) -> float:
@@ -136,13 +113,9 @@ def sign_flip_test(differences: ArrayLike, rng: np.random.Generator) -> float:
     Parameters
     ----------
     differences : float array (seed,)
+        Without any, p is 1.
     rng : numpy Generator
         Used above n = 20 only.
-
-    Returns
-    -------
-    float
-        p-value in (0, 1]; 1 without data.
 
     References
     ----------
@@ -207,18 +180,13 @@ def tost(differences: ArrayLike, margin: float) -> float:
     """Two one-sided t-tests: the p-value of "the mean difference lies inside (-margin, margin)".
 
     Without any spread there is no t, and the smallest p-value of an exact test takes its place:
-    :func:`min_p_equivalent`.
+    :func:`min_p_equivalent`. 1 below two seeds.
 
     Parameters
     ----------
     differences : float array (seed,)
     margin : float
         Positive, in units of the differences.
-
-    Returns
-    -------
-    float
-        p-value; small means equivalent. 1 below two seeds.
 
     References
     ----------
@@ -245,12 +213,6 @@ def wilson(events: int, trials: int, confidence: float = 0.95) -> tuple[float, f
         return 0.0, 1.0
     low, high = proportion_confint(events, trials, alpha=1 - confidence, method="wilson")
     return float(low), float(high)
-
-
-def _variance_ratio(a: Floats, b: Floats) -> float:
-    if len(a) < 3 or _spread(a - b) == 0:
-        return math.nan
-    return float((a.var(ddof=1) + b.var(ddof=1)) / (a - b).var(ddof=1))
 
 
 def as_whole_numbers(differences: ArrayLike) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -31,12 +32,7 @@ def min_seeds(alpha: float, contrasts: int = 1) -> tuple[int, int]:
 def minimum_detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """The mean difference that a paired t-test finds with this power, in standard deviations of the difference.
 
-    Parameters
-    ----------
-    n : int
-        Seeds. Infinite below two.
-    alpha : float
-        Two-sided; divide it by the number of contrasts for a Holm family.
+    Infinite below two seeds. `alpha` is two-sided; divide it by the number of contrasts for a Holm family.
 
     References
     ----------
@@ -47,14 +43,18 @@ def minimum_detectable_effect(n: int, power: float = 0.8, alpha: float = 0.05) -
         return math.inf
     cut = float(stats.t.isf(alpha / 2, n - 1))
 
-    def lacks(effect: float) -> float:
+    def reached(effect: float) -> float:
         shift = effect * math.sqrt(n)
-        return _chance_above(cut, n, shift) + _chance_above(cut, n, -shift) - power
+        return _chance_above(cut, n, shift) + _chance_above(cut, n, -shift)
 
-    most = 1.0
-    while lacks(most) < 0:
-        most *= 2
-    return float(optimize.brentq(lacks, 0.0, most, xtol=1e-9))
+    return _solve(reached, power, 0.0, 1.0, 1e-9)
+
+
+def _solve(reached: Callable[[float], float], power: float, low: float, high: float, tolerance: float) -> float:
+    """The effect at which a power is reached: between `low` and `high`, or above."""
+    while reached(high) < power:
+        high *= 2
+    return float(optimize.brentq(lambda effect: reached(effect) - power, low, high, xtol=tolerance))
 
 
 @functools.cache
@@ -63,14 +63,8 @@ def detectable_effect(n: int, alpha: float = 0.05, contrasts: int = 1, power: fl
 
     A verdict asks the sign-flip test, whose p-values come in steps of 2/2^n, and then the t interval: with few seeds
     it finds less than :func:`minimum_detectable_effect` says of a t-test. Simulated up to SIMULATED_UP_TO seeds, from
-    there on the two agree.
-
-    Parameters
-    ----------
-    n : int
-        Seeds. Infinite where no p-value that they can reach is small enough.
-    contrasts : int
-        Size of the Holm family.
+    there on the two agree. Infinite where no p-value that `n` seeds can reach is small enough for a Holm family of
+    `contrasts`.
     """
     if n < 2 or min_p(n, contrasts) > alpha:
         return math.inf
@@ -78,13 +72,8 @@ def detectable_effect(n: int, alpha: float = 0.05, contrasts: int = 1, power: fl
     if n > SIMULATED_UP_TO:
         return by_t
 
-    def lacks(effect: float) -> float:
-        return _power_of_verdict(n, effect, alpha, contrasts) - power
-
-    most = 1.5 * by_t
-    while lacks(most) < 0:
-        most *= 2
-    return float(optimize.brentq(lacks, 0.5 * by_t, most, xtol=1e-3))
+    simulated = functools.partial(_power_of_verdict, n, alpha=alpha, contrasts=contrasts)
+    return _solve(simulated, power, 0.5 * by_t, 1.5 * by_t, 1e-3)
 
 
 def _power_of_verdict(n: int, effect: float, alpha: float, contrasts: int) -> float:
@@ -117,10 +106,8 @@ def seeds_to_decide(
 
     Parameters
     ----------
-    mean, sd : float
+    mean, sd, margin : float
         Of the paired difference, in units of the metric, e.g. from the seeds so far.
-    margin : float
-        Positive, same units.
     contrasts : int
         Size of the family; each test is planned at alpha / contrasts.
 

@@ -84,13 +84,10 @@ class Law:
     @functools.cached_property
     def parameters(self) -> dict[str, Estimate]:
         """Parameters of the formula."""
-        values = self.fits.parameters()
-        drawn = self.refits.parameters() if self.refits else {}
-        found = {}
-        for name, value in values.items():
-            low, high = self._interval(value, drawn[name][:, None])[:, 0] if self.refits else (math.nan, math.nan)
-            if name == "E":
-                low, high = np.maximum(0.0, (low, high))
+        drawn, found = self.refits.parameters() if self.refits else {}, {}
+        for name, value in self.fits.parameters().items():
+            ends = self._interval(value, drawn[name][:, None])[:, 0] if self.refits else np.full(2, math.nan)
+            low, high = np.maximum(0.0, ends) if name == "E" else ends
             found[name] = Estimate(value=float(value[0]), low=float(low), high=float(high))
         return found
 
@@ -190,16 +187,17 @@ def compare(
     _check(points, values, max(form.parameters for form in forms) + 2)
     measured, logs = Axes(sizes=points), np.log(values)
     noise, freedom = _noise(logs, np.log(points))
-    if not freedom:
-        noise = _noise_of_fits(forms, measured, logs)
+    if not freedom:  # one seed: what the best form leaves, as if it were the true one
+        wide = 1e3  # so large that Huber's loss is that of least squares
+        losses = [(float(fit(form, measured, logs, wide).losses[0]), form.parameters) for form in forms]
+        noise = min(math.sqrt(loss * wide**2 / (len(points) - used)) for loss, used in losses)
     of_mean = max(noise / math.sqrt(len(logs)), MIN_NOISE)
     mean = logs.mean(axis=0, keepdims=True)
     fits = [fit(form, measured, mean, of_mean) for form in forms]
     around = moved(logs, rng, draws) if len(logs) > 1 else None
-    least = min(float(one.losses[0]) for one in fits)
     laws = []
     for one in fits:
-        p, p_fit = _p_values(one, least, forms, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
+        p, p_fit = _p_values(one, fits, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
         law = Law(
             fits=one,
             refits=None if around is None else fit(freed(one.form), measured, around, of_mean),
@@ -232,18 +230,11 @@ def aicc(loss: float, parameters: int, means: int) -> float:
 
 
 def moved(logs: Floats, rng: np.random.Generator, draws: int) -> Floats:
-    """Means over seeds, moved along the seeds' deviations as far as Student's t has them uncertain.
+    """Means over seeds (draw, size), moved along the deviations of at least two seeds, logs (seed, size), as far as
+    Student's t has them uncertain.
 
-    Parameters
-    ----------
-    logs : float array (seed, size)
-        At least two seeds.
-
-    Returns
-    -------
-    float array (draw, size)
-        Any linear function of it has the t distribution with n - 1 degrees of freedom about its own mean, with its own
-        standard error over seeds: its percentiles are the t interval.
+    Any linear function of them has the t distribution with n - 1 degrees of freedom about its own mean, with its own
+    standard error over seeds: its percentiles are the t interval.
     """
     n = len(logs)
     mean = logs.mean(axis=0)
@@ -262,23 +253,8 @@ def _noise(logs: Floats, x: Floats) -> tuple[float, int]:
     return float(np.sqrt((rest**2).sum() / freedom)), freedom
 
 
-def _noise_of_fits(forms: Sequence[Form], measured: Axes, logs: Floats) -> float:
-    """With one seed: what the best form leaves, as if it were the true one."""
-    wide = 1e3
-    """So large that Huber's loss is that of least squares."""
-    squares = [float(fit(form, measured, logs, wide).losses[0]) * wide**2 for form in forms]
-    means = logs.shape[1]
-    return min(math.sqrt(one / (means - form.parameters)) for one, form in zip(squares, forms, strict=True))
-
-
 def _p_values(
-    true: Fits,
-    least: float,
-    forms: Sequence[Form],
-    noise: float,
-    freedom: int,
-    rng: np.random.Generator,
-    nulls: int,
+    true: Fits, fits: Sequence[Fits], noise: float, freedom: int, rng: np.random.Generator, nulls: int
 ) -> tuple[float, float]:
     """Were this form true: how often the best of all would fit better than it by as much as here, and how often the
     means would lie as far from it."""
@@ -286,14 +262,13 @@ def _p_values(
     logs = logs + noise * rng.normal(size=(nulls, logs.shape[1]))
     # Each simulated study estimates its own noise, as this one did.
     own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), MIN_NOISE)
-    loss = float(true.losses[0])
+    loss, least = float(true.losses[0]), min(float(one.losses[0]) for one in fits)
     again = fit(true.form, true.measured, logs, own).losses
     p_fit = _share(again >= loss)
-    if loss <= least or len(forms) == 1:
+    if loss <= least or len(fits) == 1:
         return 1.0, p_fit
-    others = [fit(form, true.measured, logs, own).losses for form in forms if form is not true.form]
-    gained = again - np.min([again, *others], axis=0)
-    return _share(gained >= loss - least), p_fit
+    others = [fit(one.form, true.measured, logs, own).losses for one in fits if one is not true]
+    return _share(again - np.min([again, *others], axis=0) >= loss - least), p_fit
 
 
 def _share(events: NDArray[np.bool_]) -> float:

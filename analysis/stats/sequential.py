@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +70,8 @@ def share_spent(blocks: int, of: int) -> float:
 def default_looks(blocks: int, contrasts: int, alpha: float = 0.05) -> tuple[int, ...]:
     """At most MAX_LOOKS looks, evenly from the first that can show a difference to the last block.
 
-    The last alone where no earlier one can show anything but equivalence.
-
-    Parameters
-    ----------
-    contrasts : int
-        Primary ones: corrected together.
+    The last alone where no earlier one can show anything but equivalence. `contrasts` are the primary ones, which are
+    corrected together.
     """
     first = next((n for n in range(2, blocks) if can_differ(n, blocks, contrasts, alpha)), blocks)
     between = np.linspace(first, blocks, min(MAX_LOOKS, blocks - first + 1))
@@ -165,14 +161,7 @@ def sign_flip_test(differences: ArrayLike, history: InterimHistory, alpha: float
 def tost(differences: ArrayLike, history: InterimHistory, margin: float, alpha: float, family: int) -> float:
     """Sequential p-value of "the mean difference lies inside (-margin, margin)"; 1 below two seeds.
 
-    Parameters
-    ----------
-    differences : float array (seed,)
-        In block order, up to the last look.
-    margin : float
-        Positive, in units of the differences.
-    alpha, family :
-        As for :func:`sign_flip_test`.
+    Parameters as of :func:`sign_flip_test`; the margin is positive, in units of the differences.
     """
     d = np.asarray(differences, dtype=np.float64)
     levels, nominal = nominal_levels(history, 1, alpha, family)
@@ -198,25 +187,23 @@ def final_level(looks: Sequence[int], alpha: float) -> float:
 
 def min_p(history: InterimHistory) -> float:
     """The smallest sequential p-value that sign flips of so many pairs can reach by the last look."""
-    shares = zip(history.shares, history.pairs, strict=True)
-    return min([1.0, *(paired.min_p(n) / share for share, n in shares if n)])
+    return _min_by_last(paired.min_p, history)
 
 
 def min_p_equivalent(history: InterimHistory) -> float:
     """The smallest sequential p-value that an exact test of equivalence can give to so many pairs by the last look."""
-    shares = zip(history.shares, history.pairs, strict=True)
-    return min(1.0, *(paired.min_p_equivalent(n) / share for share, n in shares))
+    return _min_by_last(paired.min_p_equivalent, history)
+
+
+def _min_by_last(smallest: Callable[[int], float], history: InterimHistory) -> float:
+    looks = zip(history.pairs, history.shares, strict=True)
+    return min(1.0, *(smallest(n) / share for n, share in looks))
 
 
 @functools.lru_cache(maxsize=256)
 def nominal_levels(history: InterimHistory, sides: int, alpha: float, family: int) -> tuple[Floats, Floats]:
-    """Levels, and the nominal level of a t-test at each look at which all looks together have that level.
-
-    Returns
-    -------
-    (float array (level,), float array (look, level))
-        Both free of unit. Of simulated normal differences, see PATHS: the t statistic knows no scale.
-    """
+    """Levels (level,), and the nominal level (look, level) of a t-test at each look at which all looks together have
+    that level: of simulated normal differences, see PATHS, as the t statistic knows no scale."""
     paths = _t_paths(history.pairs)
     paths = np.abs(paths) if sides == 2 else paths
     levels = _levels([1 / PATHS] * len(history.pairs), history, alpha, family)
@@ -255,10 +242,9 @@ def outlook(
     ----------
     looks : sequence of int
         Blocks, the last of them all.
-    effects : sequence of float
-        True mean difference of each contrast, in standard deviations of the difference.
-    margins : sequence of float, optional
-        The margin of each, in the same unit; without it no contrast can be found equivalent.
+    effects, margins : sequence of float
+        True mean difference of each contrast, and its margin, in standard deviations of the difference; without a
+        margin no contrast can be found equivalent.
     """
     blocks, rng = looks[-1], np.random.default_rng(SEED)
     history, family = planned_history(looks, blocks), len(effects)
@@ -269,16 +255,16 @@ def outlook(
     for k, look in enumerate(looks):
         mean, error = drawn[:look].mean(axis=0), drawn[:look].std(axis=0, ddof=1) / math.sqrt(look)
         nominal = 2 * stats.t.sf(np.abs(mean) / error, look - 1)
-        least = min(paired.min_p(n) / share for n, share in zip(looks[: k + 1], history.shares, strict=False))
-        p = np.minimum(p, np.maximum(least, _level_of(nominal, k, *nominal_levels(history, 2, alpha, family))))
+        past = planned_history(looks[: k + 1], blocks)
+        p = np.minimum(p, np.maximum(min_p(past), _level_of(nominal, k, *nominal_levels(history, 2, alpha, family))))
         inside = stats.t.sf((margin - np.abs(mean)) / error, look - 1)
-        few = min(paired.min_p_equivalent(n) / share for n, share in zip(looks[: k + 1], history.shares, strict=False))
-        q = np.minimum(q, np.maximum(few, _level_of(inside, k, *nominal_levels(history, 1, alpha, family))))
+        q = np.minimum(
+            q, np.maximum(min_p_equivalent(past), _level_of(inside, k, *nominal_levels(history, 1, alpha, family)))
+        )
         decided = (_holm(p, alpha) | _holm(q, alpha)).all(axis=1)
         stops.append(float((running & decided).mean()) if look < blocks else float(running.mean()))
         running &= ~decided
-    expected = float(np.dot(stops, looks))
-    return Outlook(stops=tuple(stops), decided=1.0 - float(running.mean()), blocks=expected)
+    return Outlook(stops=tuple(stops), decided=1.0 - float(running.mean()), blocks=float(np.dot(stops, looks)))
 
 
 def _level_of(p: Floats, look: int, levels: Floats, nominal: Floats) -> Floats:

@@ -19,12 +19,7 @@ START_WIDTH = 1e-4
 
 
 def thin(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Indices of at most `most` jets, equally many of each class as far as they reach, first come first kept.
-
-    Parameters
-    ----------
-    labels : int array (jet,)
-    """
+    """Indices of at most `most` jets of labels (jet,): of each class equally many, as far as they reach, the first."""
     classes = np.unique(labels)
     each = max(1, most // max(1, len(classes)))
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:each] for c in classes] or [np.array([], int)]))
@@ -68,9 +63,13 @@ def tsne(
     init: Any = "pca" if start is None else (start / np.std(start[:, 0]) * START_WIDTH).astype(np.float32)
     # Threads that wait for each other make so few jets slow on a busy machine, and their sums differ from run to run.
     with threadpool_limits(limits=1):
-        found = TSNE(perplexity=perplexity, init=init, max_iter=ITERATIONS, random_state=seed).fit_transform(scaled)
-    points = np.asarray(found, dtype=np.float64)
-    return points if start is None else _turned_to(points, np.asarray(start, dtype=np.float64))
+        points = TSNE(perplexity=perplexity, init=init, max_iter=ITERATIONS, random_state=seed).fit_transform(scaled)
+    points = np.asarray(points, dtype=np.float64)
+    if start is None:
+        return points
+    # t-SNE knows no directions: turned or reflected to lie on the other map as well as it can.
+    points, other = points - points.mean(0), np.asarray(start, dtype=np.float64)
+    return points @ orthogonal_procrustes(points, other - other.mean(0))[0]
 
 
 def evolution(embeddings: Sequence[NDArray[np.floating]], seed: int = 0) -> list[NDArray[np.float64]]:
@@ -79,9 +78,3 @@ def evolution(embeddings: Sequence[NDArray[np.floating]], seed: int = 0) -> list
     for one in embeddings:
         maps.append(tsne(one, seed, maps[-1] if maps else None))
     return maps
-
-
-def _turned_to(points: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The map, turned or reflected to lie on the other as well as it can: t-SNE knows no directions."""
-    points, other = points - points.mean(0), other - other.mean(0)
-    return points @ orthogonal_procrustes(points, other)[0]

@@ -19,7 +19,7 @@ in quadrature: Zou & Donner, Stat. Med. 27 (2008) 1693.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from analysis.stats.paired import MeanInterval
 from jbot.data.jets import CLASSES
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.metrics import share_below
-from jbot.evaluation.metrics_registry import Metric, find_metric
+from jbot.evaluation.metrics_registry import find_metric
 
 Labels = NDArray[np.int64]
 
@@ -79,44 +79,37 @@ def jet_parts(metric: str, arrays: Mapping[str, Any], task: str) -> JetParts | N
     task : str
         Of the trial's data: which classes the probes tell apart.
     """
-    found = find_metric(metric)
-    if found.split != "test" or found.baseline or task not in TARGETS or found.measure not in ("accuracy", "auc"):
+    meant = find_metric(metric)
+    if meant.split != "test" or meant.baseline or task not in TARGETS or meant.measure not in ("accuracy", "auc"):
         return None
     labels = np.asarray(arrays["label"], dtype=np.int64)
-    if found.kind == "anomaly":
-        scores = arrays.get(f"anomaly/{found.source.removeprefix('anomaly_')}")
-        return None if scores is None else _anomaly_parts(found.on, scores, labels)
-    probability = arrays.get(f"{found.source}/probability")
-    if probability is None:
+    if meant.kind == "anomaly":
+        scores, signal = arrays.get(f"anomaly/{meant.source.removeprefix('anomaly_')}"), meant.on
+        if scores is None or signal not in ("", *CLASSES):
+            return None
+        background = np.isin(labels, BACKGROUND)
+        chosen = labels == CLASSES.index(signal) if signal else ~background
+        return _auc_parts(np.asarray(scores, dtype=np.float64), chosen, chosen | background)
+    if f"{meant.source}/probability" not in arrays:
         return None
-    return _classifier_parts(found, np.asarray(probability, np.float64), targets(labels, task), list(TARGETS[task]))
-
-
-def _classifier_parts(metric: Metric, probability: Floats, right: Labels, classes: Sequence[str]) -> JetParts | None:
+    probability = np.asarray(arrays[f"{meant.source}/probability"], np.float64)
+    right, classes = targets(labels, task), list(TARGETS[task])
     known = right >= 0
-    if metric.measure == "accuracy":
+    if meant.measure == "accuracy":
         parts = (known & (probability.argmax(axis=1) == right)) / max(1, known.sum())
         return JetParts(value=float(parts.sum()), parts=parts)
     if len(classes) > 2:
-        used = [metric.on] if metric.on else classes
+        used = [meant.on] if meant.on else classes
     else:
-        used = [] if metric.on else classes[1:]
+        used = [] if meant.on else classes[1:]
     if not used or not set(used) <= set(classes):
         return None
-    found = [_auc_parts(probability[:, classes.index(name)], right == classes.index(name), known) for name in used]
-    if any(item is None for item in found):
+    places = [classes.index(name) for name in used]
+    areas = [area for i in places if (area := _auc_parts(probability[:, i], right == i, known)) is not None]
+    if len(areas) < len(used):
         return None
-    areas = [item for item in found if item is not None]
-    value = float(np.mean([item.value for item in areas]))
-    return JetParts(value=value, parts=np.mean([item.parts for item in areas], axis=0))
-
-
-def _anomaly_parts(signal: str, scores: Any, labels: Labels) -> JetParts | None:
-    if signal not in ("", *CLASSES):
-        return None
-    background = np.isin(labels, BACKGROUND)
-    chosen = labels == CLASSES.index(signal) if signal else ~background
-    return _auc_parts(np.asarray(scores, dtype=np.float64), chosen, chosen | background)
+    value = float(np.mean([area.value for area in areas]))
+    return JetParts(value=value, parts=np.mean([area.parts for area in areas], axis=0))
 
 
 def _auc_parts(scores: Floats, signal: NDArray[np.bool_], used: NDArray[np.bool_]) -> JetParts | None:
@@ -131,13 +124,9 @@ def _auc_parts(scores: Floats, signal: NDArray[np.bool_], used: NDArray[np.bool_
 
 
 def jet_covariance(parts: Floats, strata: Labels) -> Floats:
-    """Covariance over seeds of what a draw of other test jets adds to each, (seed, seed).
+    """Covariance over seeds (seed, seed) of what a draw of other test jets adds to each, from parts (seed, jet).
 
-    Parameters
-    ----------
-    parts : float array (seed, jet)
-    strata : int array (jet,)
-        Classes of the jets: as many of each are drawn as there are.
+    `strata` (jet,) are the classes of the jets: as many of each are drawn as there are.
     """
     total = np.zeros((len(parts), len(parts)))
     for stratum in np.unique(strata):
@@ -150,22 +139,15 @@ def jet_covariance(parts: Floats, strata: Labels) -> Floats:
 
 
 def levels(name: str, values: Floats, parts: Floats, strata: Labels, confidence: float = 0.95) -> Levels:
-    """Both errors of a mean over seeds.
+    """Both errors of a mean over seeds, from values (seed,), parts (seed, jet) as of :class:`JetParts`, strata (jet,).
 
     The half widths of both intervals are added in quadrature: Student's t of the seeds, the normal one of the jets that
     all seeds share. Simulated coverage: docs/calibration.md.
-
-    Parameters
-    ----------
-    values : float array (seed,)
-    parts : float array (seed, jet)
-        Of the same seeds; see :class:`JetParts`.
-    strata : int array (jet,)
     """
     seeds, covariance = paired.mean_interval(values, confidence), jet_covariance(parts, strata)
-    n = len(covariance)
-    shared = (covariance.sum() - np.trace(covariance)) / (n * (n - 1)) if n > 1 else math.nan
-    jet_error = math.sqrt(max(0.0, shared)) if n > 1 else math.nan
+    n, jet_error = len(covariance), math.nan
+    if n > 1:
+        jet_error = math.sqrt(max(0.0, (covariance.sum() - np.trace(covariance)) / (n * (n - 1))))
     half = math.hypot(seeds.high - seeds.mean, float(stats.norm.isf((1 - confidence) / 2)) * jet_error)
     return Levels(
         name=name,

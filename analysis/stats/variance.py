@@ -59,12 +59,10 @@ def variance_components(values: Floats, scores: Sequence[str], fixed: Sequence[s
         pieces = {key | {name}: piece - means[key] for key, piece in pieces.items()} | {
             key: np.broadcast_to(mean, values.shape) for key, mean in means.items()
         }
-    found: Components = {}
-    for key, piece in pieces.items():
-        for drawn, component in _of_samples(piece, weights).items():
-            found[key | drawn] = component
-    del found[frozenset()]  # the square of the mean
-    return found
+    samples = {key: _of_samples(piece, weights) for key, piece in pieces.items()}
+    components = {key | drawn: component for key, own in samples.items() for drawn, component in own.items()}
+    del components[frozenset()]  # the square of the mean
+    return components
 
 
 def _of_samples(piece: Floats, weights: Floats) -> Components:
@@ -81,12 +79,7 @@ def _of_samples(piece: Floats, weights: Floats) -> Components:
     seed = average((by_seed**2).sum((-2, -1)) / (seeds - 1)) - both / draws
     draw = average((by_draw**2).sum((-2, -1)) / (draws - 1)) - both / seeds
     none = average(mean[..., 0, 0] ** 2) - seed / seeds - draw / draws - both / (seeds * draws)
-    return {
-        frozenset(): none,
-        frozenset([SEED]): seed,
-        frozenset([DRAW]): draw,
-        frozenset([SEED, DRAW]): both,
-    }
+    return {frozenset(): none, frozenset([SEED]): seed, frozenset([DRAW]): draw, frozenset([SEED, DRAW]): both}
 
 
 def shares(components: Mapping[frozenset[str], float]) -> Components:
