@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
-from analysis.paper.sources import Released, arm_config, arms_by_kind, complete_records, load_released
 from analysis.stats import paired
 from analysis.verdicts import diagnostics
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import paper_values as published
 from analysis.verdicts.paper_values import PublishedRow, PublishedTable
+from jbot.config import Config, from_dict, override
 from jbot.evaluation.metrics_registry import BASELINES, REFERENCE_SCORES, classifier_label
-from jbot.store.plan import PlannedTrial, StudyRecords
+from jbot.store.plan import StudyRecords
 from jbot.store.record import Record
+from jbot.store.storage import RecordError
+from jbot.store.validation import check_types
 
 TUNED = {"chosen": "chosen_", "oracle": "oracle_", "optimism": ""}
 """Lines of anomaly scores, and what their metrics have before the AUC's: ``test/anomaly_knn_chosen_auc_w``; where it is
@@ -99,6 +102,24 @@ class ComparedTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Released:
+    """What the authors' checkpoints of one task and size reach on our jets."""
+
+    task: str
+    model: str
+    data: dict[str, Any]
+    """The DataConfig they were evaluated with."""
+    fingerprint: str
+    metrics: dict[str, float]
+    uncertainties: dict[str, dict[str, float]]
+    failed: dict[str, str] = field(default_factory=dict)
+    """File -> why it cannot be evaluated."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Source:
     """What one row of a table is filled from."""
 
@@ -130,6 +151,57 @@ class _Source:
         return self.few.get(metric, math.inf) < MIN_JETS
 
 
+# --- arms of the paper's models, their records, released checkpoints ------------------------------------------------
+
+
+def arms_by_kind(study: StudyRecords) -> dict[tuple[str, str], str]:
+    """(task, model) -> the arm that pre-trains this model for this task."""
+    arms: dict[tuple[str, str], str] = {}
+    for arm in study.plan.arms:
+        config = arm_config(study, arm)
+        model = published.MODELS.get((config.model.dim, config.model.heads, config.model.layers))
+        kind = (config.data.task, model or "")
+        if kind in arms:
+            other = arms[kind]
+            raise RecordError(f"the paper has one jBOT-{model} of task {config.data.task}, got arms {other} and {arm}")
+        if model:
+            arms[kind] = arm
+    if not arms:
+        raise RecordError(f"study {study.plan.study} has no arm of the paper's models, jBOT-S and jBOT-B")
+    return arms
+
+
+def arm_config(study: StudyRecords, arm: str) -> Config:
+    """The Config of an arm, at any seed."""
+    return override(from_dict(study.plan.base), study.plan.arms[arm])
+
+
+def load_released(study: StudyRecords, arms: Mapping[tuple[str, str], str]) -> Iterator[Released]:
+    """Released checkpoints that were evaluated on the test jets of this study's arms."""
+    wanted = {task: vars(arm_config(study, arm).data) for (task, _), arm in arms.items()}
+    folder = f"{study.plan.study}/{published.RELEASED}"
+    for name in study.storage.names(folder):
+        content = study.storage.read_json(f"{folder}/{name}")
+        fields = Released.__dataclass_fields__.keys()
+        try:
+            if not isinstance(content, dict):
+                raise TypeError(f"must be an object, got {content!r}")
+            found = Released(**{key: content[key] for key in fields if key in content})
+        except TypeError as error:
+            raise RecordError(f"{folder}/{name} is not of a released checkpoint: {error}") from None
+        if found.data == wanted.get(found.task) and found.fingerprint == study.data.get("fingerprint"):
+            yield found
+
+
+def complete_records(study: StudyRecords, arm: str) -> list[Record]:
+    """Complete records of an arm, in the order of its seeds."""
+    records = [study.records.get(trial.trial_id) for trial in study.trials if trial.arm == arm]
+    return sorted((r for r in records if r is not None and r.state == "complete"), key=lambda record: record.seed)
+
+
+# --- the tables -----------------------------------------------------------------------------------------------------
+
+
 def compare(study: StudyRecords) -> list[ComparedTable]:
     """The paper's tables that this study has an arm for, with ours beside the paper's figures.
 
@@ -139,7 +211,7 @@ def compare(study: StudyRecords) -> list[ComparedTable]:
         When no arm is a model and task of the paper, two arms are the same one, or a file is damaged.
     """
     arms = arms_by_kind(study)
-    released = {(found.task, found.model): found for found in load_released(study, arms)}
+    released = {(one.task, one.model): one for one in load_released(study, arms)}
     tables = [table for table in published.TABLES if any(task == table.task for task, _ in arms)]
     return [_compare(study, table, arms, released) for table in tables]
 
@@ -150,30 +222,40 @@ def _compare(
     arms: Mapping[tuple[str, str], str],
     released: Mapping[tuple[str, str], Released],
 ) -> ComparedTable:
-    few, sources = _few_jets(study, table, arms), []
+    first = next(arm for (task, _), arm in arms.items() if task == table.task)
+    background = arm_config(study, first).data.test_jets * published.BACKGROUND[table.task]
+    cuts = [metric for metric in table.metrics if metric in published.EFFICIENCY]
+    few = {metric: background * float(metric.rpartition("_")[2]) for metric in cuts}
+    rows, notes, sources = [], list(table.notes), []
     for row in table.rows:
         kind = (table.task, row.model or "")
-        arm, checkpoint = arms.get(kind), released.get(kind)
-        sources.append(_Source(study=study, table=table, row=row, arm=arm, released=checkpoint, few=few))
-    filled = [[*_paper_line(source), *_our_lines(source), *_released_lines(source)] for source in sources]
-    notes = [*table.notes, *(note for source in sources for note in _chance_note(source)), *_few_jets_note(table, few)]
-    notes += [note for model in published.MODELS.values() for note in _missing(study, table, model, arms, sources)]
-    notes += [
-        f"Missing: released {file}: {why.rstrip('.')}."
-        for (task, _), found in released.items()
-        if task == table.task
-        for file, why in found.failed.items()
-    ]
-    rows = [Row(label=row.label, lines=lines) for row, lines in zip(table.rows, filled, strict=True) if lines]
+        checkpoint = released.get(kind)
+        source = _Source(study=study, table=table, row=row, arm=arms.get(kind), released=checkpoint, few=few)
+        sources.append(source)
+        lines = [*_paper_line(source), *_our_lines(source), *_released_lines(source)]
+        rows += [Row(label=row.label, lines=lines)] if lines else []
+        notes += _chance_note(source)
+    thin = [f"{table.metrics[metric]} by {jets:.2g}" for metric, jets in few.items() if jets < FEW_JETS]
+    if thin:
+        hidden = (
+            f"; of one model, what fewer than {MIN_JETS} decide is not shown" if min(few.values()) < MIN_JETS else ""
+        )
+        some = f"Of some {background:,.0f} background jets in our test jets"
+        notes.append(f"{some} few decide: {', '.join(thin)} of them{hidden}.")
+    for model in published.MODELS.values():
+        notes += _missing(study, table, model, arms, [source for source in sources if source.row.model == model])
+    for (task, _), checkpoint in released.items():
+        failed = checkpoint.failed.items() if task == table.task else ()
+        notes += [f"Missing: released {file}: {why.rstrip('.')}." for file, why in failed]
     return ComparedTable(published=table, rows=rows, notes=notes)
 
 
-def _paper_line(source: _Source) -> list[Line]:
-    if not source.row.values:
-        return []
-    figures = {metric: source.row.values.get(metric, math.nan) for metric in source.table.metrics}
-    entries = {m: Entry(words=v) if isinstance(v, str) else Entry(value=v) for m, v in figures.items()}
-    return [Line(kind="paper", label="paper", entries=entries)]
+def _paper_line(source: _Source) -> Iterator[Line]:
+    figures = source.row.values
+    if figures:
+        shown = {metric: figures.get(metric, math.nan) for metric in source.table.metrics}
+        entries = {m: Entry(words=v) if isinstance(v, str) else Entry(value=v) for m, v in shown.items()}
+        yield Line(kind="paper", label="paper", entries=entries)
 
 
 def _our_lines(source: _Source) -> Iterator[Line]:
@@ -189,7 +271,12 @@ def _our_lines(source: _Source) -> Iterator[Line]:
     first = next(iter(table.metrics))
     ours.entries[first] = replace(ours.entries[first], at_chance=len(source.stuck))
     yield ours
-    yield from _one_seed_lines(source)
+    for record in source.records:  # inner spreads of the first seed that has this row, one line each
+        if any(f"test/{probe}_{metric}" in record.uncertainties for metric in table.metrics):
+            entries = _single_entries("", source, record, f"test/{probe}_")
+            for kind, words in SPREADS.items():
+                yield Line(kind=kind, label=f"{words}, seed {record.seed}", entries=entries)
+            break
     prefixes = {kind: f"test/{probe}_{tail}" for kind, tail in TUNED.items() if table is published.ANOMALY}
     prefixes |= {name: f"{name}/test/{probe}_" for name in BASELINES}
     yield from filter(None, (_mean_line(kind, source, prefix) for kind, prefix in prefixes.items()))
@@ -211,11 +298,10 @@ def _mean_line(kind: str, source: _Source, prefix: str) -> Line | None:
     for metric in source.table.metrics:
         name = _metric_name(kind, prefix, metric)
         having = [record for record in source.records if name in record.metrics]
-        found = paired.mean_interval([record.metrics[name] for record in having])
-        alone = having and (found.n == 1 or kind == "raw")  # raw features know nothing of seeds
-        error = _spread_of(having[0], name, "error") if alone else math.nan
-        few = source.too_few(metric)
-        entries[metric] = Entry(value=found.mean, seed_sd=found.sd, seeds=found.n, few=few, error=error)
+        mean = paired.mean_interval([record.metrics[name] for record in having])
+        alone = having and (mean.n == 1 or kind == "raw")  # raw features know nothing of seeds
+        error, few = _spread_of(having[0], name, "error") if alone else math.nan, source.too_few(metric)
+        entries[metric] = Entry(value=mean.mean, seed_sd=mean.sd, seeds=mean.n, few=few, error=error)
     seeds = max(entry.seeds for entry in entries.values())
     label = BASELINES["raw"] if kind == "raw" else f"{kind}, {fmt.count(seeds, 'seed')}"
     return Line(kind=kind, label=label, entries=entries) if seeds else None
@@ -229,26 +315,15 @@ def _spread_of(record: Record | Released, name: str, spread: str) -> float:
     return float(record.uncertainties.get(name, {}).get(spread, math.nan))
 
 
-def _one_seed_lines(source: _Source) -> Iterator[Line]:
-    """Inner spreads of the first seed that has this row, one line each."""
-    prefix = f"test/{source.row.probe}_"
-    for record in source.records:
-        if any(prefix + metric in record.uncertainties for metric in source.table.metrics):
-            for kind, words in SPREADS.items():
-                entries = _single_entries("", source, record, prefix)
-                yield Line(kind=kind, label=f"{words}, seed {record.seed}", entries=entries)
-            return
-
-
-def _single_entries(kind: str, source: _Source, found: Record | Released, prefix: str) -> dict[str, Entry]:
+def _single_entries(kind: str, source: _Source, one: Record | Released, prefix: str) -> dict[str, Entry]:
     """Value and inner spreads of one model."""
     names = {metric: _metric_name(kind, prefix, metric) for metric in source.table.metrics}
     return {
         metric: Entry(
-            value=found.metrics.get(name, math.nan),
-            seeds=int(name in found.metrics),
-            fold_sd=_spread_of(found, name, "fold_sd"),
-            error=_spread_of(found, name, "error"),
+            value=one.metrics.get(name, math.nan),
+            seeds=int(name in one.metrics),
+            fold_sd=_spread_of(one, name, "fold_sd"),
+            error=_spread_of(one, name, "error"),
             few=source.too_few(metric),
         )
         for metric, name in names.items()
@@ -274,27 +349,6 @@ def _chance_note(source: _Source) -> Iterator[str]:
         yield f"{AT_CHANCE} {source.row.label}: {of} did not leave chance (accuracy {chance:.4g})."
 
 
-def _few_jets(study: StudyRecords, table: PublishedTable, arms: Mapping[tuple[str, str], str]) -> dict[str, float]:
-    arm = next(arm for (task, _), arm in arms.items() if task == table.task)
-    jets = arm_config(study, arm).data.test_jets * published.BACKGROUND[table.task]
-    return {
-        metric: jets * float(metric.rpartition("_")[2]) for metric in table.metrics if metric in published.EFFICIENCY
-    }
-
-
-def _few_jets_note(table: PublishedTable, few: Mapping[str, float]) -> Iterator[str]:
-    """Efficiencies that a handful of background jets decide."""
-    thin = [f"{table.metrics[metric]} by {jets:.2g}" for metric, jets in few.items() if jets < FEW_JETS]
-    if thin:
-        metric, jets = next(iter(few.items()))
-        background = jets / float(metric.rpartition("_")[2])
-        hidden = f"; of one model, what fewer than {MIN_JETS} decide is not shown"
-        yield (
-            f"Of some {background:,.0f} background jets in our test jets few decide: {', '.join(thin)} of them"
-            f"{hidden if any(jets < MIN_JETS for jets in few.values()) else ''}."
-        )
-
-
 def _missing(
     study: StudyRecords,
     table: PublishedTable,
@@ -303,31 +357,27 @@ def _missing(
     sources: Sequence[_Source],
 ) -> Iterator[str]:
     """A model that is not in the study, trials that gave no figures, and figures that complete trials did not give."""
-    arm, own = arms.get((table.task, model)), [source for source in sources if source.row.model == model]
+    arm = arms.get((table.task, model))
     if arm is None:
         yield f"jBOT-{model} is not trained for this task in this study (preset {study.plan.preset})."
         return
-    yield from filter(None, (_lost(study, trial) for trial in study.trials if trial.arm == arm))
-    for source in own:
+    for trial in (trial for trial in study.trials if trial.arm == arm):
+        record, name = study.records.get(trial.trial_id), f"{arm} at seed {trial.seed}"
+        if record is None:
+            yield f"Missing: {name} has not ended."
+        elif record.state != "complete":
+            yield f"Missing: {name} {record.state}: {(record.reason or 'no reason given').rstrip('.')}."
+    seeds: dict[int, list[str]] = {}
+    for source in sources:
         for record in source.records:
             if why := record.missing.get(source.row.probe):
                 yield f"Missing: {source.row.label} at seed {record.seed}: {why.rstrip('.')}."
-    complete, seeds = len(complete_records(study, arm)), dict[int, list[str]]()
-    for source in own:
         if line := next(_our_lines(source), None):
             seeds.setdefault(max(entry.seeds for entry in line.entries.values()), []).append(source.row.label)
+    complete = len(complete_records(study, arm))
     for n, labels in seeds.items():
         if n < complete:
             yield f"{n or 'None'} of {complete} complete trials of {arm} left the figures of: {'; '.join(labels)}."
-
-
-def _lost(study: StudyRecords, trial: PlannedTrial) -> str:
-    """Why a trial gave no figures; empty when it did."""
-    record = study.records.get(trial.trial_id)
-    if record is None:
-        return f"Missing: {trial.arm} at seed {trial.seed} has not ended."
-    why = (record.reason or "no reason given").rstrip(".")
-    return "" if record.state == "complete" else f"Missing: {trial.arm} at seed {trial.seed} {record.state}: {why}."
 
 
 def _text(kind: str, entry: Entry) -> str:

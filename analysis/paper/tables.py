@@ -15,13 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from analysis.paper.lines import AT_CHANCE, ComparedTable, compare
-from analysis.paper.sources import arm_config, arms_by_kind
+from analysis.paper.lines import AT_CHANCE, ComparedTable, arm_config, arms_by_kind, compare
 from analysis.report import build, latex
 from analysis.verdicts import paper_values as published
 from analysis.verdicts import provenance
 from jbot.cli import Parser, program
-from jbot.config import Config, flatten
+from jbot.config import flatten
 from jbot.store.plan import StudyRecords, load_study
 
 FILE = "paper_tables"
@@ -64,10 +63,12 @@ READING: Mapping[str, str] = {
 def facts(study: StudyRecords) -> dict[str, str]:
     """Where our figures come from: name -> one line."""
     found = provenance.facts(study)
-    arms = arms_by_kind(study)
     lines = {"Data": found["Data"], "Preset": study.plan.preset, "Seeds": found["Seeds"]}
-    for task in dict.fromkeys(task for task, _ in arms):
-        config = arm_config(study, next(arm for (of, _), arm in arms.items() if of == task))
+    arms: dict[str, str] = {}
+    for (task, _), arm in arms_by_kind(study).items():
+        arms.setdefault(task, arm)
+    for task, arm in arms.items():
+        config = arm_config(study, arm)
         ours = " / ".join(f"{n:,}" for n in (config.data.train_jets, config.data.val_jets, config.data.test_jets))
         epochs = f"{config.train.epochs} epochs in batches of {config.train.batch}"
         theirs = f"{published.PAPER_JETS[task]}, {published.RECIPES[task][published.EPOCHS]} epochs, 1024"
@@ -78,16 +79,12 @@ def facts(study: StudyRecords) -> dict[str, str]:
 def status_line(study: StudyRecords) -> str:
     """How far ours may be held against the paper's, in one line; empty when nothing differs."""
     jetnet = str(study.data.get("source", "")).startswith("JetNet")
-    same = all(_as_in_paper(arm_config(study, arm)) for arm in arms_by_kind(study).values())
+    recipes = {arm: published.RECIPES[task] for (task, _), arm in arms_by_kind(study).items()}
+    same = all(recipe.items() <= flatten(arm_config(study, arm)).items() for arm, recipe in recipes.items())
     why = ["on other jets than JetNet"] * (not jetnet) + ["with other numbers of jets or epochs"] * (not same)
     if not why:
         return ""
     return f"Ours is trained {' and '.join(why)}: the paper's figures are beside it for scale, not to be reproduced."
-
-
-def _as_in_paper(config: Config) -> bool:
-    fields = flatten(config)
-    return {name: fields[name] for name in published.RECIPES["all"]} == dict(published.RECIPES[config.data.task])
 
 
 def write_tables(study: StudyRecords, out: Path) -> tuple[list[ComparedTable], Path]:
@@ -98,16 +95,8 @@ def write_tables(study: StudyRecords, out: Path) -> tuple[list[ComparedTable], P
     RecordError
         When the study has no arm of the paper's, or a file is damaged.
     """
-    tables = compare(study)
-    content = {
-        "study": study,
-        "plan": study.plan,
-        "tables": tables,
-        "facts": facts(study),
-        "status": status_line(study),
-    }
-    content |= {"reading": READING, "paper": published.PAPER}
-    out.mkdir(parents=True, exist_ok=True)
+    tables, status = compare(study), status_line(study)
+    content = {"plan": study.plan, "tables": tables, "facts": facts(study), "status": status, "reading": READING}
     environment = build.environment(TEMPLATES)
     for kind in ("md", "html"):
         build.write(out / f"{FILE}.{kind}", environment.get_template(f"{FILE}.{kind}.j2").render(content))
@@ -132,8 +121,8 @@ def show(tables: Sequence[ComparedTable], study: StudyRecords, console: Console,
         for note in table.notes:
             if note.startswith((AT_CHANCE, "Missing: released")):
                 console.print(f"  {note}", style="dim", highlight=False, markup=False)
-    if said := status_line(study):
-        console.print(said, highlight=False, markup=False)
+    if status := status_line(study):
+        console.print(status, highlight=False, markup=False)
     words = f"Spreads, baselines, notes and what each line is are on the page: {page}"
     console.print(words, highlight=False, markup=False, soft_wrap=True)
 

@@ -6,7 +6,7 @@ No number here is ours. A figure that the paper gives in words only ("about 70%"
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PAPER = "jBOT, arXiv:2601.11719 (Tsoi & Rankin)"
 SPREAD = (
@@ -73,11 +73,18 @@ class PublishedTable:
     notes: tuple[str, ...] = ()
 
 
-def _rows(labels: Mapping[tuple[str, str, str], tuple[float, ...]], metrics: tuple[str, ...]) -> list[PublishedRow]:
-    return [
+def _rows(
+    figures: Mapping[tuple[str, str, str], tuple[float, ...]], metrics: tuple[str, ...]
+) -> tuple[PublishedRow, ...]:
+    return tuple(
         PublishedRow(label=label, model=model, probe=probe, values=dict(zip(metrics, values, strict=False)))
-        for (label, model, probe), values in labels.items()
-    ]
+        for (label, model, probe), values in figures.items()
+    )
+
+
+def _cited(label: str, values: Mapping[str, float | str]) -> PublishedRow:
+    """A row of the paper's alone."""
+    return PublishedRow(label=label, model=None, probe="", values=values)
 
 
 _TOP_METRICS = {"accuracy": "accuracy", AUC: "AUC", **EFFICIENCY}
@@ -86,24 +93,22 @@ TOP_TAGGING = PublishedTable(
     title="Top tagging: t against q and g",
     task="tqg",
     metrics=_TOP_METRICS,
-    rows=tuple(
-        _rows(
-            {
-                ("k-NN, S", "S", "knn"): (0.8777, 0.9447, 0.8352, 0.3337),
-                ("k-NN, B", "B", "knn"): (0.8793, 0.9475, 0.8402, 0.3494),
-                ("Linear, S", "S", "linear"): (0.8709, 0.9355, 0.8115, 0.2408),
-                ("Linear, B", "B", "linear"): (0.8765, 0.9438, 0.8344, 0.3892),
-                ("Sup. S 10%", "S", "supervised_10"): (0.8723, 0.9368, 0.8172, 0.2166),
-                ("jBOT S 10%", "S", "finetune_10"): (0.8807, 0.9499, 0.8559, 0.4306),
-                ("Sup. S 100%", "S", "supervised_100"): (0.8852, 0.9524, 0.8659, 0.4474),
-                ("jBOT S 100%", "S", "finetune_100"): (0.8875, 0.9554, 0.8712, 0.4814),
-                ("Sup. B 10%", "B", "supervised_10"): (0.8784, 0.9467, 0.8429, 0.4131),
-                ("jBOT B 10%", "B", "finetune_10"): (0.8862, 0.9542, 0.8665, 0.4843),
-                ("Sup. B 100%", "B", "supervised_100"): (0.8899, 0.9569, 0.8756, 0.5021),
-                ("jBOT B 100%", "B", "finetune_100"): (0.8911, 0.9584, 0.8771, 0.5122),
-            },
-            ("accuracy", AUC, "eps_s_0.1", "eps_s_0.01"),
-        )
+    rows=_rows(
+        {
+            ("k-NN, S", "S", "knn"): (0.8777, 0.9447, 0.8352, 0.3337),
+            ("k-NN, B", "B", "knn"): (0.8793, 0.9475, 0.8402, 0.3494),
+            ("Linear, S", "S", "linear"): (0.8709, 0.9355, 0.8115, 0.2408),
+            ("Linear, B", "B", "linear"): (0.8765, 0.9438, 0.8344, 0.3892),
+            ("Sup. S 10%", "S", "supervised_10"): (0.8723, 0.9368, 0.8172, 0.2166),
+            ("jBOT S 10%", "S", "finetune_10"): (0.8807, 0.9499, 0.8559, 0.4306),
+            ("Sup. S 100%", "S", "supervised_100"): (0.8852, 0.9524, 0.8659, 0.4474),
+            ("jBOT S 100%", "S", "finetune_100"): (0.8875, 0.9554, 0.8712, 0.4814),
+            ("Sup. B 10%", "B", "supervised_10"): (0.8784, 0.9467, 0.8429, 0.4131),
+            ("jBOT B 10%", "B", "finetune_10"): (0.8862, 0.9542, 0.8665, 0.4843),
+            ("Sup. B 100%", "B", "supervised_100"): (0.8899, 0.9569, 0.8756, 0.5021),
+            ("jBOT B 100%", "B", "finetune_100"): (0.8911, 0.9584, 0.8771, 0.5122),
+        },
+        ("accuracy", AUC, "eps_s_0.1", "eps_s_0.01"),
     ),
     source=f"{PAPER}, table of top-tagging results",
     notes=(
@@ -134,18 +139,8 @@ ANOMALY = PublishedTable(
     rows=(
         *_rows({(f"{label}, S", "S", score): values for score, (label, values) in _SCORES.items()}, tuple(_SIGNALS)),
         *_rows({(f"{label}, B", "B", score): () for score, (label, _) in _SCORES.items()}, tuple(_SIGNALS)),
-        PublishedRow(
-            label="GNNAE, as the paper cites it",
-            model=None,
-            probe="",
-            values=dict(zip(_SIGNALS, (0.7558, 0.7805, 0.8917, 0.8195), strict=True)),
-        ),
-        PublishedRow(
-            label="LGAE, as the paper cites it",
-            model=None,
-            probe="",
-            values=dict(zip(_SIGNALS, (0.7489, 0.7909, 0.8669, 0.8313), strict=True)),
-        ),
+        _cited("GNNAE, as the paper cites it", dict(zip(_SIGNALS, (0.7558, 0.7805, 0.8917, 0.8195), strict=True))),
+        _cited("LGAE, as the paper cites it", dict(zip(_SIGNALS, (0.7489, 0.7909, 0.8669, 0.8313), strict=True))),
     ),
     source=f"{PAPER}, table of anomaly-detection results, jBOT-S",
     notes=(
@@ -156,25 +151,7 @@ ANOMALY = PublishedTable(
     ),
 )
 
-_FIVE = (
-    ("k-NN, S", "S", "knn"),
-    ("k-NN, B", "B", "knn"),
-    ("Linear, S", "S", "linear"),
-    ("Linear, B", "B", "linear"),
-    ("Sup. S 10%", "S", "supervised_10"),
-    ("jBOT S 10%", "S", "finetune_10"),
-    ("Sup. S 100%", "S", "supervised_100"),
-    ("jBOT S 100%", "S", "finetune_100"),
-    ("Sup. B 10%", "B", "supervised_10"),
-    ("jBOT B 10%", "B", "finetune_10"),
-    ("Sup. B 100%", "B", "supervised_100"),
-    ("jBOT B 100%", "B", "finetune_100"),
-)
-_FIVE_ROWS = tuple(PublishedRow(label=label, model=model, probe=probe) for label, model, probe in _FIVE)
-_FIVE_NOTE = (
-    "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. "
-    "Apart from accuracy, the columns are means over the classes, one against the rest."
-)
+_FIVE_ROWS = tuple(replace(row, values={}) for row in TOP_TAGGING.rows)
 FIVE_CLASS = PublishedTable(
     name="five_class",
     title="Five classes: q, g, W, Z, t",
@@ -182,11 +159,14 @@ FIVE_CLASS = PublishedTable(
     metrics=_TOP_METRICS,
     rows=(
         *_FIVE_ROWS,
-        PublishedRow(label="Frozen embedding, any", model=None, probe="", values={"accuracy": "about 0.70"}),
-        PublishedRow(label="Fine-tuned, best", model=None, probe="", values={"accuracy": "up to 0.76"}),
+        _cited("Frozen embedding, any", {"accuracy": "about 0.70"}),
+        _cited("Fine-tuned, best", {"accuracy": "up to 0.76"}),
     ),
     source=f"{PAPER}, text on five-class classification",
-    notes=(_FIVE_NOTE,),
+    notes=(
+        "Of the paper's five-class figures, two accuracies that it gives in words could be sourced. "
+        "Apart from accuracy, the columns are means over the classes, one against the rest.",
+    ),
 )
 FIVE_CLASS_AUC = PublishedTable(
     name="five_class_auc",
