@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jbot.config import flatten
 from jbot.store.plan import Plan
 
 FlatConfig = dict[str, Any]
@@ -13,21 +14,12 @@ FlatConfig = dict[str, Any]
 
 def arm_configs(plan: Plan) -> dict[str, FlatConfig]:
     """The Config of every arm, without its seed."""
-    base = base_config(plan)
-    return {
-        arm: base | {field: _plain(value) for field, value in changes.items()} for arm, changes in plan.arms.items()
-    }
+    return {arm: base_config(plan) | flat_values(changes) for arm, changes in plan.arms.items()}
 
 
 def base_config(plan: Plan) -> FlatConfig:
     """The Config that arms are changes of, without its seed."""
-    flat: FlatConfig = {}
-    for name, value in plan.base.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{field}": _plain(one) for field, one in value.items()}
-        elif name != "seed":
-            flat[name] = _plain(value)
-    return flat
+    return {name: _plain(value) for name, value in flatten(plan.base).items() if name != "seed"}
 
 
 def flat_values(overrides: Mapping[str, Any]) -> FlatConfig:

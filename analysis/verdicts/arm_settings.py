@@ -16,17 +16,15 @@ BASE = "the recipe unchanged"
 
 def words(changes: Mapping[str, Any]) -> str:
     """The overrides of an arm: ``no rotation, KoLeo weight 0.1``."""
-    said = {field: _word(field, value) for field, value in changes.items()}
+    settings = {}
+    for field, value in changes.items():
+        try:
+            settings[field] = FIELDS[field].words(value)
+        except (KeyError, TypeError, ValueError):  # of another version of the program
+            settings[field] = f"{field} = {value}"
     if changes.get("teacher.ema_momentum") == changes.get("teacher.ema_final") == 0:
-        said |= {"teacher.ema_momentum": "no EMA: the teacher is the student", "teacher.ema_final": ""}
-    return ", ".join(filter(None, said.values())) or BASE
-
-
-def _word(field: str, value: Any) -> str:
-    try:
-        return FIELDS[field].words(value)
-    except (KeyError, TypeError, ValueError):  # of another version of the program
-        return f"{field} = {value}"
+        settings |= {"teacher.ema_momentum": "no EMA: the teacher is the student", "teacher.ema_final": ""}
+    return ", ".join(filter(None, settings.values())) or BASE
 
 
 def trained(base: Mapping[str, Any]) -> tuple[int, int]:
@@ -43,7 +41,12 @@ def share_of_paper(plan: Plan) -> float:
 def size(plan: Plan) -> str:
     """``10,000 jets × 8 epochs, jBOT-S; 0.14% of the paper’s training``: of the base."""
     jets, epochs = trained(plan.base)
-    return f"{jets:,} jets × {epochs} epochs, {_model(plan)}; {_share(share_of_paper(plan))}"
+    share = share_of_paper(plan)
+    if share < 0.995:
+        part = f"{float(f'{100 * share:.2g}'):g}% of the paper’s training"
+    else:
+        part = "the paper’s training" if share < 1.5 else f"{share:.2g} times the paper’s training"
+    return f"{jets:,} jets × {epochs} epochs, {_model(plan)}; {part}"
 
 
 def _model(plan: Plan) -> str:
@@ -53,9 +56,3 @@ def _model(plan: Plan) -> str:
         if all(own.get(key) == known[key] for key in ("dim", "heads", "layers", "projection")):
             return name
     return f"d = {own['dim']}, {fmt.count(own['layers'], 'block')}"
-
-
-def _share(share: float) -> str:
-    if share >= 0.995:
-        return "the paper’s training" if share < 1.5 else f"{share:.2g} times the paper’s training"
-    return f"{float(f'{100 * share:.2g}'):g}% of the paper’s training"

@@ -22,8 +22,10 @@ Box, Hunter & Hunter, Statistics for Experimenters (2005), chapters 5 and 6.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +41,12 @@ from jbot.store.plan import Plan
 MIN_ARMS = 4
 """Arms of a factorial: two components, each in and out."""
 ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
+CLEAR = dict.fromkeys((1, 2), "main effects are aliased with each other") | {
+    3: "main effects are aliased with two-factor interactions",
+    4: "main effects are clear of two-factor interactions, and those are aliased with each other",
+    5: "main effects and two-factor interactions are clear of each other",
+}
+"""By resolution, what is told apart; of a higher one as of 5."""
 
 Signs = NDArray[np.int64]
 Effect = tuple[str, ...]
@@ -91,18 +99,6 @@ class Column:
         return " × ".join(self.effects[0][1]) + more
 
 
-def removed(plan: Plan) -> dict[str, frozenset[str]]:
-    """The components that are out of each arm; arms that differ from the base in something else are not there."""
-    base, factors = base_config(plan), components(plan)
-    found = {}
-    for arm, config in arm_configs(plan).items():
-        for out in _candidates(config, factors):
-            if config == base | {field: value for name in out for field, value in factors[name].items()}:
-                found[arm] = frozenset(out)
-                break
-    return found
-
-
 def components(plan: Plan) -> dict[str, FlatConfig]:
     """Those of the plan that are in its base: what is out of it already cannot be taken out."""
     base = base_config(plan)
@@ -110,14 +106,18 @@ def components(plan: Plan) -> dict[str, FlatConfig]:
     return {name: changes for name, changes in factors.items() if changes and not changes.items() <= base.items()}
 
 
-def _candidates(config: FlatConfig, factors: dict[str, FlatConfig]) -> Iterator[tuple[str, ...]]:
-    """What may be out of an arm. The simplest reading first: taking one component out may imply another."""
-    names = tuple(factors)
-    yield ()
-    yield from ((name,) for name in names)
-    yield names
-    yield from (tuple(other for other in names if other != name) for name in names)
-    yield tuple(name for name in names if factors[name].items() <= config.items())
+def removed(plan: Plan) -> dict[str, frozenset[str]]:
+    """The components that are out of each arm; arms that differ from the base in something else are not there."""
+    base, factors = base_config(plan), components(plan)
+    names, out = tuple(factors), {}
+    # The simplest reading first: taking one component out may imply another.
+    simple = [(), *((name,) for name in names), names, *(tuple(n for n in names if n != name) for name in names)]
+    for arm, config in arm_configs(plan).items():
+        for parts in (*simple, tuple(name for name in names if factors[name].items() <= config.items())):
+            if config == base | {field: value for name in parts for field, value in factors[name].items()}:
+                out[arm] = frozenset(parts)
+                break
+    return out
 
 
 def left_out(plan: Plan) -> list[ComponentEffect]:
@@ -137,12 +137,12 @@ def added_alone(plan: Plan) -> list[ComponentEffect]:
     """
     arms, names = {out: arm for arm, out in removed(plan).items()}, components(plan)
     bare = sorted((out for out in arms if len(out) >= max(2, len(names) - 1)), key=lambda out: (-len(out), arms[out]))
-    found = []
-    for name in names:
-        control = next((out for out in bare if name in out and out - {name} in arms), None)
-        if control:
-            found.append(ComponentEffect(component=name, treatment=arms[control - {name}], control=arms[control]))
-    return found
+    pairs = {name: next((out for out in bare if name in out and out - {name} in arms), None) for name in names}
+    return [
+        ComponentEffect(component=name, treatment=arms[control - {name}], control=arms[control])
+        for name, control in pairs.items()
+        if control
+    ]
 
 
 def factorial(plan: Plan) -> Factorial | None:
@@ -151,14 +151,20 @@ def factorial(plan: Plan) -> Factorial | None:
     Tried are all arms whose components are known; the fraction spanned by those that are neither leave-one-out nor
     add-one-in; and the arms that take out no other components than these do.
     """
-    names, mixed = list(components(plan)), list(_mixed(plan))
-    bits = {point: arm for arm, point in _points(plan).items()}
-    reach = 0
-    for point in mixed:
-        reach |= point
-    for points in (set(bits), _spanned(mixed, len(bits)), {point for point in bits if not point & ~reach}):
-        if len(points) >= MIN_ARMS and points <= set(bits) and _is_regular(points):
-            return _fraction(sorted(points), bits, names)
+    names, mixed = list(components(plan)), _mixed(plan)
+    arms = {point: arm for arm, point in _points(plan).items()}
+    reach = functools.reduce(operator.or_, mixed, 0)
+    for points in (set(arms), _spanned(mixed, len(arms)), {point for point in arms if not point & ~reach}):
+        if len(points) >= MIN_ARMS and points <= set(arms) and _is_regular(points):
+            chosen = sorted(points)
+            signs = np.array([[-1 if point >> i & 1 else 1 for i in range(len(names))] for point in chosen])
+            varied = np.flatnonzero(np.abs(signs.sum(axis=0)) < len(chosen))
+            return Factorial(
+                components=tuple(names[i] for i in varied),
+                arms=tuple(arms[point] for point in chosen),
+                signs=signs[:, varied],
+                resolution=_resolution(signs[:, varied]),
+            )
     return None
 
 
@@ -168,10 +174,10 @@ def _points(plan: Plan) -> dict[str, int]:
     return {arm: sum(1 << names.index(name) for name in out) for arm, out in removed(plan).items()}
 
 
-def _mixed(plan: Plan) -> Iterator[int]:
+def _mixed(plan: Plan) -> list[int]:
     """Points with several components out that are no part of a leave-one-out or an add-one-in."""
     used = {arm for one in (*left_out(plan), *added_alone(plan)) for arm in (one.treatment, one.control)}
-    yield from (point for arm, point in _points(plan).items() if arm not in used and point.bit_count() > 1)
+    return [point for arm, point in _points(plan).items() if arm not in used and point.bit_count() > 1]
 
 
 def _spanned(points: Sequence[int], most: int) -> set[int]:
@@ -191,83 +197,54 @@ def _is_regular(points: set[int]) -> bool:
     return all(first ^ a ^ b in points for a, b in itertools.combinations(points, 2))
 
 
-def _fraction(points: Sequence[int], arms: Mapping[int, str], names: Sequence[str]) -> Factorial:
-    signs = np.array([[-1 if point >> i & 1 else 1 for i in range(len(names))] for point in points])
-    varied = [i for i in range(len(names)) if abs(signs[:, i].sum()) < len(points)]
-    return Factorial(
-        components=tuple(names[i] for i in varied),
-        arms=tuple(arms[point] for point in points),
-        signs=signs[:, varied],
-        resolution=_resolution(signs[:, varied]),
-    )
-
-
 def _resolution(signs: Signs) -> int:
     """Length of the shortest word of the defining relation; 0 without one."""
-    k = signs.shape[1]
-    if len(signs) == 2**k:
-        return 0
+    arms, k = signs.shape
     words = (word for size in range(1, k + 1) for word in itertools.combinations(range(k), size))
-    return next(len(word) for word in words if abs(signs[:, word].prod(axis=1).sum()) == len(signs))
+    return 0 if arms == 2**k else next(len(word) for word in words if abs(signs[:, word].prod(axis=1).sum()) == arms)
 
 
-def columns(design_of: Factorial) -> list[Column]:
+def columns(design: Factorial) -> list[Column]:
     """The contrasts of main effects and two-factor interactions; effects that share one come together.
 
     An interaction that is the same in all arms has none.
     """
-    names = design_of.components
-    effects = [effect for size in (1, 2) for effect in itertools.combinations(range(len(names)), size)]
-    found: dict[tuple[int, ...], list[tuple[int, Effect]]] = {}
-    for effect in effects:
-        column = design_of.signs[:, effect].prod(axis=1)
-        words, opposite = tuple(names[i] for i in effect), tuple(-column)
-        if opposite in found:
-            found[opposite].append((-1, words))
-        elif abs(column.sum()) < len(column):
-            found.setdefault(tuple(column), []).append((1, words))
-    return [Column(signs=np.array(signs), effects=tuple(shared)) for signs, shared in found.items()]
+    shared: dict[tuple[int, ...], list[tuple[int, Effect]]] = {}
+    for size in (1, 2):
+        for effect in itertools.combinations(range(len(design.components)), size):
+            signs = design.signs[:, effect].prod(axis=1)
+            words, opposite = tuple(design.components[i] for i in effect), tuple(-signs)
+            if opposite in shared:
+                shared[opposite].append((-1, words))
+            elif abs(signs.sum()) < len(signs):
+                shared.setdefault(tuple(signs), []).append((1, words))
+    return [Column(signs=np.array(signs), effects=tuple(effects)) for signs, effects in shared.items()]
 
 
-def effect_sizes(design_of: Factorial, column: Column, scores: pd.DataFrame) -> Floats:
-    """The contrast of a column at every seed that has all arms of the factorial.
-
-    Parameters
-    ----------
-    scores : DataFrame (seed, arm)
+def effect_sizes(design: Factorial, column: Column, scores: pd.DataFrame) -> Floats:
+    """The contrast of a column at every seed that has all arms of the factorial, from scores (seed, arm).
 
     Returns
     -------
     float array (seed,)
         Mean of the scores where the column is +1, minus the mean where it is -1.
     """
-    rows = scores[list(design_of.arms)].dropna().to_numpy(dtype=float)
+    rows = scores[list(design.arms)].dropna().to_numpy(dtype=float)
     return np.asarray(rows @ column.signs * 2 / len(column.signs), dtype=float)
 
 
 def alias_lines(plan: Plan) -> list[str]:
     """What the factorial of a plan can tell apart, a line each; empty without one. Needs no record."""
-    found = factorial(plan)
-    if found is None:
-        several = len(list(_mixed(plan)))
+    design, several = factorial(plan), len(_mixed(plan))
+    if design is None:
         line = f"{fmt.count(several, 'arm')} with several components out, but no regular fraction of a factorial: "
         return [f"{line}effects and interactions are not estimated."] if several else []
-    k, n = len(found.components), len(found.arms)
-    if not found.resolution:
-        return [f"Full factorial of {listed(found.components)} in {n} arms: nothing is aliased."]
+    k, n, resolution = len(design.components), len(design.arms), design.resolution
+    if not resolution:
+        return [f"Full factorial of {listed(design.components)} in {n} arms: nothing is aliased."]
     lines = [
-        f"Fractional factorial: {n} of the {2**k} combinations of {k} components ({listed(found.components)}), "
-        f"resolution {ROMAN[found.resolution] if found.resolution < len(ROMAN) else found.resolution}: "
-        f"{_what_is_clear(found.resolution)}."
+        f"Fractional factorial: {n} of the {2**k} combinations of {k} components ({listed(design.components)}), "
+        f"resolution {ROMAN[resolution] if resolution < len(ROMAN) else resolution}: {CLEAR[min(resolution, 5)]}."
     ]
-    shared = [column.name for column in columns(found) if len(column.effects) > 1]
+    shared = [column.name for column in columns(design) if len(column.effects) > 1]
     return lines + [f"Aliased, only the sum is estimated: {name}." for name in shared]
-
-
-def _what_is_clear(resolution: int) -> str:
-    if resolution >= 5:
-        return "main effects and two-factor interactions are clear of each other"
-    return {
-        4: "main effects are clear of two-factor interactions, and those are aliased with each other",
-        3: "main effects are aliased with two-factor interactions",
-    }.get(resolution, "main effects are aliased with each other")

@@ -68,13 +68,8 @@ class Convergence:
 
 
 def curve_table(study: StudyRecords) -> pd.DataFrame:
-    """Learning curves of all ended trials.
-
-    Returns
-    -------
-    DataFrame
-        arm, seed, state and the columns of the curves, one row per trial and probed epoch, each epoch once.
-    """
+    """Learning curves of all ended trials: arm, seed, state and the columns of the curves, one row per trial and probed
+    epoch, each epoch once."""
     rows = [
         {"arm": trial.arm, "seed": trial.seed, "state": record.state} | row
         for trial in study.trials
@@ -94,13 +89,8 @@ def validation_metric(plan: Plan, curves: pd.DataFrame) -> str | None:
 
 
 def paired_curve_table(curves: pd.DataFrame, metric: str, control: str) -> pd.DataFrame:
-    """Arm minus control at every seed and epoch that both have, complete trials only.
-
-    Returns
-    -------
-    DataFrame
-        arm, seed, epoch, metric; without rows of the control arm.
-    """
+    """Arm minus control at every seed and epoch that both have, complete trials only: arm, seed, epoch, metric, without
+    rows of the control arm."""
     complete = curves[curves["state"] == "complete"][["arm", "seed", "epoch", metric]].dropna()
     base = complete[complete["arm"] == control].drop(columns="arm").rename(columns={metric: "of control"})
     pairs = complete[complete["arm"] != control].merge(base, on=["seed", "epoch"])
@@ -134,16 +124,9 @@ def control_threshold(curves: pd.DataFrame, metric: str, control: str) -> float:
 def time_to(
     times: Floats, values: Floats, threshold: float, horizon: float, higher_is_better: bool = True
 ) -> tuple[float, bool]:
-    """The first probed time at which a curve reaches a threshold.
+    """The first probed time at which a curve, times and values (probe,) in ascending order, reaches a threshold.
 
-    Not interpolated: the resolution is the distance between probes.
-
-    Parameters
-    ----------
-    times, values : float array (probe,)
-        Ascending times; NaN values are skipped.
-    horizon : float
-        Time at which the curve is cut.
+    Not interpolated: the resolution is the distance between probes. NaN values are skipped.
 
     Returns
     -------
@@ -170,10 +153,7 @@ def restricted_mean(times: Floats, horizon: float) -> float:
 def normalised_area(times: Floats, values: Floats, horizon: float) -> float:
     """Time average of a curve from its start to the horizon, by the trapezoidal rule; in units of the metric.
 
-    Parameters
-    ----------
-    times, values : float array (probe,)
-        Ascending; NaN values are skipped, the value at the horizon is interpolated.
+    Times and values (probe,) ascend; NaN values are skipped, the value at the horizon is interpolated.
     """
     known = np.isfinite(values)
     times, values = times[known], values[known]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -51,13 +51,6 @@ class Part:
     """Seconds of all units, as a record has them."""
 
 
-def _probing(config: Config) -> Hashable:
-    data = config.data
-    sizes = (config.bank_jets, data.val_jets, data.test_jets, data.particles)
-    probes = (config.probe.knn_k, config.probe.jet_pts, len(curve_epochs(config)))
-    return (config.model, data.task, sizes, probes, config.anomaly)
-
-
 TRAINING = Part(
     name="training",
     key=lambda config: (config.model, config.train.batch, config.train.precision, config.data.particles),
@@ -66,7 +59,11 @@ TRAINING = Part(
 )
 PROBES = Part(
     name="probes",
-    key=_probing,
+    key=lambda config: (
+        *(config.model, config.data.task, config.anomaly),
+        *(config.bank_jets, config.data.val_jets, config.data.test_jets, config.data.particles),
+        *(config.probe.knn_k, config.probe.jet_pts, len(curve_epochs(config))),
+    ),
     units=lambda config: 1.0,
     seconds=lambda record: record.probe_seconds,
 )
@@ -120,17 +117,13 @@ class CostModel:
         if equal:
             whole = [factor * sum(part.seconds(record) for part in parts) for record, factor in equal]
             return _one(float(np.median(whole)), ["records of equal trials"])
-        seconds = 0.0
         basis = ["encoders that there are by then are evaluated, not trained again"] if encoder_reused else []
-        measured = True
+        seconds, measured = 0.0, True
         for part in parts:
-            key = part.key(config)
-            known = [
-                factor * part.seconds(record) / part.units(other)
-                for other, record, factor in self.records
-                if part.key(other) == key
-            ]
-            if known:
+            key, units = part.key(config), part.units(config)
+            alike = [(other, record, factor) for other, record, factor in self.records if part.key(other) == key]
+            if alike:
+                known = [factor * part.seconds(record) / part.units(other) for other, record, factor in alike]
                 each, source = float(np.median(known)), "records of the same work"
             elif self._time_unit:
                 if (part.name, key) not in self._timed:
@@ -138,7 +131,7 @@ class CostModel:
                 each, source, measured = self._timed[part.name, key], f"timed here on {self._where}", False
             else:
                 return None
-            seconds += each * part.units(config)
+            seconds += each * units
             basis.append(f"{part.name}: {source}")
         return _one(seconds, basis, measured)
 
@@ -179,12 +172,8 @@ def same_but_seed(one: Config, other: Config) -> bool:
 
 def device_hours(record: Record) -> tuple[float, str]:
     """Hours of a trial, and of what: ``core`` or ``GPU``. In a pack it is the trial's share."""
-    unit = _unit(record)
+    unit = "core" if str(record.hardware.get("device", "cpu")).startswith("cpu") else "GPU"
     return record.device_seconds * _weight(record, unit) / HOUR, unit
-
-
-def _unit(record: Record) -> str:
-    return "core" if str(record.hardware.get("device", "cpu")).startswith("cpu") else "GPU"
 
 
 def _weight(record: Record, unit: str) -> float:
@@ -196,9 +185,15 @@ class Prices:
 
     def __init__(self, records: Iterable[Record]):
         complete = [record for record in records if record.state == "complete"]
-        units = Counter(map(_unit, complete))
+        units = Counter(device_hours(record)[1] for record in complete)
         self.unit = units.most_common(1)[0][0] if units else "core"
-        self._models = {unit: CostModel(complete, partial(_weight_of_unit, unit=unit)) for unit in ("core", "GPU")}
+        self._models = {
+            unit: CostModel(
+                [record for record in complete if device_hours(record)[1] == unit],
+                functools.partial(_weight, unit=unit),
+            )
+            for unit in ("core", "GPU")
+        }
 
     def of_block(self, plan: Plan, unit: str) -> dict[str, float | None]:
         """Device hours of every arm of a plan; None where no record tells."""
@@ -208,10 +203,6 @@ class Prices:
         except ConfigError:  # a plan of code with other fields
             return dict.fromkeys(plan.arms)
         return {arm: None if cost is None else cost.seconds / HOUR for arm, cost in costs.items()}
-
-
-def _weight_of_unit(record: Record, unit: str) -> float | None:
-    return _weight(record, unit) if _unit(record) == unit else None
 
 
 def hours_text(hours: float, unit: str = "") -> str:

@@ -139,6 +139,8 @@ class _Evidence:
     dropped: int
     pruned: int
     failures: tuple[FailureRate, FailureRate]
+    interim: bool
+    look: Look | None
     course: InterimHistory | None
     """The looks so far; None where the plan has none, or none has been reached."""
     confidence: float
@@ -149,7 +151,6 @@ def _decide_blocks(
     plan: Plan, scores: Mapping[str, pd.DataFrame], states: pd.DataFrame, used: Mask, look: Look | None
 ) -> list[Verdict]:
     """Verdicts on some of the blocks; of a plan with looks, at one of them."""
-    interim = not bool(used.all())
     rng = np.random.default_rng(SEED)
     evidence = [_gather(plan, contrast, scores, states, used, look, rng) for contrast in plan.contrasts]
     verdicts: dict[Contrast, Verdict] = {}
@@ -158,8 +159,7 @@ def _decide_blocks(
         differ = correct([item.p for item in family]) if family else ()
         equal = correct([item.p_equivalent for item in family]) if family else ()
         for item, p, p_equivalent in zip(family, differ, equal, strict=True):
-            verdict = _conclude(plan, item, float(p), float(p_equivalent), len(family), interim, look)
-            verdicts[item.contrast] = in_words(plan, verdict)
+            verdicts[item.contrast] = in_words(plan, _conclude(plan, item, float(p), float(p_equivalent), len(family)))
     return [verdicts[contrast] for contrast in plan.contrasts]
 
 
@@ -182,18 +182,25 @@ def _gather(
     scored = whole.all(axis=1)
     pairs = values[scored]
     differences = pairs[:, 0] - pairs[:, 1]
-    course = _course(plan, look, scored)
+    course, waits = _course(plan, look, scored), look is not None and not look.blocks
     confidence = sequential.confidence(course, plan.alpha) if course else 1 - plan.alpha
     difference = paired.paired_difference(pairs[:, 0], pairs[:, 1], confidence)
-    waits = look is not None and course is None
+    if waits:  # before the first look nothing is claimed
+        difference = dataclasses.replace(difference, low=math.nan, high=math.nan)
+    if course:
+        p_equivalent = sequential.tost(differences, course, plan.margin, plan.alpha, _family(plan, contrast))
+    else:
+        p_equivalent = paired.tost(differences, plan.margin)
     return _Evidence(
         contrast=contrast,
-        difference=_without_intervals(difference) if waits else difference,
+        difference=difference,
         p=1.0 if waits else _p_differs(plan, contrast, differences, course, rng),
-        p_equivalent=1.0 if waits else _p_equivalent(plan, contrast, differences, course),
+        p_equivalent=1.0 if waits else p_equivalent,
         dropped=int((~scored & ~pruned).sum()),
         pruned=int(pruned.sum()),
         failures=(_failure_rate(states[arms[0]], whole[:, 0]), _failure_rate(states[arms[1]], whole[:, 1])),
+        interim=not bool(used.all()),
+        look=look,
         course=course,
         confidence=confidence,
         p_with_losses=math.nan if waits else _p_with_losses(plan, contrast, differences, whole, pruned, look),
@@ -219,12 +226,6 @@ def _p_differs(
     return sequential.sign_flip_test(differences, course, plan.alpha, _family(plan, contrast))
 
 
-def _p_equivalent(plan: Plan, contrast: Contrast, differences: Floats, course: InterimHistory | None) -> float:
-    if course is None:
-        return paired.tost(differences, plan.margin)
-    return sequential.tost(differences, course, plan.margin, plan.alpha, _family(plan, contrast))
-
-
 def _family(plan: Plan, contrast: Contrast) -> int:
     return sum(other.primary is contrast.primary for other in plan.contrasts)
 
@@ -248,46 +249,37 @@ def _p_with_losses(
     return _p_differs(plan, contrast, filled[scored | lost], _course(plan, look, scored | lost), rng)
 
 
-def _without_intervals(difference: PairedDifference) -> PairedDifference:
-    return dataclasses.replace(difference, low=math.nan, high=math.nan)
-
-
 def _failure_rate(states: pd.Series, whole: Mask) -> FailureRate:
     """The failures of one arm, `whole` where it left a score."""
     failed = (states == "failed").to_numpy() | ((states == "complete").to_numpy() & ~whole)
     return FailureRate(arm=str(states.name), failed=int(failed.sum()), ended=int((states != "pruned").sum()))
 
 
-def _conclude(
-    plan: Plan,
-    evidence: _Evidence,
-    p_adjusted: float,
-    p_equivalent: float,
-    family: int,
-    interim: bool,
-    look: Look | None,
-) -> Verdict:
+def _conclude(plan: Plan, evidence: _Evidence, p_adjusted: float, p_equivalent: float, family: int) -> Verdict:
     """The verdict, still without words."""
-    difference, course = evidence.difference, evidence.course
+    difference, course, n = evidence.difference, evidence.course, evidence.difference.n
     # Benjamini-Hochberg leaves the smallest p of a family as it is when all are equal; Holm multiplies it.
     corrected = family if evidence.contrast.primary else 1
-    n = difference.n
     smallest = sequential.min_p(course) if course else paired.min_p(n)
     inside = corrected * (sequential.min_p_equivalent(course) if course else paired.min_p_equivalent(n))
-    outcome = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside))
-    found = {name: value for name, value in vars(evidence).items() if name != "course"}
+    outcome, needed = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside)), None
+    if outcome == "undecided":
+        needed = power.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
+    detectable = math.nan
+    if n > 1:
+        effect = power.detectable_effect(n, 1 - evidence.confidence if course else plan.alpha, family)
+        detectable = effect * difference.sd if math.isfinite(effect) else math.inf
     return Verdict(
-        **found,
+        **{name: value for name, value in vars(evidence).items() if name != "course"},
         outcome=outcome,
         p_adjusted=p_adjusted,
         p_equivalent_adjusted=p_equivalent,
         min_p=min(1.0, corrected * smallest),
         min_p_equivalent=min(1.0, inside),
         family=family,
-        detectable=_detectable(difference, 1 - evidence.confidence if course else plan.alpha, family),
-        seeds_needed=_seeds_needed(plan, difference, family) if outcome == "undecided" else None,
-        interim=interim,
-        look=look,
+        detectable=detectable,
+        # An undecided study needs more than it has, however good its chance was.
+        seeds_needed=None if needed is None else max(needed, n + 1),
         within=find_metric(evidence.contrast.metric or plan.metric).difference_bounds,
         sentence="",
     )
@@ -301,16 +293,3 @@ def _outcome(plan: Plan, difference: PairedDifference, p_adjusted: float, p_equi
     if p_adjusted <= plan.alpha and clear_of_zero(difference):
         return "better" if (difference.mean > 0) == plan.higher_is_better else "worse"
     return "undecided"
-
-
-def _seeds_needed(plan: Plan, difference: PairedDifference, family: int) -> int | None:
-    needed = power.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
-    # An undecided study needs more than it has, however good its chance was.
-    return None if needed is None else max(needed, difference.n + 1)
-
-
-def _detectable(difference: PairedDifference, alpha: float, family: int) -> float:
-    if difference.n < 2:
-        return math.nan
-    effect = power.detectable_effect(difference.n, alpha, family)
-    return effect * difference.sd if math.isfinite(effect) else math.inf

@@ -91,8 +91,8 @@ def diagnose(study: StudyRecords) -> Diagnosis:
     looked: dict[str, Counter[str]] = {name: Counter() for name in CHECKS}
     for trial in study.trials:
         record = study.records.get(trial.trial_id)
-        for name, check in CHECKS.items() if record else ():
-            cases = check(record, study)
+        for name, check in CHECKS.items():
+            cases = check(record, study) if record else None
             if cases is not None:
                 looked[name][trial.arm] += 1
                 found += [Finding(check=name, **vars(trial), case=case) for case in cases]

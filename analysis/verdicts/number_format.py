@@ -11,6 +11,8 @@ from analysis.stats.paired import MeanInterval
 
 MISSING = "–"
 """What stands for a number that does not exist."""
+TINY = 1e-8
+"""An error that no number of decimals that anyone would read shows."""
 
 
 def decimals_of(error: float, max_decimals: int = 8) -> int:
@@ -47,15 +49,10 @@ def compact(value: float | None, digits: int = 3) -> str:
 
 def with_error(value: float, error: float, sign: bool = False, max_decimals: int = 8) -> str:
     """``0.021 ± 0.006``, both rounded by the error, to at most so many decimals; ``2.1e-12 ± 6e-13`` below those."""
-    if _too_small(error):
+    if 0 < error < TINY:
         return f"{'+' if sign and value > 0 else ''}{compact(value)} ± {compact(error, 2)}"
     decimals = decimals_of(error, max_decimals)
     return f"{number(value, decimals, sign)} ± {number(error, decimals)}"
-
-
-def _too_small(error: float) -> bool:
-    """Whether no number of decimals that anyone would read shows it."""
-    return 0 < error < 1e-8
 
 
 def interval(low: float, high: float, error: float, within: tuple[float, float] = (-math.inf, math.inf)) -> str:
@@ -63,7 +60,7 @@ def interval(low: float, high: float, error: float, within: tuple[float, float] 
     if not (math.isfinite(low) and math.isfinite(high)):
         return MISSING
     low, high = max(low, within[0]), min(high, within[1])
-    if _too_small(error):
+    if 0 < error < TINY:
         return f"{compact(low)} to {compact(high)}"
     return f"{number(low, decimals_of(error))} to {number(high, decimals_of(error))}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,10 +34,10 @@ def facts(study: StudyRecords) -> dict[str, str]:
         "Device time": f"{fmt.duration(sum(r.own_seconds for r in records))}, all trials added",
         "Attempts": f"{sum(r.attempts for r in records)} ({fmt.count(restarted, 'trial')} restarted)",
         "First start": min((r.started for r in records), default="none yet"),
-        "Hardware": _counted(device_of(r) for r in records),
-        "Trainer": _counted(r.trainer_version for r in records),
-        "Git commit": _counted(r.git_commit or "not recorded" for r in records),
-        "Libraries": _counted(_versions(r) for r in records),
+        "Hardware": _listed(Counter(device_of(r) for r in records)),
+        "Trainer": _listed(Counter(r.trainer_version for r in records)),
+        "Git commit": _listed(Counter(r.git_commit or "not recorded" for r in records)),
+        "Libraries": _listed(Counter(_versions(r) for r in records)),
         "At their defaults": study.from_defaults and f"{', '.join(study.from_defaults)}: younger than the files",
     }
     return {name: line for name, line in lines.items() if line}
@@ -45,22 +45,29 @@ def facts(study: StudyRecords) -> dict[str, str]:
 
 def deviations(study: StudyRecords) -> list[str]:
     """Departures from one plan, one data set, one code and one machine, one line each."""
-    records = ended(study)
-    found = [*_plan_deviations(study, [record for _, record in records])]
+    trials = ended(study)
+    records = [record for _, record in trials]
+    lines = [*_plan_deviations(study, records)]
     same: dict[str, Callable[[Record], Any]] = {
-        "trainer version": lambda r: r.trainer_version,
-        "git commit": lambda r: r.git_commit,
+        "trainer version": lambda record: record.trainer_version,
+        "git commit": lambda record: record.git_commit,
         "library versions": _versions,
         "hardware": device_of,
     }
     for name, value_of in same.items():
-        values = Counter(str(value_of(record)) for _, record in records)
+        values = Counter(str(value_of(record)) for record in records)
         if len(values) > 1:
-            found.append(f"Trials differ in {name}: {_listed(values)}.")
-    found += _data_deviations([record for _, record in records])
-    return found + [
+            lines.append(f"Trials differ in {name}: {_listed(values)}.")
+    # Trials that ask for the same jets and had others; arms may ask for other jets by design.
+    groups: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        probe = record.config.get("probe") or {}
+        asked = [record.config.get("data"), probe.get("jet_pts"), probe.get("jet_pts") and probe.get("bank_jets")]
+        groups[digest(asked)][f"{record.data.get('source')} {record.data.get('fingerprint')}"] += 1
+    lines += [f"Trials differ in data: {_listed(sources)}." for sources in groups.values() if len(sources) > 1]
+    return lines + [
         f"Trial {trial.arm} at seed {trial.seed} has a record of seed {record.config.get('seed')}."
-        for trial, record in records
+        for trial, record in trials
         if record.config.get("seed") != trial.seed
     ]
 
@@ -81,29 +88,14 @@ def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str
         yield f"{fmt.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
 
 
-def _data_deviations(records: list[Record]) -> Iterator[str]:
-    """Trials that ask for the same jets and had others. Arms may ask for other jets by design."""
-    groups: dict[str, Counter[str]] = {}
-    for record in records:
-        probe = record.config.get("probe") or {}
-        asked = [record.config.get("data"), probe.get("jet_pts"), probe.get("jet_pts") and probe.get("bank_jets")]
-        seen = f"{record.data.get('source')} {record.data.get('fingerprint')}"
-        groups.setdefault(digest(asked), Counter())[seen] += 1
-    for found in groups.values():
-        if len(found) > 1:
-            yield f"Trials differ in data: {_listed(found)}."
-
-
 def _versions(record: Record) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(record.libraries.items())) or "not recorded"
 
 
-def _counted(values: Iterator[str]) -> str:
-    counts = Counter(values)
-    return next(iter(counts)) if len(counts) == 1 else _listed(counts)
-
-
 def _listed(counts: Counter[str], most: int = 6) -> str:
+    """The only value; of several, each with its number of trials, the commonest first."""
+    if len(counts) == 1:
+        return next(iter(counts))
     named = [f"{value} ({fmt.count(n, 'trial')})" for value, n in counts.most_common(most)]
     more = [f"and {len(counts) - most} more"] if len(counts) > most else []
     return "; ".join(named + more)

@@ -30,7 +30,7 @@ class Part:
     """The smallest preset that has its arms."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Question:
     """One entry."""
 
@@ -42,25 +42,25 @@ RESPONSES = ("Response to single settings",)
 
 OPEN = (
     Question(
-        text="Does performance grow linearly, logarithmically, or as a power law with an irreducible error, "
+        "Does performance grow linearly, logarithmically, or as a power law with an irreducible error, "
         "with unlabeled jets?",
-        parts=(Part(study="scaling", contrasts=False, sections=("Scaling",)),),
+        (Part(study="scaling", contrasts=False, sections=("Scaling",)),),
     ),
     Question(
-        text="Do physics-informed augmentations make the representation better for anomaly detection?",
-        parts=(Part(study="augmentation_ablation"),),
+        "Do physics-informed augmentations make the representation better for anomaly detection?",
+        (Part(study="augmentation_ablation"),),
     ),
     Question(
-        text="Does momentum-aware masking converge faster and cluster better than random and geometric masking?",
-        parts=(Part(study="masking_ablation", also=("test/kmeans_ami", "test/silhouette"), speed=True),),
+        "Does momentum-aware masking converge faster and cluster better than random and geometric masking?",
+        (Part(study="masking_ablation", also=("test/kmeans_ami", "test/silhouette"), speed=True),),
     ),
     Question(
-        text="How much does anomaly detection depend on the score and its settings, against the embedding?",
-        parts=(Part(study="anomaly_metrics", contrasts=False, sections=("Scores, settings and geometry",)),),
+        "How much does anomaly detection depend on the score and its settings, against the embedding?",
+        (Part(study="anomaly_metrics", contrasts=False, sections=("Scores, settings and geometry",)),),
     ),
     Question(
-        text="How sensitive is the embedding to what the paper never scanned?",
-        parts=(
+        "How sensitive is the embedding to what the paper never scanned?",
+        (
             Part(about="KoLeo weight", study="koleo_sweep", sections=RESPONSES),
             Part(
                 about="augmentation strength",
@@ -80,37 +80,28 @@ OPEN = (
         ),
     ),
     Question(
-        text="Does an encoder pre-trained at one jet pT serve at another?",
-        parts=(Part(study="cross_energy", sections=("Transfer between jet energies",)),),
+        "Does an encoder pre-trained at one jet pT serve at another?",
+        (Part(study="cross_energy", sections=("Transfer between jet energies",)),),
     ),
     Question(
-        text="What is each component worth?",
-        parts=(Part(study="component_ablation", sections=("Effect of each component",)),),
+        "What is each component worth?", (Part(study="component_ablation", sections=("Effect of each component",)),)
     ),
     Question(
-        text="What does it cost that the released code does not do what the paper says?",
-        parts=(Part(study="text_vs_code"),),
+        "What does it cost that the released code does not do what the paper says?", (Part(study="text_vs_code"),)
     ),
 )
 """In the order of the paper's outlook, then those it does not name."""
 
 FURTHER = (
     Question(
-        text="Does pre-training make the classes cluster, and how far do seeds alone move every metric?",
-        parts=(Part(study="baseline"),),
+        "Does pre-training make the classes cluster, and how far do seeds alone move every metric?",
+        (Part(study="baseline"),),
     ),
+    Question("Is there a better recipe of pre-training than the base?", (Part(study="hyperparameters"),)),
     Question(
-        text="Is there a better recipe of pre-training than the base?",
-        parts=(Part(study="hyperparameters"),),
+        "Which of the paper’s figures do we find, and with what spread over seeds?", (Part(study="paper_tables"),)
     ),
-    Question(
-        text="Which of the paper’s figures do we find, and with what spread over seeds?",
-        parts=(Part(study="paper_tables"),),
-    ),
-    Question(
-        text="Does pre-training in bf16 change the accuracy of the embedding?",
-        parts=(Part(study="precision"),),
-    ),
+    Question("Does pre-training in bf16 change the accuracy of the embedding?", (Part(study="precision"),)),
 )
 """What studies/ also asks."""
 

@@ -91,16 +91,12 @@ def _size(plan: Plan, verdict: Verdict) -> str:
     named = verdict.outcome in ("better", "worse")  # the word gives the direction
     low, high = (-d.high, -d.low) if named and d.mean < 0 else (d.low, d.high)
     size = fmt.with_error(abs(d.mean) if named else d.mean, error, sign=not named)
-    family = f" after {_correction(verdict)}" if verdict.family > 1 else ""
+    method = "Holm" if verdict.contrast.primary else "Benjamini-Hochberg"
+    family = f" after {method} over {verdict.family} contrasts" if verdict.family > 1 else ""
     p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
     kind = "repeated interval" if verdict.look else "interval"
     level = f"{1 - plan.alpha:.0%} {kind} {fmt.interval(low, high, error, verdict.within)}"
     return f"{size} ({level}, n = {d.n} seeds, p = {p}{family})"
-
-
-def _correction(verdict: Verdict) -> str:
-    method = "Holm" if verdict.contrast.primary else "Benjamini-Hochberg"
-    return f"{method} over {verdict.family} contrasts"
 
 
 def _what_would_decide(verdict: Verdict) -> str:
@@ -111,15 +107,14 @@ def _what_would_decide(verdict: Verdict) -> str:
 
 def _losses(verdict: Verdict) -> str:
     """Failed and pruned trials, in the sentence itself: the difference is of the survivors."""
-    text = ""
-    if verdict.dropped:
-        are = "is" if verdict.dropped == 1 else "are"
+    lines, failed, pruned = [], verdict.dropped, verdict.pruned
+    if failed:
         rates = "; ".join(str(rate) for rate in verdict.failures)
-        text = f"{fmt.count(verdict.dropped, 'seed')} {are} left out because a trial failed: {rates}."
-    if verdict.pruned:
-        were = "was" if verdict.pruned == 1 else "were"
-        text += f" {fmt.count(verdict.pruned, 'seed')} {were} pruned and enter nothing."
-    return text.strip()
+        are = "is" if failed == 1 else "are"
+        lines.append(f"{fmt.count(failed, 'seed')} {are} left out because a trial failed: {rates}.")
+    if pruned:
+        lines.append(f"{fmt.count(pruned, 'seed')} {'was' if pruned == 1 else 'were'} pruned and enter nothing.")
+    return " ".join(lines)
 
 
 def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
@@ -132,7 +127,14 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
     if d.n < 2 or (verdict.look and not verdict.look.blocks):
         return
     if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
-        yield _loss_note(plan, verdict)
+        # Whether the claim would stand if the better arm had lost where it failed.
+        corrected = min(1.0, verdict.p_with_losses * (verdict.family if verdict.contrast.primary else 1))
+        stands = "would stand" if corrected <= plan.alpha else "would not stand"
+        better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
+        yield (
+            f"The verdict is of the seeds that are left: it {stands} if {better} had lost by the largest difference"
+            f" wherever it alone failed (p = {fmt.p_value(corrected)})."
+        )
     yield from _too_few_notes(plan, verdict)
     if verdict.outcome == "equivalent" and verdict.p_adjusted <= plan.alpha:
         p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
@@ -182,14 +184,3 @@ def _look_notes(look: Look) -> Iterator[str]:
         yield f"Judged at the last of the planned looks ({planned} blocks); {paid}."
     if look.ended > look.blocks:
         yield f"Left out of the verdict: {fmt.count(look.ended - look.blocks, 'block')} that ended after this look."
-
-
-def _loss_note(plan: Plan, verdict: Verdict) -> str:
-    """Whether the claim would stand if the better arm had lost where it failed."""
-    corrected = min(1.0, verdict.p_with_losses * (verdict.family if verdict.contrast.primary else 1))
-    stands = "would stand" if corrected <= plan.alpha else "would not stand"
-    better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
-    return (
-        f"The verdict is of the seeds that are left: it {stands} if {better} had lost by the largest difference"
-        f" wherever it alone failed (p = {fmt.p_value(corrected)})."
-    )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from analysis.verdicts import arm_settings, summary, tables
 from analysis.verdicts.decide import DecidedStudy, decide_study
@@ -78,7 +76,6 @@ class StudySummary(DecidedStudy):
 class Search:
     """A search of hyperparameters that has no winner yet, so no study."""
 
-    folder: str
     name: str
     preset: str
     question: str
@@ -131,19 +128,16 @@ def load_index(storage: Storage) -> StudyIndex:
                 sections = summary.read(study, storage, folder)
                 index.studies.append(StudySummary(**vars(decide_study(study)), folder=folder, sections=sections))
             elif ledger := load_ledger(storage, folder):
-                index.searches.append(_search(folder, ledger))
+                plan, points = ledger["plan"], ledger["points"]
+                index.searches.append(
+                    Search(
+                        name=base_name(plan["study"], plan["preset"]),
+                        preset=plan["preset"],
+                        question=plan["question"],
+                        ended=sum(point["state"] != "open" for point in points),
+                        points=ledger["target"],
+                    )
+                )
         except (RecordError, ValueError, KeyError, TypeError) as error:  # one damaged study hides no other
             index.errors[folder] = " ".join(str(error).split()) or type(error).__name__
     return index
-
-
-def _search(folder: str, ledger: Mapping[str, Any]) -> Search:
-    plan, points = ledger["plan"], ledger["points"]
-    return Search(
-        folder=folder,
-        name=base_name(plan["study"], plan["preset"]),
-        preset=plan["preset"],
-        question=plan["question"],
-        ended=sum(point["state"] != "open" for point in points),
-        points=ledger["target"],
-    )
