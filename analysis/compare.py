@@ -14,10 +14,10 @@ import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -219,22 +219,16 @@ def metrics_section(study: Comparison, frame: pd.DataFrame) -> Table:
         return metric != primary, find_metric(metric).split != "test", -clear
 
     adjusted = exploratory.corrected([p for *_, p in rows])
-    cells = [
-        [metric, _how_many(trials), fmt.compact(_largest(trials), 2), *_mean_cells(mean), fmt.p_cell(p, mean.n)]
-        for (metric, trials, mean, _), p in sorted(zip(rows, adjusted, strict=True), key=lambda item: place(item[0]))
-    ]
+    cells = []
+    for (metric, trials, mean, _), p in sorted(zip(rows, adjusted, strict=True), key=lambda item: place(item[0])):
+        equal = trials["equal"]
+        largest = fmt.compact(float(trials.loc[~equal, "difference"].abs().max()), 2)
+        how_many = f"{int(equal.sum())} of {len(trials)}"
+        cells.append([metric, how_many, largest, *_mean_cells(mean), fmt.p_cell(p, mean.n)])
     head = ["metric", "bit-equal", "largest difference", "mean, B − A", "95% interval", "seeds", "p, corrected"]
     differing, every_metric = frame.loc[~frame["equal"], "metric"].nunique(), frame["metric"].nunique()
     label = f"metrics that differ ({differing} of {every_metric}; without those of baselines and single cuts)"
     return Table(label=f"{study.name}: {label}", head=head, rows=cells)
-
-
-def _how_many(trials: pd.DataFrame) -> str:
-    return f"{int(trials['equal'].sum())} of {len(trials)}"
-
-
-def _largest(trials: pd.DataFrame) -> float:
-    return float(trials.loc[~trials["equal"], "difference"].abs().max())
 
 
 def _mean_cells(mean: MeanInterval) -> list[str]:
@@ -251,7 +245,8 @@ def arms_section(study: Comparison, frame: pd.DataFrame) -> Table:
         trials = frame[(frame["metric"] == metric) & (frame["arm"] == arm)]
         both = trials.dropna(subset=["a", "b"])  # else the means are of other seeds, and their difference is not B − A
         means = [fmt.number(float(both[side].mean())) for side in ("a", "b")]
-        rows.append([arm, _how_many(trials), *means, *_mean_cells(paired.mean_interval(by_seed(trials)))])
+        how_many = f"{int(trials['equal'].sum())} of {len(trials)}"
+        rows.append([arm, how_many, *means, *_mean_cells(paired.mean_interval(by_seed(trials)))])
     head = ["arm", "bit-equal", "mean of A", "mean of B", "B − A", "95% interval", "seeds"]
     return Table(label=f"{study.name}: {find_metric(metric).full_label}", head=head, rows=rows)
 
@@ -281,18 +276,13 @@ def reasons(study: Comparison) -> Iterator[str]:
     renamed = sum(a.trial_id != b.trial_id for _, a, b in study.matched)
     if renamed:
         yield f"ids differ for {fmt.count(renamed, 'trial')}, matched by arm and seed"
-    changed = Counter(line for _, a, b in study.matched for line in _changes(a.config, b.config))
+    changed: Counter[str] = Counter()
+    for _, *trials in study.matched:
+        a, b = (flatten(trial.config) for trial in trials)
+        fields = [(field, a.get(field, "none"), b.get(field, "none")) for field in sorted({*a, *b})]
+        changed.update(f"{field}: A {one}, B {other}" for field, one, other in fields if one != other)
     for line, n in changed.items():
         yield f"Config of {fmt.count(n, 'trial')}, {line}"
-
-
-def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    """Fields of two Configs that differ."""
-    left, right = flatten(a), flatten(b)
-    for field in sorted({*left, *right}):
-        one, other = left.get(field, "none"), right.get(field, "none")
-        if one != other:
-            yield f"{field}: A {one}, B {other}"
 
 
 def missing(study: Comparison) -> Iterator[str]:

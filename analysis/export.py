@@ -135,13 +135,14 @@ def _trials(storage: Storage) -> Iterator[tuple[dict[str, Any], Record | None]]:
             for trial in study.trials:
                 planned.add(trial.trial_id)
                 record = study.records[trial.trial_id]
-                ended = (record.state, record.reason) if record else (PENDING, None)
-                yield head | vars(trial) | dict(zip(TRIAL[-2:], ended, strict=True)), record
+                state, reason = (record.state, record.reason) if record else (PENDING, None)
+                yield head | vars(trial) | {"reason": reason, "state": state}, record
     for name in storage.names("trials"):
         record = load_record(storage, name) if name not in planned else None
         if record is not None:
             own = {"folder": "", "preset": "", "trial_id": name}
-            yield {key: own[key] if key in own else getattr(record, key) for key in TRIAL}, record
+            columns = (*TRIAL[:6], "reason", "state")
+            yield {key: own[key] if key in own else getattr(record, key) for key in columns}, record
 
 
 def _points(storage: Storage, trial: str) -> Iterator[dict[str, Any]]:

@@ -79,13 +79,9 @@ class _Study:
     @cached_property
     def verdicts(self) -> list[Verdict]:
         """Verdicts on what the part asks, the primary ones first."""
-        asked = [v for v in self.found.verdicts if {v.contrast.treatment, v.contrast.control} & self.arms]
+        arms = _arms(self.part, self.found)
+        asked = [v for v in self.found.verdicts if v.contrast.treatment in arms or v.contrast.control in arms]
         return sorted(asked, key=lambda verdict: not verdict.contrast.primary)
-
-    @property
-    def arms(self) -> set[str]:
-        """Arms that answer the part."""
-        return set(_arms(self.part, self.found))
 
     @property
     def primary(self) -> list[Verdict]:
@@ -96,6 +92,11 @@ class _Study:
     def sections(self) -> list[Section]:
         """Sections of the report that answer the part."""
         return [section for section in self.found.sections or [] if section.title in self.part.sections]
+
+    @property
+    def described(self) -> list[str]:
+        """What they say."""
+        return [line for section in self.sections for line in section.answer]
 
     @property
     def unit(self) -> str:
@@ -125,7 +126,7 @@ def own_studies(index: StudyIndex, prices: Prices) -> list[Entry]:
     ours = {part.study for question in (*OPEN, *FURTHER) for part in question.parts}
     asked = {search.name: search.question for search in reversed(index.searches)}
     asked |= {study.name: study.plan.question for name in index.names for study in reversed(index.of(name))}
-    own = {name: Question(text=asked[name], parts=(Part(study=name),)) for name in index.names if name not in ours}
+    own = {name: Question(asked[name], (Part(study=name),)) for name in index.names if name not in ours}
     return [_entry(f"own-{name}", question, index, prices, own=True) for name, question in own.items()]
 
 
@@ -201,10 +202,10 @@ def _of_study(study: _Study) -> PartEntry:
     )
     if found.is_smoke_test or found.blocks == 0:
         return entry
-    decided, described = _sentences(study), [line for one in study.sections for line in one.answer]
+    decided = _sentences(study)
     return replace(
         entry,
-        sentences=[*decided, *described] if part.contrasts else [*described, *decided],
+        sentences=[*decided, *study.described] if part.contrasts else [*study.described, *decided],
         sparklines=_sparklines(study),
         figure=Markup() if study.primary and part.contrasts else _figure(study),
     )
@@ -218,7 +219,7 @@ def _word(study: _Study) -> tuple[str, str]:
     if found.blocks == 0:
         return "No answer yet", "open"
     if not primary or not study.part.contrasts:
-        described = any(one.answer for one in study.sections) or any(item.difference.n > 1 for item in found.verdicts)
+        described = study.described or any(item.difference.n > 1 for item in found.verdicts)
         return ("Described" if described else "Seen, no verdict planned") + so_far, "open"
     if len(primary) == 1:
         lost = primary[0].difference.n < 2 and primary[0].dropped
@@ -231,12 +232,12 @@ def _word(study: _Study) -> tuple[str, str]:
 
 
 def _where(study: _Study) -> str:
-    found, primary, answers = study.found, study.primary, [line for one in study.sections for line in one.answer]
+    found, primary = study.found, study.primary
     size = f"preset {found.plan.preset}, {f'n = {found.blocks}' if found.blocks else 'no whole block'}"
     if found.is_smoke_test:
         return size
     if not study.part.contrasts:
-        first = answers[0].split(". ")[0].rstrip(".") if answers and found.blocks else ""
+        first = study.described[0].split(". ")[0].rstrip(".") if study.described and found.blocks else ""
         return f"{first}; {size}" if first else size
     if len(primary) == 1 and primary[0].difference.n > 1:
         return f"{contrast_name(primary[0].contrast.name)} {_estimate_of(primary[0].difference)}, {size}"
@@ -248,14 +249,12 @@ def _estimate_of(mean: MeanInterval, max_decimals: int = 8) -> str:
 
 
 def _notices(found: StudySummary) -> list[str]:
-    notices = []
+    notices, trials = [], len(found.study.trials)
     if found.is_smoke_test:
         notices.append("This size proves the path and answers nothing: no verdict is quoted from it.")
-    if 0 < found.ended < len(found.study.trials) or (found.ended and not found.blocks):
-        notices.append(
-            f"Unfinished: {found.ended} of {len(found.study.trials)} trials have ended, "
-            f"{fmt.count(found.blocks, 'whole block')} of {len(found.states)}."
-        )
+    if 0 < found.ended < trials or (found.ended and not found.blocks):
+        blocks = f"{fmt.count(found.blocks, 'whole block')} of {len(found.states)}"
+        notices.append(f"Unfinished: {found.ended} of {trials} trials have ended, {blocks}.")
     if not found.ended:
         notices.append("Started, but no trial has ended yet.")
     if not found.current:
@@ -346,12 +345,12 @@ def _why_none(verdict: Verdict) -> str:
 def _figure(study: _Study) -> Markup:
     """The first figure of a section, as its report has saved it."""
     folder = study.found.folder
-    for one in study.sections:
-        name = f"{folder}/figures/{one.figure}.svg"
-        if one.figure and study.storage.exists(name):
+    for section in study.sections:
+        name = f"{folder}/figures/{section.figure}.svg"
+        if section.figure and study.storage.exists(name):
             drawn = study.storage.read(name).decode("utf-8", "replace")
             if svg.is_harmless(drawn):  # drawn by matplotlib, which escapes the text in it: not escaped again
-                return Markup(svg.inline(drawn, re.sub(r"[^\w-]", "-", f"{folder}-{one.figure}"), one.alt))
+                return Markup(svg.inline(drawn, re.sub(r"[^\w-]", "-", f"{folder}-{section.figure}"), section.alt))
     return Markup()
 
 
@@ -380,23 +379,21 @@ def _facts(found: StudySummary) -> dict[str, str]:
 def _links(study: _Study) -> list[Link]:
     """The report, if there is one, and its sections that answer; a report of other records is called so."""
     folder = study.found.folder
+    page = f"{quote(folder)}/report.html"  # quoted, else javascript: could be the name of one
     if not study.storage.exists(f"{folder}/report.html"):
         return []
-    place = quote(folder)  # else javascript: could be the name of one
-    page = f"{place}/report.html"
     if study.found.sections is None:
         return [Link("report (perhaps of older records)", page)]
     links = [Link("report", page), *(Link(one.title, f"{page}#{one.anchor}") for one in study.sections)]
-    if study.storage.exists(f"{folder}/paper_tables.html"):
-        links.append(Link("the paper’s tables", f"{place}/paper_tables.html"))
-    return links
+    paper = study.storage.exists(f"{folder}/paper_tables.html")
+    return [*links, *([Link("the paper’s tables", f"{quote(folder)}/paper_tables.html")] if paper else [])]
 
 
 def _state_line(found: StudySummary) -> str:
     """Another plan or preset of a study in one line."""
     kind = f"preset {found.plan.preset}" + ("" if found.current else f", an earlier plan ({found.folder})")
     line = f"{kind}: {found.ended} of {len(found.study.trials)} trials ended"
-    words = Counter(item.outcome for item in found.verdicts if item.contrast.primary and item.difference.n > 1)
+    words = Counter(item.outcome for item in found.primary if item.difference.n > 1)
     if found.is_smoke_test or found.blocks < 2 or not words:
         return line
     outcomes = ", ".join(f"{n} {word}" if words.total() > 1 else word for word, n in words.items())
