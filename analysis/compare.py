@@ -104,10 +104,7 @@ class Comparison:
 def find_studies(storage: Storage) -> dict[str, str]:
     """Study folders by name: of a storage all of them, of a study's folder itself.
 
-    Raises
-    ------
-    RecordError
-        When there is no study.
+    Raises RecordError when there is no study.
     """
     if storage.exists(FILE):
         return {storage.uri.rstrip("/").rpartition("/")[2]: storage.address}
@@ -122,10 +119,7 @@ def match(a: str, b: str) -> tuple[list[Comparison], list[str]]:
 
     Two study folders are compared whatever their names.
 
-    Raises
-    ------
-    RecordError
-        When a folder holds no study, both have none in common, or no trial has ended on both sides.
+    Raises RecordError when a folder holds no study, both have none in common, or no trial has ended on both sides.
     """
     sides = [Storage(a), Storage(b)]
     left, right = (find_studies(side) for side in sides)
@@ -176,10 +170,7 @@ def _digest(storage: Storage, trial: str) -> str:
 def metric_table(study: Comparison) -> pd.DataFrame:
     """One row per trial and metric, all of them.
 
-    Returns
-    -------
-    DataFrame
-        study, arm, seed, metric, a, b, difference (B minus A, NaN where a side has no finite value), equal.
+    Columns are study, arm, seed, metric, a, b, difference (B minus A, NaN where a side has no finite value), equal.
     """
     rows = []
     for pair, a, b in study.matched:

@@ -37,10 +37,7 @@ ENDINGS = (".parquet", ".csv")
 def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
     """One row per trial and final metric, of all studies of a storage.
 
-    Parameters
-    ----------
-    storage : Storage, str or path
-        The folder or address of the results.
+    `storage` is the folder or address of the results.
 
     Returns
     -------
@@ -51,10 +48,7 @@ def tidy(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
         none) and fold_sd (over ten folds of them). A trial without metrics has one row with an empty metric, so that
         failures are not lost.
 
-    Raises
-    ------
-    RecordError
-        When the folder is not there, or a study or record in it is damaged.
+    Raises RecordError when the folder is not there, or a study or record in it is damaged.
     """
     rows = []
     for trial, record in _trials(_open(storage)):
@@ -97,11 +91,8 @@ def curves(storage: Storage | str | os.PathLike[str]) -> pd.DataFrame:
 
     Parameters and errors as of :func:`tidy`.
 
-    Returns
-    -------
-    DataFrame
-        The columns of a trial, run (`pretraining`, or `finetune_10` and so on), epoch, device_seconds (NaN where the
-        curve has none), metric, value.
+    Columns are those of a trial, run (`pretraining`, or `finetune_10` and so on), epoch, device_seconds (NaN where the
+    curve has none), metric, value.
     """
     opened, rows = _open(storage), []
     points: dict[str, list[dict[str, Any]]] = {}

@@ -30,22 +30,10 @@ TEMPLATES = Path(__file__).with_name("templates")
 def build_index(storage: Storage, out: Path | None = None) -> Path:
     """Write the page of all questions.
 
-    Parameters
-    ----------
-    storage : Storage
-        The records; empty is allowed, then every entry says how to begin.
-    out : Path, optional
-        File to write (default: index.html in the storage, or in ``results`` where that is an object store).
+    Of an empty storage every entry says how to begin. Written and returned is `out`, or index.html in the storage, or
+    in ``results`` where that is an object store.
 
-    Returns
-    -------
-    Path
-        The page.
-
-    Raises
-    ------
-    RecordError
-        When the storage cannot be listed.
+    Raises RecordError when the storage cannot be listed.
     """
     index = load_index(storage)
     records = {record.trial_id: record for study in index.studies for record in study.ended_records}

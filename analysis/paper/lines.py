@@ -179,10 +179,9 @@ def arm_config(study: StudyRecords, arm: str) -> Config:
 def load_released(study: StudyRecords, arms: Mapping[tuple[str, str], str]) -> Iterator[Released]:
     """Released checkpoints that were evaluated on the test jets of this study's arms."""
     wanted = {task: vars(arm_config(study, arm).data) for (task, _), arm in arms.items()}
-    folder = f"{study.plan.study}/{published.RELEASED}"
+    folder, fields = f"{study.plan.study}/{published.RELEASED}", Released.__dataclass_fields__
     for name in study.storage.names(folder):
         content = study.storage.read_json(f"{folder}/{name}")
-        fields = Released.__dataclass_fields__.keys()
         try:
             if not isinstance(content, dict):
                 raise TypeError(f"must be an object, got {content!r}")
@@ -205,10 +204,7 @@ def complete_records(study: StudyRecords, arm: str) -> list[Record]:
 def compare(study: StudyRecords) -> list[ComparedTable]:
     """The paper's tables that this study has an arm for, with ours beside the paper's figures.
 
-    Raises
-    ------
-    RecordError
-        When no arm is a model and task of the paper, two arms are the same one, or a file is damaged.
+    Raises RecordError when no arm is a model and task of the paper, two arms are the same one, or a file is damaged.
     """
     arms = arms_by_kind(study)
     released = {(one.task, one.model): one for one in load_released(study, arms)}

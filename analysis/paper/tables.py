@@ -90,10 +90,7 @@ def status_line(study: StudyRecords) -> str:
 def write_tables(study: StudyRecords, out: Path) -> tuple[list[ComparedTable], Path]:
     """Write the tables as HTML, Markdown, LaTeX and CSV; returns them and the path of the HTML page.
 
-    Raises
-    ------
-    RecordError
-        When the study has no arm of the paper's, or a file is damaged.
+    Raises RecordError when the study has no arm of the paper's, or a file is damaged.
     """
     tables, status = compare(study), status_line(study)
     content = {"plan": study.plan, "tables": tables, "facts": facts(study), "status": status, "reading": READING}

@@ -82,10 +82,7 @@ def deviation_interval(sd: float, n: int, confidence: float = 0.95) -> tuple[flo
 def paired_difference(treatment: ArrayLike, control: ArrayLike, confidence: float = 0.95) -> PairedDifference:
     """Mean paired difference of two arms (seed,) at the same seeds, with its t interval, and what pairing bought.
 
-    Raises
-    ------
-    ValueError
-        When the arms have different numbers of seeds, or a value is not finite.
+    Raises ValueError when the arms have different numbers of seeds, or a value is not finite.
     """
     a, b = _finite(treatment), _finite(control)
     if a.shape != b.shape:

@@ -104,17 +104,9 @@ def seeds_to_decide(
     The smaller of two numbers: seeds that show a difference (sign-flip test and t interval), and seeds that show
     equivalence (TOST).
 
-    Parameters
-    ----------
-    mean, sd, margin : float
-        Of the paired difference, in units of the metric, e.g. from the seeds so far.
-    contrasts : int
-        Size of the family; each test is planned at alpha / contrasts.
-
-    Returns
-    -------
-    int or None
-        None when more than MAX_SEEDS would be needed, or mean or spread are unknown.
+    Mean and spread are of the paired difference, in units of the metric as the margin is, e.g. from the seeds so far;
+    each test is planned at alpha / contrasts. None when more than MAX_SEEDS would be needed, or mean or spread are
+    unknown.
     """
     if not (math.isfinite(mean) and math.isfinite(sd)):
         return None

@@ -177,10 +177,7 @@ def compare(
     alpha : float
         Level of the tests, and 1 - alpha that of the intervals.
 
-    Raises
-    ------
-    ValueError
-        With too few sizes, no seed, or an error that has no logarithm.
+    Raises ValueError with too few sizes, no seed, or an error that has no logarithm.
     """
     points, values = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
     points = points[:, None] if points.ndim == 1 else points

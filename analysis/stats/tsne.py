@@ -46,10 +46,7 @@ def tsne(
     -------
     float array (jet, 2)
 
-    Raises
-    ------
-    ValueError
-        With fewer than 5 jets, values that are not finite, or jets that all look the same.
+    Raises ValueError with fewer than 5 jets, values that are not finite, or jets that all look the same.
 
     References
     ----------

@@ -36,10 +36,7 @@ def variance_components(values: Floats, scores: Sequence[str], fixed: Sequence[s
         Set of factors that interact -> component in units of the values squared: the variance of a value drawn from
         the grid is their sum. An estimate can be negative where its true value is near zero.
 
-    Raises
-    ------
-    ValueError
-        With fewer than two seeds or draws, or values that are missing.
+    Raises ValueError with fewer than two seeds or draws, or values that are missing.
 
     References
     ----------

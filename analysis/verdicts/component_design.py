@@ -222,12 +222,9 @@ def columns(design: Factorial) -> list[Column]:
 
 
 def effect_sizes(design: Factorial, column: Column, scores: pd.DataFrame) -> Floats:
-    """The contrast of a column at every seed that has all arms of the factorial, from scores (seed, arm).
+    """The contrast of a column (seed,) at every seed that has all arms of the factorial, from scores (seed, arm).
 
-    Returns
-    -------
-    float array (seed,)
-        Mean of the scores where the column is +1, minus the mean where it is -1.
+    It is the mean of the scores where the column is +1, minus the mean where it is -1.
     """
     rows = scores[list(design.arms)].dropna().to_numpy(dtype=float)
     return np.asarray(rows @ column.signs * 2 / len(column.signs), dtype=float)

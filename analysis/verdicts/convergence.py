@@ -126,12 +126,8 @@ def time_to(
 ) -> tuple[float, bool]:
     """The first probed time at which a curve, times and values (probe,) in ascending order, reaches a threshold.
 
-    Not interpolated: the resolution is the distance between probes. NaN values are skipped.
-
-    Returns
-    -------
-    (float, bool)
-        (time, True), or (horizon, False) when it was not reached by then: right-censored.
+    Not interpolated: the resolution is the distance between probes. NaN values are skipped. Returns (time, True), or
+    (horizon, False) when it was not reached by then: right-censored.
     """
     good = values >= threshold if higher_is_better else values <= threshold
     hits = np.flatnonzero(good & (times <= horizon))

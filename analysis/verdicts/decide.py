@@ -86,7 +86,6 @@ def decide_contrasts(
 
     Parameters
     ----------
-    plan : Plan
     scores : DataFrame (seed, arm)
         Primary metric of complete trials, NaN elsewhere.
     states : DataFrame (seed, arm)
@@ -94,10 +93,8 @@ def decide_contrasts(
     others : mapping, optional
         Scores like `scores` of the metrics that single contrasts name, by metric.
 
-    Raises
-    ------
-    ValueError
-        When scores and states have different seeds or arms, or the scores of a contrast's metric are missing.
+    Raises ValueError when scores and states have different seeds or arms, or the scores of a contrast's metric are
+    missing.
     """
     known = {**(others or {}), plan.metric: scores}
     if any(not (one.index.equals(states.index) and one.columns.equals(states.columns)) for one in known.values()):

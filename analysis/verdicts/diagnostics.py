@@ -82,10 +82,7 @@ Check = Callable[[Record, StudyRecords], list[Case] | None]
 def diagnose(study: StudyRecords) -> Diagnosis:
     """Run every check on every trial that has ended.
 
-    Raises
-    ------
-    RecordError
-        When the scores of a trial are damaged.
+    Raises RecordError when the scores of a trial are damaged.
     """
     found: list[Finding] = []
     looked: dict[str, Counter[str]] = {name: Counter() for name in CHECKS}

@@ -111,10 +111,7 @@ def base_name(study: str, preset: str) -> str:
 def load_index(storage: Storage) -> StudyIndex:
     """Read and decide every study of a storage.
 
-    Raises
-    ------
-    RecordError
-        When the storage cannot be listed.
+    Raises RecordError when the storage cannot be listed.
     """
     index = StudyIndex(storage=storage)
     try:

@@ -30,12 +30,9 @@ BASELINE_GROUPS = ("data", "model", "probe", "anomaly")
 def trial_table(study: StudyRecords) -> pd.DataFrame:
     """One row per planned trial, ended or not.
 
-    Returns
-    -------
-    DataFrame
-        study, arm, seed, trial_id, state (`complete`, `failed`, `pruned`, `pending`), reason, wall_seconds,
-        device_seconds, attempts, where and with what it ran, the Config fields that arms change (``config.<field>``),
-        and every metric under its own key. Missing values are None or NaN.
+    Columns are study, arm, seed, trial_id, state (`complete`, `failed`, `pruned`, `pending`), reason, wall_seconds,
+    device_seconds, attempts, where and with what it ran, the Config fields that arms change (``config.<field>``),
+    and every metric under its own key. Missing values are None or NaN.
     """
     fields = sorted({field for changes in study.plan.arms.values() for field in changes})
     rows = []
@@ -111,12 +108,9 @@ def seed_differences(table: pd.DataFrame, plan: Plan, verdict: Verdict) -> list[
 def arms_table(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row per arm: the primary metric over its complete trials, its baselines, its failures.
 
-    Returns
-    -------
-    DataFrame
-        arm, changes, n, mean, sd, low, high (t interval), one column per baseline (``untrained``, ...: mean of the
-        same metric), failed, pruned, pending, failure_low, failure_high (Wilson interval of the failure rate),
-        device_seconds (mean per complete trial).
+    Columns are arm, changes, n, mean, sd, low, high (t interval), one per baseline (``untrained``, ...: mean of the
+    same metric), failed, pruned, pending, failure_low, failure_high (Wilson interval of the failure rate),
+    device_seconds (mean per complete trial).
     """
     scores, states = scores_and_states(table, plan)
     baselines = {name: scores_and_states(table, plan, f"{name}/{plan.metric}")[0] for name in BASELINES}
@@ -203,12 +197,8 @@ def baseline_groups(plan: Plan) -> dict[str, list[str]]:
 def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:
     """Paired differences of secondary metrics for every contrast of arms, corrected together by Benjamini-Hochberg.
 
-    No verdicts: the plan has a direction and a margin for its primary metric only.
-
-    Returns
-    -------
-    DataFrame
-        metric, contrast, n, mean, sd, low, high, p, p_adjusted. Empty when there is nothing to compare.
+    No verdicts: the plan has a direction and a margin for its primary metric only. Columns are metric, contrast, n,
+    mean, sd, low, high, p, p_adjusted; empty when there is nothing to compare.
     """
     rng = np.random.default_rng(0)
     rows = []
