@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -309,42 +309,50 @@ class Config:
     def __post_init__(self) -> None:
         for name, value in flatten(self).items():
             FIELDS[name].check(value)
-        if self.mask.ratio_low > self.mask.ratio_high:
-            raise ConfigError(
-                f"mask.ratio_low must not exceed mask.ratio_high, got {self.mask.ratio_low} > {self.mask.ratio_high}"
-            )
-        if self.model.dim < self.model.heads:
-            raise ConfigError(f"model.dim must be at least model.heads, got {self.model.dim} < {self.model.heads}")
-        if self.data.task == "qg" and (bank := self.bank_jets) < MIN_ANOMALY_BANK:
-            raise ConfigError(
-                f"data.train_jets and probe.bank_jets must be at least {MIN_ANOMALY_BANK} for data.task qg, got {bank}"
-            )
-        if self.probe.knn_k > (bank := self.bank_jets):
-            raise ConfigError(
-                f"probe.knn_k must not exceed data.train_jets and probe.bank_jets, got {self.probe.knn_k} > {bank}"
-            )
-        if len({f"{share:g}" for share in self.finetune.fractions}) < len(self.finetune.fractions):
-            raise ConfigError(f"finetune.fractions must differ in six digits, got {self.finetune.fractions}")
-        for fraction in self.finetune.fractions:
-            if (jets := round(fraction * self.data.train_jets)) < MIN_LABELED:
-                raise ConfigError(
-                    f"finetune.fractions must leave at least {MIN_LABELED} labeled jets, so that each class has one,"
-                    f" got {fraction:g} of data.train_jets {self.data.train_jets}: {jets}"
-                )
-        if len({f"{pt:g}" for pt in self.probe.jet_pts}) < len(self.probe.jet_pts):
-            raise ConfigError(f"probe.jet_pts must differ in six digits, got {self.probe.jet_pts}")
-        if self.finetune.fractions and self.data.task == "qg":
-            raise ConfigError("finetune.fractions must be empty for data.task qg: its encoder sees no label")
-        if self.train.until > self.train.epochs:
-            raise ConfigError(f"train.until must not exceed train.epochs, got {self.train.until} > {self.train.epochs}")
+        for holds, rule in self._rules():
+            if not holds:
+                raise ConfigError(rule)
         until = self.train.until if self.train.until < self.train.epochs else 0
         plain = dataclasses.replace(self.train, until=until, schedule=_canonical_schedule(self))
         object.__setattr__(self, "train", plain)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """What fields must fulfil together, and what to say where they do not."""
+        data, mask, probe, tune, train, bank = (
+            self.data,
+            self.mask,
+            self.probe,
+            self.finetune,
+            self.train,
+            self.bank_jets,
+        )
+        got = f"{mask.ratio_low} > {mask.ratio_high}"
+        yield mask.ratio_low <= mask.ratio_high, f"mask.ratio_low must not exceed mask.ratio_high, got {got}"
+        got = f"{self.model.dim} < {self.model.heads}"
+        yield self.model.dim >= self.model.heads, f"model.dim must be at least model.heads, got {got}"
+        rule = f"data.train_jets and probe.bank_jets must be at least {MIN_ANOMALY_BANK} for data.task qg, got {bank}"
+        yield data.task != "qg" or bank >= MIN_ANOMALY_BANK, rule
+        rule = "probe.knn_k must not exceed data.train_jets and probe.bank_jets"
+        yield probe.knn_k <= bank, f"{rule}, got {probe.knn_k} > {bank}"
+        yield _differ(tune.fractions), f"finetune.fractions must differ in six digits, got {tune.fractions}"
+        rule = f"finetune.fractions must leave at least {MIN_LABELED} labeled jets, so that each class has one, got"
+        for share in tune.fractions:
+            jets = round(share * data.train_jets)
+            yield jets >= MIN_LABELED, f"{rule} {share:g} of data.train_jets {data.train_jets}: {jets}"
+        yield _differ(probe.jet_pts), f"probe.jet_pts must differ in six digits, got {probe.jet_pts}"
+        rule = "finetune.fractions must be empty for data.task qg: its encoder sees no label"
+        yield not (tune.fractions and data.task == "qg"), rule
+        rule = f"train.until must not exceed train.epochs, got {train.until} > {train.epochs}"
+        yield train.until <= train.epochs, rule
 
     @property
     def bank_jets(self) -> int:
         """Labeled training jets behind the probes."""
         return min(self.data.set_aside, self.probe.bank_jets)
+
+
+def _differ(numbers: Sequence[float]) -> bool:
+    return len({f"{number:g}" for number in numbers}) == len(numbers)
 
 
 # jBOT-B, as changes to the default jBOT-S.
@@ -369,14 +377,14 @@ def differences(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     A field that is added later, with a default that changes nothing, leaves them as they are. A default that is
     changed needs another `jbot.TRAINER_VERSION`.
     """
-    found = {}
+    changed = {}
     for name, value in flatten(config).items():
         known = FIELDS.get(name)
         if known and known.fits(value):
             value = known.as_kind(value)
         if not known or value != known.default:
-            found[name] = value
-    return found
+            changed[name] = value
+    return changed
 
 
 def with_defaults(nested: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -397,10 +405,7 @@ def with_defaults(nested: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str,
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """The same Config with some dotted fields changed.
 
-    Raises
-    ------
-    ConfigError
-        For an unknown field, a wrong type or a value out of range, naming rule and value.
+    Raises ConfigError for an unknown field, a wrong type or a value out of range, naming rule and value.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
@@ -424,8 +429,7 @@ class Change:
     value: float
 
     def __str__(self) -> str:
-        number = repr(self.value)
-        return f"{self.epoch} {self.field}={number.removesuffix('.0')}"
+        return f"{self.epoch} {self.field}={repr(self.value).removesuffix('.0')}"
 
 
 SCHEDULED = ("augment", "mask", "loss", "teacher", "optim")
@@ -440,30 +444,26 @@ def can_change(name: str) -> bool:
 def parse_schedule(schedule: Iterable[str]) -> list[Change]:
     """The changes of a `train.schedule`, by epoch and field.
 
-    Raises
-    ------
-    ConfigError
-        For a line of another form, a field that cannot change, or a value out of its range.
+    Raises ConfigError for a line of another form, a field that cannot change, or a value out of its range.
     """
     return sorted(map(_parse_change, schedule), key=lambda change: (change.epoch, change.field))
 
 
 def _parse_change(text: str) -> Change:
-    found = re.fullmatch(r"\s*(\d{1,9})\s+([\w.]+)\s*=\s*(\S+)\s*", text, re.ASCII)
-    if not found:
+    match = re.fullmatch(r"\s*(\d{1,9})\s+([\w.]+)\s*=\s*(\S+)\s*", text, re.ASCII)
+    if not match:
         raise ConfigError(f'train.schedule must be a list of changes like "4 optim.lr=0.001", got {text!r}')
-    name = found[2]
+    epoch, name, number = match.groups()
     if name not in FIELDS:
         raise ConfigError(f"train.schedule: unknown Config field {name!r}{_did_you_mean(name)}")
     if not can_change(name):
-        known = ", ".join(filter(can_change, FIELDS))
-        raise ConfigError(f"train.schedule may change {known}, got {name!r}")
+        raise ConfigError(f"train.schedule may change {', '.join(filter(can_change, FIELDS))}, got {name!r}")
     try:
-        value = float(found[3])
+        value = float(number)
     except ValueError:
         raise ConfigError(f"train.schedule must set numbers, got {text!r}") from None
     FIELDS[name].check(value, f"train.schedule: {name}")
-    return Change(epoch=int(found[1]), field=name, value=FIELDS[name].as_kind(value))
+    return Change(epoch=int(epoch), field=name, value=FIELDS[name].as_kind(value))
 
 
 def _canonical_schedule(config: Config) -> tuple[str, ...]:
@@ -474,13 +474,12 @@ def _canonical_schedule(config: Config) -> tuple[str, ...]:
     changes = parse_schedule(config.train.schedule)
     for before, change in itertools.pairwise(changes):
         if (before.epoch, before.field) == (change.epoch, change.field):
-            raise ConfigError(
-                f"train.schedule must change a field once an epoch, got {str(before)!r} and {str(change)!r}"
-            )
+            rule = "train.schedule must change a field once an epoch"
+            raise ConfigError(f"{rule}, got {str(before)!r} and {str(change)!r}")
     for change in changes:
         if not 1 <= change.epoch < config.train.epochs:
-            rule = f"train.schedule must make its changes at epochs 1 to {config.train.epochs - 1}"
-            raise ConfigError(f"{rule} (train.epochs - 1), got {str(change)!r}")
+            rule = f"train.schedule must make its changes at epochs 1 to {config.train.epochs - 1} (train.epochs - 1)"
+            raise ConfigError(f"{rule}, got {str(change)!r}")
         if change.epoch < last and change.value != now[change.field]:
             now[change.field] = change.value
             kept.append(change)

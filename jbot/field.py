@@ -84,10 +84,7 @@ class Field:
     def words(self, value: Any) -> str:
         """This field at a value: ``rotation up to 3.14 rad``, ``no rotation``.
 
-        Raises
-        ------
-        TypeError, ValueError
-            For a value of another type.
+        Raises TypeError, ValueError for a value of another type.
         """
         self.check(value)
         value = self.as_kind(value)
@@ -149,17 +146,14 @@ shared = functools.partial(_declare, shared=True)
 def collect_fields(kind: Any, prefix: str = "") -> dict[str, Field]:
     """Every field of a Config class by its dotted name, in the order of the classes.
 
-    Raises
-    ------
-    TypeError
-        For one that is declared neither by `per_trial` nor by `shared`, and so has no label.
+    Raises TypeError for one that is declared neither by `per_trial` nor by `shared`, and so has no label.
     """
-    found: dict[str, Field] = {}
+    fields: dict[str, Field] = {}
     hints = typing.get_type_hints(kind)
     for one in dataclasses.fields(kind):
         name, hint = f"{prefix}{one.name}", hints[one.name]
         if dataclasses.is_dataclass(hint):
-            found |= collect_fields(hint, f"{name}.")
+            fields |= collect_fields(hint, f"{name}.")
         else:
-            found[name] = Field(name=name, kind=hint, default=one.default, **one.metadata)
-    return found
+            fields[name] = Field(name=name, kind=hint, default=one.default, **one.metadata)
+    return fields

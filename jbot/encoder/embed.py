@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -41,10 +40,7 @@ UNKNOWN = ""
 def opened(path: Path) -> Iterator[tuple[list[Table], dict[str, str]]]:
     """Tables of the classes of a file or folder, in class order, and what the files say of themselves.
 
-    Raises
-    ------
-    DataError
-        For what is not in JetNet's layout.
+    Raises DataError for what is not in JetNet's layout.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
@@ -55,8 +51,11 @@ def opened(path: Path) -> Iterator[tuple[list[Table], dict[str, str]]]:
         tables: list[Table] = []
         facts: dict[str, str] = {}
         for file in files:
-            source = stack.enter_context(open_hdf5(file))
-            tables += _tables(source, file.stem)
+            source, name = stack.enter_context(open_hdf5(file)), file.stem
+            if PARTICLES in source:  # the datasets of one class at top level, which the file's name may tell
+                tables.append(find_class(source, "", name if name in CLASSES else UNKNOWN, None))
+            else:  # a group for each class
+                tables += [find_class(source, name, name, None) for name in CLASSES if name in source]
             prefix = f"{file.stem}: " if path.is_dir() else ""
             facts |= {f"{prefix}{key}": str(value) for key, value in source.attrs.items()}
         if not tables:
@@ -64,22 +63,11 @@ def opened(path: Path) -> Iterator[tuple[list[Table], dict[str, str]]]:
         yield tables, facts
 
 
-def _tables(file: h5py.File, stem: str) -> list[Table]:
-    """A group for each class, or the datasets of one class at top level, which the file's name may tell."""
-    if PARTICLES in file:
-        return [find_class(file, "", stem if stem in CLASSES else UNKNOWN, None)]
-    return [find_class(file, name, name, None) for name in CLASSES if name in file]
-
-
 def embed_file(path: Path, encoder: Encoder, out: Path, console: Console | None = None) -> int:
     """Write the embedding of all jets, whole or not at all; returns the number of jets.
 
-    Never more than a block of jets is held in memory.
-
-    Raises
-    ------
-    DataError
-        Naming file, dataset and row of what breaks a rule.
+    Never more than a block of jets is held in memory. Raises DataError, naming file, dataset and row of what breaks
+    a rule.
     """
     with opened(path) as (tables, facts), atomic_write(out) as partial:
         total = sum(table.n_jets for table in tables)

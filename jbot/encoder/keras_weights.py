@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -50,14 +51,6 @@ QUERY = "layers/transformer_block/mha/query_dense/vars/0"
 
 KINDS = ("weight", "bias")
 """Keras numbers the variables of a layer: a kernel is 0, a bias 1."""
-# And it numbers the layers of a class.
-BLOCK_PARTS = {
-    "out": "mha/output_dense",
-    "norm1": "ln1",
-    "ffn1": "ffn/layers/dense",
-    "ffn2": "ffn/layers/dense_1",
-    "norm2": "ln2",
-}
 HEAD_PARTS = {"hidden1": "layers/dense", "hidden2": "layers/dense_1", "output": "layers/dense_2"}
 
 
@@ -68,10 +61,7 @@ class KerasWeightsError(ValueError):
 def load_backbone(path: str | os.PathLike[str]) -> tuple[ModelConfig, Arrays]:
     """The encoder of a released backbone file.
 
-    Parameters
-    ----------
-    path : path
-        A Keras 3 `.weights.h5` file of the authors' backbone, of any width, heads and layers.
+    `path` is a Keras 3 `.weights.h5` file of the authors' backbone, of any width, heads and layers.
 
     Returns
     -------
@@ -94,17 +84,8 @@ def load_backbone(path: str | os.PathLike[str]) -> tuple[ModelConfig, Arrays]:
 
 
 def load_head(path: str | os.PathLike[str]) -> Arrays:
-    """The classification head of a released, fine-tuned or supervised, classifier.
-
-    Returns
-    -------
-    dict of float32 arrays
-        By the names and shapes of :func:`jbot.trainer.classifier.classifier_shapes`.
-
-    Raises
-    ------
-    KerasWeightsError
-        When the file is missing, truncated or of another layout, or a value is not finite.
+    """The classification head of a released, fine-tuned or supervised, classifier: float32 arrays by the names and
+    shapes of :func:`jbot.trainer.classifier.classifier_shapes`. Raises as :func:`load_backbone`.
     """
     path = Path(path)
     arrays = _read(path)
@@ -133,7 +114,7 @@ def _read(path: Path) -> Arrays:
     """Every dataset of the file by its name, float32."""
     if not path.is_file():
         raise KerasWeightsError(f"{path}: no such file")
-    arrays: Arrays = {}
+    arrays: dict[str, Any] = {}
 
     def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
@@ -144,17 +125,14 @@ def _read(path: Path) -> Arrays:
             file.visititems(collect)
     except (OSError, RuntimeError, KeyError) as error:
         raise KerasWeightsError(f"{path}: must be a whole HDF5 file: {first_line(error)}") from None
-    return {name: _checked_numbers(path, name, array) for name, array in arrays.items()}
-
-
-def _checked_numbers(path: Path, dataset: str, array: object) -> np.ndarray:
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
-        raise KerasWeightsError(f"{path}: dataset {dataset} must be an array of floats, got {_describe(array)}")
-    if not np.isfinite(array).all():
-        raise KerasWeightsError(
-            f"{path}: dataset {dataset} must be finite, got {_describe(array)} with NaN or infinity"
-        )
-    return array.astype(np.float32)
+    for name, array in arrays.items():
+        is_array, where = isinstance(array, np.ndarray), f"{path}: dataset {name}"
+        got = f"{array.dtype}{list(array.shape)}" if is_array else type(array).__name__
+        if not is_array or not np.issubdtype(array.dtype, np.floating):
+            raise KerasWeightsError(f"{where} must be an array of floats, got {got}")
+        if not np.isfinite(array).all():
+            raise KerasWeightsError(f"{where} must be finite, got {got} with NaN or infinity")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _infer_model(path: Path, arrays: Arrays) -> ModelConfig:
@@ -164,9 +142,8 @@ def _infer_model(path: Path, arrays: Arrays) -> ModelConfig:
     if features != FEATURES:
         raise KerasWeightsError(f"{path}: dataset {EMBED}/0 must have shape ({FEATURES}, dim), got {(features, dim)}")
     if key_dim == 0 or dim // heads != key_dim:
-        raise KerasWeightsError(
-            f"{path}: dataset {QUERY} must have key_dim = dim // heads = {dim // heads}, got {key_dim}"
-        )
+        rule = f"key_dim = dim // heads = {dim // heads}"
+        raise KerasWeightsError(f"{path}: dataset {QUERY} must have {rule}, got {key_dim}")
     blocks = {match.group() for name in arrays if (match := BLOCK.match(name))}
     return ModelConfig(dim=dim, heads=heads, layers=len(blocks), projection=max(2, dim // 2), padding="reference")
 
@@ -174,7 +151,8 @@ def _infer_model(path: Path, arrays: Arrays) -> ModelConfig:
 def _sizes(path: Path, arrays: Arrays, dataset: str, form: str) -> Shape:
     """Shape of a dataset that must be there, with as many axes as `form` names and none of them empty."""
     if dataset not in arrays:
-        raise KerasWeightsError(f"{path}: dataset {dataset} is missing, the file holds {_some(arrays)}")
+        held = f"{len(arrays)} datasets, {min(arrays)} first" if arrays else "none"
+        raise KerasWeightsError(f"{path}: dataset {dataset} is missing, the file holds {held}")
     shape = arrays[dataset].shape
     if len(shape) != form.count(",") + 1 or 0 in shape:
         raise KerasWeightsError(f"{path}: dataset {dataset} must have shape {form}, got {shape}")
@@ -189,30 +167,26 @@ def _backbone_sources(config: ModelConfig) -> Sources:
         "embed.bias": [(f"{EMBED}/1", (d,))],
         "cls_token": [(f"{CLS_TOKEN}/0", (1, 1, d))],
     }
-    qkv: tuple[Shape, Shape] = (d, heads, k), (heads, k)
-    others: dict[str, tuple[Shape, Shape]] = {
-        "out": ((heads, k, d), (d,)),
-        "norm1": ((d,), (d,)),
-        "ffn1": ((d, FFN_WIDTH * d), (FFN_WIDTH * d,)),
-        "ffn2": ((FFN_WIDTH * d, d), (d,)),
-        "norm2": ((d,), (d,)),
+    # For each part, its layers in Keras, which numbers those of a class, and the shapes of kernel and bias.
+    blocks: dict[str, tuple[list[str], tuple[Shape, Shape]]] = {
+        "qkv": ([f"mha/{part}_dense" for part in ("query", "key", "value")], ((d, heads, k), (heads, k))),
+        "out": (["mha/output_dense"], ((heads, k, d), (d,))),
+        "norm1": (["ln1"], ((d,), (d,))),
+        "ffn1": (["ffn/layers/dense"], ((d, FFN_WIDTH * d), (FFN_WIDTH * d,))),
+        "ffn2": (["ffn/layers/dense_1"], ((FFN_WIDTH * d, d), (d,))),
+        "norm2": (["ln2"], ((d,), (d,))),
     }
     for layer in range(config.layers):
-        root = _block_root(layer)
-        for i, kind in enumerate(KINDS):
-            parts = [(f"{root}/mha/{part}_dense/vars/{i}", qkv[i]) for part in ("query", "key", "value")]
-            sources[f"block{layer}.qkv.{kind}"] = parts
-            for part, shapes in others.items():
-                sources[f"block{layer}.{part}.{kind}"] = [(f"{root}/{BLOCK_PARTS[part]}/vars/{i}", shapes[i])]
+        root = "layers/transformer_block" + (f"_{layer}" if layer else "")
+        for part, (layers, shapes) in blocks.items():
+            for i, kind in enumerate(KINDS):
+                sources[f"block{layer}.{part}.{kind}"] = [(f"{root}/{name}/vars/{i}", shapes[i]) for name in layers]
     return sources
 
 
-def _block_root(layer: int) -> str:
-    return "layers/transformer_block" + (f"_{layer}" if layer else "")
-
-
-def _check_layout(path: Path, arrays: Arrays, layout: dict[str, Shape]) -> None:
-    """The file must hold these datasets, with these shapes, and no others."""
+def _assembled(path: Path, arrays: Arrays, sources: Sources, shapes: Mapping[str, Shape]) -> Arrays:
+    """The weights of these names and shapes, heads flattened; the file must hold their datasets and no others."""
+    layout = {dataset: shape for parts in sources.values() for dataset, shape in parts}
     for dataset, shape in layout.items():
         if dataset not in arrays:
             raise KerasWeightsError(f"{path}: dataset {dataset} is missing, it must have shape {shape}")
@@ -221,39 +195,27 @@ def _check_layout(path: Path, arrays: Arrays, layout: dict[str, Shape]) -> None:
     unknown = sorted(arrays.keys() - layout.keys())
     if unknown:
         raise KerasWeightsError(f"{path}: dataset {unknown[0]} is not part of a jBOT model of this kind")
-
-
-def _assembled(path: Path, arrays: Arrays, sources: Sources, shapes: Mapping[str, Shape]) -> Arrays:
-    """The weights of these names and shapes, heads flattened, once the file is found to hold their datasets alone."""
-    _check_layout(path, arrays, {dataset: shape for parts in sources.values() for dataset, shape in parts})
     return {
         name: np.concatenate([arrays[dataset].reshape(*shape[:-1], -1) for dataset, _ in sources[name]], axis=-1)
         for name, shape in shapes.items()
     }
 
 
-def _describe(array: object) -> str:
-    return f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-
-
-def _some(arrays: Arrays) -> str:
-    names = sorted(arrays)
-    return f"{len(names)} datasets, {names[0]} first" if names else "none"
-
-
 def import_files(backbone: Path, head: Path | None, folder: str, force: bool = False) -> list[str]:
     """Write the imported weights and their config; returns the names of the files written.
 
-    Raises
-    ------
-    KerasWeightsError
-        When a file cannot be imported, head and backbone differ in width, or an earlier import would be overwritten.
+    Raises KerasWeightsError when a file cannot be imported, head and backbone differ in width, or an earlier import
+    would be overwritten.
     """
     model, weights = load_backbone(backbone)
-    files = {"student.safetensors": save_arrays(weights, _source(backbone))}
+    sources = {"backbone": _source(backbone)}
+    files = {"student.safetensors": save_arrays(weights, sources["backbone"])}
     if head is not None:
-        files["head.safetensors"] = save_arrays(_matching_head(head, model), _source(head))
-    sources = {"backbone": _source(backbone)} | ({} if head is None else {"head": _source(head)})
+        layers, sources["head"] = load_head(head), _source(head)
+        dim = layers["hidden1.weight"].shape[0]
+        if dim != model.dim:
+            raise KerasWeightsError(f"{head}: the head must take the backbone's {model.dim} outputs, it takes {dim}")
+        files["head.safetensors"] = save_arrays(layers, sources["head"])
     files[CARD] = released_card(model, sources).encode()
     # Read by jbot.config.from_dict. Written last: a folder with it is complete.
     files["config.json"] = json.dumps({"model": dataclasses.asdict(model)}, indent=1).encode()
@@ -262,14 +224,6 @@ def import_files(backbone: Path, head: Path | None, folder: str, force: bool = F
     for name, content in files.items():
         storage.write(name, content)
     return list(files)
-
-
-def _matching_head(path: Path, model: ModelConfig) -> Arrays:
-    head = load_head(path)
-    dim = head["hidden1.weight"].shape[0]
-    if dim != model.dim:
-        raise KerasWeightsError(f"{path}: the head must take the backbone's {model.dim} outputs, it takes {dim}")
-    return head
 
 
 def _check_overwrite(storage: Storage, files: dict[str, bytes], force: bool) -> None:

@@ -132,7 +132,12 @@ class Encoder:
         result = np.empty((len(jets), self.config.dim), np.float32)
         for first in range(0, len(jets), BLOCK):
             rows = slice(first, first + BLOCK)
-            result[rows] = self._embed(jets[rows], first).cpu().numpy()
+            block = shared_tensor(prepared(jets[rows], self.particles, first)).to(self.device)
+            cls = embed_on_device(self._student, block, Config(model=self.config), self._forward)
+            if not bool(torch.isfinite(cls).all()):
+                last = first + len(block) - 1
+                raise DataError(f"particles, rows {first} to {last}: too large for a finite embedding")
+            result[rows] = cls.cpu().numpy()
         return result
 
     def check(self, particles: npt.ArrayLike) -> None:
@@ -170,14 +175,6 @@ class Encoder:
         parts = ("trial_id", "study", "arm", "config", "data", "trainer_version", "git_commit")
         return known | {name: getattr(record, name) for name in parts}
 
-    def _embed(self, jets: np.ndarray, first: int) -> torch.Tensor:
-        block = prepared(jets, self.particles, first)
-        tensor = shared_tensor(block).to(self.device)
-        cls = embed_on_device(self._student, tensor, Config(model=self.config), self._forward)
-        if not bool(torch.isfinite(cls).all()):
-            raise DataError(f"particles, rows {first} to {first + len(jets) - 1}: too large for a finite embedding")
-        return cls
-
     @functools.cached_property
     def _forward(self) -> Forward:
         shape = Config(model=self.config, data=DataConfig(particles=self.particles))
@@ -195,10 +192,7 @@ class Encoder:
 def as_jets(particles: npt.ArrayLike) -> np.ndarray:
     """The same numbers as an array (jet, particle, 4), not copied if they are one; values are not looked at.
 
-    Raises
-    ------
-    DataError
-        For another shape or dtype.
+    Raises DataError for another shape or dtype.
     """
     try:
         jets = np.asarray(particles)
@@ -280,23 +274,22 @@ def load(
     EncoderError
         One line: missing, unfinished, failed, damaged or incomplete checkpoints, an unknown device.
     """
-    options = {"device": _device(device), "engine": _engine(engine)}
+    if engine not in ENGINES:
+        raise EncoderError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    options = {"device": _device(device), "engine": engine}
     address = os.fspath(checkpoint)
     try:
         if address.endswith(".h5"):
-            return _load_released(Path(address).expanduser(), head, options)
+            path = Path(address).expanduser()
+            model, weights = load_backbone(path)
+            layers = None if head is None else load_head(Path(head).expanduser())
+            released = Provenance(source=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+            return _encoder(model, weights, layers, released, options)
         if head is not None:
             raise EncoderError(f"head is for a released .weights.h5 file, got {address} with it")
         return _load_saved(address, options)
     except (KerasWeightsError, RecordError, ConfigError, OSError) as error:  # OSError: a store that refuses
         raise EncoderError(first_line(error)) from None
-
-
-def _load_released(path: Path, head: str | os.PathLike[str] | None, options: dict[str, Any]) -> Encoder:
-    model, weights = load_backbone(path)
-    layers = None if head is None else load_head(Path(head).expanduser())
-    provenance = Provenance(source=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    return _encoder(model, weights, layers, provenance, options)
 
 
 def _load_saved(address: str, options: dict[str, Any]) -> Encoder:
@@ -379,15 +372,9 @@ def _device(name: str) -> str:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise EncoderError(f"device must be cpu, cuda or cuda:<number>, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise EncoderError(f"device must be cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise EncoderError(f"device {name!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices")
     return str(device)
-
-
-def _engine(name: str) -> str:
-    if name not in ENGINES:
-        raise EncoderError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    return name

@@ -52,6 +52,8 @@ Labels = Int64[Tensor, "jet"]
 Bank = Float[Tensor, "bank dim"]
 BankLabels = Int64[Tensor, "bank"]
 Probabilities = Float[Tensor, "jet class"]
+OtherJets = Mapping[float, tuple[LabeledJets, LabeledJets]]
+"""By jet pT [GeV], training jets whose labels the probes may use, and test jets of that pT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +67,6 @@ class EvaluationResult:
     of the test jets, in their order; float32."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Those of anomaly scores, where they were scanned: `chosen` by score, `oracle` by score and signal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherJets:
-    """Jets of another pT, by which an encoder is evaluated too."""
-
-    bank: LabeledJets
-    """Training jets whose labels the probes may use."""
-    test: LabeledJets
 
 
 def knn_probe(bank: Bank, bank_targets: BankLabels, jets: Embedding, k: int) -> Probabilities:
@@ -145,8 +138,8 @@ class Evaluator:
         Jets of the final metrics: looked at once, never used for choosing.
     forward : callable
         Encoder and head, in float32.
-    others : mapping
-        By jet pT [GeV], jets of other pTs on which it is evaluated too (:meth:`elsewhere`).
+    others : OtherJets
+        Jets of other pTs on which it is evaluated too (:meth:`elsewhere`).
     """
 
     def __init__(
@@ -156,7 +149,7 @@ class Evaluator:
         val: LabeledJets,
         test: LabeledJets,
         forward: Forward = forward,
-        others: Mapping[float, OtherJets] | None = None,
+        others: OtherJets | None = None,
     ):
         self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
         self.others = others or {}
@@ -176,12 +169,8 @@ class Evaluator:
     def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> EvaluationResult:
         """Every metric of the frozen encoder, on the test jets.
 
-        Parameters
-        ----------
-        scan : bool
-            Anomaly scores at chosen settings too, and the reference methods.
-        folds : bool
-            With the spread over folds of the test jets.
+        With `scan` anomaly scores at chosen settings too, and the reference methods; with `folds` the spread over folds
+        of the test jets.
         """
         config, monitored = self.config, self.test.take(slice(MONITOR_JETS))
         bank, bank_targets = self._embed(state, self.bank)
@@ -211,17 +200,12 @@ class Evaluator:
 
     def elsewhere(self, state: TrainState, baseline: bool = False) -> dict[str, Measured]:
         """The frozen encoder on jets of other pTs: ``test_<pt>/...`` and ``shifted_<pt>/...``, see
-        :func:`jbot.evaluation.metrics_registry.metric_names`.
-
-        Parameters
-        ----------
-        baseline : bool
-            For an untrained encoder: without the shifted probes and the spread over folds.
-        """
+        :func:`jbot.evaluation.metrics_registry.metric_names`; as a `baseline`, that of an untrained encoder, without
+        the shifted probes and the spread over folds."""
         measured: dict[str, Measured] = {}
         own = self._embed(state, self.bank) if self.others and not baseline else None
         for pt, jets in self.others.items():
-            refitted, (test, test_targets) = self._embed(state, jets.bank), self._embed(state, jets.test)
+            refitted, (test, test_targets) = (self._embed(state, some) for some in jets)
             for name, bank in {"test": refitted, "shifted": own}.items():
                 if bank is not None:
                     numbers = self._classified(self._probe(*bank, test), test_targets, folds=not baseline)

@@ -73,26 +73,12 @@ def spread(embedding: Embedding) -> float:
 
 
 def geometry(embedding: Embedding, labels: Int64[Tensor, "jet"], views: Views) -> dict[str, float]:
-    """Every metric of this module, of at most the first GEOMETRY_JETS jets.
+    """The metrics of the shape, of at most the first GEOMETRY_JETS jets.
 
-    Parameters
-    ----------
-    embedding : float tensor (jet, dim)
-        Raw [CLS] embedding.
-    labels : int64 tensor (jet,)
-    views : float tensor (2, pair, dim)
-        Embeddings of two augmented views of some jets, these or others (:func:`views_for_alignment`).
-
-    Returns
-    -------
-    dict
-        NaN where a metric does not exist for these jets, as each function says; hubness also when there are no more
-        than OCCURRENCES_K jets.
-
-    Raises
-    ------
-    MetricError
-        For values that are not finite, and for fewer than two jets.
+    `embedding` is the raw [CLS] embedding; `views` are the embeddings of two augmented views of some jets, these or
+    others (:func:`views_for_alignment`). NaN where a metric does not exist for these jets, as each function says;
+    hubness also when there are no more than OCCURRENCES_K jets. Raises MetricError for values that are not finite, and
+    for fewer than two jets.
     """
     embedding, labels, views = embedding[:GEOMETRY_JETS], labels[:GEOMETRY_JETS], views[:, :GEOMETRY_JETS]
     return {
@@ -115,20 +101,14 @@ def views_for_alignment(
 
 
 def intrinsic_dimension(embedding: Embedding) -> float:
-    """TwoNN: how many coordinates the embedding locally has, from ratios mu of the second to the first distance.
+    """TwoNN: how many coordinates the embedding locally has, from ratios mu of the second to the first distance (Facco,
+    d'Errico, Rodriguez & Laio, Sci. Rep. 7 (2017) 12140, arXiv:1803.06992).
 
     In a locally uniform density of dimension d, P(mu > m) = m^-d. So the slope of -log(1 - i / n) against the log of
     the i-th smallest mu, through the origin, is d; the DISCARDED largest ratios are left out. Equal embeddings count
     as one jet: their distance of zero is that of rounding or of equal jets, not of a density.
 
-    Returns
-    -------
-    float
-        NaN with fewer than three different embeddings, or when every jet is equally far from its first two neighbours.
-
-    References
-    ----------
-    Facco, d'Errico, Rodriguez & Laio, Sci. Rep. 7 (2017) 12140, arXiv:1803.06992.
+    NaN with fewer than three different embeddings, or when every jet is equally far from its first two neighbours.
     """
     points = _checked(embedding, "intrinsic_dimension").unique(dim=0)
     n = len(points)
@@ -146,11 +126,8 @@ def anisotropy(embedding: Embedding) -> float:
     """Mean cosine between different jets: near 0 when directions are spread evenly, 1 when all are the same.
 
     Exact over all pairs in O(n d): |sum of unit vectors|^2 holds every pair twice and each jet once. An embedding of
-    zero length has cosine 0 with all.
-
-    References
-    ----------
-    Ethayarajh, EMNLP 2019, arXiv:1909.00512, definition 3 (there estimated on sampled pairs).
+    zero length has cosine 0 with all. Ethayarajh, EMNLP 2019, arXiv:1909.00512, definition 3, estimates it on sampled
+    pairs.
     """
     unit = F.normalize(_checked(embedding, "anisotropy"), dim=1)
     n = len(unit)
@@ -161,16 +138,8 @@ def hubness(embedding: Embedding, k: int = OCCURRENCES_K) -> float:
     """Skewness of how often a jet is among the k nearest (Euclidean) of others: large when few jets are near to all.
 
     Skewness is the third central moment over the cube of the standard deviation, both of the n jets; 0 when every jet
-    occurs equally often.
-
-    Raises
-    ------
-    MetricError
-        With no more than k jets.
-
-    References
-    ----------
-    Radovanovic, Nanopoulos & Ivanovic, JMLR 11 (2010) 2487, jmlr.org/papers/v11/radovanovic10a.html.
+    occurs equally often (Radovanovic, Nanopoulos & Ivanovic, JMLR 11 (2010) 2487). Raises MetricError with no more than
+    k jets.
     """
     points = _centred(_checked(embedding, "hubness"))
     if len(points) <= k:
@@ -187,12 +156,8 @@ def condition_number(embedding: Embedding) -> float:
     A covariance of a [CLS] embedding is singular: LayerNorm makes the outputs of a jet, its scale undone, sum to zero,
     so one eigenvalue is nothing but rounding (1e-15 of the largest). Directions whose standard deviation is below
     dim times the rounding of float32, relative to the largest, are therefore not counted: the number is finite, that
-    of the pseudo-inverse, and at most (dim * 1.2e-7)^-2. How many directions are used is what the effective rank says.
-
-    Returns
-    -------
-    float
-        NaN when all embeddings are equal but for rounding.
+    of the pseudo-inverse, and at most (dim * 1.2e-7)^-2; NaN when all embeddings are equal but for rounding. How many
+    directions are used is what the effective rank says.
     """
     points = _checked(embedding, "condition_number")
     centred = _centred(points)
@@ -208,16 +173,8 @@ def nc1(embedding: Embedding, labels: Int64[Tensor, "label"]) -> float:
 
     Sigma_W is the covariance inside a class, averaged over the C classes; Sigma_B that of the C class means about
     their own mean. Classes weigh alike, so it does not feel how many jets of each there are; with balanced classes
-    these are the published definitions.
-
-    Returns
-    -------
-    float
-        NaN with a single class, or when the means of all classes are equal.
-
-    References
-    ----------
-    Papyan, Han & Donoho, PNAS 117 (2020) 24652, arXiv:2008.08186, section 2 (NC1).
+    these are the published definitions (Papyan, Han & Donoho, PNAS 117 (2020) 24652, arXiv:2008.08186, section 2). NaN
+    with a single class, or when the means of all classes are equal.
     """
     points = _checked(embedding, "nc1")
     if len(labels) != len(points):
@@ -236,12 +193,8 @@ def nc1(embedding: Embedding, labels: Int64[Tensor, "label"]) -> float:
 
 
 def alignment(first: Embedding, second: Float[Tensor, "other dim"]) -> float:
-    """Mean squared distance between the unit embeddings of two views of a jet: 0 when augmentation changes nothing.
-
-    References
-    ----------
-    Wang & Isola, ICML 2020, arXiv:2005.10242, with alpha = 2.
-    """
+    """Mean squared distance between the unit embeddings of two views of a jet: 0 when augmentation changes nothing
+    (Wang & Isola, ICML 2020, arXiv:2005.10242, with alpha = 2)."""
     if first.shape != second.shape:
         raise MetricError(f"alignment needs two views of the same jets, got {[*first.shape]} and {[*second.shape]}")
     first, second = (F.normalize(_checked(view, "alignment", least=1), dim=1) for view in (first, second))
@@ -251,11 +204,7 @@ def alignment(first: Embedding, second: Float[Tensor, "other dim"]) -> float:
 def uniformity(embedding: Embedding) -> float:
     """Log of the mean of exp(-2 d^2) over all pairs of different jets, d between unit embeddings: 0 at one point.
 
-    The lower, the more evenly jets cover the sphere; -4 in the limit of many dimensions.
-
-    References
-    ----------
-    Wang & Isola, ICML 2020, arXiv:2005.10242, with t = 2.
+    The lower, the more evenly jets cover the sphere; -4 in the limit of many dimensions (Wang & Isola, with t = 2).
     """
     unit = F.normalize(_checked(embedding, "uniformity"), dim=1)
     n, squares = len(unit), unit.square().sum(1)

@@ -59,10 +59,7 @@ class Roc:
 def roc(scores: Scores, signal: Signal) -> Roc:
     """The curve of a score; signal jets should have the higher ones.
 
-    Raises
-    ------
-    MetricError
-        When signal or background is missing, or a score is not a number.
+    Raises MetricError when signal or background is missing, or a score is not a number.
     """
     scores, signal = _checked(scores, signal)
     jets = int(signal.sum())
@@ -91,7 +88,8 @@ def auc(scores: Scores, signal: Signal) -> Measured:
     The error is that of DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837.
     """
     scores, signal = _checked(scores, signal)
-    return Measured(value=_area(roc(scores, signal)), error=_error_of(_shares(scores, signal)))
+    curve = roc(scores, signal)
+    return Measured(value=float(area(curve.background, curve.signal)), error=_error_of(_shares(scores, signal)))
 
 
 def rank_auc(scores: Scores, signal: Signal) -> Measured:
@@ -104,16 +102,12 @@ def rank_auc(scores: Scores, signal: Signal) -> Measured:
     return Measured(value=float(shares[0].mean()), error=_error_of(shares))
 
 
-def _area(curve: Roc) -> float:
-    return float(area(curve.background, curve.signal))
-
-
 def auc_difference(scores: Scores, others: Scores, signal: Signal) -> Measured:
     """AUC of one score less that of another on the same jets; the error knows that they are the same (DeLong)."""
-    for one in (scores, others):
-        roc(one, signal)
+    for values in (scores, others):
+        roc(values, signal)  # checks them
     (scores, signal), (others, _) = _checked(scores, signal), _checked(others, signal)
-    gains = [one - other for one, other in zip(_shares(scores, signal), _shares(others, signal), strict=True)]
+    gains = [share - other for share, other in zip(_shares(scores, signal), _shares(others, signal), strict=True)]
     return Measured(value=float(gains[0].mean()), error=_error_of(gains))
 
 
@@ -137,8 +131,7 @@ def signal_efficiency(curve: Roc, eps_b: float) -> Measured:
     """eps_s: the largest share of signal kept by a cut that keeps at most the share `eps_b` of the background.
 
     Few background jets set a tight cut (50 of 50,000 at 1e-3). The error has both parts: the binomial one of the signal
-    above the cut, and what eps_s changes when the count of background jets above it changes by its standard
-    deviation.
+    above the cut, and what eps_s changes when the count of background jets above it changes by its standard deviation.
     """
     if not 0 < eps_b < 1:
         raise MetricError(f"eps_b must be in (0, 1), got {eps_b:g}")
@@ -157,8 +150,7 @@ def background_rejection(curve: Roc, eps_s: float) -> Measured:
 
     NaN where no background jet passes: the rejection is beyond what so many background jets can measure. The error has
     the binomial part of the background that passes, and what the number changes when the count of signal jets above the
-    cut changes by its standard
-    deviation.
+    cut changes by its standard deviation.
     """
     if not 0 < eps_s <= 1:
         raise MetricError(f"eps_s must be in (0, 1], got {eps_s:g}")
@@ -211,17 +203,13 @@ def separation(
 ) -> dict[str, Measured]:
     """Every number of one ROC curve: `auc`, `eps_s_<eps_b>`, `rejection_<eps_s>`, `sic`.
 
-    Parameters
-    ----------
-    errors : bool
-        The error of the AUC takes as long as the rest: it may be left out.
-    min_eps_b : float, optional
-        As for :func:`significance_improvement`; that of all jets, where these are a fold of them.
+    The error of the AUC takes as long as the rest: it may be left out. `min_eps_b` is as for
+    :func:`significance_improvement`; that of all jets, where these are a fold of them.
     """
     scores, signal = _checked(scores, signal)
-    curve = roc(scores, signal)
+    curve, error = roc(scores, signal), _error_of(_shares(scores, signal)) if errors else math.nan
     return (
-        {"auc": Measured(value=_area(curve), error=_error_of(_shares(scores, signal)) if errors else math.nan)}
+        {"auc": Measured(value=float(area(curve.background, curve.signal)), error=error)}
         | {f"eps_s_{eps_b:g}": signal_efficiency(curve, eps_b) for eps_b in BACKGROUND_EFFICIENCIES}
         | {f"rejection_{eps_s:g}": background_rejection(curve, eps_s) for eps_s in SIGNAL_EFFICIENCIES}
         | {"sic": significance_improvement(curve, min_eps_b)}
@@ -229,20 +217,10 @@ def separation(
 
 
 def detection(scores: Scores, signal: Signal, folds: bool = True) -> dict[str, Measured]:
-    """How well a score tells signal from background.
+    """How well a score, higher for what is more like signal, tells signal from background.
 
-    Parameters
-    ----------
-    scores : float array (jet,)
-        Higher is more like signal.
-    signal : bool array (jet,)
-    folds : bool
-        With the spread over folds, which takes as long again.
-
-    Raises
-    ------
-    MetricError
-        When signal or background is missing, or a score is not finite.
+    With the spread over `folds`, which takes as long again. Raises MetricError when signal or background is missing, or
+    a score is not finite.
     """
     scores, signal = _checked(scores, signal)
     whole, min_eps_b = separation(scores, signal), MIN_BACKGROUND / max(1, int((~signal).sum()))
@@ -308,20 +286,18 @@ def _classified(
     errors: bool = True,
     min_eps_bs: Sequence[float | None] | None = None,
 ) -> dict[str, Measured]:
-    found, min_eps_bs = {"accuracy": accuracy(probabilities, targets)}, min_eps_bs or [None] * len(classes)
-    each = [
-        separation(probabilities[:, column], targets == column, errors, min_eps_bs[column])
-        for column in range(1 if len(classes) == 2 else 0, len(classes))
-    ]
+    numbers, min_eps_bs = {"accuracy": accuracy(probabilities, targets)}, min_eps_bs or [None] * len(classes)
+    each = {
+        name: separation(probabilities[:, column], targets == column, errors, min_eps_bs[column])
+        for column, name in enumerate(classes)
+        if column or len(classes) > 2
+    }
     if len(classes) == 2:
-        return found | each[0]
+        return numbers | each[classes[1]]
     for metric in CURVE:
-        of_classes = [measured[metric] for measured in each]
-        value, error = (float(np.mean([getattr(m, part) for m in of_classes])) for part in ("value", "error"))
-        found[metric] = Measured(value=value, error=error)
-    for name, measured in zip(classes, each, strict=True):
-        found |= {f"{metric}_{name}": value for metric, value in measured.items()}
-    return found
+        values, deviations = zip(*((m[metric].value, m[metric].error) for m in each.values()), strict=True)
+        numbers[metric] = Measured(value=float(np.mean(values)), error=float(np.mean(deviations)))
+    return numbers | {f"{metric}_{name}": one for name, m in each.items() for metric, one in m.items()}
 
 
 def _with_folds(
@@ -338,8 +314,6 @@ def _with_folds(
 
 def uncertainties(measured: Mapping[str, Measured]) -> dict[str, dict[str, float]]:
     """What is known of each number's uncertainty, as records hold it: `error` and `fold_sd`, where finite."""
-    known = {
-        name: {part: getattr(one, part) for part in ("error", "fold_sd") if math.isfinite(getattr(one, part))}
-        for name, one in measured.items()
-    }
-    return {name: parts for name, parts in known.items() if parts}
+    every = {name: {"error": number.error, "fold_sd": number.fold_sd} for name, number in measured.items()}
+    finite = {name: {part: x for part, x in parts.items() if math.isfinite(x)} for name, parts in every.items()}
+    return {name: parts for name, parts in finite.items() if parts}

@@ -14,6 +14,7 @@ Adding a metric: an entry here, and the number in jbot.evaluation.evaluator.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -88,12 +89,8 @@ MEASURES: dict[str, Quantity] = {
     "optimism": Quantity(label="optimism of the oracle", bounds=(-1.0, 1.0)),
 }
 """Numbers of a classifier or score: jbot.evaluation.metrics, and the last three of jbot.evaluation.anomaly.detect."""
-CURVE = (
-    "auc",
-    *(f"eps_s_{share:g}" for share in BACKGROUND_EFFICIENCIES),
-    *(f"rejection_{share:g}" for share in SIGNAL_EFFICIENCIES),
-    "sic",
-)
+_CUTS = {"eps_s": BACKGROUND_EFFICIENCIES, "rejection": SIGNAL_EFFICIENCIES}
+CURVE = ("auc", *(f"{measure}_{share:g}" for measure, shares in _CUTS.items() for share in shares), "sic")
 """Numbers of one ROC curve."""
 ANOMALY_CURVE = tuple(name for name in CURVE if not name.startswith("rejection"))
 
@@ -108,11 +105,7 @@ PUBLISHED_SCORES = {
     "relative_mahalanobis_labels": "relative Mahalanobis with labels",
     "gmm": "Gaussian mixture",
 }
-REFERENCE_SCORES = {
-    "lof": "local outlier factor",
-    "isolation_forest": "isolation forest",
-    "autoencoder": "autoencoder",
-}
+REFERENCE_SCORES = {"lof": "local outlier factor", "isolation_forest": "isolation forest", "autoencoder": "autoencoder"}
 """What the published scores should beat; measured with `anomaly.scan` only."""
 ANOMALY_SCORES = PUBLISHED_SCORES | REFERENCE_SCORES
 PARTICLE_SCORES = ("autoencoder",)
@@ -214,49 +207,39 @@ def find_metric(key: str) -> Metric:
     path = _KEY.fullmatch(key)
     if path is None:
         return Metric(key=key, name=key, label=_plain(key.rpartition("/")[2]))
-    baseline, split, name = (path[part] or "" for part in ("baseline", "split", "name"))
-    if re.fullmatch(_TUNED, split):
-        return _of_fine_tuning(key, split, name)
+    baseline, split, name = (part or "" for part in path.group("baseline", "split", "name"))
+    if re.fullmatch(_TUNED, split):  # a column of the learning curve of a fine-tuning: val_loss, epoch
+        run, column = split, name
+        split, _, name = column.partition("_")
+        if split not in SPLITS:
+            split, name = "", column
+        metric = Metric(key=key, name=name, split=split, source=run, label=_plain(column))
+        known = (TRAINING | MEASURES | CLOCKS).get(name)
+        return _declared(metric, name, known, f"{classifier_label(run)}, {{}}") if known else metric
     metric = Metric(key=key, name=name, split=split, baseline=baseline, label=_plain(name))
     if known := (NUMBERS | TRAINING | CLOCKS).get(name):
         return _declared(metric, name, known)
-    found = _NAME.fullmatch(name)
-    if found is None:
+    parts = _NAME.fullmatch(name)
+    if parts is None:
         return metric
-    source, measure, cut, on = (found[part] or "" for part in ("source", "measure", "cut", "on"))
+    source, measure, cut, on = (part or "" for part in parts.group("source", "measure", "cut", "on"))
     metric = replace(metric, source=source, cut=cut, on=on)
     return _declared(metric, measure, MEASURES[measure], _template(source, measure, on))
 
 
-def _of_fine_tuning(key: str, run: str, column: str) -> Metric:
-    """A column of its learning curve: ``val_loss``, ``epoch``."""
-    split, _, name = column.partition("_")
-    if split not in SPLITS:
-        split, name = "", column
-    metric = Metric(key=key, name=name, split=split, source=run, label=_plain(column))
-    known = (TRAINING | MEASURES | CLOCKS).get(name)
-    return _declared(metric, name, known, f"{classifier_label(run)}, {{}}") if known else metric
-
-
 def _declared(metric: Metric, measure: str, quantity: Quantity, template: str = "{}") -> Metric:
-    return replace(
-        metric,
-        measure=measure,
-        label=template.format(quantity.label.format(metric.cut)),
-        unit=quantity.unit,
-        bounds=quantity.bounds,
-        higher_is_better=quantity.higher_is_better,
-    )
+    label = template.format(quantity.label.format(metric.cut))
+    return replace(metric, **vars(quantity) | {"measure": measure, "label": label})
 
 
 def _template(source: str, measure: str, on: str) -> str:
     """The label of a number of a classifier or score; {} is what of it."""
-    of = f" ({class_label(on)})" if on else ""
+    signal = f" ({class_label(on)})" if on else ""
     if source.startswith("anomaly_"):
-        return f"anomaly {{}}, {score_label(source.removeprefix('anomaly_'))}{of}"
+        return f"anomaly {{}}, {score_label(source.removeprefix('anomaly_'))}{signal}"
     if source in PROBES and measure in ("accuracy", "auc") and not on:
         return f"{PROBES[source].replace(' ', '-')} {{}}"
-    return f"{classifier_label(source)}, {{}}{of}"
+    return f"{classifier_label(source)}, {{}}{signal}"
 
 
 def classifier_label(name: str) -> str:
@@ -316,12 +299,8 @@ def metric_names(config: Config) -> list[str]:
 def anomaly_names(scan: bool = False) -> list[str]:
     """Names of what jbot.evaluation.anomaly.detect finds; with particles, as a scan has an autoencoder then."""
     measures = ANOMALY_CURVE + (("chosen_auc", "oracle_auc", "optimism") if scan else ())
-    return [
-        anomaly_name(score, measure, signal)
-        for score in (ANOMALY_SCORES if scan else PUBLISHED_SCORES)
-        for measure in measures
-        for signal in SIGNALS
-    ]
+    scores = ANOMALY_SCORES if scan else PUBLISHED_SCORES
+    return list(itertools.starmap(anomaly_name, itertools.product(scores, measures, SIGNALS)))
 
 
 def anomaly_name(score: str, measure: str, signal: str = COMBINED) -> str:

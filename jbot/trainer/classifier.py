@@ -56,16 +56,9 @@ def unpack_classifier(flat: Flat, model: ModelConfig, classes: int) -> tuple[Wei
 def classifier_logits(
     weights: Weights, cls: Float[Tensor, "trial jet dim"], drop: Drop | None = None
 ) -> Float[Tensor, "trial jet class"]:
-    """Class scores of each jet; a softmax over the last axis makes them probabilities.
+    """Class scores of each jet, from raw [CLS] embeddings; a softmax over the last axis makes them probabilities.
 
-    Parameters
-    ----------
-    weights : dict of float tensors (trial, ...)
-        By the names of :func:`classifier_shapes`.
-    cls : float tensor (trial, jet, dim)
-        Raw [CLS] embedding.
-    drop : callable, optional
-        Dropout behind both hidden layers, in training.
+    `weights` are by the names of :func:`classifier_shapes`; `drop`, in training, acts behind both hidden layers.
     """
     hidden = cls
     for name in ("hidden1", "hidden2"):

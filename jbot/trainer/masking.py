@@ -111,11 +111,8 @@ def mask_views(views: Particles, draws: Draws, config: MaskConfig) -> Masked:
     (first,), (second,) = draws.uniforms(["mask"], (2, jets, slots))
     low, high = column(config.ratio_low, 2), column(config.ratio_high, 2)
     ratio = (low + (high - low) * share) * (coin < column(config.probability, 2))
-    return _apply(config.scheme, Scene(views, ratio, first, second))
-
-
-def _apply(scheme: str | Mapping[str, Tensor], scene: Scene) -> Masked:
-    """One scheme, or each on its own rows of a pack."""
+    scheme: str | Mapping[str, Tensor] = config.scheme  # in a pack whose trials differ in it, the rows of each
+    scene = Scene(views, ratio, first, second)
     if isinstance(scheme, str):
         return SCHEMES[scheme](scene)
     masked = torch.empty_like(scene.valid)

@@ -118,29 +118,22 @@ def init_weights(config: ModelConfig, seed: int) -> Float[Tensor, "weight"]:
     attention kernels as those of a convolution: (d, heads, k) has limit sqrt(6 / (d (heads + k))) and
     (heads, k, d) has sqrt(6 / (heads (k + d))).
     """
+    d, heads, k = config.dim, config.heads, config.head_dim
+    attention_fans = {"qkv.weight": d * (heads + k), "out.weight": heads * (k + d)}  # fan_in + fan_out
     weights = {}
     for name, shape in weight_shapes(config).items():
         generator = numpy_generator(seed, f"init/{name}")
-        if name.endswith("norm1.weight") or name.endswith("norm2.weight"):
+        if name.endswith(("norm1.weight", "norm2.weight")):
             value = np.ones(shape)
         elif name == "mask_token":
             value = generator.normal(0.0, 0.02, shape)
         elif name.endswith("weight"):
-            limit = math.sqrt(6.0 / _fans(name, shape, config))
+            limit = math.sqrt(6.0 / attention_fans.get(name.partition(".")[2], sum(shape)))
             value = generator.uniform(-limit, limit, shape)
         else:
             value = np.zeros(shape)
         weights[name] = value.astype(np.float32)
     return pack(weights, config)
-
-
-def _fans(name: str, shape: tuple[int, ...], config: ModelConfig) -> int:
-    """fan_in + fan_out as Keras counts them."""
-    if name.endswith("qkv.weight"):
-        return config.dim * (config.heads + config.head_dim)
-    if name.endswith("out.weight"):
-        return config.heads * (config.head_dim + config.dim)
-    return sum(shape)
 
 
 def encode(

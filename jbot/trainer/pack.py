@@ -104,7 +104,7 @@ def _stacked(name: str, values: list[Any], device: torch.device, dtype: torch.dt
         if len(set(values)) == 1:
             return values[0]
         rows = {text: [row for row, value in enumerate(values) if value == text] for text in dict.fromkeys(values)}
-        return {text: torch.tensor(found, device=device) for text, found in rows.items()}
+        return {text: torch.tensor(numbers, device=device) for text, numbers in rows.items()}
     if FIELDS[name].kind is int:
         return torch.tensor(values, device=device)
     if name.startswith(("augment.", "train.")) and not any(values):
@@ -118,10 +118,6 @@ def _unchecked(values: Mapping[str, Any]) -> Config:
     whole, example = object.__new__(Config), Config()
     for name, value in values.items():
         group, _, leaf = name.rpartition(".")
-        if not group:
-            object.__setattr__(whole, leaf, value)
-            continue
-        if group not in vars(whole):
-            object.__setattr__(whole, group, object.__new__(type(getattr(example, group))))
-        object.__setattr__(getattr(whole, group), leaf, value)
+        part = vars(whole).setdefault(group, object.__new__(type(getattr(example, group)))) if group else whole
+        vars(part)[leaf] = value
     return whole

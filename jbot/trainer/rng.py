@@ -17,14 +17,10 @@ import torch
 from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
-
-def _signed(bits: int) -> int:
-    return bits - 2**64 if bits >= 2**63 else bits
-
-
-GOLDEN = _signed(0x9E3779B97F4A7C15)
-MIX1 = _signed(0xBF58476D1CE4E5B9)
-MIX2 = _signed(0x94D049BB133111EB)
+# As signed numbers.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MIX1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX2 = 0x94D049BB133111EB - 2**64
 
 
 def splitmix(state: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:

@@ -51,8 +51,8 @@ def train_step(
 
     Returns
     -------
-    dict
-        TERMS by name, each (trial,); `state` is changed in place.
+    dict of float tensor (trial,)
+        TERMS by name; `state` is changed in place.
     """
     masked_tokens, weight = masked_rows(masked, capacity)
     trials, _, jets, slots, _ = views.shape

@@ -14,7 +14,7 @@ import torch
 from jbot import TRAINER_VERSION
 from jbot.config import at_epoch, override, to_dict
 from jbot.data import JetData, Jets
-from jbot.evaluation.evaluator import Evaluator, OtherJets
+from jbot.evaluation.evaluator import Evaluator
 from jbot.evaluation.metrics import Measured, uncertainties
 from jbot.evaluation.metrics_registry import other_pts
 from jbot.store.attempts import attempts_begun, checkpoint_folder
@@ -22,7 +22,7 @@ from jbot.store.record import Record, TrialSpec, load_whole, save_record, trial_
 from jbot.store.storage import Storage
 from jbot.trainer.engines.select import Engine, find_engine
 from jbot.trainer.finetune import FinetuneState, Run, finetune, label, named_classifier, pack_key, runs_of
-from jbot.trainer.inputs import prepare, resident
+from jbot.trainer.inputs import LabeledJets, prepare, resident
 from jbot.trainer.loop import Metrics, TrialFailed, train
 from jbot.trainer.model import named_weights
 from jbot.trainer.pack import check_shared
@@ -164,15 +164,15 @@ class PackRun:
         self.errors: dict[int, Exception] = {}
         """Errors that are no outcome of a trial but ended it: the others go on, then the first is raised."""
 
-    def _elsewhere(self) -> list[dict[float, OtherJets]]:
+    def _elsewhere(self) -> list[dict[float, tuple[LabeledJets, LabeledJets]]]:
         """For each trial, the jets of other pTs on which it is evaluated too: as many, of the same classes."""
-        elsewhere: list[dict[float, OtherJets]] = [{} for _ in self.specs]
+        elsewhere: list[dict[float, tuple[LabeledJets, LabeledJets]]] = [{} for _ in self.specs]
         for pt in other_pts(self.configs[0]):
             _, prepared = self._prepared(self.all_jets.at(pt))
             for others, config in zip(elsewhere, self.configs, strict=True):
                 few = dataclasses.replace(config.data, train_jets=config.bank_jets, labeled_jets=0)
                 _, splits = prepared(few, config.bank_jets)
-                others[pt] = OtherJets(bank=splits["bank"], test=splits["test"])
+                others[pt] = splits["bank"], splits["test"]
         return elsewhere
 
     def _prepared(self, data: JetData) -> tuple[torch.Tensor, Callable[..., Any]]:

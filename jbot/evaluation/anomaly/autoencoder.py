@@ -26,15 +26,8 @@ def fit_autoencoder(
 
     A jet is its particles' (eta_rel, phi_rel, pt_rel), one row of 3 * particles numbers, each standardised with the
     mean and spread of the background. The error is the mean square over the row, in units of these spreads. The
-    fourth feature, whether a slot is filled, says no more than pt_rel > 0.
-
-    Parameters
-    ----------
-    particles : float array (jet, particle, 4)
-    bottleneck : int
-        Numbers a jet is squeezed through.
-    epochs : int
-        Passes over the jets.
+    fourth feature, whether a slot is filled, says no more than pt_rel > 0. `bottleneck` is the count of numbers a jet
+    is squeezed through.
     """
     scaler = StandardScaler()
     rows = scaler.fit_transform(_flat(particles))

@@ -92,12 +92,8 @@ def bank_rows(
 ) -> list[Row]:
     """Every score and setting on one bank, on the unit sphere and as it is. All k share one search for neighbours.
 
-    Parameters
-    ----------
-    train, test, selection
-        As for :func:`jbot.evaluation.anomaly.detect.detect`, whose values at the same bank these are.
-    draw : int
-        Seed of the bank and of the scores that draw.
+    The values are those of :func:`jbot.evaluation.anomaly.detect.detect` at the same bank; `draw` is the seed of the
+    bank and of the scores that draw.
     """
     truth = truth_of(test.labels, SIGNALS)
     rows: list[Row] = []

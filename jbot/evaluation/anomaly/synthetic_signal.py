@@ -108,8 +108,7 @@ def _as_jet(particles: Float[np.ndarray, "jet particle 4"], radius: float) -> Fl
     centre = (particles[..., :2] * pt[..., None]).sum(1, keepdims=True)
     moved = (particles[..., :2] - centre) * particles[..., VALID, None]
     jets = np.concatenate((moved, pt[..., None], particles[..., VALID, None]), axis=-1)
-    hardest = np.argsort(-pt, axis=1, kind="stable")
-    return np.take_along_axis(jets, hardest[..., None], axis=1)
+    return np.take_along_axis(jets, np.argsort(-pt, axis=1, kind="stable")[..., None], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,17 +181,8 @@ def check_blind(selection: SelectionSignal, signals: Sequence[str]) -> None:
 def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, config: Config) -> float:
     """AUC of the published k-NN score: overlays of validation jets against the validation jets themselves.
 
-    An anomaly metric to choose an encoder by: neither a signal jet nor a test jet has a part in it.
-
-    Parameters
-    ----------
-    embed : callable
-        The encoder: particles (jet, particle, 4) to embeddings (jet, dim).
-    data : JetData
-        The jets it was trained on, as its trial split them.
-    config : Config
-        Of the trial; its task is `qg`.
-
+    An anomaly metric to choose an encoder by: neither a signal jet nor a test jet has a part in it. `embed` is the
+    encoder, as for :func:`overlay_signal`; `data` and `config` are the jets and the Config of its trial, of task `qg`.
     Raises AnomalyError when the embedding cannot be scored: constant, or not finite.
     """
     wanted = config.data

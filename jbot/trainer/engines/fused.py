@@ -31,12 +31,9 @@ SOURCE = Path(__file__).with_name("fused.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 MAX_SLOTS = 63
 """A row of a panel must fit into the registers."""
-
-
 KEEP_BYTES = 32 * 2**20
 """Kept from forward to backward pass. With more, running the forward pass again is quicker than reading from memory
 (jBOT-S: 145 against 288 ms at batch 1024, but 2.8 against 2.3 ms at batch 16)."""
-
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot); for each token its row among
@@ -50,15 +47,16 @@ class Unavailable(RuntimeError):  # noqa: N818 - not an error: the plain version
 class Kernel:
     """The compiled kernel of one model shape; called like :func:`jbot.trainer.model.forward`.
 
-    Raises
-    ------
-    Unavailable
-        When it cannot be compiled here.
+    Raises Unavailable when it cannot be compiled here.
     """
 
     def __init__(self, config: ModelConfig, slots: int):
         self.shape, self.slots = config, slots
-        library = _loaded(_library(config, slots))
+        path = _library(config, slots)
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
+            raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
         self._forward, self._backward = library.jbot_forward, library.jbot_backward
         self._forward.restype = self._backward.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -160,19 +158,12 @@ def _at(x: Tensor | None, trial: int) -> int | None:
     return None if x is None else x.data_ptr() + trial * x.stride(0) * x.element_size()
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="jbot")
+_pool = functools.cache(functools.partial(ThreadPoolExecutor, thread_name_prefix="jbot"))
+_kernel = functools.cache(Kernel)
 
 
 def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The kernel for this shape.
-
-    Raises
-    ------
-    Unavailable
-        With the reason.
-    """
+    """The kernel for this shape; raises Unavailable with the reason."""
     if device.type != "cpu":
         raise Unavailable(f"the C++ kernel is for CPUs, the device is {device}")
     if dtype != torch.float32:
@@ -182,15 +173,10 @@ def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dty
     return _kernel(config, slots)
 
 
-@functools.cache
-def _kernel(config: ModelConfig, slots: int) -> Kernel:
-    return Kernel(config, slots)
-
-
 def _library(config: ModelConfig, slots: int) -> Path:
     """The compiled library, from the cache or made now."""
-    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if found is None:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
         raise Unavailable("no C++ compiler found (c++, g++, clang++, or CXX); install one, e.g. the package g++")
     sizes = {
         "SLOTS": slots,
@@ -204,9 +190,9 @@ def _library(config: ModelConfig, slots: int) -> Path:
         "HIDE_PADDING": int(config.padding != "reference"),
         "WEIGHTS": weight_count(config),
     }
-    compiler = shlex.split(found)  # CXX may be "ccache g++"
-    command = [*compiler, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
-    text = "\n".join([*command, _compile([*compiler, "--version"]), _cpu(), SOURCE.read_text()])
+    program = shlex.split(compiler)  # CXX may be "ccache g++"
+    command = [*program, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
+    text = "\n".join([*command, _compile([*program, "--version"]), _cpu(), SOURCE.read_text()])
     path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
@@ -215,13 +201,6 @@ def _library(config: ModelConfig, slots: int) -> Path:
     except OSError as error:  # a full or read-only disk
         raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
     return path
-
-
-def _loaded(path: Path) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
-        raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
 
 
 def _compile(command: list[str]) -> str:

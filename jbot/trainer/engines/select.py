@@ -34,18 +34,9 @@ class Engine:
 
 
 def find_engine(wanted: str, config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> Engine:
-    """The engine for a trial's shape on this machine.
+    """The engine for a trial's shape on this machine: of ENGINES the wanted one, or plain torch, and why.
 
-    Parameters
-    ----------
-    wanted : str
-        One of ENGINES.
-
-    Returns
-    -------
-    Engine
-        Plain torch, and why, where the wanted one cannot be used. In bf16, what encoder and head compute with
-        autocast is converted to float32.
+    In bf16, what encoder and head compute with autocast is converted to float32.
     """
     if wanted not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {wanted!r}")
@@ -77,17 +68,16 @@ class Compiled:
 
     def __call__(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
         """Raw and projected outputs."""
-        if self._tried:
-            return self._forward(*arguments, **named)
-        self._tried = True
-        try:
-            return self._forward(*arguments, **named)
-        except Exception as error:  # whatever inductor, Triton or a compiler raise: plain torch computes the same
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._engine.name, self._engine.why = "plain", f"torch.compile failed: {line}"
-            warnings.warn(f"{self._engine.why}; plain torch is used", stacklevel=2)
-            self._forward = model.forward
-            return self._forward(*arguments, **named)
+        if not self._tried:
+            self._tried = True
+            try:
+                return self._forward(*arguments, **named)
+            except Exception as error:  # whatever inductor, Triton or a compiler raise: plain torch computes the same
+                line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self._engine.name, self._engine.why = "plain", f"torch.compile failed: {line}"
+                warnings.warn(f"{self._engine.why}; plain torch is used", stacklevel=2)
+                self._forward = model.forward
+        return self._forward(*arguments, **named)
 
 
 def _in_bf16(forward: Forward, flat: Tensor, particles: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
