@@ -344,7 +344,11 @@ def _encoder(
         return Encoder(model, weights, provenance, **options)
     count = head["output.bias"].size if "output.bias" in head else 0
     layers = _checked(head, classifier_shapes(model.dim, count), f"{provenance.source}, classification head")
-    classes = _class_names(count, provenance)
+    # By the task of the trial. A released head is of the task all or tqg, and its size tells which.
+    task = provenance.training.data.task if provenance.training else "all" if count == len(CLASSES) else "tqg"
+    classes = tuple(TARGETS[task])
+    if len(classes) != count:
+        raise EncoderError(f"{provenance.source}: a head must have {len(classes)} classes, it has {count}")
     return Encoder(model, weights, provenance, head=layers, classes=classes, **options)
 
 
@@ -358,14 +362,6 @@ def _checked(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], where: str) 
         if not np.isfinite(arrays[name]).all():
             raise EncoderError(f"{where}: weight {name} must be finite, it holds NaN or infinity")
     return {name: np.ascontiguousarray(arrays[name], np.float32) for name in shapes}
-
-
-def _class_names(count: int, provenance: Provenance) -> tuple[str, ...]:
-    """Class names by the task of the trial. A released head is of the task all or tqg, and its size tells which."""
-    task = provenance.training.data.task if provenance.training else "all" if count == len(CLASSES) else "tqg"
-    if len(TARGETS[task]) != count:
-        raise EncoderError(f"{provenance.source}: a head must have {len(TARGETS[task])} classes, it has {count}")
-    return tuple(TARGETS[task])
 
 
 def _device(name: str) -> str:

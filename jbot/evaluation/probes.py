@@ -62,7 +62,9 @@ def logistic_regression(points: Points, classes: Classes) -> Float[Tensor, "weig
     of the gradient exceeds GRADIENT a jet. Use :func:`class_probabilities` on the result.
     """
     inputs = _with_ones(points)
-    target = F.one_hot(classes).double()[:, -_logits(int(classes.max()) + 1) :]
+    target = F.one_hot(classes).double()
+    if target.shape[1] == 2:  # one logit, as in scikit-learn: with two, the ridge would be half as strong
+        target = target[:, 1:]
     weights = inputs.new_zeros(inputs.shape[1], target.shape[1])
     ridge = torch.full_like(weights, RIDGE)
     ridge[-1] = 0
@@ -110,11 +112,6 @@ def _penalised_loss(weights: Tensor, inputs: Tensor, classes: Tensor, ridge: Ten
 
 def _with_ones(points: Tensor) -> Tensor:
     return F.pad(points.double(), (0, 1), value=1.0)
-
-
-def _logits(classes: int) -> int:
-    """Two classes have one logit, as in scikit-learn: with two, the ridge would be half as strong."""
-    return 1 if classes == 2 else classes
 
 
 def _all_logits(logits: Tensor) -> Tensor:

@@ -13,20 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jbot.config import ModelConfig
-from jbot.trainer.model import Drop, Flat, Weights, join_weights, linear, split_weights, unpack, weight_count
+from jbot.trainer.model import Drop, Flat, Weights, dense, join_weights, linear, split_weights, unpack, weight_count
 from jbot.trainer.rng import numpy_generator
 
 
 def classifier_shapes(dim: int, classes: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of one trial's classification head."""
-    return {
-        "hidden1.weight": (dim, 2 * dim),
-        "hidden1.bias": (2 * dim,),
-        "hidden2.weight": (2 * dim, dim),
-        "hidden2.bias": (dim,),
-        "output.weight": (dim, classes),
-        "output.bias": (classes,),
-    }
+    hidden = dense("hidden1", dim, 2 * dim) | dense("hidden2", 2 * dim, dim)
+    return hidden | dense("output", dim, classes)
 
 
 def init_classifier(dim: int, classes: int, seed: int) -> Float[Tensor, "weight"]:

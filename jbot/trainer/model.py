@@ -29,38 +29,22 @@ Drop = Callable[[str, Tensor], Tensor]
 """Dropout of the outputs of the layer of this name."""
 
 
+def dense(name: str, fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of a dense layer."""
+    return {f"{name}.weight": (fan_in, fan_out), f"{name}.bias": (fan_out,)}
+
+
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight of one trial, in the order of the flat buffer."""
-    d, inner = config.dim, config.heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.weight": (FEATURES, d),
-        "embed.bias": (d,),
-        "cls_token": (d,),
-        "mask_token": (d,),
-    }
+    d, inner, hidden = config.dim, config.heads * config.head_dim, HEAD_WIDTH * config.projection
+    shapes = dense("embed", FEATURES, d) | {"cls_token": (d,), "mask_token": (d,)}
     for layer in range(config.layers):
         block = f"block{layer}"
-        shapes |= {
-            f"{block}.qkv.weight": (d, 3 * inner),
-            f"{block}.qkv.bias": (3 * inner,),
-            f"{block}.out.weight": (inner, d),
-            f"{block}.out.bias": (d,),
-            f"{block}.norm1.weight": (d,),
-            f"{block}.norm1.bias": (d,),
-            f"{block}.ffn1.weight": (d, FFN_WIDTH * d),
-            f"{block}.ffn1.bias": (FFN_WIDTH * d,),
-            f"{block}.ffn2.weight": (FFN_WIDTH * d, d),
-            f"{block}.ffn2.bias": (d,),
-            f"{block}.norm2.weight": (d,),
-            f"{block}.norm2.bias": (d,),
-        }
-    hidden = HEAD_WIDTH * config.projection
-    return shapes | {
-        "head1.weight": (d, hidden),
-        "head1.bias": (hidden,),
-        "head2.weight": (hidden, config.projection),
-        "head2.bias": (config.projection,),
-    }
+        shapes |= dense(f"{block}.qkv", d, 3 * inner) | dense(f"{block}.out", inner, d)
+        shapes |= {f"{block}.norm1.weight": (d,), f"{block}.norm1.bias": (d,)}
+        shapes |= dense(f"{block}.ffn1", d, FFN_WIDTH * d) | dense(f"{block}.ffn2", FFN_WIDTH * d, d)
+        shapes |= {f"{block}.norm2.weight": (d,), f"{block}.norm2.bias": (d,)}
+    return shapes | dense("head1", d, hidden) | dense("head2", hidden, config.projection)
 
 
 def weight_count(config: ModelConfig) -> int:
