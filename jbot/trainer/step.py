@@ -72,10 +72,7 @@ def train_step(
     with torch.no_grad():
         if config.mask.token == "zero":  # without gradient, Adam and its decay leave a zero where it is
             gradient[:, weight_slice("mask_token", config.model)] = 0.0
-        adamw(state, gradient, lr, config.optim)
-        state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
-        update_centers(state, taught.unflatten(1, (2, jets, slots + 1)), views[..., 3], config)
-        state.step += 1
+        update(state, gradient, taught, views[..., 3], config, lr, momentum)
         terms["masked_fraction"] = masked.sum(dim=(1, 2, 3)) / views[..., 3].sum(dim=(1, 2, 3))
     return {name: value.detach() for name, value in terms.items()}
 
@@ -115,6 +112,22 @@ def losses(
         for name, probabilities in zip(ENTROPIES, (cls_targets, cls_predicted.exp()), strict=True):
             terms[name] = entropy(probabilities).mean(dim=(1, 2))
     return {"loss": total} | terms
+
+
+def update(
+    state: TrainState,
+    gradient: Flat,
+    taught: Float[Tensor, "trial token projection"],
+    valid: Float[Tensor, "trial 2 jet particle"],
+    config: Config,
+    lr: Rates,
+    momentum: Rates,
+) -> None:
+    """Optimiser, teacher's average and centres, in this order."""
+    adamw(state, gradient, lr, config.optim)
+    state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
+    update_centers(state, taught.unflatten(1, (*valid.shape[1:3], valid.shape[3] + 1)), valid, config)
+    state.step += 1
 
 
 def masked_rows(
