@@ -1,11 +1,11 @@
 """How fast is a pre-training step of ours, against one of the authors' released TensorFlow code?
 
     git clone https://github.com/hftsoi/jbot authors
-    python benchmarks/against_reference.py --reference authors --python tensorflow-env/bin/python
+    python -m benchmarks.against_reference --reference authors --python tensorflow-env/bin/python
 
-Two worker processes, the released code and ours, live side by side with as many threads each; their steps alternate
-ABBA, so both meet the same load of the machine. Each step is timed in its own process: wall seconds, and processor
-seconds of all its threads. The result is a ratio, released / ours; absolute times are of this machine at this hour.
+The released code lives in a worker process, ours in this one, with as many threads each; their steps alternate ABBA, so
+both meet the same load of the machine. Each step is timed in its own process: wall seconds, and processor seconds of
+all its threads. The result is a ratio, released / ours; absolute times are of this machine at this hour.
 
     model   the step on ready-made views and masks: two encoders, losses, gradient, optimizer, the teacher's average
     whole   the step as trained: the next batch, its augmentation (the released code's goes jet by jet), and the model
@@ -14,7 +14,7 @@ Before anything is timed, parity is checked, in the same processes: from the rel
 masks that the released code made, each term of the loss must agree within 1e-4 over eight steps (docs/performance.md),
 and our augmentation and masking must give the same from the same random numbers. If not, no figure is printed and the
 exit code is 1; bad input is one line and exit code 2. The timed steps compute what was compared, the `reference`
-variants, unless `--variant corrected` times the variants that our studies train with.
+variants.
 
 The interpreter of `--python` needs what the released code imports: tensorflow (its CPU build will do: the benchmark
 is of the CPU), h5py, pandas, matplotlib, seaborn, scikit-learn. Cost: S about 2 minutes, B about 8, on one core each.
@@ -25,25 +25,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
+from benchmarks import report
+from benchmarks.our_side import Ours
+from benchmarks.timing import Sample, quartiles, time_once
 from jbot.cli import Parser, bad_input
 from jbot.data import DataError
 from jbot.data.hdf5 import read
 
 HERE = Path(__file__).resolve().parent
-JETS = HERE.parent / "tests" / "data" / "jets_sample.h5"
-OUT = Path("results/benchmarks/against_reference.json")
+CPU = torch.device("cpu")
 
 RELEASED_FILES = {
     "utils.py": "def train_jbot(",
@@ -66,11 +69,9 @@ WARMUP = 3
 PROTOCOL_STEPS = 15
 """Least steps of each worker behind a figure that is reported."""
 
-Sample = dict[str, list[float]]
-
 
 class BenchmarkError(Exception):
-    """The benchmark cannot run. Its message is one line: the rule and what was found."""
+    """The benchmark cannot run. Its message is one line: the rule and the value received."""
 
 
 class NoParity(Exception):  # noqa: N818 - an outcome
@@ -82,46 +83,25 @@ def abba(steps: int) -> str:
     return ("ABBA" * ((steps + 1) // 2))[: 2 * steps]
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """`n`, `median`, and the quartiles `q1` and `q3`, interpolated between values."""
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return {"n": len(values), "median": median, "q1": q1, "q3": q3}
+class Released:
+    """The worker process that drives the released code: one answer to each request."""
 
-
-def compare(reference: Sample, ours: Sample) -> dict[str, Any]:
-    """Wall and CPU seconds of both, and their ratio reference / ours: of the medians, with quartiles over step pairs.
-
-    Parameters
-    ----------
-    reference, ours : dict
-        `wall` and `cpu`: seconds of each step, in the order run. The i-th steps of the two were neighbours.
-    """
-    result: dict[str, Any] = {}
-    for clock in ("wall", "cpu"):
-        a, b = quartiles(reference[clock]), quartiles(ours[clock])
-        pairs = quartiles([x / y for x, y in zip(reference[clock], ours[clock], strict=True)])
-        ratio = {"of_medians": a["median"] / b["median"], "q1": pairs["q1"], "q3": pairs["q3"]}
-        result[clock] = {"reference": a, "ours": b, "ratio": ratio}
-    return result | {"seconds": {"reference": reference, "ours": ours}}
-
-
-class Worker:
-    """A worker process: one answer to each request."""
-
-    def __init__(self, name: str, command: Sequence[str | Path], threads: int, log: Path):
-        self._name, self._log = name, log
+    def __init__(self, options: argparse.Namespace, log: Path):
+        self._log = log
         # Libraries below numpy have threads of their own. TensorFlow shall see no GPU: ours is timed on the CPU too.
-        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        environment = os.environ | dict.fromkeys(variables, str(threads)) | {"CUDA_VISIBLE_DEVICES": "-1"}
+        threads = str(options.threads)
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        command = [options.python, HERE / "reference_worker.py", "--reference", options.reference.resolve()]
         pipe = subprocess.PIPE
         try:
             with log.open("w") as stderr:
                 self.process = subprocess.Popen(
-                    [*map(str, command), "--threads", str(threads)],
-                    stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment,
+                    [*map(str, command), "--threads", threads],
+                    stdin=pipe, stdout=pipe, stderr=stderr, text=True,
+                    env=os.environ | variables | {"CUDA_VISIBLE_DEVICES": "-1"},
                 )  # fmt: skip
         except OSError as error:
-            raise BenchmarkError(f"{command[0]} cannot be run: {error.strerror}") from None
+            raise BenchmarkError(f"{options.python} cannot be run: {error.strerror}") from None
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The worker's answer.
@@ -141,7 +121,7 @@ class Worker:
             line = ""
         if not line:
             said = [text for text in self._log.read_text(errors="replace").splitlines() if text.strip()]
-            raise BenchmarkError(f"the worker of {self._name} ended: {said[-1] if said else 'it said nothing'}")
+            raise BenchmarkError(f"the worker of the released code ended: {said[-1] if said else 'it said nothing'}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchmarkError(answer["error"])
@@ -153,78 +133,90 @@ class Worker:
         self.process.communicate()
 
 
-@contextmanager
-def workers(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Worker, Worker]]:
-    """Both workers, alive at the same time."""
-    reference = [options.python, HERE / "reference_worker.py", "--reference", options.reference.resolve()]
-    with ExitStack() as stack:
-        a = Worker("the released code", reference, options.threads, folder / "reference.log")
-        stack.callback(a.close)
-        b = Worker("our trainer", [sys.executable, HERE / "our_worker.py"], options.threads, folder / "ours.log")
-        stack.callback(b.close)
-        yield a, b
-
-
-def check_parity(reference: Worker, ours: Worker, augmentation: dict[str, float]) -> dict[str, Any]:
-    """Eight steps of each on the same views and masks, from the same weights.
+def check_parity(reference: Released, ours: Ours) -> str:
+    """Eight steps of each on the same views and masks, from the same weights; returns what agrees, in words.
 
     Raises
     ------
     NoParity
         When a view, a mask or a loss differs by more than rounding.
     """
-    if not augmentation["views"] <= MAX_VIEW_DIFFERENCE:
+    augmented = ours.augmentation_parity()
+    if not augmented["views"] <= MAX_VIEW_DIFFERENCE:
         raise NoParity(
-            f"augmented views must agree within {MAX_VIEW_DIFFERENCE}, they differ by {augmentation['views']:.2g}"
+            f"augmented views must agree within {MAX_VIEW_DIFFERENCE}, they differ by {augmented['views']:.2g}"
         )
-    if augmentation["masks"]:
-        raise NoParity(f"masks must be the same, they differ in {augmentation['masks']} views")
+    if augmented["masks"]:
+        raise NoParity(f"masks must be the same, they differ in {augmented['masks']} views")
     reference.ask("train", part="model")
-    ours.ask("train", part="parity")
-    worst = dict.fromkeys(("loss", "cls_loss", "particle_loss", "koleo_loss"), 0.0)
+    ours.train("model")
+    worst = 0.0
     for step in range(1, PARITY_STEPS + 1):
-        theirs, mine = reference.ask("step")["losses"], ours.ask("step")["losses"]
-        for name, largest in worst.items():
-            difference = abs(theirs[name] - mine[name])
+        theirs, mine = reference.ask("step")["losses"], ours.step()
+        for name, value in mine.items():
+            difference = abs(theirs[name] - value)
             if not difference <= MAX_LOSS_DIFFERENCE:
                 raise NoParity(
                     f"{name} must agree within {MAX_LOSS_DIFFERENCE}, in step {step} "
-                    f"the released code has {theirs[name]:.6f} and ours {mine[name]:.6f}"
+                    f"the released code has {theirs[name]:.6f} and ours {value:.6f}"
                 )
-            worst[name] = max(largest, difference)
-    return {"steps": PARITY_STEPS, "largest_difference": worst, "augmentation": augmentation}
+            worst = max(worst, difference)
+    return (
+        f"losses of {PARITY_STEPS} steps within {worst:.1e}, views within {augmented['views']:.1e}, "
+        f"masks the same ({augmented['masked_particles']} particles)"
+    )
 
 
-def time_steps(reference: Worker, ours: Worker, steps: int) -> tuple[Sample, Sample]:
-    """Seconds of each step, alternated ABBA, after warm-up."""
-    samples: dict[str, Sample] = {name: {"wall": [], "cpu": []} for name in "AB"}
-    order = abba(WARMUP) + abba(steps)
-    for i, name in enumerate(order):
-        answer = (reference if name == "A" else ours).ask("step")
-        if i >= 2 * WARMUP:
-            for clock in ("wall", "cpu"):
-                samples[name][clock].append(answer[clock])
-    return samples["A"], samples["B"]
+def time_steps(reference: Released, ours: Ours, steps: int) -> tuple[list[Sample], list[Sample]]:
+    """Seconds of each step of both, alternated ABBA, after warm-up; the i-th steps of the two were neighbours."""
+    samples: dict[str, list[Sample]] = {"A": [], "B": []}
+
+    def our_step() -> None:
+        ours.step()
+
+    for name in abba(WARMUP) + abba(steps):
+        if name == "A":
+            answer = reference.ask("step")
+            samples[name].append(Sample(answer["wall"], answer["cpu"]))
+        else:
+            samples[name].append(time_once(our_step, CPU))
+    return samples["A"][WARMUP:], samples["B"][WARMUP:]
 
 
-def run_size(size: str, options: argparse.Namespace, jets: np.ndarray) -> dict[str, Any]:
-    """Parity and both parts of one model size."""
+def compare(what: str, reference: Sequence[float], ours: Sequence[float]) -> report.Cells:
+    """Seconds of both, and their ratio reference / ours: of the medians, with quartiles over step pairs."""
+    a, b = quartiles(reference), quartiles(ours)
+    _, low, high = quartiles([x / y for x, y in zip(reference, ours, strict=True)])
+    note = "" if len(ours) >= PROTOCOL_STEPS else f"n is below {PROTOCOL_STEPS}: not a figure to report"
+    ratio = (a[0] / b[0], low, high)
+    return {"what": what, "released s": a, "ours s": b, "released / ours": ratio, "n": len(ours), "note": note}
+
+
+def run_size(size: str, options: argparse.Namespace, jets: np.ndarray, commit: str) -> list[report.Cells]:
+    """Parity and both parts of one model size, and what they rest on."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "jets.npy", jets)
-        with workers(options, folder) as (reference, ours):
+        with closing(Released(options, folder / "reference.log")) as reference:
             theirs = reference.ask("prepare", exchange=name, sizes=SIZES[size], batch=options.batch, seed=0)
-            mine = ours.ask("prepare", size=size, variant=options.variant, batch=options.batch, exchange=name)
-            parity = check_parity(reference, ours, mine.pop("augmentation"))
-            parts = {}
+            ours = Ours(size, options.batch, folder)
+            parity = check_parity(reference, ours)
+            rows = []
             for part in ("model", "whole"):
                 if part == "whole":
                     reference.ask("train", part=part)
-                ours.ask("train", part=part)
-                before = os.getloadavg()[0]
-                timed = compare(*time_steps(reference, ours, options.steps))
-                parts[part] = timed | {"load": {"before": before, "after": os.getloadavg()[0]}}
-    return {"parity": parity, "parts": parts, "reference": theirs, "ours": mine}
+                ours.train(part)
+                released, own = time_steps(reference, ours, options.steps)
+                for clock in ("wall", "cpu"):
+                    seconds = ([getattr(sample, clock) for sample in samples] for samples in (released, own))
+                    rows.append(compare(f"{size} {part} step, {clock}", *seconds))
+    libraries = ", ".join(f"{name} {version}" for name, version in theirs["libraries"].items())
+    threads = "intra-op {intra_op}, inter-op {inter_op}".format(**theirs["threads"])
+    return [
+        *rows,
+        {"what": "parity", "note": parity},
+        {"what": "released code", "note": f"commit {commit[:10]}; {libraries}; threads: {threads}"},
+    ]
 
 
 def draw_jets(path: Path, batch: int, steps: int) -> np.ndarray:
@@ -237,109 +229,47 @@ def draw_jets(path: Path, batch: int, steps: int) -> np.ndarray:
     return np.asarray(particles[order[:count]])
 
 
-def check_checkout(folder: Path) -> str | None:
-    """Commit of the checkout of the released code (None when git does not know it).
+def check_checkout(folder: Path) -> str:
+    """Commit of the checkout of the released code (`unknown` when git does not know it).
 
     Raises
     ------
     BenchmarkError
         When the folder does not hold the released code.
     """
+    rule = f"--reference must be a checkout of the released code, https://github.com/hftsoi/jbot: {folder}:"
     for name, content in RELEASED_FILES.items():
         path = folder / name
         if not path.is_file():
-            found = f"{name} is missing"
-        elif content not in path.read_text(errors="replace"):
-            found = f"{name} has no {content!r}"
-        else:
-            continue
-        raise BenchmarkError(
-            f"--reference must be a checkout of the released code, https://github.com/hftsoi/jbot: {folder}: {found}"
-        )
+            raise BenchmarkError(f"{rule} {name} is missing")
+        if content not in path.read_text(errors="replace"):
+            raise BenchmarkError(f"{rule} {name} has no {content!r}")
     try:
         git = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"
     return git.stdout.strip()
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as text: a row for each size, part and clock, and what the figures rest on."""
-    lines = heading(report)
-    lines += [
-        "",
-        f"{'size part   clock':19} {'released, s (quartiles)':32} {'ours, s (quartiles)':28} released / ours (pairs)",
-    ]
-    lines += [row for size, result in report["sizes"].items() for row in rows(size, result["parts"])]
-    for size, result in report["sizes"].items():
-        lines += ["", *(f"{size}: {line}" for line in footing(result))]
-    if report["settings"]["steps"] < PROTOCOL_STEPS:
-        lines += ["", f"n is below {PROTOCOL_STEPS}: not a figure to report"]
-    return "\n".join(lines) + "\n"
-
-
-def heading(report: dict[str, Any]) -> list[str]:
-    """What was run, where."""
-    settings, result = report["settings"], next(iter(report["sizes"].values()))
-    reference, ours = result["reference"], result["ours"]
-    theirs, mine = (side["libraries"] for side in (reference, ours))
-    return [
-        f"released code (commit {(report['reference_commit'] or 'unknown')[:10]}) "
-        f"against ours (commit {(ours['git_commit'] or 'unknown')[:10]}, {settings['variant']} variants)",
-        "{cpu}, {cores} cores".format(**ours["hardware"]),
-        "released: tensorflow {tensorflow}, keras {keras}, python {python}; ".format(**theirs)
-        + "threads: intra-op {intra_op}, inter-op {inter_op}".format(**reference["threads"]),
-        "ours: torch {torch}, python {python}; threads: ".format(**mine) + str(ours["threads"]),
-        f"batch {settings['batch']}, n = {settings['steps']} steps of each after {WARMUP} of warm-up, alternated ABBA",
-    ]
-
-
-def rows(size: str, parts: dict[str, Any]) -> Iterator[str]:
-    """Rows of the table of one size."""
-    for part, timed in parts.items():
-        for clock in ("wall", "cpu"):
-            a, b, ratio = (timed[clock][name] for name in ("reference", "ours", "ratio"))
-            spreads = [f"{x['median']:.3f} ({x['q1']:.3f} to {x['q3']:.3f})" for x in (a, b)]
-            ratios = f"{ratio['of_medians']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
-            yield f"{size:4} {part:6} {clock:7} {spreads[0]:32} {spreads[1]:28} {ratios}"
-
-
-def footing(result: dict[str, Any]) -> list[str]:
-    """What the figures of one size rest on."""
-    parity, parts = result["parity"], result["parts"]
-    loads = ("{part} {before:.1f} to {after:.1f}".format(part=part, **timed["load"]) for part, timed in parts.items())
-    return [
-        f"parity: losses of {parity['steps']} steps within {max(parity['largest_difference'].values()):.1e}, "
-        "views within {views:.1e}, masks the same ({masked_particles} particles)".format(**parity["augmentation"]),
-        f"load of the machine (1 minute mean, these workers among it): {'; '.join(loads)}",
-    ]
-
-
-def run(options: argparse.Namespace) -> str:
-    """Measure, write the report, and return its table."""
+def run(options: argparse.Namespace) -> None:
+    """Measure, write the report, and print its tables."""
     if options.steps < 2 or options.batch < 2 or options.threads < 1:
         raise BenchmarkError(
             "--steps and --batch must be at least 2 and --threads at least 1, "
             f"got {options.steps}, {options.batch} and {options.threads}"
         )
-    if options.out.suffix != ".json":
-        raise BenchmarkError(f"--out must end in .json (a table goes beside it, as .txt), got {options.out}")
     commit = check_checkout(options.reference)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     jets = draw_jets(options.jets, options.batch, options.steps)
-    sizes = {size: run_size(size, options, jets) for size in ("SB" if options.model == "both" else options.model)}
-    settings = {name: getattr(options, name) for name in ("batch", "steps", "threads", "variant")}
-    settings |= {"jets": options.jets.name, "warmup": WARMUP}
-    report = {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings,
-        "reference_commit": commit,
-        "sizes": sizes,
-    }
-    text = table(report)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    options.out.with_suffix(".txt").write_text(text)
-    return f"{text}\n{options.out} and {options.out.with_suffix('.txt').name} written"
+    torch.set_num_threads(options.threads)
+    notes = f"batch {options.batch}, {options.threads} thread(s) each, warm-up of {WARMUP} steps, ABBA"
+    sections, out = {}, options.out / "against_reference.json"
+    with threadpool_limits(options.threads):
+        for size in "SB" if options.model == "both" else options.model:
+            rows = partial(run_size, size, options, jets, commit)
+            sections[size] = report.measure(f"jBOT-{size} against the released code", rows, notes=notes)
+            report.save(out, sections, "# A training step against the released code")
+            print(report.section_text(size, sections[size]), end="\n\n", flush=True)
+    print(out.with_suffix(".md"), out, sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -350,12 +280,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=("S", "B", "both"), default="both")
     parser.add_argument("--batch", type=int, default=1024, help="jets a step (1024)")
     parser.add_argument("--steps", type=int, default=PROTOCOL_STEPS, help="timed steps of each (15)")
-    parser.add_argument("--threads", type=int, default=1, help="of each worker (1)")
-    parser.add_argument("--variant", choices=("reference", "corrected"), default="reference", help="what ours computes")
-    parser.add_argument("--jets", type=Path, default=JETS, metavar="FILE", help="jets in JetNet's layout")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE.json")
+    parser.add_argument("--threads", type=int, default=1, help="of each side (1)")
+    parser.add_argument(
+        "--jets",
+        type=Path,
+        default=HERE.parent / "tests/data/jets_sample.h5",
+        metavar="FILE",
+        help="jets in JetNet's layout",
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the result")
     try:
-        print(run(parser.parse_args(arguments)))
+        run(parser.parse_args(arguments))
     except NoParity as difference:
         print(f"no parity, so no figures: {difference}", file=sys.stderr)
         return 1

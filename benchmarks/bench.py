@@ -1,7 +1,7 @@
-"""How fast the trainer is here: jets/s, parts of the step, limits, packs, growth.
+"""How fast the trainer is here: jets/s, parts of the step, limits, packs, growth, evaluation.
 
     make bench                                    everything: some ten minutes on two cores, five more when
-                                                  torch.compile runs for the first time
+                                                  torch.compile runs for the first time, and the paper's evaluation
     make bench ARGS="--quick"                     smaller batches, no compilation: under two minutes
     make bench ARGS="--only step,parts"           some sections; the others stay in the result as they are
     make bench ARGS="--device cuda"               the same on a GPU
@@ -12,51 +12,52 @@ Speeds are compared within interleaved rounds of one run; see benchmarks/timing.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
-import os
 import sys
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks import report
+from benchmarks import report, steps
+from benchmarks.evaluation import evaluation
 from benchmarks.generation import generation
-from benchmarks.machine import environment, limits
-from benchmarks.steps import Setting, gpu, growth, packs, parts, step, threads
-from benchmarks.timing import NotAvailable, Row, no_row
-from benchmarks.trainer import read_jets
+from benchmarks.steps import Setting
+from benchmarks.timing import NotAvailable, Row
+from benchmarks.trainer import MODELS
 from jbot.cli import INTERRUPTED, Parser, bad_input
-from jbot.data.jets import DataError
-from jbot.trainer.engines.select import ENGINES
+from jbot.data import hdf5
+from jbot.trainer.engines.select import ENGINES, find_engine
+from studies.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
-SECTIONS: dict[str, tuple[str, Callable[[Setting, argparse.Namespace], list[Row]]]] = {
-    "limits": ("limits of the machine", lambda s, o: limits(s.device, s.quick, s.advance)),
-    "step": ("training steps", lambda s, o: step(s)),
-    "parts": ("parts of the step", lambda s, o: parts(s)),
-    "threads": ("threads and processes", lambda s, o: threads(s)),
-    "packs": ("packs of trials", lambda s, o: packs(s)),
-    "growth": ("growth of the cost of a step", lambda s, o: growth(s)),
-    "generation": ("jets made by Pythia", lambda s, o: generation(s)),
-    "gpu": ("on a GPU", lambda s, o: gpu(s)),
+SECTIONS: dict[str, tuple[str, Callable[[Setting], list[Row]]]] = {
+    "limits": ("limits of the machine", steps.limits),
+    "step": ("training steps", steps.step),
+    "parts": ("parts of the step", steps.parts),
+    "threads": ("threads and processes", steps.threads),
+    "packs": ("packs of trials", steps.packs),
+    "growth": ("growth of the cost of a step", steps.growth),
+    "generation": ("jets made by Pythia", generation),
+    "evaluation": ("parts of an evaluation", evaluation),
 }
+HEAD = """# Benchmark
+
+Medians and quartiles over n interleaved rounds; "wall s" and "CPU s" are medians of one step, or of one timed run.
+Ratios are taken within each round: on a shared machine they hold where absolute times do not, and those by CPU seconds
+best for one thread. Shares of limits are by CPU seconds of one thread (on a GPU by wall seconds) against limits
+measured in the same rounds: products of cache-sized matrices in the same precision for the FLOP that are needed, a
+triad for what moves between operations. What an engine computes beyond what is needed, or twice, is not counted. More
+than 100% of the memory limit is what caches give. Made by `make bench`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the sections asked for; exit codes 0, 2 (bad request), 130 (Ctrl-C)."""
     options = parser().parse_args(arguments)
     try:
-        wanted = chosen_sections(options.only)
-        setting = make_setting(options)
-        run(wanted, setting, options)
-    except (ValueError, NotAvailable) as error:  # DataError is a ValueError
+        run(chosen_sections(options.only), make_setting(options), options.out)
+    except (ValueError, NotAvailable) as error:
         return bad_input(error)
     except KeyboardInterrupt:
         print(f"interrupted: the finished sections are in {options.out}", file=sys.stderr)
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="of the sections that do not compare engines (default: auto, as in a study)",
     )
+    made.add_argument("--preset", choices=list(PRESETS), help="of the section evaluation (default: quick and paper)")
     made.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the result")
     made.add_argument(
         "--data", type=Path, default=ROOT / "tests/data/jets_sample.h5", help="jets in JetNet's layout, repeated"
@@ -111,59 +113,38 @@ def make_setting(options: argparse.Namespace, **other: Any) -> Setting:
     ------
     NotAvailable
         When --device cuda finds none.
-    DataError
+    ValueError
         For a file that holds no jets.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailable(f"--device cuda needs a CUDA device, torch {torch.__version__} finds none")
-    options.data = options.data.resolve()
-    device, data = torch.device(options.device), read_jets(options.data)
-    return Setting(device=device, quick=options.quick, engine=options.engine, data=data, **other)
+    device, data = torch.device(options.device), hdf5.read(options.data.resolve())
+    return Setting(device=device, quick=options.quick, engine=options.engine, preset=options.preset, data=data, **other)
 
 
-def run(wanted: list[str], setting: Setting, options: argparse.Namespace) -> dict[str, report.Section]:
+def run(wanted: list[str], setting: Setting, out: Path) -> dict[str, report.Section]:
     """Run sections and save the result after each; sections of an earlier run that are not run again stay."""
-    sections = report.load(options.out)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    page = out / "bench.json"
+    sections = report.load(page)
+    engine = setting.engine
+    if engine == "auto":
+        engine = f"auto ({find_engine('auto', MODELS['S'], setting.device).name})"
+    notes = f"engine {engine} but where it is named{', --quick' * setting.quick}"
+    threads = torch.get_num_threads()
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            whole = bar.add_task("benchmark", total=len(wanted))
-            for name in wanted:
-                task = bar.add_task(f"{name}: {SECTIONS[name][0]}", total=None)
-                ticking = dataclasses.replace(setting, advance=functools.partial(bar.advance, task))
-                sections[name] = measure(name, ticking, options)
-                sections = {known: sections[known] for known in SECTIONS if known in sections}
-                report.save(options.out, sections)
-                bar.remove_task(task)
-                bar.advance(whole)
-                bar.stop()
-                print(report.section_text(name, sections[name]), end="\n\n", flush=True)
-                bar.start()
+        for name in wanted:
+            title, function = SECTIONS[name]
+            print(f"{name}: {title} ...", file=sys.stderr, flush=True)
+            torch.set_num_threads(1)
+            sections[name] = report.measure(title, partial(function, setting), setting.device.type, notes)
+            sections = {known: sections[known] for known in SECTIONS if known in sections}
+            report.save(page, sections, HEAD)
+            print(report.section_text(name, sections[name]), end="\n\n", flush=True)
     finally:
+        torch.set_num_threads(threads)
         if sections:
-            print(options.out / "bench.md", options.out / "bench.json", sep="\n")
+            print(page.with_suffix(".md"), page, sep="\n")
     return sections
-
-
-def measure(name: str, setting: Setting, options: argparse.Namespace) -> report.Section:
-    """One section with its rows and where it ran. What this machine lacks is a row with the reason."""
-    title, function = SECTIONS[name]
-    before, started = os.getloadavg(), time.perf_counter()
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        rows = function(setting, options)
-    except (NotAvailable, DataError) as reason:
-        rows = [no_row(title, "", str(reason), "not available")]
-    return {
-        "title": title,
-        "when": when,
-        "seconds": round(time.perf_counter() - started, 1),
-        "quick": setting.quick,
-        "engine": setting.engine_name,
-        "environment": environment(setting.device.type),
-        "load_averages": [[round(load, 2) for load in loads] for loads in (before, os.getloadavg())],
-        "rows": [row.as_dict() for row in rows],
-    }
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import math
 import multiprocessing
@@ -29,14 +30,14 @@ from typing import Any
 
 import numpy as np
 import scipy
-import scipy.stats
 from rich.console import Console
 
 from analysis.stats import paired, power, two_level
 from benchmarks import calibration_laws
 from benchmarks import calibration_truths as truths
-from benchmarks.calibration_row import CONFIDENCE, Kind, Row
+from benchmarks.calibration_row import CONFIDENCE, Kind, Row, row_of
 from benchmarks.calibration_truths import Event, Floats, Truth
+from benchmarks.report import table
 from jbot.cli import Parser, bad_input
 
 ALPHA = 0.05
@@ -67,25 +68,7 @@ class Check:
 
     def row(self, values: Floats) -> Row:
         """The claim beside what was found, its interval from Monte-Carlo error."""
-        low, high = _monte_carlo_interval(values)
-        return Row(
-            what=self.what,
-            claim=self.claim,
-            nominal=self.nominal,
-            found=float(values.mean()),
-            repeats=len(values),
-            low=low,
-            high=high,
-            kind=self.kind,
-        )
-
-
-def _monte_carlo_interval(values: Floats) -> tuple[float, float]:
-    """Wilson's of a rate, and the normal one of a mean of shares."""
-    if np.isin(values, (0.0, 1.0)).all():
-        return paired.wilson(int(values.sum()), len(values), CONFIDENCE)
-    half = scipy.stats.norm.isf((1 - CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(len(values))
-    return max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))
+        return row_of(self.what, self.claim, self.nominal, self.kind, values)
 
 
 def _decided(what: str, claim: str, event: Event, kind: Kind, nominal: float = ALPHA, **truth: Any) -> Check:
@@ -160,50 +143,38 @@ def _equivalence() -> Iterator[Check]:
 
 def _intervals() -> Iterator[Check]:
     """How often does a nominal 95% interval hold the truth?"""
-    sizes = {"t": (3, 5, 8, 10, 20), "percentile bootstrap": (3, 5, 10, 20)}
-    for method, numbers in sizes.items():
-        kind: Kind = "equal" if method == "t" else "shown"
+    means: list[tuple[str, truths.Shape, str, Kind, tuple[int, ...]]] = [
+        ("t", "normal", "normal", "equal", (3, 5, 8, 10, 20)),
+        ("percentile bootstrap", "normal", "normal", "shown", (3, 5, 10, 20)),
+        ("t", "skewed differences", "a skewed distribution", "shown", (5, 20)),
+    ]
+    check = functools.partial(Check, what="Coverage of intervals", nominal=0.95)
+    for method, shape, words, kind, numbers in means:
         for n in numbers:
-            yield _interval(method, "normal", n, kind)
-    shapes: tuple[truths.Shape, ...] = ("skewed differences", "heavy tails")
-    for shape in shapes:
-        for n in (5, 20):
-            yield _interval("t", shape, n, "shown")
+            claim, weight = f"{method} interval of a mean, {words}, n = {n}", FAST if method == "t" else 1.0
+            simulate = functools.partial(cover_mean, method, shape, n)
+            yield check(claim=claim, kind=kind, simulate=simulate, weight=weight)
     for n in (3, 10):
-        simulate = functools.partial(cover_deviation, n)
-        name = f"chi-square interval of a standard deviation, normal, n = {n}"
-        yield Check(
-            what="Coverage of intervals", claim=name, nominal=0.95, kind="equal", simulate=simulate, weight=FAST
-        )
+        claim = f"chi-square interval of a standard deviation, normal, n = {n}"
+        yield check(claim=claim, kind="equal", simulate=functools.partial(cover_deviation, n), weight=FAST)
     for n in (3, 10, 20):
-        name = f"Wilson interval of a failure rate, any rate alike, n = {n}"
-        simulate = functools.partial(cover_rate, n)
-        yield Check(
-            what="Coverage of intervals", claim=name, nominal=0.95, kind="at least", simulate=simulate, weight=FAST
-        )
-
-
-def _interval(method: str, shape: truths.Shape, n: int, kind: Kind) -> Check:
-    simulate = functools.partial(cover_mean, method, shape, n)
-    words = "a skewed distribution" if shape.startswith("skewed") else shape
-    claim, weight = f"{method} interval of a mean, {words}, n = {n}", FAST if method == "t" else 1.0
-    return Check(what="Coverage of intervals", claim=claim, nominal=0.95, kind=kind, simulate=simulate, weight=weight)
+        claim = f"Wilson interval of a failure rate, any rate alike, n = {n}"
+        yield check(claim=claim, kind="at least", simulate=functools.partial(cover_rate, n), weight=FAST)
 
 
 def cover_mean(method: str, shape: truths.Shape, n: int, rng: np.random.Generator, repeats: int) -> Floats:
     """Whether intervals of the mean of n values of mean zero hold it, (study,)."""
-    truth = Truth(seeds=n, shape=shape)
-    samples = (truths.noise(truth, rng, (n,)) for _ in range(repeats))
-    return np.array([_holds(_mean_interval(method, sample, rng), 0.0) for sample in samples], dtype=float)
 
+    def holds() -> bool:
+        values = truths.noise(Truth(seeds=n, shape=shape), rng, (n,))
+        if method == "t":
+            interval = paired.mean_interval(values)
+            return interval.low <= 0 <= interval.high
+        means = rng.choice(values, size=(2000, n)).mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        return bool(low <= 0 <= high)
 
-def _mean_interval(method: str, values: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    if method == "t":
-        found = paired.mean_interval(values)
-        return found.low, found.high
-    means = rng.choice(values, size=(2000, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return np.array([holds() for _ in range(repeats)], dtype=float)
 
 
 def cover_deviation(n: int, rng: np.random.Generator, repeats: int) -> Floats:
@@ -302,18 +273,18 @@ def _sequential() -> Iterator[Check]:
 
 def simulate(chosen: Sequence[Check], repeats: int, seed: int, workers: int) -> Iterator[Row]:
     """One row after another, in order. The same seed gives the same figures with any number of workers."""
+    tasks = {check: list(_tasks(check, repeats, seed)) for check in chosen}
     with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterator[Floats]] = map
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare))
-            submitted = [[pool.submit(_simulate, *task) for task in _tasks(check, repeats, seed)] for check in chosen]
-            for check, parts in zip(chosen, submitted, strict=True):
-                yield check.row(np.concatenate([part.result() for part in parts]))
-            return
-        _prepare()
-        stack.callback(gc.unfreeze)
-        for check in chosen:
-            yield check.row(np.concatenate([_simulate(*task) for task in _tasks(check, repeats, seed)]))
+            run = stack.enter_context(ProcessPoolExecutor(workers, context, _prepare)).map
+        else:
+            _prepare()
+            stack.callback(gc.unfreeze)
+        parts = iter(run(_simulate, itertools.chain.from_iterable(tasks.values())))
+        for check, own in tasks.items():
+            yield check.row(np.concatenate(list(itertools.islice(parts, len(own)))))
 
 
 def _tasks(check: Check, repeats: int, seed: int) -> Iterator[tuple[Simulation, list[int], int]]:
@@ -323,7 +294,8 @@ def _tasks(check: Check, repeats: int, seed: int) -> Iterator[tuple[Simulation, 
         yield check.simulate, [seed, name, number], min(CHUNK, total - start)
 
 
-def _simulate(simulation: Simulation, seed: list[int], repeats: int) -> Floats:
+def _simulate(task: tuple[Simulation, list[int], int]) -> Floats:
+    simulation, seed, repeats = task
     return simulation(np.random.default_rng(seed), repeats)
 
 
@@ -357,17 +329,6 @@ def calibrate(only: Sequence[str], repeats: int, seed: int, workers: int) -> Ite
         yield from calibration_laws.calibrate(rng, max(2, repeats // LAWS_SHARE))
 
 
-def facts(options: argparse.Namespace, seconds: float) -> dict[str, str]:
-    """Where the figures come from: name -> one line."""
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
-    return {
-        "Command": f"python -m benchmarks.calibration --repeats {options.repeats} --seed {options.seed}"
-        + (f" --only {' '.join(options.only)}" if set(options.only) != {*PARTS, LAWS} else ""),
-        "Took": f"{seconds / 60:.0f} min with {options.workers} processes",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-
-
 def summary(rows: Sequence[Row]) -> str:
     """How many claims stand, in one line."""
     claimed = [row for row in rows if row.kind != "shown"]
@@ -377,45 +338,42 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{len(lost)} of {len(claimed)} claims do not stand: {'; '.join(row.claim for row in lost)}."
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Row) -> dict[str, str]:
     """A row of the table in text."""
-    interval = f"{_percent(row.low)} to {_percent(row.high)}"
-    claimed = "not claimed" if row.kind == "shown" else f"{row.kind} {_percent(row.nominal)}"
-    verdict = "" if row.kind == "shown" else ("stands" if row.ok else "does not stand")
-    return [row.claim, claimed, _percent(row.found), interval, f"{row.repeats:,}", verdict]
+    percent = "{:.1%}".format
+    claimed = row.kind != "shown"
+    return {
+        "simulated": row.claim,
+        "claimed": f"{row.kind} {percent(row.nominal)}" if claimed else "not claimed",
+        "found": percent(row.found),
+        f"{100 * CONFIDENCE:g}% interval of simulation": f"{percent(row.low)} to {percent(row.high)}",
+        "studies": f"{row.repeats:,}",
+        "verdict": ("stands" if row.ok else "does not stand") if claimed else "",
+    }
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}%"
-
-
-HEAD = ("simulated", "claimed", "found", f"{100 * CONFIDENCE:g}% interval of simulation", "studies", "")
-
-
-def by_part(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows under what they are about, in their order."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.what, []).append(row)
-    return found
-
-
-def write(rows: Sequence[Row], lines: dict[str, str], out: Path) -> Path:
-    """Write calibration.json and calibration.md; returns the latter's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    saved = {"facts": lines, "rows": [dataclasses.asdict(row) | {"ok": row.ok} for row in rows]}
-    (out / "calibration.json").write_text(json.dumps(saved, indent=1, allow_nan=False) + "\n")
-    text = ["# Calibration of our own statistics", summary(rows), *(f"{name}: {line}" for name, line in lines.items())]
-    for what, of_part in by_part(rows).items():
-        table = [HEAD, ["---"] * len(HEAD), *map(cells, of_part)]
-        text += [f"## {what}", "\n".join(f"| {' | '.join(line)} |" for line in table)]
-    (page := out / "calibration.md").write_text("\n\n".join(text) + "\n")
+def write(rows: Sequence[Row], options: argparse.Namespace, seconds: float) -> Path:
+    """Write calibration.json and calibration.md, with where the figures come from; returns the latter's path."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    only = f" --only {' '.join(options.only)}" if set(options.only) != {*PARTS, LAWS} else ""
+    facts = {
+        "Command": f"python -m benchmarks.calibration --repeats {options.repeats} --seed {options.seed}{only}",
+        "Took": f"{seconds / 60:.0f} min with {options.workers} processes",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    saved = {"facts": facts, "rows": [dataclasses.asdict(row) | {"ok": row.ok} for row in rows]}
+    (options.out / "calibration.json").write_text(json.dumps(saved, indent=1, allow_nan=False) + "\n")
+    text = ["# Calibration of our own statistics", summary(rows), *(f"{name}: {line}" for name, line in facts.items())]
+    for what, part in itertools.groupby(rows, key=lambda row: row.what):
+        text += [f"## {what}", table([cells(row) for row in part])]
+    (page := options.out / "calibration.md").write_text("\n\n".join(text) + "\n")
     return page
 
 
 def show(row: Row, console: Console) -> None:
     """One line in the terminal, when it is known."""
-    claim, claimed, found, interval, _, verdict = cells(row)
+    claim, claimed, found, interval, _, verdict = cells(row).values()
     style = "dim" if row.kind == "shown" else ("green" if row.ok else "bold red")
     line = f"{found:>6} ({interval}), {claimed}{': ' if verdict else ''}{verdict}"
     console.print(f"  {claim:<72} {line}", style=style, highlight=False, markup=False, soft_wrap=True)
@@ -424,8 +382,7 @@ def show(row: Row, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 when every claim stands, 1 when one does not, 2 when the input is bad."""
     options = _options(arguments)
-    console, started = Console(), time.perf_counter()
-    rows: list[Row] = []
+    console, started, rows = Console(), time.perf_counter(), list[Row]()
     for row in calibrate(options.only, options.repeats, options.seed, options.workers):
         if not rows or rows[-1].what != row.what:
             console.print(row.what, style="bold")
@@ -434,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not rows:
         return bad_input(f"nothing to simulate for --only {' '.join(options.only)}")
     try:
-        page = write(rows, facts(options, time.perf_counter() - started), options.out)
+        page = write(rows, options, time.perf_counter() - started)
     except OSError as error:
         return bad_input(error)
     console.print(summary(rows), style="bold", highlight=False, markup=False, soft_wrap=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from analysis.stats import Floats, scaling_law
 from analysis.stats.curve_fit import LINEAR, LOGARITHMIC, POWER, Form
 from analysis.stats.scaling_law import AHEAD, Comparison
-from benchmarks.calibration_row import Kind, Row, rate
+from benchmarks.calibration_row import Kind, Row, row_of
 
 MIN_JETS, MAX_JETS = 1600.0, 1e6
 """Training jets: those of the gpu preset of studies/scaling.py."""
@@ -77,14 +78,22 @@ def calibrate(rng: np.random.Generator, repeats: int) -> list[Row]:
     Returns
     -------
     list of Row
-        Forms named rightly and wrongly, and coverage of the intervals.
+        Forms named rightly and wrongly, and coverage of the intervals; of the design that is too small, forms named.
     """
     rows = []
     for sizes, seeds in (*RECOMMENDED, TOO_SMALL):
         for truth in TRUTHS:
-            found = [simulate(truth, sizes, seeds, rng) for _ in range(repeats)]
-            rows += _of_forms(truth, sizes, seeds, found)
-            rows += _of_intervals(truth, sizes, seeds, found) if seeds > 1 else []
+            studies = [simulate(truth, sizes, seeds, rng) for _ in range(repeats)]
+            named = [study.named.form if study.named else None for study in studies]
+            where = f"{truth.name}, {sizes} sizes, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+            forms = partial(_row, "laws: forms", f"{where}, noise {NOISE:.0%}")
+            if seeds == 1:
+                rows.append(forms("a form is named", 0.0, "at most", [form is not None for form in named]))
+                continue
+            rows.append(forms("named", APART, "at least", [form is truth.form for form in named]))
+            wrong = [form not in (None, truth.form) for form in named]
+            rows.append(forms("another form is named", ALPHA, "at most", wrong))
+            rows += _coverage(truth, where, studies)
     return rows
 
 
@@ -96,38 +105,17 @@ def simulate(truth: Truth, sizes: int, seeds: int, rng: np.random.Generator, noi
     return scaling_law.compare(jets, np.exp(logs), rng, alpha=ALPHA, draws=DRAWS, nulls=NULLS)
 
 
-def _of_forms(truth: Truth, sizes: int, seeds: int, found: list[Comparison]) -> list[Row]:
-    named = [one.named.form if one.named else None for one in found]
-    right = sum(form is truth.form for form in named)
-    wrong = sum(form is not None and form is not truth.form for form in named)
-    where = f"{truth.name}, {sizes} sizes, {seeds} {'seed' if seeds == 1 else 'seeds'}, noise {NOISE:.0%}"
-
-    def row(claim: str, events: int, nominal: float, kind: Kind) -> Row:
-        return rate("laws: forms", f"{where}: {claim}", events, len(found), nominal, kind)
-
-    if seeds == 1:
-        log = sum(one.best.form is LOGARITHMIC for one in found)
-        return [
-            row("a form is named", right + wrong, 0.0, "at most"),
-            row("AICc alone: logarithmic", log, 0.0, "shown"),
-        ]
-    return [row("named", right, APART, "at least"), row("another form is named", wrong, ALPHA, "at most")]
-
-
-def _of_intervals(truth: Truth, sizes: int, seeds: int, found: list[Comparison]) -> list[Row]:
-    fitted = [next(law for law in one.laws if law.form is truth.form) for one in found]
-    where = f"{truth.name}, {sizes} sizes, {seeds} seeds"
+def _coverage(truth: Truth, where: str, studies: list[Comparison]) -> list[Row]:
+    """How often the intervals of the true form hold the error ahead, and its parameters."""
+    laws = [next(law for law in study.laws if law.form is truth.form) for study in studies]
     ahead = max(0.0, float(truth.error(np.array([AHEAD * REACH]))[0]))
-    inside = {f"error at {AHEAD:g} times the jets": [(law.at(AHEAD * MAX_JETS), ahead) for law in fitted]}
-    inside |= {name: [(law.parameters[name], value) for law in fitted] for name, value in truth.parameters.items()}
+    intervals = {f"error at {AHEAD:g} times the jets": ([law.at(AHEAD * MAX_JETS) for law in laws], ahead)}
+    intervals |= {name: ([law.parameters[name] for law in laws], value) for name, value in truth.parameters.items()}
     return [
-        rate(
-            "laws: coverage",
-            f"{where}: {name}",
-            sum(one.low <= value <= one.high for one, value in pairs),
-            len(pairs),
-            1 - ALPHA,
-            "at least",
-        )
-        for name, pairs in inside.items()
+        _row("laws: coverage", where, name, 1 - ALPHA, "at least", [own.low <= value <= own.high for own in estimates])
+        for name, (estimates, value) in intervals.items()
     ]
+
+
+def _row(what: str, where: str, claim: str, nominal: float, kind: Kind, events: list[bool]) -> Row:
+    return row_of(what, f"{where}: {claim}", nominal, kind, events)

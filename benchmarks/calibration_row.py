@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
 
 from analysis.stats import paired
 
@@ -27,7 +32,7 @@ class Row:
     """Simulated studies, independent of each other."""
     low: float
     high: float
-    """Monte-Carlo interval of the rate (Wilson, `CONFIDENCE`)."""
+    """Monte-Carlo interval at `CONFIDENCE`: Wilson's of a rate, the normal one of a mean of shares."""
     kind: Kind
     """How the rate should stand to the nominal one; `shown` claims nothing, such as a method that is not used."""
 
@@ -42,16 +47,22 @@ class Row:
         }[self.kind]
 
 
-def rate(what: str, claim: str, events: int, repeats: int, nominal: float, kind: Kind) -> Row:
-    """The row of `events` among `repeats` independent simulated studies.
+def row_of(what: str, claim: str, nominal: float, kind: Kind, values: ArrayLike) -> Row:
+    """The row of independent simulated studies, one number in [0, 1] each.
 
     Raises
     ------
     ValueError
         Without a simulated study.
     """
-    if repeats < 1:
-        raise ValueError(f"a calibration needs at least one simulated study, got repeats = {repeats}")
-    low, high = paired.wilson(events, repeats, CONFIDENCE)
-    found = events / repeats
-    return Row(what=what, claim=claim, nominal=nominal, found=found, repeats=repeats, low=low, high=high, kind=kind)
+    shares = np.asarray(values, float)
+    n = len(shares)
+    if not n:
+        raise ValueError("a calibration needs at least one simulated study, got none")
+    if np.isin(shares, (0.0, 1.0)).all():
+        low, high = paired.wilson(int(shares.sum()), n, CONFIDENCE)
+    else:
+        half = scipy.stats.norm.isf((1 - CONFIDENCE) / 2) * shares.std(ddof=1) / math.sqrt(n)
+        low, high = max(0.0, float(shares.mean() - half)), min(1.0, float(shares.mean() + half))
+    found = float(shares.mean())
+    return Row(what=what, claim=claim, nominal=nominal, found=found, repeats=n, low=low, high=high, kind=kind)

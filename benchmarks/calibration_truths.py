@@ -6,9 +6,9 @@ Unit of all scores: the standard deviation of a paired difference. Axes of score
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from scipy import stats
 
 from analysis.stats import Floats
 from analysis.verdicts import decide
-from analysis.verdicts.verdict import Verdict
 from jbot.store.plan import Contrast, Plan
 
 Shape = Literal["normal", "skewed scores", "skewed differences", "heavy tails", "ties", "rare collapse"]
@@ -53,10 +52,15 @@ class Truth:
     looks: tuple[int, ...] = ()
     """Numbers of blocks at which a sequential study is decided."""
 
+    @property
+    def treatments(self) -> list[str]:
+        """Names of the arms beside the control."""
+        return [f"treatment_{i}" for i in range(len(self.shifts))]
+
 
 def draw(truth: Truth, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and states (seed, arm) of one study."""
-    n, arms = truth.seeds, (CONTROL, *_treatments(truth))
+    n, arms = truth.seeds, (CONTROL, *truth.treatments)
     spreads = np.asarray(truth.spreads or [1.0] * len(truth.shifts))
     drawn = noise(truth, rng, (n, len(arms)))
     control = np.sqrt(truth.shared) * drawn[:, :1]
@@ -94,15 +98,10 @@ def _failed(truth: Truth, rng: np.random.Generator, drawn: Floats) -> NDArray[np
     return low
 
 
-def _treatments(truth: Truth) -> list[str]:
-    return [f"treatment_{i}" for i in range(len(truth.shifts))]
-
-
 @functools.lru_cache
 def plan_of(truth: Truth) -> Plan:
     """The plan of a simulated study: every treatment against the control."""
-    names = _treatments(truth)
-    sequential: dict[str, Any] = {"looks": truth.looks} if truth.looks else {}
+    names = truth.treatments
     return Plan(
         study="calibration",
         question="Does the verdict hold?",
@@ -114,19 +113,20 @@ def plan_of(truth: Truth) -> Plan:
         higher_is_better=True,
         margin=truth.margin,
         contrasts=tuple(Contrast(treatment=arm, control=CONTROL, primary=truth.primary) for arm in names),
-        **sequential,
+        looks=truth.looks,
     )
 
 
-def verdicts(truth: Truth, rng: np.random.Generator) -> Iterator[list[Verdict]]:
-    """What one study says: once, or at each of its looks until every contrast is decided."""
+def outcomes(truth: Truth, rng: np.random.Generator) -> Iterator[list[str]]:
+    """What one study says of each contrast: once, or at each of its looks until every contrast is decided."""
     plan, (scores, states) = plan_of(truth), draw(truth, rng)
+    said: list[str]
     for look in truth.looks or (truth.seeds,):
         seen, known = states.copy(), scores.copy()
         seen.iloc[look:], known.iloc[look:] = "pending", np.nan
-        found = decide.decide_contrasts(plan, known, seen)
-        yield found
-        if all(item.outcome != "undecided" for item in found):
+        said = [verdict.outcome for verdict in decide.decide_contrasts(plan, known, seen)]
+        yield said
+        if "undecided" not in said:
             return
 
 
@@ -141,30 +141,29 @@ def decided(event: Event, truth: Truth, rng: np.random.Generator, repeats: int) 
         not. `better`: the share of contrasts with a true difference that are called so in the right direction.
         `decided`: no contrast is left undecided.
     """
-    return np.array([_happened(event, truth, rng) for _ in range(repeats)], dtype=float)
+    return np.array([_happened(event, truth, list(outcomes(truth, rng))) for _ in range(repeats)], dtype=float)
 
 
-def _happened(event: Event, truth: Truth, rng: np.random.Generator) -> float:
-    looks = [[item.outcome for item in found] for found in verdicts(truth, rng)]
-    if event in ("difference", "equivalence", "either"):
-        return float(any(_false_claims(event, truth, outcomes) for outcomes in looks))
-    last = looks[-1]
+def _happened(event: Event, truth: Truth, looks: list[list[str]]) -> float:
+    last = list(zip(truth.shifts, looks[-1], strict=True))
     if event == "decided":
-        return float("undecided" not in last)
+        return float("undecided" not in looks[-1])
     if event == "better":
-        true = [_right(shift, outcome) for shift, outcome in zip(truth.shifts, last, strict=True) if shift]
-        return sum(true) / len(true)
-    claims = [shift for shift, outcome in zip(truth.shifts, last, strict=True) if outcome in ("better", "worse")]
-    return sum(shift == 0 for shift in claims) / max(1, len(claims))
+        right = [outcome == _direction(shift) for shift, outcome in last if shift]
+        return sum(right) / len(right)
+    if event == "share":
+        claims = [shift for shift, outcome in last if outcome in ("better", "worse")]
+        return sum(shift == 0 for shift in claims) / max(1, len(claims))
+    false = {
+        (outcome == "equivalent" and abs(shift) >= truth.margin, outcome in ("better", "worse"))
+        for outcomes in looks
+        for shift, outcome in zip(truth.shifts, outcomes, strict=True)
+        if outcome != _direction(shift)
+    }
+    equivalence, difference = any(equal for equal, _ in false), any(differs for _, differs in false)
+    return float({"difference": difference, "equivalence": equivalence, "either": difference or equivalence}[event])
 
 
-def _right(shift: float, outcome: str) -> bool:
-    return outcome == {1.0: "better", -1.0: "worse"}.get(float(np.sign(shift)))
-
-
-def _false_claims(event: Event, truth: Truth, outcomes: Sequence[str]) -> int:
-    """Wrong claims in one look; a difference in the wrong direction is one."""
-    pairs = list(zip(truth.shifts, outcomes, strict=True))
-    differ = sum(outcome in ("better", "worse") and not _right(shift, outcome) for shift, outcome in pairs)
-    equal = sum(outcome == "equivalent" and abs(shift) >= truth.margin for shift, outcome in pairs)
-    return {"difference": differ, "equivalence": equal, "either": differ + equal}[event]
+def _direction(shift: float) -> str:
+    """What a true difference, if any, is rightly called; a difference in the wrong direction is a false claim."""
+    return {1.0: "better", -1.0: "worse"}.get(float(np.sign(shift)), "")

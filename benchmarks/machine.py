@@ -6,15 +6,12 @@ training steps they are held against, since a shared machine's limits move.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from benchmarks.timing import Advance, Row, Variant, busy_rates, interleave, quartiles, rate_row
-from jbot.trial.provenance import git_commit, hardware, library_versions
+from benchmarks.timing import Variant, busy_rates, interleave, quartiles
 
 TILES_CPU = (256, 384, 512, 1024)
 """Sides of square products: 3 * 4 bytes * 512^2 = 3 MiB, the cache of one core."""
@@ -28,18 +25,19 @@ TRIAD_REPEATS = {"cpu": 1, "cuda": 50}
 """A GPU reads the arrays in a fraction of a millisecond, too short to be timed alone."""
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Where and with what it ran, as every record says it."""
-    return {
-        "hardware": hardware(torch.device(device)),
-        "libraries": library_versions(),
-        "git_commit": git_commit(),
-    }
-
-
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def probes(device: torch.device, quick: bool) -> dict[str, Variant]:
+    """What measures each limit: `fp32` and `bf16` products of the fastest side [GFLOP], and the `memory` triad [GB]."""
+    sides = TILES_CUDA if device.type == "cuda" else TILES_CPU[:2] if quick else TILES_CPU
+    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    products = {
+        name: fastest([gemm(side, dtype, device) for side in sides], device) for name, dtype in precisions.items()
+    }
+    return products | {"memory": triad(device, TRIAD_MIB_QUICK if quick else TRIAD_MIB)}
 
 
 def gemm(side: int, dtype: torch.dtype, device: torch.device) -> Variant:
@@ -53,7 +51,7 @@ def gemm(side: int, dtype: torch.dtype, device: torch.device) -> Variant:
         for _ in range(repeats):
             torch.mm(a, b, out=out)
 
-    name = f"{str(dtype).removeprefix('torch.')} products of side {side}"
+    name = f"GEMM {str(dtype).removeprefix('torch.')}, side {side}"
     return Variant(name=name, run=run, amount=repeats * flop / 1e9)
 
 
@@ -67,41 +65,10 @@ def triad(device: torch.device, mib: int) -> Variant:
         for _ in range(repeats):
             torch.add(b, c, alpha=3.0, out=a)
 
-    return Variant(name=f"3 arrays of {mib} MiB", run=run, amount=repeats * 3 * 4 * count / 1e9)
+    return Variant(name=f"triad, 3 arrays of {mib} MiB", run=run, amount=repeats * 3 * 4 * count / 1e9)
 
 
-def fastest(variants: Sequence[Variant], device: torch.device, rounds: int = 3) -> Variant:
+def fastest(variants: Sequence[Variant], device: torch.device) -> Variant:
     """The variant of the highest rate by `Sample.busy`."""
-    found = interleave(variants, rounds=rounds, budget=10, device=device)
-    return max(variants, key=lambda v: quartiles(busy_rates(found[v.name], v.amount))[0])
-
-
-def limits(device: torch.device, quick: bool, advance: Advance | None = None) -> list[Row]:
-    """GEMM and memory limit of one thread, the best size of each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        dtypes = {"GEMM fp32": torch.float32, "GEMM bf16": torch.bfloat16}
-        found = {
-            what: (fastest([gemm(side, dtype, device) for side in tiles(device, quick)], device), "GFLOP/s")
-            for what, dtype in dtypes.items()
-        }
-        found["triad"] = triad(device, TRIAD_MIB_QUICK if quick else TRIAD_MIB), "GB/s"
-        probes = [dataclasses.replace(probe, name=what) for what, (probe, _) in found.items()]
-        timed = interleave(probes, rounds=5 if quick else 15, budget=20, device=device, advance=advance)
-    finally:
-        torch.set_num_threads(before)
-    return [
-        rate_row(probe, timed, unit, note=of.name, settings={"device": device.type})
-        for probe, (of, unit) in zip(probes, found.values(), strict=True)
-    ]
-
-
-def tiles(device: torch.device, quick: bool) -> tuple[int, ...]:
-    """Sides of the products tried."""
-    return TILES_CUDA if device.type == "cuda" else TILES_CPU[:2] if quick else TILES_CPU
-
-
-def thread_count(threads: int) -> str:
-    """In words."""
-    return f"{threads} thread{'s' * (threads > 1)}"
+    samples = interleave(variants, rounds=3, budget=10, device=device)
+    return max(variants, key=lambda v: quartiles(busy_rates(samples[v.name], v.amount))[0])

@@ -1,138 +1,137 @@
-"""What the benchmark leaves behind: bench.json, and bench.md made of it."""
+"""What a benchmark leaves behind: a JSON file of its sections, and the same as Markdown tables beside it."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import itertools
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import NotAvailable, Row
+from jbot.data import DataError
 from jbot.store.storage import atomic_write
+from jbot.trial.provenance import git_commit, hardware, library_versions
 
-SCHEMA = 1
-COLUMNS = ("what", "median", "quartiles", "unit", "n", "ratio", "by CPU s", "to", "wall s", "CPU s", "note")
-ENGINE_SECTIONS = ("parts", "threads", "packs", "growth")
-"""Sections of one engine, which --engine chooses."""
-RIGHT = ("median", "n", "wall s", "CPU s")
+SCHEMA = 2
 
-HEAD = """# Benchmark
-
-Medians and quartiles over n interleaved rounds; "wall s" and "CPU s" are medians of one step, or of one timed run.
-Ratios are taken within each round: on a shared machine they hold where absolute times do not, and those by CPU seconds
-best for one thread. Shares of limits are by CPU seconds of one thread (on a GPU by wall seconds) against limits
-measured in the same rounds: products of cache-sized matrices in the same precision for the FLOP that are needed, a
-triad for what moves between operations. What an engine computes beyond what is needed, or twice, is not counted. More
-than 100% of the memory limit is what caches give. Made by `make bench`."""
-
-Row = dict[str, Any]
+Cells = Mapping[str, Any]
+"""Column -> what stands there: text, a number, (median, first, third quartile), or nothing (None, empty)."""
 Section = dict[str, Any]
-"""title, when, seconds, quick, engine, environment, load_averages, rows."""
+"""title, when, seconds, environment, load_averages, notes (how it was run), rows."""
 
 
-def load(folder: Path) -> dict[str, Section]:
+def measure(title: str, rows_of: Callable[[], Sequence[Row | Cells]], device: str = "cpu", notes: str = "") -> Section:
+    """The rows that a function returns, when and where it ran; what this machine lacks is a row with the reason."""
+    before, started, when = os.getloadavg(), time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        rows = rows_of()
+    except (NotAvailable, DataError) as reason:
+        rows = [Row(what=title, note=str(reason))]
+    return {
+        "title": title,
+        "when": when,
+        "seconds": round(time.perf_counter() - started, 1),
+        "environment": {
+            "hardware": hardware(torch.device(device)),
+            "libraries": library_versions(),
+            "git_commit": git_commit(),
+        },
+        "load_averages": [[round(load, 2) for load in loads] for loads in (before, os.getloadavg())],
+        "notes": notes,
+        "rows": [dataclasses.asdict(row) if isinstance(row, Row) else dict(row) for row in rows],
+    }
+
+
+def load(path: Path) -> dict[str, Section]:
     """Sections measured before, by name; none when the file is missing, damaged or of another schema."""
     try:
-        content = json.loads((folder / "bench.json").read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return dict(content["sections"]) if content["schema"] == SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def save(folder: Path, sections: Mapping[str, Section]) -> None:
-    """Write bench.json and bench.md, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema": SCHEMA, "sections": dict(sections)}
-    _write(folder / "bench.json", json.dumps(content, indent=1, allow_nan=False))
-    _write(folder / "bench.md", markdown(sections))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n")
-
-
-def markdown(sections: Mapping[str, Section]) -> str:
-    """All sections as tables, readable as they stand."""
-    return "\n\n".join([HEAD, *(section_text(name, section) for name, section in sections.items())])
+def save(path: Path, sections: Mapping[str, Section], head: str) -> None:
+    """Write the JSON file, and a page that begins with `head` beside it, each whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = "\n\n".join([head, *(section_text(name, section) for name, section in sections.items())])
+    content = json.dumps({"schema": SCHEMA, "sections": dict(sections)}, indent=1, allow_nan=False)
+    for target, text in ((path, content), (path.with_suffix(".md"), page)):
+        with atomic_write(target) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def section_text(name: str, section: Section) -> str:
     """One section: title, where it ran, table."""
-    table = _table([_cells(row) for row in section["rows"]])
-    return f"## {name}: {section['title']}\n\n{_where(name, section)}\n\n{table}"
-
-
-def _where(name: str, section: Section) -> str:
-    """Hardware, versions, load, duration in one line."""
-    there = section["environment"]
-    hardware, libraries = there["hardware"], there["libraries"]
-    loads = " to ".join(f"{load[0]:.1f}" for load in section["load_averages"])
-    processor = hardware["gpu"] if "gpu" in hardware else f"{hardware['cores']} x {hardware['cpu']}"
-    parts = [
-        processor,
-        f"torch {libraries.get('torch', '?')}",
-        f"commit {(there['git_commit'] or '?')[:9]}{'+' * str(there['git_commit']).endswith('+')}",
-        f"load {loads}",
-        f"{section['when']}, {section['seconds']:.0f} s{', --quick' * section['quick']}",
+    there, loads = section["environment"], [f"{load[0]:.1f}" for load in section["load_averages"]]
+    machine, commit = there["hardware"], there["git_commit"] or "?"
+    where = [
+        machine["gpu"] if "gpu" in machine else f"{machine['cores']} x {machine['cpu']}",
+        f"torch {there['libraries'].get('torch', '?')}",
+        f"commit {commit[:9]}{'+' * commit.endswith('+')}",
+        f"load {' to '.join(loads)}",
+        f"{section['when']}, {section['seconds']:.0f} s",
+        *filter(None, [section["notes"]]),
     ]
-    if name in ENGINE_SECTIONS:
-        parts.insert(0, f"engine {section['engine']}, fp32")
-    return "; ".join(parts)
+    rows = [_shown(row) if "median" in row else row for row in section["rows"]]
+    return f"## {name}: {section['title']}\n\n{'; '.join(where)}\n\n{table(rows)}"
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+def _shown(row: Cells) -> Cells:
+    """The columns of a :class:`Row`."""
     there = row["median"] is not None
     return {
         "what": row["what"],
-        "median": number(row["median"]) if there else row["state"],
-        "quartiles": f"{number(row['low'])} to {number(row['high'])}" if there and row["n"] > 1 else "",
+        "median (quartiles)": (row["median"], row["low"], row["high"]) if there else "not measured",
         "unit": row["unit"] if there else "",
-        "n": str(row["n"]) if there else "",
-        "ratio": _ratio(row["ratio"]),
-        "by CPU s": _ratio(row["cpu_ratio"]),
-        "to": row["base"] or "",
-        "wall s": "" if row["wall_seconds"] is None else number(row["wall_seconds"]),
-        "CPU s": "" if row["cpu_seconds"] is None else number(row["cpu_seconds"]),
-        "note": ("derived: " if row["state"] == "derived" else "") + row["note"],
+        "n": row["n"] if there else "",
+        "ratio": row["ratio"],
+        "by CPU s": row["cpu_ratio"],
+        "to": row["base"],
+        "wall s": row["wall_seconds"],
+        "CPU s": row["cpu_seconds"],
+        "note": row["note"],
     }
 
 
-def _ratio(ratio: Sequence[float] | None) -> str:
-    return f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
+def table(rows: Sequence[Cells]) -> str:
+    """Rows as a Markdown table, readable as it stands; columns in which nothing stands are left out."""
+    made = Table(box=box.MARKDOWN)
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    shown = {name: texts for name in names if any(texts := [_text(row.get(name)) for row in rows])}
+    for name in shown:
+        numbers = all(isinstance(row.get(name), int | float | None) for row in rows)
+        made.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    for cells in zip(*shown.values(), strict=True):
+        made.add_row(*cells)
+    console = Console(file=io.StringIO(), width=10_000, markup=False, highlight=False, emoji=False)
+    console.print(made)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        if len(set(value)) == 1:
+            return number(value[0])
+        return f"{number(value[0])} ({number(value[1])} to {number(value[2])})"
+    return value or "" if isinstance(value, str | None) else number(value)
 
 
 def number(value: float) -> str:
-    """Three digits, no exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
+    """Three digits, no exponent; whole numbers as they are."""
+    if isinstance(value, int) or value == 0 or not math.isfinite(value):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def _table(cells: Sequence[Mapping[str, str]]) -> str:
-    shown = [column for column in COLUMNS if any(line[column] for line in cells)]
-    width = {column: max(len(column), *(len(line[column]) for line in cells)) for column in shown}
-
-    def line(values: Mapping[str, str]) -> str:
-        text = (
-            values[c].rjust(width[c]) if c in RIGHT and values is not head else values[c].ljust(width[c]) for c in shown
-        )
-        return f"| {' | '.join(text)} |"
-
-    head = {column: column for column in shown}
-    rule = f"|{'|'.join('-' * (width[c] + 1) + (':' if c in RIGHT else '-') for c in shown)}|"
-    return "\n".join([line(head), rule, *(line(values) for values in cells)])
-
-
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Print a section whose rows all have the same columns, of any names, as a table."""
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)

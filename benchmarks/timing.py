@@ -6,17 +6,14 @@ in reverse order (ABBA), and what is compared are values of the same round.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-RowState = Literal["measured", "derived", "not measured", "not available"]
-Advance = Callable[[], None]
 MIN_ROUNDS = 3
 
 
@@ -46,29 +43,27 @@ class Sample:
     wall: float
     cpu: float
     """CPU seconds of this process and of those that helped it."""
-    device: float | None = None
-    """Between CUDA events; None on a CPU."""
+    cuda: bool = False
 
     @property
     def busy(self) -> float:
         """What a run of one thread costs: CPU seconds, which other load on the machine leaves alone; wall on CUDA."""
-        return self.cpu if self.device is None else self.wall
+        return self.wall if self.cuda else self.cpu
 
     def __add__(self, other: Sample) -> Sample:
-        device = None if self.device is None or other.device is None else self.device + other.device
-        return Sample(self.wall + other.wall, self.cpu + other.cpu, device)
+        return Sample(self.wall + other.wall, self.cpu + other.cpu, self.cuda)
 
     def each(self, pieces: int) -> Sample:
         """One of equal pieces."""
-        return Sample(self.wall / pieces, self.cpu / pieces, None if self.device is None else self.device / pieces)
+        return Sample(self.wall / pieces, self.cpu / pieces, self.cuda)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the result: a figure with its spread, or the reason why there is none."""
+    """One line of the result: a figure with its spread, or, without a median, the reason in `note` for that."""
 
     what: str
-    unit: str
+    unit: str = ""
     median: float | None = None
     low: float | None = None
     high: float | None = None
@@ -82,32 +77,20 @@ class Row:
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
     """Medians of one timed run, or of one of its equal pieces."""
-    device_seconds: float | None = None
-    """The same between CUDA events."""
-    state: RowState = "measured"
     note: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
 
 def time_once(run: Callable[[], float | None], device: torch.device) -> Sample:
-    """Wall, CPU and, on CUDA, device seconds of one run; the device is idle before and after."""
+    """Wall and CPU seconds of one run; a GPU is idle before and after."""
     cuda = device.type == "cuda"
     if cuda:
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
-    if cuda:
-        first.record(torch.cuda.current_stream(device))
     elsewhere = run() or 0.0
     if cuda:
-        last.record(torch.cuda.current_stream(device))
         torch.cuda.synchronize(device)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Sample(wall, cpu + elsewhere, first.elapsed_time(last) / 1000.0 if cuda else None)
+    return Sample(time.perf_counter() - wall, time.process_time() - cpu + elsewhere, cuda)
 
 
 class Clock:
@@ -126,13 +109,7 @@ class Clock:
 
 
 def interleave(
-    variants: Sequence[Variant],
-    *,
-    rounds: int,
-    budget: float,
-    device: torch.device,
-    warmup: int = 1,
-    advance: Advance | None = None,
+    variants: Sequence[Variant], *, rounds: int, budget: float, device: torch.device, warmup: int = 1
 ) -> dict[str, list[Sample]]:
     """Time every variant once a round, forwards and backwards in turn.
 
@@ -142,33 +119,29 @@ def interleave(
         At most this many.
     budget : float
         Seconds after which no round is started, once there are MIN_ROUNDS.
-    advance : callable, optional
-        Called after each round.
 
     Returns
     -------
     dict
         Samples by variant; the i-th of each comes from the i-th round.
     """
+
+    def sample(variant: Variant) -> Sample:
+        if variant.prepare:
+            variant.prepare()
+        return time_once(variant.run, device).each(variant.pieces)
+
     for variant in variants:
         for _ in range(warmup):
-            _prepared(variant, device)
-    found: dict[str, list[Sample]] = {variant.name: [] for variant in variants}
+            sample(variant)
+    samples: dict[str, list[Sample]] = {variant.name: [] for variant in variants}
     started = time.perf_counter()
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - started > budget:
             break
         for variant in variants if number % 2 == 0 else reversed(variants):
-            found[variant.name].append(_prepared(variant, device))
-        if advance:
-            advance()
-    return found
-
-
-def _prepared(variant: Variant, device: torch.device) -> Sample:
-    if variant.prepare:
-        variant.prepare()
-    return time_once(variant.run, device).each(variant.pieces)
+            samples[variant.name].append(sample(variant))
+    return samples
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -177,9 +150,9 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return float(middle), float(low), float(high)
 
 
-def rates(samples: Sequence[Sample], amount: float) -> list[float]:
-    """Amount a wall second, a value each round."""
-    return [amount / sample.wall for sample in samples]
+def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Median and quartiles of the ratio within rounds."""
+    return quartiles([value / other for value, other in zip(values, base, strict=True)])
 
 
 def busy_rates(samples: Sequence[Sample], amount: float) -> list[float]:
@@ -187,41 +160,23 @@ def busy_rates(samples: Sequence[Sample], amount: float) -> list[float]:
     return [amount / sample.busy for sample in samples]
 
 
-def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
-    """Median and quartiles of the ratio within rounds."""
-    return quartiles([value / other for value, other in zip(values, base, strict=True)])
-
-
-def seconds_of(samples: Sequence[Sample]) -> dict[str, float | None]:
-    """Median seconds of a run, for a Row."""
-    device = [sample.device for sample in samples if sample.device is not None]
-    return {
-        "wall_seconds": float(np.median([sample.wall for sample in samples])),
-        "cpu_seconds": float(np.median([sample.cpu for sample in samples])),
-        "device_seconds": float(np.median(device)) if device else None,
-    }
-
-
 def rate_row(
-    variant: Variant, found: Mapping[str, list[Sample]], unit: str, base: Variant | None = None, **other: Any
+    variant: Variant, samples: Mapping[str, list[Sample]], unit: str, base: Variant | None = None, **other: Any
 ) -> Row:
-    """The rate of a variant, and its ratio to the rate of another one in the same rounds."""
-    samples = found[variant.name]
-    values = rates(samples, variant.amount)
+    """The amount of a variant a wall second, and its ratio to that of another one in the same rounds."""
+
+    def rates(variant: Variant, clock: str) -> list[float]:
+        return [variant.amount / getattr(sample, clock) for sample in samples[variant.name]]
+
     if base and base.name != variant.name:
-        others = found[base.name]
-        other |= {"base": base.name, "ratio": ratios(values, rates(others, base.amount))}
-        spent = [[v.amount / s.cpu for s in found[v.name]] for v in (variant, base)]
-        other["cpu_ratio"] = ratios(*spent)
-    return value_row(variant.name, unit, values, **seconds_of(samples), **other)
+        by_clock = {clock: ratios(rates(variant, clock), rates(base, clock)) for clock in ("wall", "cpu")}
+        other |= {"base": base.name, "ratio": by_clock["wall"], "cpu_ratio": by_clock["cpu"]}
+    return value_row(variant.name, unit, rates(variant, "wall"), samples[variant.name], **other)
 
 
-def value_row(what: str, unit: str, values: Sequence[float], **other: Any) -> Row:
-    """Median and quartiles of some values."""
+def value_row(what: str, unit: str, values: Sequence[float], samples: Sequence[Sample] = (), **other: Any) -> Row:
+    """Median and quartiles of some values, and the median seconds of the runs they are of."""
     median, low, high = quartiles(values)
+    if samples:
+        other |= {f"{clock}_seconds": quartiles([getattr(s, clock) for s in samples])[0] for clock in ("wall", "cpu")}
     return Row(what=what, unit=unit, median=median, low=low, high=high, n=len(values), **other)
-
-
-def no_row(what: str, unit: str, reason: str, state: RowState = "not measured", **other: Any) -> Row:
-    """A figure that is not there, and why."""
-    return Row(what=what, unit=unit, state=state, note=reason, **other)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from benchmarks.counts import Traffic, tensor_bytes
 from benchmarks.timing import NotAvailable
 from jbot.config import JBOT_B, Config, override
-from jbot.data import hdf5
-from jbot.data.jets import JetData
 from jbot.trainer.augment import Particles, augment
 from jbot.trainer.engines import fused
 from jbot.trainer.engines.select import Forward, find_engine
@@ -78,10 +76,9 @@ class StepGroup:
         self.engine = find_engine(engine, config, self.device)
         self.check_engine()
         self.jets = jets[:, : config.data.particles].contiguous().to(self.device)
-        seeds = list(range(size))
-        self.members = tuple(seeds)
-        self.pack = Pack([dataclasses.replace(config, seed=seed) for seed in seeds], self.device)
-        self.state = init_state(config, seeds, self.device)
+        self.members = tuple(range(size))
+        self.pack = Pack([dataclasses.replace(config, seed=seed) for seed in self.members], self.device)
+        self.state = init_state(config, list(self.members), self.device)
         self.lr, self.momentum = (
             torch.full((size,), value, dtype=torch.float64, device=self.device) for value in (LEARNING_RATE, MOMENTUM)
         )
@@ -119,7 +116,8 @@ class StepGroup:
         for views, masked in zip(*self._views(batches, timed), strict=True):
             particles = views.flatten(1, 2)
             rows, weight = timed("mask", _student_rows, views, masked)
-            taught = timed("teacher", _taught, forward, state.teacher, particles, model)
+            with torch.no_grad():
+                _, taught = timed("teacher", forward, state.teacher, particles, model)
             student = state.student.detach().requires_grad_()
             raw, predicted = timed("student", forward, student, particles, model, masked.flatten(1, 2), rows)
             terms = timed("losses", losses, state, raw, predicted, taught, rows, weight, hyper)
@@ -175,9 +173,29 @@ def _student_rows(views: Particles, masked: Masked) -> tuple[Tensor, Tensor]:
     return torch.cat((cls_rows(trials, 2 * jets, slots, views.device), masked_tokens), dim=1), weight
 
 
-def _taught(forward: Forward, *arguments: Any) -> Tensor:
-    with torch.no_grad():
-        return forward(*arguments)[1]
+class Traffic(TorchDispatchMode):
+    """Counts bytes while it is active: each operation reads its inputs and writes its outputs once.
+
+    What operations that are not fused move between themselves, had they no cache. An operation written in place is
+    read and written. Views move nothing; a broadcast input counts once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and add its bytes."""
+        result = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False) and "empty" not in str(func):
+            self.bytes += tensor_bytes((args, kwargs, result))
+        return result
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors in nested tuples, lists and dicts."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return sum(min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()) for tensor in tensors)
 
 
 def _counting(kernel: fused.Kernel, counted: Traffic) -> Forward:
@@ -193,11 +211,3 @@ def _counting(kernel: fused.Kernel, counted: Traffic) -> Forward:
         return outputs
 
     return forward
-
-
-# --- jets -----------------------------------------------------------------------------------------------------------
-
-
-def read_jets(path: Path) -> JetData:
-    """Jets of a file in JetNet's layout; DataError names what is wrong with it."""
-    return hdf5.read(path)

@@ -14,27 +14,20 @@ from helpers import ROOT
 from make_parity import DATA, MODELS, formula_weights, keras_backbone, write_hdf5
 from safetensors.numpy import load_file
 
+from benchmarks import against_reference as driver
+from benchmarks.our_side import Ours
 from jbot.trainer.model import weight_shapes
-
-BENCHMARKS = ROOT / "benchmarks"
-SCRIPT = BENCHMARKS / "against_reference.py"
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # where the worker of the released code finds its pipe
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
 @pytest.fixture
-def driver() -> ModuleType:
-    """The script as a module."""
-    return importlib.import_module("against_reference")
-
-
-@pytest.fixture
-def checkout(driver: ModuleType, tmp_path: Path) -> Path:
+def checkout(tmp_path: Path) -> Path:
     """A folder that looks like the released code, and holds none of it."""
     for name, content in driver.RELEASED_FILES.items():
         path = tmp_path / "released" / name
@@ -43,25 +36,27 @@ def checkout(driver: ModuleType, tmp_path: Path) -> Path:
     return tmp_path / "released"
 
 
-def test_steps_alternate(driver: ModuleType) -> None:
+def test_steps_alternate() -> None:
     assert driver.abba(4) == "ABBAABBA"
     assert driver.abba(3) == "ABBAAB"
     for steps in (1, 2, 15):
         assert driver.abba(steps).count("A") == driver.abba(steps).count("B") == steps
 
 
-def test_quartiles_and_ratio(driver: ModuleType) -> None:
-    assert driver.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"n": 5, "median": 3.0, "q1": 2.0, "q3": 4.0}
-    reference = {"wall": [2.0, 4.0, 90.0], "cpu": [2.0, 2.0, 2.0]}
-    ours = {"wall": [1.0, 1.0, 10.0], "cpu": [4.0, 4.0, 4.0]}
-    compared = driver.compare(reference, ours)
-    assert compared["wall"]["ratio"] == {"of_medians": 4.0, "q1": 3.0, "q3": 6.5}  # pairs 2, 4, 9
-    assert compared["cpu"]["ratio"] == {"of_medians": 0.5, "q1": 0.5, "q3": 0.5}
+def test_ratio_is_of_medians_with_quartiles_of_pairs() -> None:
+    row = driver.compare("S model step, wall", [2.0, 4.0, 90.0], [1.0, 1.0, 10.0])
+    assert row["released s"][0] == 4.0
+    assert row["released / ours"] == (4.0, 3.0, 6.5)  # pairs 2, 4, 9
+    assert row["n"] == 3
+    assert row["note"] == "n is below 15: not a figure to report"
+    assert driver.compare("", [2.0] * 15, [4.0] * 15)["released / ours"] == (0.5, 0.5, 0.5)
 
 
 def test_folder_that_is_no_checkout(tmp_path: Path) -> None:
     """One line, exit code 2, from the command line as people run it."""
-    done = subprocess.run([sys.executable, SCRIPT, "--reference", tmp_path], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.against_reference", "--reference", tmp_path], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -74,19 +69,16 @@ def test_folder_that_is_no_checkout(tmp_path: Path) -> None:
     [
         (["--python", "/nowhere/python"], "/nowhere/python cannot be run: No such file or directory"),
         (["--steps", "1"], "--steps and --batch must be at least 2"),
-        (["--out", "figures.txt"], "--out must end in .json"),
         (["--jets", "/nowhere/jets.h5"], "/nowhere/jets.h5: no such file or folder"),
     ],
 )
-def test_bad_options(
-    driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
+def test_bad_options(checkout: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     assert driver.main(["--reference", str(checkout), "--batch", "8", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
 
 
-def test_interpreter_without_tensorflow(driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interpreter_without_tensorflow(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A module that the released code imports is missing: the worker says which, the driver repeats it."""
     (checkout / "utils.py").write_text("import tensorflow_that_is_not_here\ndef train_jbot(): ...")
     assert driver.main(["--reference", str(checkout), "--batch", "8"]) == 2
@@ -94,7 +86,7 @@ def test_interpreter_without_tensorflow(driver: ModuleType, checkout: Path, caps
     assert line == (f"error: {sys.executable} has no module tensorflow_that_is_not_here, which the released code needs")
 
 
-def test_worker_that_dies(driver: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_worker_that_dies(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "utils.py").write_text("def train_jbot(): ...\n1 / 0")
     assert driver.main(["--reference", str(checkout), "--batch", "8"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -132,13 +124,13 @@ def test_our_side(tmp_path: Path) -> None:
     unreleased = {name: value for name, value in weights.items() if name == "mask_token" or name.startswith("head")}
     np.savez(tmp_path / "head.npz", **unreleased)
 
-    ours = importlib.import_module("our_worker").Ours("S", "corrected", len(reference["jets"]), tmp_path)
+    ours = Ours("S", len(reference["jets"]), tmp_path)
     augmentation = ours.augmentation_parity()
     assert augmentation["views"] < 1e-5
     assert augmentation["masks"] == 0
     losses = {}
-    for part in ("parity", "model", "whole"):
+    for part in ("model", "whole"):
         ours.train(part)
         losses[part] = ours.step()
-    assert losses["parity"]["loss"] == pytest.approx(float(reference["history/loss"][0]), abs=1e-4)
+    assert losses["model"]["loss"] == pytest.approx(float(reference["history/loss"][0]), abs=1e-4)
     assert all(np.isfinite(list(terms.values())).all() for terms in losses.values())

@@ -9,12 +9,14 @@ import torch
 from helpers import TINY, make_data
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, report, steps
-from benchmarks.counts import Traffic, step_flop
+from benchmarks import bench, evaluation, report, steps
 from benchmarks.steps import Setting
 from benchmarks.timing import Clock, NotAvailable, Variant, interleave, quartiles, rate_row
-from benchmarks.trainer import MODELS, PARTS, StepGroup, steps_at_once
+from benchmarks.trainer import MODELS, PARTS, StepGroup, Traffic, steps_at_once
 from jbot.config import Config, override
+from jbot.trainer.flops import step_flop
+from jbot.trainer.workload import curve_epochs
+from studies.presets import PRESETS
 
 CPU = torch.device("cpu")
 
@@ -182,13 +184,13 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
     setting = bench.make_setting(options, batches={"S": 4, "B": 2}, max_steps=1)
-    return folder, bench.run(["step", "parts", "gpu"], setting, options)
+    return folder, bench.run(["step", "parts"], setting, folder)
 
 
 def test_sections_leave_json_and_a_table(measured):
     folder, sections = measured
     content = json.loads((folder / "bench.json").read_text())
-    assert list(content["sections"]) == ["step", "parts", "gpu"]
+    assert list(content["sections"]) == ["step", "parts"]
     assert content["sections"]["step"]["rows"] == json.loads(json.dumps(sections["step"]["rows"]))
     text = (folder / "bench.md").read_text()
     for wanted in ("S plain fp32", "B plain bf16", "S backward", "% of GEMM limit", "not measured", "torch 2."):
@@ -202,10 +204,9 @@ def test_every_measured_row_has_its_spread_and_every_other_its_reason(measured):
         for row in section["rows"]:
             if row["median"] is None:
                 assert row["note"]
-                assert row["state"] in ("not measured", "not available")
             else:
                 assert row["low"] <= row["median"] <= row["high"]
-                assert row["n"] >= (3 if row["state"] == "measured" else 1)
+                assert row["n"] >= 3
 
 
 def test_parts_add_up(measured):
@@ -218,17 +219,8 @@ def test_parts_add_up(measured):
         assert 0.5 < sum(shares) < 1.5  # medians of shares: near 1 on a quiet machine
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
-def test_gpu_rows_without_cuda_are_not_measured(measured):
-    _, sections = measured
-    rows = sections["gpu"]["rows"]
-    assert len(rows) == 3
-    assert all(row["state"] == "not measured" and row["median"] is None for row in rows)
-    assert all("no CUDA device" in row["note"] for row in rows)
-
-
 def test_packed_and_single_trials_are_timed_in_the_same_rounds(setting):
-    alone, packed = steps._packs_of(setting, 64, (1, 2))
+    alone, packed = steps.packs_of(setting, 64, (1, 2))
     assert (alone.ratio, alone.settings["pack"]) == (None, 1)
     assert (packed.base, packed.settings["pack"]) == ("2 one after another", 2)
     assert packed.ratio[1] <= packed.ratio[0] <= packed.ratio[2]
@@ -236,46 +228,60 @@ def test_packed_and_single_trials_are_timed_in_the_same_rounds(setting):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_rows_with_cuda_are_measured(setting):
+def test_packs_and_steps_are_measured_with_cuda(setting):
     there = dataclasses.replace(setting, device=torch.device("cuda"))
-    rows = steps._packs_of(there, 4, (2,)) + steps._pretraining(there, "S", "training")
-    assert all(row.device_seconds for row in rows if row.unit == "jets/s" and row.state == "measured")
+    rows = steps.packs_of(there, 4, (2,)) + steps.step(there)
+    assert all(row.wall_seconds for row in rows if row.unit == "jets/s")
 
 
-def test_pretraining_is_derived_from_measured_jets_a_second(setting):
-    rows = {row.what: row for row in steps._pretraining(setting, "S", "training")}
-    rate, hours = rows["training, S plain fp32"], rows["training, S plain fp32: duration"]
-    assert (rate.state, hours.state) == ("measured", "derived")
-    assert hours.median == pytest.approx(56e6 / rate.median / 3600)
-    assert rows["S compiled fp32"].state == "not measured"
+def test_the_papers_pretraining_is_derived_from_the_time_of_a_step(setting, monkeypatch):
+    monkeypatch.setattr(steps, "PAPER_BATCH", 4)
+    rows = {row.what: row for row in steps.step(setting)}
+    row = rows["S plain fp32"]
+    assert f"56M jet passes of the paper would take {56e6 / row.median / 3600:.3g} h" in row.note
+    assert rows["S compiled fp32"].median is None
+
+
+def test_parts_of_an_evaluation_and_its_share(monkeypatch):
+    setting = Setting(device=CPU, quick=True, data=make_data(8), preset="smoke", max_steps=1)
+    rows = {row.what.removeprefix("smoke: "): row for row in evaluation.evaluation(setting)}
+    assert {*evaluation.CURVE_PARTS, *evaluation.FINAL_PARTS} < set(rows)
+    share = rows["evaluation's share of a trial"]
+    points = len(curve_epochs(override(Config(), PRESETS["smoke"].base)))
+    curve, final = (
+        sum(rows[part].median for part in parts) for parts in (evaluation.CURVE_PARTS, evaluation.FINAL_PARTS)
+    )
+    training = 600 * 2 / 50 * rows["a training step"].median
+    total = points * curve + 2 * final
+    assert share.median == pytest.approx(100 * total / (total + training))
 
 
 def test_sections_of_an_earlier_run_stay(measured):
     folder, _ = measured
     options = bench.parser().parse_args(["--quick", "--out", str(folder)])
     setting = bench.make_setting(options, batches={"S": 4, "B": 2}, max_steps=1)
-    before = report.load(folder)
-    after = bench.run(["gpu"], setting, options)
+    before = report.load(folder / "bench.json")
+    after = bench.run(["parts"], setting, folder)
     assert list(after) == list(before)
-    assert after["step"] == before["step"]
+    assert json.loads(json.dumps(after["step"])) == before["step"]
 
 
 def test_damaged_results_are_measured_anew(tmp_path):
     (tmp_path / "bench.json").write_text("{")
-    assert report.load(tmp_path) == {}
+    assert report.load(tmp_path / "bench.json") == {}
 
 
 def test_an_interrupted_run_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
-    def interrupt(setting, options):
+    def interrupt(setting):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(bench.SECTIONS, "limits", ("limits", interrupt))
     assert bench.main(["--quick", "--only", "limits", "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
-    gpu_first = {"gpu": bench.SECTIONS["gpu"], "limits": ("limits", interrupt)}
-    monkeypatch.setattr(bench, "SECTIONS", gpu_first)
+    done_first = {"done": ("done", lambda setting: []), "limits": ("limits", interrupt)}
+    monkeypatch.setattr(bench, "SECTIONS", done_first)
     assert bench.main(["--quick", "--out", str(tmp_path)]) == 130
-    assert list(report.load(tmp_path)) == ["gpu"]
+    assert list(report.load(tmp_path / "bench.json")) == ["done"]
 
 
 @pytest.mark.parametrize(
@@ -308,17 +314,17 @@ def test_growth_finds_the_exponent_of_a_known_cost(setting):
             while time.process_time() < until:
                 pass
 
-    rows = steps._sweep(setting, "size", (1, 2, 4), Fake)
+    rows = steps.sweep(setting, "size", {size: Fake(size) for size in (1, 2, 4)})
     assert rows[0].median == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_worker_process_steps_when_told(setting):
     config = override(setting.config("S", 4), {name: value for name, value in TINY.items() if "model" in name})
     setting = dataclasses.replace(setting, engine="plain")
-    with steps.worker_processes(1, config, setting) as workers:
-        assert steps._all_step(workers) > 0
+    with steps.worker_processes(1, config, setting) as all_step:
+        assert all_step() > 0
 
 
 def test_numbers_are_short():
-    shown = [report.number(value) for value in (0, 0.01234, 1.5, 12.345, 123456.0)]
-    assert shown == ["0", "0.0123", "1.50", "12.3", "123,456"]
+    shown = [report.number(value) for value in (0, 0.01234, 1.5, 12.345, 123456.0, 123456)]
+    assert shown == ["0", "0.0123", "1.50", "12.3", "123,456", "123,456"]
