@@ -10,7 +10,6 @@ import pkgutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from rich.console import Console
 from rich.table import Table
@@ -66,15 +65,10 @@ class Campaign:
 
 def run(options: CampaignOptions, found: Mapping[str, Study] | None = None) -> int:
     """Run all studies, those found unless others are given; returns the exit code."""
-    campaign = prepare(options, chosen(found or find_studies(), options.only))
-    return dry_run(campaign) if options.run.dry_run else run_all(campaign)
-
-
-def prepare(options: CampaignOptions, found: Mapping[str, Study]) -> Campaign:
-    """Plans in their order; a study that has none with these options is an error of its own."""
+    wanted = chosen(found or find_studies(), options.only)
     plans: dict[str, Plan] = {}
     errors: dict[str, str] = {}
-    for name, study in found.items():
+    for name, study in wanted.items():  # one that has no plan with these options is an error of its own
         try:
             plans[name] = execute.planned(study, options.run)
         except (ConfigError, PlanError) as error:
@@ -82,14 +76,15 @@ def prepare(options: CampaignOptions, found: Mapping[str, Study]) -> Campaign:
     if errors and not plans:
         raise ConfigError("; ".join(dict.fromkeys(errors.values())))
     storage = Storage(options.run.storage)
-    return Campaign(
+    campaign = Campaign(
         options=options.run,
-        plans={name: (found[name], plans[name]) for name in in_order(plans)},
+        plans={name: (wanted[name], plans[name]) for name in in_order(plans)},
         storage=storage,
         budget=options.budget,
         known=frozenset(record.trial_id for record in ended_records(storage)),
         errors=errors,
     )
+    return dry_run(campaign) if options.run.dry_run else run_all(campaign)
 
 
 # --- which, and in what order ---------------------------------------------------------------------------------------
@@ -165,14 +160,14 @@ def run_study(study: Study, plan: Plan, campaign: Campaign) -> int:
         if not fits and (code is not None or not started):
             say(f"{plan.study}: no further block fits, {costs.words(max(0.0, hours))} are left")
             return UNFINISHED
-        code = execute.run(study, options, partial(_of_blocks, seeds=fitting))  # without a block, the report alone
+
+        def of_blocks(specs: Sequence[TrialSpec], seeds: Collection[int] = fitting) -> list[TrialSpec]:
+            return [spec for spec in specs if spec.config.seed in seeds]
+
+        code = execute.run(study, options, of_blocks)  # without a block, the report alone
         if not fits or len(ended_records(campaign.storage)) == len(records):
             return code
     return code or 0
-
-
-def _of_blocks(specs: Sequence[TrialSpec], seeds: Collection[int]) -> list[TrialSpec]:
-    return [spec for spec in specs if spec.config.seed in seeds]
 
 
 def run_all(campaign: Campaign) -> int:

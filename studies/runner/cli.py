@@ -16,6 +16,7 @@ from cluster.stop import stopped_by_sigterm, was_interrupted
 from jbot.cli import INTERRUPTED, Parser, bad_input
 from jbot.config import FIELDS, Config, ConfigError, flatten, override, parse_value
 from jbot.data.jets import DataError
+from jbot.evaluation.metrics_registry import find_metric
 from jbot.messages import one_line
 from jbot.store.plan import PlanError
 from jbot.store.storage import RecordError
@@ -156,9 +157,10 @@ def campaign_options(parsed: argparse.Namespace) -> CampaignOptions:
 def parser(study: Study) -> argparse.ArgumentParser:
     """The options; one help text for all studies."""
     presets = "\n".join(f"  {name:8}{preset.about}; {size_of(study, name)}" for name, preset in PRESETS.items())
+    metric, better = find_metric(study.metric), "higher" if study.direction else "lower"
     made = Parser(
         allow_abbrev=False,
-        description=study.question,
+        description=f"{study.question}\n\nmetric: {metric.label} ({study.metric}), {better} is better",
         epilog=f"presets:\n{presets}\n\nThe same command continues a study that was stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -261,19 +263,20 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
         choices=FIGURES,
         default=new.figures,
         help="trials drawn for MLflow when the study has ended, 5 to 40 s of a core each: the first seed of each arm"
-        " (default), all, none",
+        " (default), all, none; the report has its own figures with any of them",
     )
 
 
 def add_search_options(made: argparse.ArgumentParser, search: Search) -> None:
     """The options that only a search has."""
     group = made.add_argument_group("search")
+    label = find_metric(search.metric).full_label.replace("%", "%%")
     group.add_argument("--points", type=int, metavar="N", help="points tried (default: the preset's); more go on later")
     group.add_argument(
         "--objectives",
         metavar="NAMES",
-        help="accuracy, anomaly (of an encoder of background, on a synthetic signal), cost (FLOP): one, or several for"
-        " a Pareto front, without pruning; the winner is the best by the first"
+        help=f"accuracy ({label}), anomaly (of an encoder of background, on a synthetic signal), cost (FLOP): one, or"
+        " several for a Pareto front, without pruning; the winner is the best by the first"
         f" (default: {','.join(search.objectives)})",
     )
 

@@ -47,15 +47,12 @@ def run_specs(
 
 @contextmanager
 def watched(
-    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: RunOptions, summaries: bool = True
+    progress: Listener, plan: Plan, data: Jets, storage: Storage, options: RunOptions
 ) -> Iterator[tuple[list[Listener], Any]]:
     """The listeners of a run, and the MLflow view among them, None without one; both are closed when the run ends.
 
-    Parameters
-    ----------
-    summaries : bool
-        Make the view whole from the records at the end, and say where it is. Not when the run is stopped: a grace
-        period is for the report, and the same command, or cluster.mirror, makes it whole.
+    At the end the view is made whole from the records. Not when the run is stopped: a grace period is for the report,
+    and the same command, or cluster.mirror, makes it whole.
     """
     unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
     view = None if unwatched else _live_view(plan, data, storage, options)
@@ -69,7 +66,7 @@ def watched(
             view.stopped()
         for listener in listeners:
             listener.close()
-        if view and summaries and ended:
+        if view and ended:
             _finish(view, plan, storage)
         elif view and view.error:
             say_lost(view, plan, storage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from cluster.scheduling.packs import form_packs, trial_bytes
 from cluster.scheduling.run import open_trials
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.anomaly.grid import grid_file, grid_seconds
-from jbot.store.plan import FILE, Contrast, Plan, load_study
+from jbot.store.plan import Contrast, Plan
 from jbot.store.record import Record
 from jbot.store.search_ledger import load_ledger
 from jbot.store.storage import Storage
@@ -31,7 +31,7 @@ from studies.runner.estimate import Costs, cores, ended_records, reusable_config
 from studies.runner.looks import describe_looks, needed_seeds
 from studies.runner.options import RunOptions
 from studies.runner.study import Study
-from studies.runner.trials import cached_plan_jets, plan_needs, planned_configs, trial_specs
+from studies.runner.trials import cached_plan_jets, plan_needs, planned_configs, started_study, trial_specs
 
 JETS_A_SECOND = 90.0
 """Jets that one core generates (docs/performance.md: 80 to 100)."""
@@ -78,21 +78,16 @@ def _winner_left(plan: Plan, base: Config, ledger: dict[str, Any], storage: Stor
     return [config for config in trials if config not in recorded]
 
 
-def grids_left(study: Study, plan: Plan, costs: Costs, storage: Storage) -> ExtraWork | None:
+def grids_left(study: Study, plan: Plan, storage: Storage) -> ExtraWork | None:
     """Anomaly grids that the trials of a plan have not; all of them where its trials are not known yet."""
     if study.anomaly_grid is None:
         return None
     planned = [override(from_dict(plan.base), changes) for changes in plan.arms.values() for _ in plan.seeds]
-    name = f"{plan.study}/{FILE}"
-    if storage.exists(name) and (found := load_study(f"{storage.address}/{plan.study}")).plan.hash == plan.hash:
+    if found := started_study(plan, storage):
         there = [storage.exists(grid_file(study.anomaly_grid, trial.trial_id)) for trial in found.trials]
         planned = planned[sum(there) :]  # they cost the same
     seconds = sum(grid_seconds(study.anomaly_grid, config) for config in planned)
     return ExtraWork(what=f"{len(planned)} anomaly grids", seconds=seconds) if planned else None
-
-
-EXTRA_WORK: tuple[Callable[[Study, Plan, Costs, Storage], ExtraWork | None], ...] = (search_left, grids_left)
-"""Each tells what one kind of study needs beside the trials of its plan, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +152,10 @@ def estimate_remaining(
     cost, fresh = costs.total(left), costs.of(from_dict(plan.base), fresh=True)
     assert cost is not None  # what has no record is timed
     assert fresh is not None
+    n = len(plan.seeds)
     unknown = [
         ExtraWork(what=f"{contrast.treatment}, whatever it will be", seconds=n * fresh.seconds, trials=n)
         for contrast in to_come
-        for n in [len(plan.seeds)]
     ]
     made_by = {record.trial_id: record.study for record in records}
     return StudyStatus(
@@ -178,8 +173,7 @@ def estimate_remaining(
 
 def extra_work(study: Study, plan: Plan, costs: Costs, storage: Storage) -> tuple[ExtraWork, ...]:
     """What a study still needs beside the trials of its plan."""
-    found = [more(study, plan, costs, storage) for more in EXTRA_WORK]
-    return tuple(more for more in found if more)
+    return tuple(filter(None, [search_left(study, plan, costs, storage), grids_left(study, plan, storage)]))
 
 
 # --- what is printed ------------------------------------------------------------------------------------------------
@@ -338,7 +332,8 @@ def _detectable(plan: Plan, contrast: Contrast, earlier: Earlier, effect: float)
     if len(differences) > 1:
         sd = float(np.std(differences, ddof=1))
         enough = f"{effect * sd:.3g}, as sd is {sd:.3g} in {len(differences)} earlier pairs"
-        return f"  {contrast.name}: {enough}{_beside_margin(plan, effect * sd)}"
+        beyond = f"; more than the margin of {plan.margin:g}" if effect * sd > plan.margin else ""
+        return f"  {contrast.name}: {enough}{beyond}"
     for arm, metric in zip(
         (contrast.control, contrast.treatment), reversed(contrast.metrics(plan.metric)), strict=True
     ):
@@ -350,10 +345,6 @@ def _detectable(plan: Plan, contrast: Contrast, earlier: Earlier, effect: float)
                 f" seeds of {arm}; pairing makes it smaller"
             )
     return None
-
-
-def _beside_margin(plan: Plan, detectable: float) -> str:
-    return f"; more than the margin of {plan.margin:g}" if detectable > plan.margin else ""
 
 
 def paired(plan: Plan, contrast: Contrast, earlier: Earlier) -> list[float]:

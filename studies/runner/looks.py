@@ -13,9 +13,10 @@ from analysis.stats.sequential import Outlook
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.verdict import Look
-from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.plan import Plan, StudyRecords
 from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
+from studies.runner.trials import started_study
 
 MAX_BLOCKS = 40
 """Up to which the dry run looks for a number of blocks that could stop early (assumed)."""
@@ -64,10 +65,8 @@ def batches(plan: Plan, specs: Sequence[TrialSpec]) -> Iterator[list[TrialSpec]]
 
 def stopped_at(plan: Plan, storage: Storage) -> Look | None:
     """The look before the last at which the study is decided; None while it goes on, or where it has no looks."""
-    if not plan.looks or not storage.exists(f"{plan.study}/{FILE}"):
-        return None
-    found = load_study(f"{storage.address}/{plan.study}")
-    return look_of(found) if found.plan.hash == plan.hash else None
+    found = started_study(plan, storage) if plan.looks else None
+    return look_of(found) if found else None
 
 
 def look_of(found: StudyRecords) -> Look | None:
@@ -106,7 +105,8 @@ def describe_looks(
     primary = len(pairs)
     if not plan.looks:
         return [why_not(plan, primary)]
-    lines = [f"decided after {_listed(plan.looks)} blocks; stops once every primary contrast is decided"]
+    *first, last = map(str, plan.looks)
+    lines = [f"decided after {', '.join(first)} and {last} blocks; stops once every primary contrast is decided"]
     spread = [float(np.std(values, ddof=1)) for values in pairs if len(values) > 1]
     lines += [_look_line(plan, primary, look, sum(hours[look:]), unit) for look in plan.looks[:-1]]
     known = len(spread) == len(pairs) and all(sd > 0 for sd in spread)
@@ -155,8 +155,3 @@ def _expectation(plan: Plan, ahead: Outlook, hours: Sequence[float], unit: str) 
         f"{ahead.blocks:.1f} of {len(plan.seeds)} blocks, {fmt.compact(cost, 2)} of"
         f" {fmt.compact(sum(hours), 2)} {unit}; decided in {ahead.decided:.0%}"
     )
-
-
-def _listed(looks: Sequence[int]) -> str:
-    *first, last = map(str, looks)
-    return f"{', '.join(first)} and {last}"

@@ -15,13 +15,13 @@ from analysis.verdicts.decide import decide_study
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.config import Config, from_dict, override
-from jbot.store.plan import FILE, Plan, StudyRecords, load_study
+from jbot.store.plan import Plan, StudyRecords
 from jbot.store.record import Record
 from jbot.store.storage import Storage
 from studies.runner.dry_run import ExtraWork
 from studies.runner.estimate import Costs, reusable_configs
 from studies.runner.looks import look_of
-from studies.runner.trials import planned_configs
+from studies.runner.trials import planned_configs, started_study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def summarise(
     """The state of a plan's question; `error` is why it could not run."""
     found = started_study(plan, storage)
     missing = missing_trials(plan, found, reusable_configs(records))
-    verdicts = primary_verdicts(found) if found else []
+    verdicts = decide_study(found).primary if found else []
     look = look_of(found) if found else None
     planned = len(plan.arms) * (look.blocks if look else len(plan.seeds))
     lines, hours = still_open(plan, missing, verdicts, costs, price, extra)
@@ -75,14 +75,6 @@ def summarise(
     )
 
 
-def started_study(plan: Plan, storage: Storage) -> StudyRecords | None:
-    """The study as found in the storage, where it is of this plan."""
-    if not storage.exists(f"{plan.study}/{FILE}"):
-        return None
-    found = load_study(f"{storage.address}/{plan.study}")
-    return found if found.plan.hash == plan.hash else None
-
-
 def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]) -> list[Config]:
     """Trials without a record; of a study that has not begun, those of which no other study has made one."""
     if found is None:
@@ -93,26 +85,22 @@ def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]
     return [override(base, {**plan.arms[trial.arm], "seed": trial.seed}) for trial in pending]
 
 
-def primary_verdicts(found: StudyRecords) -> list[Verdict]:
-    """On the contrasts that the plan calls primary."""
-    return decide_study(found).primary
-
-
 def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[str, ...]:
     """``momentum − random_count: better, 0.021 ± 0.006, n = 6``."""
     if not ran:
         return ("not begun",)
     if not any(contrast.primary for contrast in plan.contrasts):
         return ("no primary contrast: its report describes",)
-    return tuple(map(_verdict_line, verdicts))
-
-
-def _verdict_line(verdict: Verdict) -> str:
-    name, d = contrast_name(verdict.contrast.name), verdict.difference
-    interim = " (interim)" if verdict.interim else ""
-    if d.n < 2:
-        return f"{name}: undecided{interim}, {fmt.count(d.n, 'block')} so far"
-    return f"{name}: {verdict.outcome}{interim}, {fmt.with_error(d.mean, d.standard_error, sign=True)}, n = {d.n}"
+    lines = []
+    for verdict in verdicts:
+        name, d = contrast_name(verdict.contrast.name), verdict.difference
+        interim = " (interim)" if verdict.interim else ""
+        if d.n < 2:
+            lines.append(f"{name}: undecided{interim}, {fmt.count(d.n, 'block')} so far")
+        else:
+            size = fmt.with_error(d.mean, d.standard_error, sign=True)
+            lines.append(f"{name}: {verdict.outcome}{interim}, {size}, n = {d.n}")
+    return tuple(lines)
 
 
 def still_open(
@@ -125,7 +113,8 @@ def still_open(
 ) -> tuple[list[str], float | None]:
     """What is unfinished or undecided, each with its cost; and device hours for all of it."""
     lines: list[str] = []
-    left, block = costs.total(missing), costs.total(_block(plan), fresh=True)
+    first = [config for config in planned_configs(plan) if config.seed == plan.seeds[0]]
+    left, block = costs.total(missing), costs.total(first, fresh=True)
     hours: float | None = None if left is None else costs.hours(left.seconds)
     if missing:
         cost = "of unknown cost, as no such trial has run" if hours is None else costs.words(hours, price)
@@ -149,10 +138,6 @@ def still_open(
     if hours is not None and blocks:
         hours = None if block is None else hours + blocks * costs.hours(block.seconds)
     return lines, hours
-
-
-def _block(plan: Plan) -> list[Config]:
-    return [config for config in planned_configs(plan) if config.seed == plan.seeds[0]]
 
 
 # --- how it is shown ------------------------------------------------------------------------------------------------

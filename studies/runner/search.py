@@ -22,7 +22,6 @@ from jbot.store.plan import Contrast, Plan
 from jbot.store.search_ledger import LEDGER, SearchPlan, load_ledger
 from jbot.store.storage import Storage
 from jbot.trial.provenance import git_commit
-from search_spaces.axis import Axis
 from studies.runner.console import console, say, watched
 from studies.runner.estimate import Costs
 from studies.runner.options import RunOptions, SearchOptions
@@ -44,10 +43,12 @@ def search_plan(study: Study, plan: Plan, options: SearchOptions, data: Jets | N
     if find_spec("optuna") is None:
         raise ClusterError("a search needs optuna: pip install optuna")
     search = searched(study)
-    objectives = objectives_of(study, options)
+    objectives = options.objectives or search.objectives
     base = override(from_dict(plan.base), {"seed": SEED})
     axes = search.axes(base, objectives)
     space: list[Any] = [axis.described() for axis in axes]
+    values = flatten(base)
+    first = {a.coordinate: round(1 - values[a.field], 12) if a.complement else values[a.field] for a in axes}
     if "anomaly" in objectives:
         override(base, {"data.task": ANOMALY_TASK})  # says what the background needs
     return SearchPlan(
@@ -56,7 +57,7 @@ def search_plan(study: Study, plan: Plan, options: SearchOptions, data: Jets | N
         preset=plan.preset,
         base=to_dict(base),
         space=space,
-        first=_base_point(axes, base),
+        first=first if all(axis.holds(values[axis.field]) for axis in axes) else {},
         objectives=list(objectives),
         metric=search.metric,
         seed=search.seed,
@@ -64,18 +65,8 @@ def search_plan(study: Study, plan: Plan, options: SearchOptions, data: Jets | N
         first_rung=first_rung(base) if len(objectives) == 1 and objectives[0] == "accuracy" else 0,
         reduction=search.reduction,
         epochs=base.train.epochs,
-        data={"source": data.source, "fingerprint": data.fingerprint(base)}
-        if data
-        else {"source": "", "fingerprint": ""},
+        data={"source": data.source if data else "", "fingerprint": data.fingerprint(base) if data else ""},
     )
-
-
-def _base_point(axes: tuple[Axis, ...], base: Config) -> dict[str, Any]:
-    """The base in coordinates; empty when the space does not hold it."""
-    values = flatten(base)
-    if not all(axis.holds(values[axis.field]) for axis in axes):
-        return {}
-    return {a.coordinate: round(1 - values[a.field], 12) if a.complement else values[a.field] for a in axes}
 
 
 def first_rung(base: Config) -> int:
@@ -93,19 +84,9 @@ def searched(study: Study) -> Search:
     return study.search
 
 
-def objectives_of(study: Study, options: SearchOptions) -> tuple[str, ...]:
-    """By what points are compared."""
-    return options.objectives or searched(study).objectives
-
-
 def tasks_of(study: Study, options: SearchOptions) -> tuple[str, ...]:
     """Tasks beside the base's own at which points are run."""
-    return (ANOMALY_TASK,) if "anomaly" in objectives_of(study, options) else ()
-
-
-def points_of(study: Study, plan: Plan, options: SearchOptions) -> int:
-    """How many points a search has in all."""
-    return options.points or searched(study).points[plan.preset]
+    return (ANOMALY_TASK,) if "anomaly" in (options.objectives or searched(study).objectives) else ()
 
 
 def expected_epochs(plan: SearchPlan, points: int) -> float:
@@ -134,7 +115,8 @@ def run_search(study: Study, plan: Plan, data: Jets, storage: Storage, options: 
     ClusterError
         When Optuna is not installed, or as for any study.
     """
-    wanted, points = search_plan(study, plan, options.search, data), points_of(study, plan, options.search)
+    wanted = search_plan(study, plan, options.search, data)
+    points = options.search.points or searched(study).points[plan.preset]
     from cluster.search.point import Job
     from cluster.search.searcher import load_entries, winner
 
@@ -223,10 +205,11 @@ def describe_search(
 
     cost = costs.of(from_dict(plan.base), fresh=True)
     assert cost is not None  # what has no record is timed
-    data = cached_plan_jets(plan, options.data, tasks=tasks_of(study, options.search))
-    wanted, points = search_plan(study, plan, options.search, data), points_of(study, plan, options.search)
-    trials = 1 + len(tasks_of(study, options.search))
-    entries = found_entries(storage, wanted)
+    tasks = tasks_of(study, options.search)
+    wanted = search_plan(study, plan, options.search, cached_plan_jets(plan, options.data, tasks=tasks))
+    points, trials = options.search.points or searched(study).points[plan.preset], 1 + len(tasks)
+    ledger = load_ledger(storage, plan.study)  # none, or of another search, or of jets that are not at hand
+    entries = ledger["points"] if ledger and ledger["plan_hash"] == wanted.hash else []
     ended = sum(entry["state"] != "open" for entry in entries[:points])
     most = costs.hours((points - ended) * trials * cost.seconds)
     lines = [f"first a search: {points} points, of which {ended} have ended; objectives {', '.join(wanted.objectives)}"]
@@ -248,12 +231,6 @@ def describe_search(
     found = confirmation(study, changes_to(from_dict(plan.base), best["overrides"] if best else {}))
     arms = {name: dict(arm) for name, arm in found.arms_at(plan.preset).items()}
     return dataclasses.replace(plan, arms=arms, contrasts=found.contrasts), ()
-
-
-def found_entries(storage: Storage, plan: SearchPlan) -> list[dict[str, Any]]:
-    """The points that a search has in its ledger; none where that is of another search, or of jets not at hand."""
-    ledger = load_ledger(storage, plan.study)
-    return list(ledger["points"]) if ledger and ledger["plan_hash"] == plan.hash else []
 
 
 def changes_to(base: Config, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from jbot.config import Config, from_dict, override
 from jbot.data.load import Jets, Needed, cached_jets, load_jets, needed_by
-from jbot.store.plan import Plan, PlannedTrial
+from jbot.store.plan import FILE, Plan, PlannedTrial, StudyRecords, load_study
 from jbot.store.record import TrialSpec
+from jbot.store.storage import Storage
 from jbot.trial.provenance import git_commit
 
 
@@ -39,6 +40,14 @@ def trial_specs(plan: Plan, jets: Jets | None) -> list[TrialSpec]:
 def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:
     """The plan's trials and their ids, for study.json."""
     return [PlannedTrial(arm=spec.arm, seed=spec.config.seed, trial_id=spec.trial_id) for spec in specs]
+
+
+def started_study(plan: Plan, storage: Storage) -> StudyRecords | None:
+    """The study as found in the storage, where it is of this plan."""
+    if not storage.exists(f"{plan.study}/{FILE}"):
+        return None
+    found = load_study(f"{storage.address}/{plan.study}")
+    return found if found.plan.hash == plan.hash else None
 
 
 # --- jets: at each jet pT, of each class as many as the arm that wants most ----------------------------------------
