@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jbot.data import JetData
+from jbot.data import CLASSES, JetData, hdf5
 from jbot.data.jets import content_fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +34,13 @@ def make_data(per_class: int, seed: int = 0) -> JetData:
     return JetData(
         particles=particles, labels=labels, jets=features, fingerprint=fingerprint, source="random jets of the tests"
     )
+
+
+def write_jets(path: Path, data: JetData, **attributes: str) -> Path:
+    """A file of these jets in JetNet's layout."""
+    groups = {name: (data.particles[data.labels == c], data.jets[data.labels == c]) for c, name in enumerate(CLASSES)}
+    hdf5.write(path, {name: (len(group[0]), [group]) for name, group in groups.items()}, attributes)
+    return path
 
 
 TINY = {

@@ -30,6 +30,24 @@ def make_plan(arms, seeds=6, base=None, **changes):
     return Plan(**plan | changes)
 
 
+def complete_record(plan, trial, config, **fields):
+    """The record of a planned trial that has ended; what is not given is as of any."""
+    usual = {
+        "trial_id": trial.trial_id,
+        "state": "complete",
+        "study": plan.study,
+        "arm": trial.arm,
+        "plan_hash": plan.hash,
+        "config": dataclasses.asdict(config),
+        "data": {"source": "pythia", "fingerprint": "jets"},
+        "trainer_version": "1",
+        "started": "2026-01-01T00:00:00+00:00",
+        "wall_seconds": 30.0,
+        "device_seconds": 25.0,
+    }
+    return Record(**usual | fields)
+
+
 def simulate(root, plan, score, changes=None, more=None, curves=None):
     """The evidence of a study whose primary metric is `score(config, seed, rng)`.
 
@@ -47,25 +65,11 @@ def simulate(root, plan, score, changes=None, more=None, curves=None):
         changed = (changes or {}).get((trial.arm, trial.seed), {})
         value = float(score(config, trial.seed, rng))
         metrics = {plan.metric: value} | (more(value) if more else {})
-        fields = {
-            "trial_id": trial.trial_id,
-            "state": "complete",
-            "study": plan.study,
-            "arm": trial.arm,
-            "plan_hash": plan.hash,
-            "config": dataclasses.asdict(config),
-            "data": {"source": "pythia", "fingerprint": "jets"},
-            "metrics": metrics,
-            "uncertainties": {plan.metric: {"error": 0.008}},
-            "trainer_version": "1",
-            "started": "2026-01-01T00:00:00+00:00",
-            "wall_seconds": 30.0,
-            "device_seconds": 25.0,
-        }
+        fields = {"metrics": metrics, "uncertainties": {plan.metric: {"error": 0.008}}}
         if changed is not None:
             if curves:
                 storage.write_rows(f"{trial_folder(trial.trial_id)}/curves.parquet", curves(value))
-            save_record(storage, Record(**fields | changed))
+            save_record(storage, complete_record(plan, trial, config, **fields | changed))
     return gather(load_study(str(root / plan.study)))
 
 

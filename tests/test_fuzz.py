@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT, TINY, make_data
+from helpers import ROOT, TINY, make_data, write_jets
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from simulated import make_plan, simulate
@@ -398,10 +398,9 @@ def test_learning_curves(results, tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def jets_file(tmp_path_factory):
     """Ten jets of each class."""
-    data, path = make_data(10), tmp_path_factory.mktemp("jets") / "jets.hdf5"
-    features = np.tile(np.array([1000, 0.5, 80, 30], np.float32), (10, 1))
-    hdf5.write(path, {name: (10, [(data.particles[data.labels == c], features)]) for c, name in enumerate(CLASSES)}, {})
-    return path
+    features = np.tile(np.array([1000, 0.5, 80, 30], np.float32), (50, 1))
+    data = dataclasses.replace(make_data(10), jets=features)
+    return write_jets(tmp_path_factory.mktemp("jets") / "jets.hdf5", data)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import TINY
+from helpers import TINY, write_jets
 
 from analysis.verdicts.costs import CostEstimate
 from cluster.resources import Resources
 from jbot.config import Config, from_dict, override
 from jbot.data import JetData
-from jbot.data.hdf5 import write
 from jbot.store.plan import Contrast, save_study
 from jbot.store.storage import Storage
 from jbot.trial.reuse import plain
@@ -39,12 +38,7 @@ STUDIES = {
 
 @pytest.fixture(scope="session")
 def jets_file(tiny_data: JetData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("jets") / "jets.h5"
-    rows = {name: tiny_data.labels == c for c, name in enumerate("qgwzt")}
-    write(
-        path, {name: (own.sum(), [(tiny_data.particles[own], tiny_data.jets[own])]) for name, own in rows.items()}, {}
-    )
-    return path
+    return write_jets(tmp_path_factory.mktemp("jets") / "jets.h5", tiny_data)
 
 
 @pytest.fixture

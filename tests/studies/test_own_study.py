@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY
-
-from jbot.data.hdf5 import write
+from helpers import ROOT, TINY, write_jets
 
 README = (ROOT / "README.md").read_text()
 
@@ -17,11 +15,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.fixture
 def folder(tmp_path, tiny_data) -> Path:
     """A folder outside the checkout, with a file of jets."""
-    groups = {
-        name: (tiny_data.particles[tiny_data.labels == c], tiny_data.jets[tiny_data.labels == c])
-        for c, name in enumerate("qgwzt")
-    }
-    write(tmp_path / "jets.h5", {name: (len(one[0]), [one]) for name, one in groups.items()}, {})
+    write_jets(tmp_path / "jets.h5", tiny_data)
     return tmp_path
 
 

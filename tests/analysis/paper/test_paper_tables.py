@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, make_data
+from helpers import ROOT, make_data, write_jets
 from make_parity import formula_weights, keras_backbone, keras_head, write_hdf5
+from simulated import complete_record
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -24,10 +25,9 @@ from analysis.report.latex import tex
 from analysis.verdicts import paper_values
 from jbot.config import JBOT_B, Config, ModelConfig, from_dict, override
 from jbot.data import CLASSES, DataError, Jets, jets_needed, split
-from jbot.data.hdf5 import write
 from jbot.encoder.keras_weights import frozen_student, load_backbone, load_head
 from jbot.store.plan import load_study, save_study
-from jbot.store.record import Record, save_record
+from jbot.store.record import save_record
 from jbot.store.storage import RecordError, Storage
 from jbot.trainer.classifier import classifier_logits, classifier_shapes
 from jbot.trainer.embed import embed
@@ -116,22 +116,9 @@ def make_record(plan, trial, data, **changes):
     names = [f"test/{probe}_{tail}" for probe in METRICS[trial.arm] for tail in tails]
     metrics = dict.fromkeys(names, VALUES[trial.seed]) | {"untrained/test/knn_accuracy": 0.5, "raw/test/knn_auc": 0.7}
     metrics |= {"test/anomaly_knn_optimism": 0.01, "test/anomaly_knn_optimism_w": 0.02} if trial.arm == "S_qg" else {}
-    fields = {
-        "trial_id": trial.trial_id,
-        "state": "complete",
-        "study": plan.study,
-        "arm": trial.arm,
-        "plan_hash": plan.hash,
-        "config": dataclasses.asdict(config) | {"seed": trial.seed},
-        "data": data,
-        "metrics": metrics,
-        "uncertainties": {name: {"error": 0.0123, "fold_sd": 0.0456} for name in names},
-        "trainer_version": "1",
-        "started": "2026-01-01T00:00:00+00:00",
-        "wall_seconds": 30.0,
-        "device_seconds": 25.0,
-    }
-    return Record(**fields | changes)
+    uncertainties = {name: {"error": 0.0123, "fold_sd": 0.0456} for name in names}
+    fields = {"data": data, "metrics": metrics, "uncertainties": uncertainties}
+    return complete_record(plan, trial, override(config, {"seed": trial.seed}), **fields | changes)
 
 
 DATA = {"source": "jets <made> here", "fingerprint": "f00"}
@@ -498,15 +485,9 @@ def test_released_rows_need_the_jets_of_the_study(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def write_jets(path: Path, per_class: int) -> None:
-    data = make_data(per_class)
-    groups = {name: (data.particles[data.labels == c], data.jets[data.labels == c]) for c, name in enumerate("qgwzt")}
-    write(path, {name: (len(one[0]), [one]) for name, one in groups.items()}, {})
-
-
 def test_load_jets_takes_what_the_hungriest_arm_needs(tmp_path):
     plan = study.plan("smoke", changes=TINY)
-    write_jets(tmp_path / "jets.h5", 400)
+    write_jets(tmp_path / "jets.h5", make_data(400))
     found = load_plan_jets(plan, str(tmp_path / "jets.h5")).at(1000)
     counts = dict(zip(CLASSES, np.bincount(found.labels).tolist(), strict=True))
     # all: (280 + 100 + 95) / 5 a class; tqg: q and g (114 + 40 + 50) / 4 rounded up by part, t twice that;

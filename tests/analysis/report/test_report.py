@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import complete_record
 
 from analysis.plots import forest
 from analysis.plots.style import FAINT
@@ -24,7 +25,7 @@ from analysis.verdicts import number_format as fmt
 from jbot.config import Config, from_dict, override
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan, PlannedTrial, load_study, save_study
-from jbot.store.record import Record, save_record, trial_folder, trial_id
+from jbot.store.record import save_record, trial_folder, trial_id
 from jbot.store.storage import Storage
 
 ARMS = {"momentum": {}, "random": {"mask.scheme": "random"}, "none": {"mask.scheme": "none"}}
@@ -68,23 +69,12 @@ def make_record(plan, trial, rng, **changes):
     metrics |= {"test/effective_rank": 9.0 + 20 * score, "untrained/test/knn_accuracy": 0.35}
     config = override(from_dict(plan.base), plan.arms[trial.arm] | {"seed": trial.seed})
     fields = {
-        "trial_id": trial.trial_id,
-        "state": "complete",
-        "study": plan.study,
-        "arm": trial.arm,
-        "plan_hash": plan.hash,
-        "config": dataclasses.asdict(config),
-        "data": {"source": "pythia", "fingerprint": "jets"},
         "metrics": metrics,
-        "trainer_version": "1",
         "git_commit": "0123abc",
         "libraries": {"torch": "2.13.0", "numpy": "1.26.4"},
         "hardware": {"device": "cpu", "cpu": "2 cores"},
-        "started": "2026-01-01T00:00:00+00:00",
-        "wall_seconds": 30.0,
-        "device_seconds": 25.0,
     }
-    return Record(**fields | changes)
+    return complete_record(plan, trial, config, **fields | changes)
 
 
 def write_files(storage, record, rng):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, make_data
+from helpers import ROOT, TINY, make_data, write_jets
 
 from jbot.config import Config, ConfigError, override
 from jbot.data import CLASSES, DataError, JetData, Jets, chunks, jets_needed, load_jets, pythia
-from jbot.data.hdf5 import read, write
+from jbot.data.hdf5 import read
 from jbot.data.load import cached_jets, jets_used, needed_by
 from jbot.evaluation.metrics_registry import metric_names
 from jbot.store.plan import load_study
@@ -25,11 +25,6 @@ def first(data: JetData, count: int) -> JetData:
     rows = np.concatenate([np.flatnonzero(data.labels == c)[:count] for c in range(5)])
     parts = {"particles": data.particles[rows], "labels": data.labels[rows], "jets": data.jets[rows]}
     return dataclasses.replace(data, **parts, fingerprint=f"first {count}")
-
-
-def write_jets(path: Path, data: JetData, **attributes: str) -> None:
-    groups = {name: (data.particles[data.labels == c], data.jets[data.labels == c]) for c, name in enumerate(CLASSES)}
-    write(path, {name: (len(one[0]), [one]) for name, one in groups.items()}, attributes)
 
 
 # --- what a trial uses --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import TINY, make_data, make_jets
+from helpers import TINY, make_data, make_jets, write_jets
 from make_parity import formula_weights, keras_backbone, keras_head, write_hdf5
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import jbot
 from jbot import JetEmbedding
 from jbot.config import Config, ModelConfig, from_dict, override
-from jbot.data import CLASSES, DataError, JetData, hdf5
+from jbot.data import CLASSES, DataError, JetData
 from jbot.encoder import embed as command
 from jbot.encoder.keras_weights import main as import_main
 from jbot.encoder.load import EncoderError, check_jets
@@ -80,12 +80,10 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def jets_file(tmp_path_factory: pytest.TempPathFactory, data: JetData) -> Path:
     """The tests' jets in one file of JetNet's layout, with numbers in the jet features that tell rows apart."""
-    path = tmp_path_factory.mktemp("jets") / "jets.hdf5"
     features = np.tile(np.array([1000, 0.5, 80, 30], np.float32), (60, 1))
     features[:, 0] += np.arange(60)
-    parts = {name: (60, [(data.particles[data.labels == c], features)]) for c, name in enumerate(CLASSES)}
-    hdf5.write(path, parts, {"source": "random jets"})
-    return path
+    path = tmp_path_factory.mktemp("jets") / "jets.hdf5"
+    return write_jets(path, dataclasses.replace(data, jets=np.tile(features, (5, 1))), source="random jets")
 
 
 def by_hand(folder: Path, jets: np.ndarray) -> np.ndarray:
