@@ -388,8 +388,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(row.what, style="bold")
         show(row, console)
         rows.append(row)
-    if not rows:
-        return bad_input(f"nothing to simulate for --only {' '.join(options.only)}")
     try:
         page = write(rows, options, time.perf_counter() - started)
     except OSError as error:
