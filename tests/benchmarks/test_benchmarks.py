@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY, make_data
@@ -15,7 +16,7 @@ from benchmarks.timing import Clock, NotAvailable, Variant, interleave, quartile
 from benchmarks.trainer import MODELS, PARTS, StepGroup, Traffic, steps_at_once
 from jbot.config import Config, override
 from jbot.trainer.flops import step_flop
-from jbot.trainer.workload import curve_epochs
+from jbot.trainer.state import init_state
 from studies.presets import PRESETS
 
 CPU = torch.device("cpu")
@@ -242,18 +243,22 @@ def test_the_papers_pretraining_is_derived_from_the_time_of_a_step(setting, monk
     assert rows["S compiled fp32"].median is None
 
 
-def test_parts_of_an_evaluation_and_its_share(monkeypatch):
-    setting = Setting(device=CPU, quick=True, data=make_data(8), preset="smoke", max_steps=1)
-    rows = {row.what.removeprefix("smoke: "): row for row in evaluation.evaluation(setting)}
-    assert {*evaluation.CURVE_PARTS, *evaluation.FINAL_PARTS} < set(rows)
-    share = rows["evaluation's share of a trial"]
-    points = len(curve_epochs(override(Config(), PRESETS["smoke"].base)))
-    curve, final = (
-        sum(rows[part].median for part in parts) for parts in (evaluation.CURVE_PARTS, evaluation.FINAL_PARTS)
-    )
-    training = 600 * 2 / 50 * rows["a training step"].median
-    total = points * curve + 2 * final
-    assert share.median == pytest.approx(100 * total / (total + training))
+def test_every_part_of_an_evaluation_runs(tiny):
+    rng = np.random.default_rng(0)
+    jets = {name: evaluation.draw(make_data(8), 40, rng, CPU) for name in ("bank", "val", "test")}
+    parts = evaluation.parts_of(tiny, init_state(tiny, [0], CPU).student, jets)
+    assert {*evaluation.CURVE_PARTS, *evaluation.FINAL_PARTS} == set(parts)
+    for part in parts.values():
+        part()
+
+
+def test_the_share_of_an_evaluation_by_hand():
+    config = override(Config(), PRESETS["smoke"].base)  # 600 jets, two epochs, points at 0, 1 and 2
+    seconds = dict.fromkeys((*evaluation.CURVE_PARTS, *evaluation.FINAL_PARTS), 1.0)
+    row = evaluation.trial_share("smoke", seconds, config, jets_a_second=100.0)
+    total, training = 3 * 5 + 2 * 7, 600 * 2 / 100
+    assert row.median == pytest.approx(100 * total / (total + training))
+    assert "29 s of evaluation with 3 curve points, 12 s of training" in row.note
 
 
 def test_sections_of_an_earlier_run_stay(measured):
