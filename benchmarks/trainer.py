@@ -24,10 +24,10 @@ from jbot.trainer.engines.select import Forward, find_engine
 from jbot.trainer.loop import VIEW_JETS, run_steps, step_groups, views_of_steps
 from jbot.trainer.masking import Masked, mask_views
 from jbot.trainer.model import cls_rows
-from jbot.trainer.pack import Pack, column
+from jbot.trainer.pack import Pack
 from jbot.trainer.rng import Draws
-from jbot.trainer.state import TrainState, init_state
-from jbot.trainer.step import adamw, losses, masked_rows, update_centers
+from jbot.trainer.state import init_state
+from jbot.trainer.step import losses, masked_rows, update
 
 PARTS = ("gather", "augment", "mask", "teacher", "student", "losses", "backward", "update")
 MODELS = {"S": Config(), "B": override(Config(), JBOT_B)}
@@ -123,7 +123,7 @@ class StepGroup:
             terms = timed("losses", losses, state, raw, predicted, taught, rows, weight, hyper)
             (gradient,) = timed("backward", torch.autograd.grad, terms["loss"].sum(), student)
             with torch.no_grad():
-                timed("update", _update, state, gradient, taught, views[..., 3], hyper, self.lr, self.momentum)
+                timed("update", update, state, gradient, taught, views[..., 3], hyper, self.lr, self.momentum)
 
     def _gather(self) -> Tensor:
         return self.jets.index_select(0, self._index.flatten()).unflatten(0, self._index.shape)
@@ -171,17 +171,6 @@ def _student_rows(views: Particles, masked: Masked) -> tuple[Tensor, Tensor]:
     trials, _, jets, slots, _ = views.shape
     masked_tokens, weight = masked_rows(masked)
     return torch.cat((cls_rows(trials, 2 * jets, slots, views.device), masked_tokens), dim=1), weight
-
-
-def _update(
-    state: TrainState, gradient: Tensor, taught: Tensor, valid: Tensor, config: Config, lr: Tensor, momentum: Tensor
-) -> None:
-    """What :func:`jbot.trainer.step.train_step` does after the gradient, but for a mask token of zero."""
-    adamw(state, gradient, lr, config.optim)
-    state.teacher.lerp_(state.student, column(1.0 - momentum, 1).to(state.teacher.dtype))
-    _, views, jets, slots = valid.shape
-    update_centers(state, taught.unflatten(1, (views, jets, slots + 1)), valid, config)
-    state.step += 1
 
 
 class Traffic(TorchDispatchMode):
