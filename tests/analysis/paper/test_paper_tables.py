@@ -497,7 +497,7 @@ def test_load_jets_takes_what_the_hungriest_arm_needs(tmp_path):
 
 @pytest.mark.parametrize("released", [False, True])
 def test_the_study_prints_the_tables_at_its_end(tmp_path, released):
-    write_jets(tmp_path / "jets.h5", 150)
+    write_jets(tmp_path / "jets.h5", make_data(150))
     write_released(tmp_path / "models", task="all", classes=5)
     settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
     command = [sys.executable, ROOT / "studies/paper_tables.py", "--preset", "smoke", "--seeds", "1", "--inline"]
@@ -517,7 +517,7 @@ def test_the_study_prints_the_tables_at_its_end(tmp_path, released):
 
 
 def test_a_folder_without_checkpoints_is_one_line(tmp_path):
-    write_jets(tmp_path / "jets.h5", 150)
+    write_jets(tmp_path / "jets.h5", make_data(150))
     settings = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
     command = [sys.executable, ROOT / "studies/paper_tables.py", "--preset", "smoke", "--seeds", "1", "--inline"]
     command += ["--data", tmp_path / "jets.h5", "--storage", tmp_path / "out", "--released", tmp_path, *settings]
