@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from analysis.stats import Floats, scaling_law
-from analysis.stats.curve_fit import LINEAR, LOGARITHMIC, POWER, Form
+from analysis.stats.curve_fit import LINEAR, LOGARITHMIC, PLATEAU, POWER, Form
 from analysis.stats.scaling_law import AHEAD, Comparison
 from benchmarks.calibration_row import Kind, Row, row_of
 
@@ -66,10 +66,16 @@ TRUTHS = (
         error=lambda d: 0.6 * d**-0.25,
         parameters={"E": 0.0, "β": 0.25},
     ),
+    Truth(
+        name="power law after a plateau",
+        form=PLATEAU,
+        error=lambda d: 0.2 + 0.3 / (1 + d / 6.25),
+        parameters={},
+    ),
 )
 RECOMMENDED = ((7, 3), (8, 5))
 """Sizes and seeds."""
-TOO_SMALL = (5, 1)
+TOO_SMALL = (6, 1)
 
 
 def calibrate(rng: np.random.Generator, repeats: int) -> list[Row]:

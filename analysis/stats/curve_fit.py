@@ -69,6 +69,8 @@ class Form:
     """So many parameters tell starts apart: of each of their combinations on the grid one start is kept."""
     read: Callable[[Floats, Floats, Axes], dict[str, Floats]]
     """(levels (line,), shapes (line, parameter), measured) -> parameters of the formula."""
+    contains: tuple[str, ...] = ()
+    """Names of the forms that it has as limits: it fits wherever they do, so it is no rival of theirs."""
 
     @property
     def parameters(self) -> int:
@@ -115,6 +117,18 @@ def _read_power(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Flo
 
 def _passed(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
     return _power(shapes, sizes.prod(axis=1, keepdims=True), measured)
+
+
+def _plateau(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
+    beta, irreducible, onset = shapes[..., :1], shapes[..., 1:2], measured.reach[0] ** shapes[..., 2:]
+    growth = (1 + sizes[:, 0] / measured.first[0] / onset) / (1 + 1 / onset)
+    return irreducible + (1 - irreducible) * _falling(beta, growth)
+
+
+def _read_plateau(levels: Floats, shapes: Floats, measured: Axes) -> dict[str, Floats]:
+    beta, irreducible, onset = shapes[:, 0], shapes[:, 1], measured.reach[0] ** shapes[:, 2]
+    rest = levels * (1 - irreducible) * (1 + 1 / onset) ** beta
+    return {"E": levels * irreducible, "B": rest, "β": beta, "D0": onset * measured.first[0]}
 
 
 def _joint(shapes: Floats, sizes: Floats, measured: Axes) -> Floats:
@@ -165,6 +179,16 @@ POWER = Form(
     grid=(_EXPONENTS, _IRREDUCIBLES),
     read=_read_power,
 )
+PLATEAU = Form(
+    name="power law after a plateau",
+    formula="E + B (1 + D/D0)^−β",
+    shape=_plateau,
+    # D0 as a power of the largest size over the smallest: one far beyond what was measured is a linear law.
+    bounds=(_EXPONENT, _IRREDUCIBLE, (-0.3, 0.6)),
+    grid=(_EXPONENTS, _IRREDUCIBLES[::2], (-0.2, 0.1, 0.3, 0.5)),
+    read=_read_plateau,
+    contains=(POWER.name,),
+)
 JOINT = Form(
     name="joint power law",
     formula="E + A N^−α + B D^−β",
@@ -185,7 +209,7 @@ REPEATED = Form(
     read=_read_repeated,
 )
 
-FORMS = (LINEAR, LOGARITHMIC, POWER)
+FORMS = (LINEAR, LOGARITHMIC, POWER, PLATEAU)
 """Forms of one line, the simpler first."""
 REPETITION = (UNIQUE, PASSED, REPEATED)
 """Forms of training sets and passes over each (Muennighoff et al., arXiv:2305.16264, for the last)."""

@@ -3,6 +3,7 @@
 Forms        linear           a - b D
              logarithmic      a - b log D
              power law        E + B D^-beta            E, B >= 0, beta > 0
+             after a plateau  E + B (1 + D / D0)^-beta D0 inside what was measured
 
 Each is fitted to the means over seeds of the logarithm of the error, by Huber's loss in units of the noise, from many
 starts. All are closed under scaling: what the seeds of a line share (a good or a bad block) moves the level alone and
@@ -11,8 +12,10 @@ logarithmic axes, are taken away.
 
 Choice       AICc of the means with that noise; how well the two largest sizes are predicted by a fit without them; and
              a parametric bootstrap that asks of every form whether another one fits better than chance lets it.
-             A form is named only when that test rejects all others, and AICc does not contradict. Otherwise the forms
-             are not separable, and those that stand are shown with what each predicts.
+             A form is named only when that test rejects all others but those that contain it, and AICc does not
+             contradict. Otherwise the forms are not separable, and those that stand are shown with what each predicts.
+             An error may be anything that falls: a form is the best of those that were asked, and what it predicts
+             holds if it goes on to hold.
 Intervals    Refits of the means moved along the seeds' own deviations, by as much as Student's t with n - 1 degrees of
              freedom says. What is drawn are seeds, never points: to first order that is the t interval over seeds of
              every parameter, whatever the sizes of a seed have in common. Resampled seeds would give too narrow ones.
@@ -150,10 +153,14 @@ class Comparison:
 
     @property
     def named(self) -> Law | None:
-        """The only form that stands, where it fits and AICc prefers it; None where the forms are not separable."""
-        standing = self.standing
-        alone = self.seeds > 1 and len(standing) == 1 and standing[0] is self.best
-        return standing[0] if alone and not self.none_fits else None
+        """The only form that stands, but for those that contain it, where it fits and AICc prefers it or one of them;
+        None where the forms are not separable."""
+        standing = {law.form.name for law in self.standing}
+        rivals = [law for law in self.standing if not standing.intersection(law.form.contains)]
+        if self.seeds < 2 or len(rivals) != 1 or self.none_fits:
+            return None
+        name = rivals[0].form.name
+        return rivals[0] if name == self.best.form.name or name in self.best.form.contains else None
 
 
 def compare(

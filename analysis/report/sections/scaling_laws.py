@@ -139,11 +139,12 @@ def _predicted(one: Fitted) -> str:
     ahead = [law.at(AHEAD * most) for law in laws]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
     if len(laws) == 1:
-        return f"{at} it predicts an error of {_estimate(ahead[0])}."
+        return f"{at} it predicts an error of {_estimate(ahead[0])}, if it goes on to hold."
     if found.seeds > 1:
         # An error ends at 1, wherever a form goes on to.
         low, high = (min(1.0, end) for end in (min(x.low for x in ahead), max(x.high for x in ahead)))
-        return f"{at} they predict an error between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}."
+        between = f"between {fmt.compact(low, 2)} and {fmt.compact(high, 2)}"
+        return f"{at} they predict an error {between}, if one of them goes on to hold."
     each = [f"{fmt.compact(x.value, 2)} ({law.form.name})" for law, x in zip(laws, ahead, strict=True)]
     return f"{at} they predict an error of {fmt.listed(each)}."
 

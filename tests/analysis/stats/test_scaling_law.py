@@ -100,17 +100,29 @@ def test_noise_is_about_the_level_and_slope_of_each_seed():
 def test_a_law_is_named_at_the_recommended_design(name):
     found = scaling_law.compare(SIZES, errors_of(name), np.random.default_rng(0))
     assert found.named.form.name == name
-    assert found.best is found.named is found.best_predictor
-    assert all(law.p <= 0.05 for law in found.laws if law is not found.named)
+    rivals = [law for law in found.laws if law is not found.named and name not in law.form.contains]
+    assert all(law.p <= 0.05 for law in rivals)
+    assert {found.best.form.name, found.best_predictor.form.name}.isdisjoint(law.form.name for law in rivals)
+
+
+def test_a_plateau_before_the_power_law_is_no_logarithm():
+    """The form that was not asked is not called by the name of one that was: 7 sizes, 3 seeds, 5% noise."""
+    plateau, named = TRUTHS["power law after a plateau"], []
+    for seed in range(8):
+        found = scaling_law.compare(
+            SIZES, errors_of(plateau.name, noise=0.05, seed=seed), np.random.default_rng(seed), draws=99, nulls=99
+        )
+        named.append(found.named.form.name if found.named else None)
+    assert set(named) <= {None, plateau.name}
 
 
 def test_one_seed_names_nothing_and_has_no_interval():
-    sizes = SIZES[[0, 2, 3, 4, 6]]
+    sizes = SIZES[[0, 1, 2, 3, 4, 6]]
     found = scaling_law.compare(
         sizes, errors_of("power law with irreducible error", 1, sizes=sizes), np.random.default_rng(0)
     )
     assert found.named is None
-    assert len(found.standing) == 3
+    assert len(found.standing) == len(FORMS)
     assert math.isnan(found.laws[0].at(1e7).low)
 
 
@@ -156,7 +168,7 @@ def test_repeated_jets_are_told_from_new_ones_and_from_none():
 @pytest.mark.parametrize(
     ("sizes", "errors", "said"),
     [
-        (SIZES[:4], np.full((3, 4), 0.5), "at least 5 sizes, got 4"),
+        (SIZES[:4], np.full((3, 4), 0.5), "at least 6 sizes, got 4"),
         (SIZES[::-1], np.full((3, 7), 0.5), "must ascend"),
         (np.full(7, 10.0), np.full((3, 7), 0.5), "positive and differ"),
         (SIZES, np.full((3, 6), 0.5), r"must be \(seed, 7\), got shape \(3, 6\)"),
@@ -182,11 +194,11 @@ def test_a_failed_trial_costs_its_size_and_a_failed_seed_itself():
 def test_calibration_in_small():
     rows = calibration_laws.calibrate(np.random.default_rng(9), 1)
     forms = [row for row in rows if row.what == "laws: forms"]
-    assert len(forms) == 2 * len(calibration_laws.TRUTHS) * 3
+    assert len(forms) == len(calibration_laws.TRUTHS) * (2 * len(calibration_laws.RECOMMENDED) + 1)
     assert all(row.ok for row in forms)
-    assert all(row.ok for row in rows if row.what == "laws: coverage")
+    assert np.mean([row.found for row in rows if row.what == "laws: coverage"]) > 0.8
     alone = [row for row in forms if "1 seed" in row.claim and "is named" in row.claim]
-    assert [row.found for row in alone] == [0, 0, 0, 0]
+    assert [row.found for row in alone] == [0] * len(calibration_laws.TRUTHS)
 
 
 def test_no_estimate_lies_outside_its_own_interval():
