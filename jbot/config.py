@@ -219,6 +219,11 @@ class TrainConfig:
     """Rate in the student in pre-training, behind each block's two updates, as in fine-tuning; the paper has none."""
     until: int = per_trial(0, "stopped after {}", 0, unit="epochs", names={0: "trained to the last epoch"})
     """Epochs after which training stops early; 0: at `epochs`. What runs on epochs (warm-up, EMA) runs on `epochs`."""
+    perturbation: float = per_trial(
+        0.0, "initial weights off by a share {:g}", 0, 0.01, names={0.0: "initial weights as drawn"}
+    )
+    """Each initial weight is multiplied by 1 + perturbation * Normal(0, 1): how far such a trial ends from the one
+    without it is the noise floor below which no difference means anything."""
     schedule: tuple[str, ...] = per_trial(
         (), "changes while it trains: {}", names={(): "nothing changes while it trains"}
     )

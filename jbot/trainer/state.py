@@ -99,7 +99,10 @@ def init_state(
     config: Config, seeds: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> TrainState:
     """The state before the first step, a row for each seed: teacher equal to student, moments and centres zero."""
-    student = torch.stack([init_weights(config.model, seed) for seed in seeds]).to(device, dtype)
+    share = config.train.perturbation
+    student = torch.stack([perturbed(init_weights(config.model, seed), share, seed) for seed in seeds]).to(
+        device, dtype
+    )
     if config.mask.token == "zero":
         student[:, weight_slice("mask_token", config.model)] = 0.0
     centers = torch.zeros(len(seeds), config.model.projection, device=device, dtype=dtype)
@@ -113,6 +116,14 @@ def init_state(
         step=torch.zeros(len(seeds), dtype=torch.int64, device=device),
         progress=[Progress() for _ in seeds],
     )
+
+
+def perturbed(weights: Float[Tensor, "weight"], share: float, seed: int) -> Float[Tensor, "weight"]:
+    """Weights times 1 + share * Normal(0, 1); as they are where the share is 0."""
+    if not share:
+        return weights
+    noise = numpy_generator(seed, "init/perturbation").standard_normal(len(weights))
+    return weights * torch.from_numpy(1 + share * noise).to(weights.dtype)
 
 
 def diverged(means: dict[str, float], epoch: int) -> str | None:

@@ -43,7 +43,8 @@ DEFAULTS = {
     "teacher": {"ema_momentum": 0.996, "ema_final": 1.0, "centering": True, "center_momentum": 0.9},
     "optim": {"lr": 0.002, "warmup_epochs": 10, "weight_decay": 0.0001, "beta1": 0.9, "beta2": 0.999, "eps":
      1e-07},
-    "train": {"epochs": 80, "batch": 1024, "precision": "fp32", "dropout": 0.0, "until": 0, "schedule": []},
+    "train": {"epochs": 80, "batch": 1024, "precision": "fp32", "dropout": 0.0, "until": 0, "schedule": [],
+     "perturbation": 0.0},
     "probe": {"every": 10, "bank_jets": 50000, "knn_k": 30, "jet_pts": []},
     "finetune": {"fractions": [], "twin": True, "epochs": 100, "batch": 1024, "lr": 0.0004, "layer_decay": 0.65,
      "dropout": 0.2, "patience": 100, "tolerance": 0.0001},
