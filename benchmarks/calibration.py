@@ -121,6 +121,10 @@ def _families() -> Iterator[Check]:
     yield decided(
         "Holm, a mixed family: a false claim of either kind, n = 10", event="either", **mixed | {"kind": "shown"}
     )
+    skewed: dict[str, Any] = {"shape": "skewed differences", "shared": 0.0, "kind": "shown", "seeds": 12}
+    yield any_false(
+        "Holm: any of 10 contrasts of skewed differences with mean zero, n = 12", shifts=(0.0,) * 10, **skewed
+    )
 
 
 def _equivalence() -> Iterator[Check]:
@@ -139,6 +143,10 @@ def _equivalence() -> Iterator[Check]:
     }
     for n in (5, 20):
         yield decided(f"a mean made by a collapse in one of ten seeds, n = {n}", seeds=n, **rare, weight=0.5)
+    family = rare | {"shifts": (-1 / 3,) * 10}
+    yield decided(
+        "Holm: any of 10 means made by a collapse in one of ten seeds, n = 12", seeds=12, **family, weight=0.5
+    )
 
 
 def _intervals() -> Iterator[Check]:

@@ -177,7 +177,7 @@ def test_the_notebook_runs_on_any_study_and_finds_what_the_report_finds(tmp_path
     def score(config, seed, rng):
         return 0.5 + seed_offset(seed) + effect[config.mask.ratio_high] + 0.002 * rng.normal()
 
-    changes = {("more", 6): {"state": "failed", "reason": "loss is not finite", "metrics": {}}}
+    changes = {("base", 6): {"state": "failed", "reason": "loss is not finite", "metrics": {}}}
     evidence = simulate(
         tmp_path, plan, score, changes, more=lambda v: {f"untrained/{plan.metric}": 0.3 + v / 100}, curves=curves
     )

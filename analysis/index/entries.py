@@ -280,7 +280,8 @@ def _sentences(study: _Study) -> list[str]:
 def _other_metrics(study: _Study) -> list[str]:
     """``k-means AMI: momentum − random_count +0.004 ± 0.006 (...)``."""
     found, names = study.found, {item.contrast.name for item in study.primary}
-    frame = tables.metric_differences(found.trials, found.plan, [m for m in study.part.also if m in found.trials])
+    also = [metric for metric in study.part.also if metric in found.trials]
+    frame = tables.metric_differences(found.trials, found.plan, also, found.judged, found.alpha)
     sentences = []
     for row in frame.to_dict("records"):
         if row["contrast"] in names:
@@ -289,7 +290,7 @@ def _other_metrics(study: _Study) -> list[str]:
             sentences.append(
                 f"In {metric.label}: {contrast_name(row['contrast'])} is "
                 f"{fmt.with_error(row['mean'], error, sign=True)} "
-                f"({1 - found.plan.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
+                f"({1 - found.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
             )
     return sentences
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from analysis.plots import style
 from analysis.stats import Floats, paired
@@ -62,6 +64,17 @@ def _finish(axes: Axes, bottom: float, top: float, margin: float, label: str) ->
     style.few_ticks(axes.xaxis)
 
 
+def _apart(seeds: ArrayLike) -> Floats:
+    """Steps up and down, 0, 1, -1, ..., of circles (seed,) that would lie on each other: within a hundredth of all."""
+    values = np.asarray(seeds, dtype=float)
+    order, steps = np.argsort(values, kind="stable"), np.zeros(len(values))
+    near = np.ptp(values) / 100 if len(values) else 0.0
+    for before, place in itertools.pairwise(order):
+        if values[place] - values[before] <= near:
+            steps[place] = -steps[before] if steps[before] > 0 else 1 - steps[before]
+    return steps
+
+
 def _wrapped(name: str) -> list[str]:
     """A name in as many lines as it takes, so that none is cut and none runs into the outcome beside it."""
     lines = textwrap.wrap(" ".join(name.split()), LETTERS, max_lines=4, placeholder=" …")
@@ -71,7 +84,7 @@ def _wrapped(name: str) -> list[str]:
 def _difference(axes: Axes, top: float, lines: Sequence[str], row: Difference) -> None:
     """`top` in inches from the top of the plot: so is its vertical axis."""
     colour, y = style.OUTCOMES[row.outcome], top + LINE * len(lines) + 0.15
-    dots = axes.plot(row.seeds, np.full(len(row.seeds), y + 0.11), "o", ms=3.4, mfc="none", mec=style.MUTED, mew=0.8)
+    dots = axes.plot(row.seeds, y + 0.11 + 0.05 * _apart(row.seeds), "o", ms=3.4, mfc="none", mec=style.MUTED, mew=0.8)
     style.attach_tooltips(dots[0], [f"{row.name}: {fmt.number(one, sign=True)} at one seed" for one in row.seeds])
     if np.isfinite(row.mean):
         axes.plot(row.ends, [y, y], color=colour, lw=2.2, solid_capstyle="butt", zorder=3)
@@ -106,7 +119,7 @@ def effects(rows: Mapping[str, Mapping[str, Floats]], margin: float, label: str,
 
 def _effect(axes: Axes, y: float, seeds: Floats, i: int, label: str, confidence: float) -> None:
     colour, marker, mean = style.PALETTE[i], "Ds"[i % 2], paired.mean_interval(seeds, confidence)
-    axes.plot(seeds, np.full(len(seeds), y + 0.07), "o", ms=2.8, mfc="none", mec=style.MUTED, mew=0.7, zorder=2)
+    axes.plot(seeds, y + 0.07 + 0.04 * _apart(seeds), "o", ms=2.8, mfc="none", mec=style.MUTED, mew=0.7, zorder=2)
     axes.plot([mean.low, mean.high], [y, y], color=colour, lw=2, solid_capstyle="butt", zorder=3)
     # Drawn where there is no mean too: the legend is made of the first row.
     axes.plot([mean.mean], [y], marker, color=colour, ms=5, mew=0, zorder=4, ls="none", label=label or "_")

@@ -36,6 +36,7 @@ OUTCOMES = {
     "equivalent": PALETTE[3],
     "undecided": PALETTE[8],
     "failed": PALETTE[2],
+    "noise floor": PALETTE[8],
 }
 WIDTH = 4.6
 """Inches."""

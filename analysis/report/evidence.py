@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,10 @@ class Evidence:
     arms: pd.DataFrame
     """One row per arm."""
     verdicts: list[Verdict]
+    judged: pd.Index
+    """Seeds that the verdicts rest on; every comparison of a report is of them."""
+    alpha: float
+    """Of their intervals: the plan's, or what looks leave of it."""
     curves: pd.DataFrame
     convergence: list[Convergence]
     diagnosis: Diagnosis
@@ -46,14 +51,19 @@ class Evidence:
         return self.study.plan
 
     @property
+    def judged_plan(self) -> Plan:
+        """The plan with the error level that its looks leave to a single test."""
+        return dataclasses.replace(self.plan, alpha=self.alpha)
+
+    @property
     def level(self) -> str:
         """Head of a column of intervals, ``95% interval``."""
-        return f"{1 - self.plan.alpha:.0%} interval"
+        return f"{1 - self.alpha:.0%} interval"
 
-    @cached_property
+    @property
     def compared(self) -> pd.DataFrame:
-        """Scores (seed, arm) of the blocks in which every arm has ended: what may be compared."""
-        return self.scores[tables.ended_blocks(self.states)]
+        """Scores (seed, arm) of the blocks that the verdicts rest on: what may be compared."""
+        return self.scores.loc[self.judged]
 
     @cached_property
     def shown(self) -> list[str]:
@@ -91,22 +101,21 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
     plan, found = study.plan, decide_study(study)
     trials, scores, states = found.trials, found.scores, found.states
     curves = convergence.curve_table(study)
-    compared = compared_curves(curves, states)
+    # What ran beyond the look enters no mean either; without looks an unfinished block does.
+    late = ~trials["seed"].isin(found.judged) & (trials["state"] == "complete") & bool(found.look)
+    compared = curves[curves["seed"].isin(found.judged)]
     speeds = (convergence.converge(plan, compared, clock) for clock in convergence.CLOCKS)
     return Evidence(
         study=study,
         trials=trials,
         scores=scores,
         states=states,
-        arms=tables.arms_table(trials, plan),
+        arms=tables.arms_table(trials[~late], plan),
         verdicts=found.verdicts,
+        judged=found.judged,
+        alpha=found.alpha,
         curves=curves,
         convergence=[speed for speed in speeds if speed is not None],
         diagnosis=diagnostics.diagnose(study),
         links=links.find(study, out or Path()),
     )
-
-
-def compared_curves(curves: pd.DataFrame, states: pd.DataFrame) -> pd.DataFrame:
-    """Learning curves of the blocks in which every arm has ended."""
-    return curves[curves["seed"].isin(states.index[tables.ended_blocks(states)])]

@@ -10,10 +10,10 @@ import pandas as pd
 
 from analysis.report.evidence import Evidence
 from analysis.report.section import Picture, Section
-from analysis.verdicts import arm_settings, tables
+from analysis.verdicts import arm_settings, noise_floor, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.questions import answered_by_sections
-from analysis.verdicts.sentences import FAILED, ORDER, contrast_name, numbers, outcome_label
+from analysis.verdicts.sentences import FAILED, ORDER, contrast_name, losses, numbers, outcome_label
 from analysis.verdicts.study_index import base_name
 from analysis.verdicts.verdict import Verdict
 from jbot.evaluation.metrics_registry import BASELINES, find_metric
@@ -54,7 +54,7 @@ class Answer:
 
 def chosen(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """Verdicts that the first screen is about: the primary ones, else all."""
-    return [v for v in verdicts if v.contrast.primary] or list(verdicts)
+    return [v for v in verdicts if v.contrast.primary] or [v for v in verdicts if not v.null]
 
 
 def status(evidence: Evidence) -> str:
@@ -95,6 +95,8 @@ def answers(evidence: Evidence, sections: Sequence[Section]) -> list[Answer]:
     """Verdicts and what sections answer; these come first where the question asks for no winner."""
     plan = evidence.plan
     verdicts = by_outcome(evidence.verdicts) or _measured(plan, evidence.arms)
+    if floor := noise_floor.sentences(evidence.verdicts):
+        verdicts.append(Answer(outcome="described", title="Noise floor", aside="no verdict", lines=floor))
     said = [
         Answer(outcome="described", title=one.title, aside="described", lines=one.answer, href=f"#{one.anchor}")
         for one in sections
@@ -148,6 +150,8 @@ def _answer(outcome: str, group: Sequence[Verdict], total: int) -> Answer:
         return dataclasses.replace(box, text=first.sentence)
     pairs = []
     for v in group[:MAX_PAIRS]:
+        own = [words for words in (losses(v), *v.warnings) if words and words not in shared]
+        shared += [f"{contrast_name(v.contrast.name)}: {words}" for words in own]
         # p and n only of what was decided, as the table has them all.
         whole = numbers(v)
         pairs.append((contrast_name(v.contrast.name), whole.split(", n = ")[0] if v.outcome == "undecided" else whole))

@@ -121,12 +121,12 @@ def sign_flip_test(differences: ArrayLike, rng: np.random.Generator) -> float:
     d = as_whole_numbers(differences)
     if len(d) > EXACT_UP_TO:
         signs = rng.choice([-1.0, 1.0], size=(RESAMPLES, len(d)))
-        extreme = np.count_nonzero(np.abs(signs @ d) >= abs(d.sum()))
+        extreme = np.count_nonzero(np.abs(signs @ d) >= abs(d.sum()) - len(d))
         return float((extreme + 1) / (RESAMPLES + 1))
     sums = np.zeros(1)
     for value in d:
         sums = np.concatenate([sums - value, sums + value])
-    return float(np.mean(np.abs(sums) >= abs(d.sum())))
+    return float(np.mean(np.abs(sums) >= abs(d.sum()) - len(d)))
 
 
 def min_p(n: int, contrasts: int = 1) -> float:
@@ -199,6 +199,29 @@ def tost(differences: ArrayLike, margin: float) -> float:
     return float(DescrStatsW(d).ttost_mean(-margin, margin)[0])
 
 
+def outlier(differences: ArrayLike, alpha: float = 0.01) -> int | None:
+    """Place of the one difference that lies apart from all others, by Grubbs' two-sided test; None without one.
+
+    Parameters
+    ----------
+    differences : float array (seed,)
+    alpha : float
+        Share of normal samples in which one is named all the same.
+
+    References
+    ----------
+    Grubbs, Technometrics 11 (1969) 1, doi:10.1080/00401706.1969.10490657.
+    """
+    d = _finite(differences)
+    n = len(d)
+    if n < 4 or _spread(d) == 0:
+        return None
+    away = np.abs(d - d.mean()) / d.std(ddof=1)
+    t = float(stats.t.isf(alpha / (2 * n), n - 2))
+    farthest = int(away.argmax())
+    return farthest if away[farthest] > (n - 1) / math.sqrt(n) * math.sqrt(t**2 / (n - 2 + t**2)) else None
+
+
 def wilson(events: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of a rate of `events` among `trials`; (0, 1) without trials.
 
@@ -213,7 +236,11 @@ def wilson(events: int, trials: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def as_whole_numbers(differences: ArrayLike) -> Floats:
-    """Differences in units of 2^-40 of the largest: sums of whole numbers are exact, so equal sums are seen as ties."""
+    """Differences in units of 2^-40 of the largest, rounded.
+
+    Sums of whole numbers are exact. Those that were equal before the rounding, as sums of thirds are, differ by at most
+    one unit a seed afterwards: whoever looks for ties takes them for equal.
+    """
     d = _finite(differences)
     scale = np.abs(d).max(initial=0.0)
     return np.rint(d / scale * 2.0**40) if scale > 0 else d

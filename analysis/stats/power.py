@@ -120,6 +120,53 @@ def seeds_to_decide(
     return sizes[first] if first < len(sizes) else None
 
 
+def seeds_to_decide_range(
+    mean: float, sd: float, n: int, margin: float, alpha: float = 0.05, contrasts: int = 1, share: float = 0.8
+) -> tuple[int, int | None]:
+    """Between what numbers :func:`seeds_to_decide` lies, as `n` seeds know mean and spread only so well.
+
+    Parameters
+    ----------
+    mean, sd, n :
+        Of the paired difference over the seeds so far; at least two, and a spread.
+    share : float
+        Of the means and spreads behind such a pilot (Student's and the chi-square distribution) that give a number
+        between the two.
+
+    Returns
+    -------
+    (int, int or None)
+        None where it may be more than MAX_SEEDS.
+    """
+    quantiles = np.linspace(0.1, 0.9, 5)
+    spreads = sd * np.sqrt((n - 1) / stats.chi2.isf(quantiles, n - 1))
+    shifts = stats.norm.ppf(quantiles) / math.sqrt(n)
+    needed = sorted(
+        seeds_to_decide(mean + shift * spread, float(spread), margin, alpha, contrasts) or MAX_SEEDS + 1
+        for spread in spreads
+        for shift in shifts
+    )
+    ends = np.quantile(needed, [(1 - share) / 2, (1 + share) / 2], method="nearest")
+    low, high = int(ends[0]), int(ends[1])
+    return low, (high if high <= MAX_SEEDS else None)
+
+
+@functools.cache
+def exaggeration(n: int, alpha: float = 0.05, contrasts: int = 1) -> float:
+    """How many times as large a difference looks where it is shown, on average, if it is shown in half of studies.
+
+    References
+    ----------
+    Gelman & Carlin, Perspect. Psychol. Sci. 9 (2014) 641, doi:10.1177/1745691614551642 (type M errors).
+    """
+    effect = detectable_effect(n, alpha, contrasts, power=0.5)
+    if not math.isfinite(effect):
+        return math.nan
+    values = np.random.default_rng(n).standard_normal((SIMULATED_STUDIES, n)) + effect
+    t = values.mean(axis=1) / values.std(axis=1, ddof=1) * math.sqrt(n)
+    return float(values.mean(axis=1)[np.argsort(t)[SIMULATED_STUDIES // 2 :]].mean() / effect)
+
+
 def _power_to_differ(n: int, mean: float, sd: float, alpha: float, contrasts: int) -> float:
     """Power to show a difference: simulated for few seeds, then that of a paired t-test, its far tail neglected."""
     if sd == 0:

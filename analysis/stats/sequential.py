@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,9 @@ def can_differ(look: int, blocks: int, contrasts: int, alpha: float = 0.05) -> b
     return contrasts * paired.min_p(look) <= alpha * share_spent(look, blocks) * (1 + 1e-12)
 
 
-def critical_values(paths: Floats, shares: Sequence[float], levels: Floats, reserved: int = 0) -> Floats:
+def critical_values(
+    paths: Floats, shares: Sequence[float], levels: Floats, reserved: int = 0, tie: float = 0.0
+) -> Floats:
     """What a statistic must reach at each look to be rejected at each level.
 
     Parameters
@@ -101,6 +103,8 @@ def critical_values(paths: Floats, shares: Sequence[float], levels: Floats, rese
         Ascending.
     reserved : int
         1 where the data's own path is not among them, as with simulated ones: it is then counted as the most extreme.
+    tie : float
+        Statistics that differ by no more are equal.
 
     Returns
     -------
@@ -115,7 +119,7 @@ def critical_values(paths: Floats, shares: Sequence[float], levels: Floats, rese
         values, before = paths[look][order], rejected_by[order]
         spent = np.searchsorted(np.sort(before), np.arange(len(levels)), side="right")
         allowed = np.floor(levels * shares[look] * (count + reserved) * (1 + 1e-12)).astype(int) - reserved
-        new = np.concatenate([[True], values[1:] != values[:-1]])
+        new = np.concatenate([[True], values[:-1] > values[1:] + tie])
         tie_begins = np.append(np.maximum.accumulate(np.where(new, np.arange(count), 0)), count)
         reached = [
             tie_begins[np.searchsorted(np.cumsum(before[:most] > level), most - spent[level], side="right")]
@@ -154,19 +158,21 @@ def sign_flip_test(differences: ArrayLike, history: InterimHistory, alpha: float
     paths = np.abs(_all_sums(d, history.pairs) if exact else _random_sums(d, history.pairs))
     smallest = [2.0 ** (1 - n) if exact and n else 1 / paths.shape[1] for n in history.pairs]
     levels = _levels(smallest, history, alpha, family)
-    critical = critical_values(paths, history.shares, levels)
+    critical = critical_values(paths, history.shares, levels, tie=len(d))
     return _smallest(levels, [value >= row for value, row in zip(paths[:, 0], critical, strict=True)])
 
 
 def tost(differences: ArrayLike, history: InterimHistory, margin: float, alpha: float, family: int) -> float:
     """Sequential p-value of "the mean difference lies inside (-margin, margin)"; 1 below two seeds.
 
+    Only the last look counts: that an earlier one would have rejected is no evidence for an equivalence that the later
+    blocks speak against. The error level holds, as it holds for all looks together.
+
     Parameters as of :func:`sign_flip_test`; the margin is positive, in units of the differences.
     """
     d = np.asarray(differences, dtype=np.float64)
     levels, nominal = nominal_levels(history, 1, alpha, family)
-    found = [paired.tost(d[:n], margin) for n in history.pairs]
-    return _smallest(levels, [p <= row for p, row in zip(found, nominal, strict=True)])
+    return _smallest(levels, [paired.tost(d, margin) <= nominal[-1]])
 
 
 def confidence(history: InterimHistory, alpha: float) -> float:
@@ -187,17 +193,12 @@ def final_level(looks: Sequence[int], alpha: float) -> float:
 
 def min_p(history: InterimHistory) -> float:
     """The smallest sequential p-value that sign flips of so many pairs can reach by the last look."""
-    return _min_by_last(paired.min_p, history)
+    return min(1.0, *(paired.min_p(n) / share for n, share in zip(history.pairs, history.shares, strict=True) if n))
 
 
 def min_p_equivalent(history: InterimHistory) -> float:
-    """The smallest sequential p-value that an exact test of equivalence can give to so many pairs by the last look."""
-    return _min_by_last(paired.min_p_equivalent, history)
-
-
-def _min_by_last(smallest: Callable[[int], float], history: InterimHistory) -> float:
-    looks = zip(history.pairs, history.shares, strict=True)
-    return min(1.0, *(smallest(n) / share for n, share in looks))
+    """The smallest sequential p-value that an exact test of equivalence can give to so many pairs at the last look."""
+    return min(1.0, paired.min_p_equivalent(history.pairs[-1]) / history.shares[-1])
 
 
 @functools.lru_cache(maxsize=256)
@@ -258,9 +259,8 @@ def outlook(
         past = planned_history(looks[: k + 1], blocks)
         p = np.minimum(p, np.maximum(min_p(past), _level_of(nominal, k, *nominal_levels(history, 2, alpha, family))))
         inside = stats.t.sf((margin - np.abs(mean)) / error, look - 1)
-        q = np.minimum(
-            q, np.maximum(min_p_equivalent(past), _level_of(inside, k, *nominal_levels(history, 1, alpha, family)))
-        )
+        few = paired.min_p_equivalent(look) / history.shares[k]
+        q = np.maximum(few, _level_of(inside, k, *nominal_levels(history, 1, alpha, family)))
         decided = (_holm(p, alpha) | _holm(q, alpha)).all(axis=1)
         stops.append(float((running & decided).mean()) if look < blocks else float(running.mean()))
         running &= ~decided

@@ -12,7 +12,9 @@ The rules, in this order, for every contrast of a plan:
    test to say so (`paired.min_p_equivalent`: five for a single contrast at 5%). It goes before 4: the plan has
    said that smaller differences do not matter, so one that is significant and yet inside the margin is equivalent,
    with a note that it is not zero.
-4. *better* or *worse*: the sign-flip test is significant and the t interval clear of zero.
+4. *better* or *worse*: the sign-flip test is significant and the t interval clear of zero. Where the better arm failed
+   and the other did not, the test must be significant also with each such seed as the better arm's largest defeat:
+   who fails because it is worse leaves only the seeds that flatter it.
 5. *undecided* otherwise, with the number of seeds that would probably decide it.
 
 A plan with looks (:mod:`analysis.stats.sequential`) is decided at each look that its blocks have reached, in order,
@@ -32,9 +34,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.stats import Floats, paired, power, sequential
-from analysis.stats.paired import PairedDifference
+from analysis.stats.paired import MeanInterval, PairedDifference
 from analysis.stats.sequential import InterimHistory
 from analysis.verdicts import tables
+from analysis.verdicts.provenance import unpaid_look
 from analysis.verdicts.sentences import in_words
 from analysis.verdicts.verdict import FailureRate, Look, Outcome, Verdict, clear_of_zero
 from jbot.evaluation.metrics_registry import find_metric
@@ -66,6 +69,21 @@ class DecidedStudy:
         return [verdict for verdict in self.verdicts if verdict.contrast.primary]
 
     @property
+    def judged(self) -> pd.Index:
+        """Seeds that the verdicts rest on: of a plan with looks those up to the one it was decided at.
+
+        Of others all at which every arm has ended.
+        """
+        if self.look and self.look.blocks:
+            return self.states.index[: self.look.blocks]
+        return self.states.index[tables.ended_blocks(self.states)]
+
+    @property
+    def alpha(self) -> float:
+        """1 minus the confidence of the verdicts' intervals: the plan's, or a smaller one that pays for the looks."""
+        return 1 - self.verdicts[0].confidence if self.look else self.study.plan.alpha
+
+    @property
     def look(self) -> Look | None:
         """The planned look it was decided at; None where the plan has none."""
         return self.verdicts[0].look if self.verdicts else None
@@ -76,6 +94,8 @@ def decide_study(study: StudyRecords) -> DecidedStudy:
     plan, trials = study.plan, tables.trial_table(study)
     scores, states = tables.scores_and_states(trials, plan)
     verdicts = decide_contrasts(plan, scores, states, tables.other_scores(trials, plan))
+    if note := unpaid_look(study):
+        verdicts = [dataclasses.replace(verdict, notes=(note, *verdict.notes)) for verdict in verdicts]
     return DecidedStudy(study=study, trials=trials, scores=scores, states=states, verdicts=verdicts)
 
 
@@ -142,6 +162,7 @@ class _Evidence:
     """The looks so far; None where the plan has none, or none has been reached."""
     confidence: float
     p_with_losses: float
+    outlier: tuple[int, MeanInterval] | None
 
 
 def _decide_blocks(
@@ -151,12 +172,21 @@ def _decide_blocks(
     rng = np.random.default_rng(SEED)
     evidence = [_gather(plan, contrast, scores, states, used, look, rng) for contrast in plan.contrasts]
     verdicts: dict[Contrast, Verdict] = {}
-    for primary, correct in ((True, paired.holm), (False, paired.benjamini_hochberg)):
-        family = [item for item in evidence if item.contrast.primary is primary]
+    families = (
+        ([item for item in evidence if item.contrast.primary], paired.holm),
+        (
+            [item for item in evidence if not item.contrast.primary and item.contrast != plan.null],
+            paired.benjamini_hochberg,
+        ),
+        ([item for item in evidence if item.contrast == plan.null], paired.holm),
+    )
+    for family, correct in families:
         differ = correct([item.p for item in family]) if family else ()
         equal = correct([item.p_equivalent for item in family]) if family else ()
-        for item, p, p_equivalent in zip(family, differ, equal, strict=True):
-            verdicts[item.contrast] = in_words(plan, _conclude(plan, item, float(p), float(p_equivalent), len(family)))
+        lost = correct([np.fmax(item.p, item.p_with_losses) for item in family]) if family else ()
+        for item, p, p_equal, p_lost in zip(family, differ, equal, lost, strict=True):
+            verdict = _conclude(plan, item, float(p), float(p_equal), float(p_lost), len(family))
+            verdicts[item.contrast] = in_words(plan, verdict)
     return [verdicts[contrast] for contrast in plan.contrasts]
 
 
@@ -201,6 +231,7 @@ def _gather(
         course=course,
         confidence=confidence,
         p_with_losses=math.nan if waits else _p_with_losses(plan, contrast, differences, whole, pruned, look),
+        outlier=_outlier(differences, states.index[scored], confidence),
     )
 
 
@@ -224,7 +255,9 @@ def _p_differs(
 
 
 def _family(plan: Plan, contrast: Contrast) -> int:
-    return sum(other.primary is contrast.primary for other in plan.contrasts)
+    if contrast == plan.null:
+        return 1
+    return sum(other.primary is contrast.primary and other != plan.null for other in plan.contrasts)
 
 
 def _p_with_losses(
@@ -252,31 +285,37 @@ def _failure_rate(states: pd.Series, whole: Mask) -> FailureRate:
     return FailureRate(arm=str(states.name), failed=int(failed.sum()), ended=int((states != "pruned").sum()))
 
 
-def _conclude(plan: Plan, evidence: _Evidence, p_adjusted: float, p_equivalent: float, family: int) -> Verdict:
+def _conclude(
+    plan: Plan, evidence: _Evidence, p_adjusted: float, p_equivalent: float, p_lost: float, family: int
+) -> Verdict:
     """The verdict, still without words."""
     difference, course, n = evidence.difference, evidence.course, evidence.difference.n
     # Benjamini-Hochberg leaves the smallest p of a family as it is when all are equal; Holm multiplies it.
     corrected = family if evidence.contrast.primary else 1
     smallest = sequential.min_p(course) if course else paired.min_p(n)
     inside = corrected * (sequential.min_p_equivalent(course) if course else paired.min_p_equivalent(n))
-    outcome, needed = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside)), None
-    if outcome == "undecided":
-        needed = power.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
+    survivors = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside))
+    undone = survivors in ("better", "worse") and p_lost > plan.alpha
+    outcome: Outcome = "undecided" if undone else survivors
+    needed, span = _seeds_needed(plan, evidence, family) if outcome == "undecided" and not undone else (None, None)
     detectable = math.nan
     if n > 1:
         effect = power.detectable_effect(n, 1 - evidence.confidence if course else plan.alpha, family)
         detectable = effect * difference.sd if math.isfinite(effect) else math.inf
+    found = {name: value for name, value in vars(evidence).items() if name != "course"}
     return Verdict(
-        **{name: value for name, value in vars(evidence).items() if name != "course"},
+        **found | {"p_with_losses": p_lost if math.isfinite(evidence.p_with_losses) else math.nan},
         outcome=outcome,
+        undone_by_failures=undone,
+        null=evidence.contrast == plan.null,
         p_adjusted=p_adjusted,
         p_equivalent_adjusted=p_equivalent,
         min_p=min(1.0, corrected * smallest),
         min_p_equivalent=min(1.0, inside),
         family=family,
         detectable=detectable,
-        # An undecided study needs more than it has, however good its chance was.
-        seeds_needed=None if needed is None else max(needed, n + 1),
+        seeds_needed=needed,
+        seeds_range=span,
         within=find_metric(evidence.contrast.metric or plan.metric).difference_bounds,
         sentence="",
     )
@@ -290,3 +329,27 @@ def _outcome(plan: Plan, difference: PairedDifference, p_adjusted: float, p_equi
     if p_adjusted <= plan.alpha and clear_of_zero(difference):
         return "better" if (difference.mean > 0) == plan.higher_is_better else "worse"
     return "undecided"
+
+
+def _seeds_needed(plan: Plan, evidence: _Evidence, family: int) -> tuple[int | None, tuple[int, int | None] | None]:
+    """Seeds that would probably decide it; of a primary contrast also between what numbers they lie."""
+    difference = evidence.difference
+    needed = power.seeds_to_decide(difference.mean, difference.sd, plan.margin, plan.alpha, family)
+    # More than it has, however good its chance was, and never fewer than a difference takes.
+    corrected = family if evidence.contrast.primary else 1
+    least = max(difference.n + 1, power.min_seeds(plan.alpha, corrected)[0])
+    span = None
+    if evidence.contrast.primary and difference.sd > 0:
+        low, high = power.seeds_to_decide_range(
+            difference.mean, difference.sd, difference.n, plan.margin, plan.alpha, family
+        )
+        span = max(low, least), None if high is None else max(high, least)
+    return None if needed is None else max(needed, least), span
+
+
+def _outlier(differences: Floats, seeds: pd.Index, confidence: float) -> tuple[int, MeanInterval] | None:
+    """The seed that lies apart from all others, and what they say without it."""
+    place = paired.outlier(differences)
+    if place is None:
+        return None
+    return int(seeds[place]), paired.mean_interval(np.delete(differences, place), confidence)

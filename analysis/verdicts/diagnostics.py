@@ -30,6 +30,8 @@ MIN_SPREAD = 0.01
 0.7 to 0.9 (24 trials of jBOT-S on 10 thousand jets)."""
 MIN_RANK = 1.1
 """Effective rank; 1 is a single direction (assumed). Untrained encoders have 1.2 to 1.5, trained ones 10 to 17."""
+MAX_DIMENSIONS, MIN_ANISOTROPY = 2.0, 0.99
+"""Effective rank below which, and mean cosine of two jets above which, an embedding is one direction (assumed)."""
 MAX_ATTENTION_ENTROPY = 0.99
 """Entropy of the sharpest head, relative to uniform attention (assumed). What fails a trial is 0.9999; untrained
 encoders have 0.999, trained ones 0.3 to 0.85."""
@@ -116,6 +118,18 @@ def collapse(record: Record, study: StudyRecords) -> list[Case] | None:
             cases.append(Case(subject=words, evidence=evidence, weight=-value))
     # A trial that failed of something else has no final metrics, but its reason says that it was not this.
     return cases if values or record.state == "failed" else None
+
+
+def dimensional_collapse(record: Record, study: StudyRecords) -> list[Case] | None:
+    """The embedding uses one direction of all it has: its jets lie on a line, though not on a point."""
+    rank, anisotropy = (_metric(record, f"test/{name}") for name in ("effective_rank", "anisotropy"))
+    if rank is None or anisotropy is None:
+        return None
+    if rank >= MAX_DIMENSIONS or anisotropy <= MIN_ANISOTROPY:
+        return []
+    width = tables.lookup(record.config, "model.dim")
+    evidence = f"effective rank {fmt.compact(rank)} of {width}, mean cosine of two jets {anisotropy:.4f}"
+    return [Case(subject="the embedding", evidence=evidence, weight=-rank)]
 
 
 def uniform_attention(record: Record, study: StudyRecords) -> list[Case] | None:
@@ -270,6 +284,7 @@ def _runs(record: Record, kind: str) -> list[str]:
 
 CHECKS: dict[str, Check] = {
     "collapse": collapse,
+    "dimensional collapse": dimensional_collapse,
     "uniform attention": uniform_attention,
     "classifier at chance": at_chance,
     "fine-tuning below the frozen embedding": below_frozen,

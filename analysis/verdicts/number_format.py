@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from analysis.stats import paired
@@ -11,6 +12,8 @@ from analysis.stats.paired import MeanInterval
 
 MISSING = "–"
 """What stands for a number that does not exist."""
+LARGE = 1e6
+"""From here on a number is written 2.1e9."""
 TINY = 1e-8
 """An error that no number of decimals that anyone would read shows."""
 
@@ -33,6 +36,8 @@ def number(value: float | None, decimals: int = 4, sign: bool = False) -> str:
     """A number with a true minus sign; a dash when there is none."""
     if value is None or not math.isfinite(value):
         return MISSING
+    if abs(value) >= LARGE:
+        return f"{'+' if sign and value > 0 else ''}{compact(value)}"
     text = f"{value:{'+' if sign else ''}.{decimals}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
@@ -44,7 +49,7 @@ def compact(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     # Rounded first, so that 640 does not become 6.4e+02.
-    return f"{float(f'{value:.{digits}g}'):g}".replace("-", "−")
+    return f"{float(f'{value:.{digits}g}'):g}".replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def with_error(value: float, error: float, sign: bool = False, max_decimals: int = 8) -> str:
@@ -97,6 +102,19 @@ def mean_cell(values: MeanInterval, sign: bool = False) -> str:
     if values.n < 2 or values.standard_error == 0:
         return number(values.mean, sign=sign)
     return with_error(values.mean, values.standard_error, sign)
+
+
+def mean_cells(means: Sequence[MeanInterval]) -> list[str]:
+    """Cells of one column, all rounded by the median of their errors."""
+    errors = [one.standard_error for one in means if one.n > 1 and one.standard_error > 0]
+    if not errors or (typical := median(errors)) < TINY:
+        return [mean_cell(one) for one in means]
+    decimals, cells = decimals_of(typical), []
+    for one in means:
+        error = number(one.standard_error, decimals)
+        error = compact(one.standard_error, 1) if one.standard_error > 0 and float(error) == 0 else error
+        cells.append(number(one.mean, decimals) + (f" ± {error}" if one.n > 1 else ""))
+    return cells
 
 
 def interval_cell(values: MeanInterval) -> str:

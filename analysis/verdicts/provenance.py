@@ -88,6 +88,29 @@ def _plan_deviations(study: StudyRecords, records: list[Record]) -> Iterator[str
         yield f"{fmt.count(n, 'trial')} ran under another plan: study {name}, plan hash {plan_hash}."
 
 
+def unpaid_look(study: StudyRecords) -> str:
+    """That some blocks had ended under an earlier plan of this study, before its number of seeds was set; or nothing.
+
+    A plan with a look after so many blocks pays for it.
+    """
+    plan, trials = study.plan, ended(study)
+    earlier = {record.plan_hash for _, record in trials if record.study == plan.study} - {plan.hash}
+    for plan_hash in sorted(earlier):
+        arms: dict[int, set[str]] = {}
+        for trial, record in trials:
+            if record.plan_hash == plan_hash and record.study == plan.study:
+                arms.setdefault(trial.seed, set()).add(trial.arm)
+        whole = sum(found == set(plan.arms) for found in arms.values())
+        if 0 < whole < len(plan.seeds) and whole not in plan.looks:
+            return (
+                f"{fmt.count(whole, 'block')} of {len(plan.seeds)} had ended under an earlier plan of this study. If "
+                "more seeds were added after a look at them, that look is not paid for: of studies without any "
+                "difference some 7% to 12% are then called better or worse, not 5%. Fresh seeds, or --until-decided "
+                "from the start, keep the level."
+            )
+    return ""
+
+
 def _versions(record: Record) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(record.libraries.items())) or "not recorded"
 

@@ -6,21 +6,26 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from analysis.stats import power
+from analysis.stats import paired, power
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.verdict import Look, Verdict
+from analysis.verdicts.arm_settings import words
+from analysis.verdicts.verdict import Look, Verdict, clear_of_zero
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Contrast, Plan
 
 FAILED = "failed"
 """Outcome of a contrast that has no difference because trials of an arm failed. The verdict on it is undecided; the
 failure is what was found."""
-ORDER = ("better", "worse", "equivalent", FAILED, "undecided")
+NOISE_FLOOR = "noise floor"
+"""In the place of an outcome, of an arm against itself."""
+ORDER = ("better", "worse", "equivalent", FAILED, "undecided", NOISE_FLOOR)
 """Outcomes as the first screen lists them."""
 
 
 def outcome_label(verdict: Verdict) -> str:
-    """The outcome, or `failed` where fewer than two seeds are left because trials failed."""
+    """The outcome; `noise floor` of a null, `failed` where fewer than two seeds are left because trials failed."""
+    if verdict.null:
+        return NOISE_FLOOR
     return FAILED if verdict.difference.n < 2 and verdict.dropped else verdict.outcome
 
 
@@ -33,8 +38,16 @@ def numbers(verdict: Verdict) -> str:
     if verdict.outcome == "equivalent":
         p = fmt.p_value(verdict.p_equivalent_adjusted)
     estimate = f"{fmt.with_error(d.mean, error, sign=True)} ({fmt.interval(d.low, d.high, error, verdict.within)})"
-    needed = f", about {verdict.seeds_needed} seeds decide" if verdict.seeds_needed else ""
-    return f"{estimate}, n = {d.n}, p = {p}{needed}"
+    span = f" ({seeds_span(verdict)})" if seeds_span(verdict) else ""
+    needed = f", about {verdict.seeds_needed} seeds{span} decide" if verdict.seeds_needed else ""
+    kind = "equivalence p" if verdict.outcome == "equivalent" else "p"
+    return f"{estimate}, n = {d.n}, {kind} = {p}{needed}"
+
+
+def seeds_span(verdict: Verdict) -> str:
+    """``15 to 109``: seeds that may decide it, as those so far know size and spread only so well; empty if no range."""
+    low, high = verdict.seeds_range or (0, 0)
+    return "" if low == high else f"{low} or more" if high is None else f"{low} to {high}"
 
 
 def contrast_name(name: str) -> str:
@@ -48,8 +61,9 @@ def contrast_name(name: str) -> str:
 
 def in_words(plan: Plan, verdict: Verdict) -> Verdict:
     """The same verdict with its sentence and its notes."""
-    sentence = " ".join(part for part in (_finding(plan, verdict), _losses(verdict)) if part)
-    return dataclasses.replace(verdict, sentence=sentence, notes=tuple(_notes(plan, verdict)))
+    sentence = " ".join(part for part in (_finding(plan, verdict), losses(verdict)) if part)
+    notes, warnings = tuple(_notes(plan, verdict)), tuple(_warnings(plan, verdict))
+    return dataclasses.replace(verdict, sentence=sentence, notes=notes, warnings=warnings)
 
 
 def _finding(plan: Plan, verdict: Verdict) -> str:
@@ -63,6 +77,7 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
         return f"{treatment} against {control} is undecided: {found} a score of both arms, and a spread takes two."
     if d.mean == 0 and d.sd == 0:
         found = f"{treatment} against {control} is {verdict.outcome}: identical scores at all {d.n} seeds."
+        found += _changed_nothing(plan, verdict.contrast)
         return f"{found} {_what_would_decide(verdict)}" if verdict.outcome == "undecided" else found
     if verdict.outcome in ("better", "worse"):
         return f"{treatment} is {verdict.outcome} than {control} by {_size(plan, verdict)}."
@@ -73,7 +88,22 @@ def _finding(plan: Plan, verdict: Verdict) -> str:
             f"less than the margin of {plan.margin:g} (equivalence p = {p})."
         )
     found = f"{treatment} against {control} is undecided: the difference is {_size(plan, verdict)}."
+    if verdict.undone_by_failures:
+        ahead = treatment if (d.mean > 0) == plan.higher_is_better else control
+        p = fmt.p_value(verdict.p_with_losses)
+        return f"{found} It would not stand if {ahead} had lost by the largest one wherever it alone failed (p = {p})."
     return f"{found} {_what_would_decide(verdict)}"
+
+
+def _changed_nothing(plan: Plan, contrast: Contrast) -> str:
+    """What the arms differ in, where nothing came of it."""
+    if not contrast.of_arms:
+        return ""
+    treatment, control = (dict(plan.arms[arm]) for arm in (contrast.treatment, contrast.control))
+    differs = {field: value for field, value in treatment.items() if control.get(field) != value}
+    dropped = [field for field in control if field not in treatment]
+    said = ", ".join([*([words(differs)] if differs else []), *(f"{field} as in the base" for field in dropped)])
+    return f" What {contrast.treatment} changes had no effect: {said}."
 
 
 def _named(contrast: Contrast) -> tuple[str, str]:
@@ -102,10 +132,12 @@ def _size(plan: Plan, verdict: Verdict) -> str:
 def _what_would_decide(verdict: Verdict) -> str:
     if verdict.seeds_needed is None:
         return f"At this size and spread not even {power.MAX_SEEDS} seeds would decide it."
-    return f"About {verdict.seeds_needed} seeds would decide it at this size and spread."
+    span = seeds_span(verdict)
+    leaves = f" ({verdict.difference.n} seeds leave {span} open)" if span else ""
+    return f"About {verdict.seeds_needed} seeds would decide it at this size and spread{leaves}."
 
 
-def _losses(verdict: Verdict) -> str:
+def losses(verdict: Verdict) -> str:
     """Failed and pruned trials, in the sentence itself: the difference is of the survivors."""
     lines, failed, pruned = [], verdict.dropped, verdict.pruned
     if failed:
@@ -126,27 +158,54 @@ def _notes(plan: Plan, verdict: Verdict) -> Iterator[str]:
         yield "Interim: the study is not finished, and its error level holds for the last look only."
     if d.n < 2 or (verdict.look and not verdict.look.blocks):
         return
-    if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
-        # Whether the claim would stand if the better arm had lost where it failed.
-        corrected = min(1.0, verdict.p_with_losses * (verdict.family if verdict.contrast.primary else 1))
-        stands = "would stand" if corrected <= plan.alpha else "would not stand"
-        better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
-        yield (
-            f"The verdict is of the seeds that are left: it {stands} if {better} had lost by the largest difference"
-            f" wherever it alone failed (p = {fmt.p_value(corrected)})."
-        )
+    yield from _warnings(plan, verdict)
     yield from _too_few_notes(plan, verdict)
     if verdict.outcome == "equivalent" and verdict.p_adjusted <= plan.alpha:
         p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
         yield f"The difference is not zero (p = {p}), but below the margin that the plan set."
     if verdict.outcome in ("better", "worse") and min(abs(d.low), abs(d.high)) < plan.margin:
         yield f"Differences smaller than the margin of {plan.margin:g} are not excluded."
-    if verdict.outcome == "undecided" and verdict.p_adjusted <= plan.alpha:
-        yield "The permutation test is significant, but the t interval includes zero: no claim."
     if verdict.outcome == "undecided" and d.sd > 0 and math.isfinite(verdict.detectable):
-        yield f"This design had 80% power for a difference of {fmt.compact(verdict.detectable, 2)}."
-    if not verdict.contrast.primary:
+        least, most = (
+            fmt.compact(verdict.detectable * end / d.sd, 2) for end in paired.deviation_interval(d.sd, d.n, 0.8)
+        )
+        yield (
+            f"This design had 80% power for a difference of {fmt.compact(verdict.detectable, 2)} ({least} to {most}: "
+            f"{d.n} seeds know the spread only so well)."
+        )
+    if verdict.outcome in ("better", "worse") and abs(d.mean) < verdict.detectable:
+        times = power.exaggeration(d.n, plan.alpha, verdict.family)
+        if times > 1:
+            yield (
+                f"Probably smaller than it looks: a difference that {d.n} seeds show in half of studies looks "
+                f"{fmt.compact(times, 2)} times as large where it is shown."
+            )
+    if not verdict.contrast.primary and not verdict.null:
         yield "Exploratory: a lead to follow on fresh seeds, not a finding."
+
+
+def _warnings(plan: Plan, verdict: Verdict) -> Iterator[str]:
+    """What may overturn the verdict."""
+    d = verdict.difference
+    if d.n < 2 or (verdict.look and not verdict.look.blocks):
+        return
+    if verdict.outcome in ("better", "worse") and math.isfinite(verdict.p_with_losses):
+        better = verdict.contrast.treatment if verdict.outcome == "better" else verdict.contrast.control
+        yield (
+            f"The verdict is of the seeds that are left; it would stand if {better} had lost by the largest difference"
+            f" wherever it alone failed (p = {fmt.p_value(verdict.p_with_losses)})."
+        )
+    if verdict.outcome == "undecided" and verdict.p_adjusted <= plan.alpha and not clear_of_zero(d):
+        yield "The permutation test is significant, but the t interval includes zero: no claim."
+    if verdict.outcome == "undecided" and clear_of_zero(d) and verdict.p_adjusted > plan.alpha:
+        p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
+        yield f"The interval excludes zero, but the permutation test does not (p = {p}): no claim."
+    if verdict.outlier:
+        seed, others = verdict.outlier
+        yield (
+            f"Seed {seed} lies apart from all others (Grubbs’ test at 1%): without it the difference is "
+            f"{fmt.mean_cell(others, sign=True)}. Intervals and equivalence are for differences without such seeds."
+        )
 
 
 def _too_few_notes(plan: Plan, verdict: Verdict) -> Iterator[str]:

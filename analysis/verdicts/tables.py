@@ -194,21 +194,23 @@ def baseline_groups(plan: Plan) -> dict[str, list[str]]:
     }
 
 
-def metric_differences(table: pd.DataFrame, plan: Plan, metrics: Sequence[str]) -> pd.DataFrame:
+def metric_differences(
+    table: pd.DataFrame, plan: Plan, metrics: Sequence[str], blocks: pd.Index, alpha: float
+) -> pd.DataFrame:
     """Paired differences of secondary metrics for every contrast of arms, corrected together by Benjamini-Hochberg.
 
     No verdicts: the plan has a direction and a margin for its primary metric only. Columns are metric, contrast, n,
-    mean, sd, low, high, p, p_adjusted; empty when there is nothing to compare.
+    mean, sd, low, high, p, p_adjusted; empty when there is nothing to compare. `blocks` and `alpha` are those of the
+    verdicts (:class:`analysis.verdicts.decide.DecidedStudy`).
     """
     rng = np.random.default_rng(0)
     rows = []
     for metric in metrics:
-        scores, states = scores_and_states(table, plan, metric)
-        ended = scores[ended_blocks(states)]
+        ended = scores_and_states(table, plan, metric)[0].loc[blocks]
         for contrast in (contrast for contrast in plan.contrasts if contrast.of_arms):
             differences = (ended[contrast.treatment] - ended[contrast.control]).dropna()
             if len(differences) >= 2:
-                mean, p = paired.mean_interval(differences, 1 - plan.alpha), paired.sign_flip_test(differences, rng)
+                mean, p = paired.mean_interval(differences, 1 - alpha), paired.sign_flip_test(differences, rng)
                 rows.append({"metric": metric, "contrast": contrast.name, **vars(mean), "p": p})
     frame = pd.DataFrame(rows)
     return frame.assign(p_adjusted=paired.benjamini_hochberg(frame["p"])) if rows else frame

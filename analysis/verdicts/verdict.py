@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.stats import paired
-from analysis.stats.paired import PairedDifference
+from analysis.stats.paired import MeanInterval, PairedDifference
 from jbot.evaluation.metrics_registry import Bounds
 from jbot.store.plan import Contrast
 
@@ -86,6 +86,12 @@ class Verdict:
     in units of the metric, infinite where no p-value of so few seeds is small enough."""
     seeds_needed: int | None
     """What would probably decide it; None when it is decided, or no number up to MAX_SEEDS would do."""
+    seeds_range: tuple[int, int | None] | None
+    """Between what numbers that lies, as the seeds so far know mean and spread only so well; of primary contrasts."""
+    outlier: tuple[int, MeanInterval] | None
+    """The seed whose difference lies apart from all others, and their mean without it."""
+    null: bool
+    """An arm against itself, its initial weights perturbed: the noise floor, which is no verdict."""
     interim: bool
     """The study goes on: it has trials that have not ended, and was not stopped at a look."""
     look: Look | None
@@ -93,14 +99,18 @@ class Verdict:
     confidence: float
     """Level of the t interval: 1 - alpha, or the nominal one of a repeated interval."""
     p_with_losses: float
-    """The uncorrected p if each seed that the better arm alone lost by a failure were its largest defeat; NaN if
-    there is none."""
+    """The corrected p if each seed that the better arm alone lost by a failure were its largest defeat; NaN if there is
+    none."""
+    undone_by_failures: bool
+    """The seeds that are left show a difference, which that p does not: undecided for this reason."""
     within: Bounds
     """What a difference of this metric can be: intervals in words end there."""
     sentence: str
     """The verdict in plain words."""
     notes: tuple[str, ...] = ()
     """What a careful reader must know besides."""
+    warnings: tuple[str, ...] = ()
+    """Those of the notes that may overturn it: failures, a seed that lies apart, a test and an interval that differ."""
 
     @property
     def ends(self) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,6 +17,7 @@ from jbot.store.storage import RecordError, Storage, open_folder
 from jbot.store.validation import check_types, fits
 
 FILE = "study.json"
+PERTURBATION = "train.perturbation"
 NAME = re.compile(r"[\w-][\w.-]*", re.ASCII)
 """What a trial's folder may be called: no name leads out of the storage."""
 
@@ -95,8 +97,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not self.margin > 0:
-            raise PlanError(f"margin must be positive, got {self.margin}")
+        if not 0 < self.margin < math.inf:
+            raise PlanError(f"margin must be positive and finite, got {self.margin}")
         if not 0 < self.alpha < 1:
             raise PlanError(f"alpha must be between 0 and 1, got {self.alpha}")
         if self.looks:
@@ -110,6 +112,15 @@ class Plan:
                     raise PlanError(f"contrast {contrast.name!r}: no arm {arm!r}; arms are {', '.join(self.arms)}")
             if contrast.treatment == contrast.control and len(set(contrast.metrics(self.metric))) == 1:
                 raise PlanError(f"contrast {contrast.name!r} compares an arm with itself")
+
+    @property
+    def null(self) -> Contrast | None:
+        """The contrast of an arm with itself, initial weights perturbed: the noise floor, no question. None without."""
+        for contrast in self.contrasts:
+            treatment, control = dict(self.arms[contrast.treatment]), self.arms[contrast.control]
+            if treatment.pop(PERTURBATION, 0) and treatment == control and contrast.of_arms:
+                return contrast
+        return None
 
     @property
     def hash(self) -> str:

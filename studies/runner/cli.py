@@ -40,7 +40,7 @@ def main(study: Study, arguments: list[str] | None = None) -> NoReturn:
     with stopped_by_sigterm() as code:
         try:
             options = run_options(parser(study).parse_args(arguments))
-            study.plan(options.preset, options.seeds, options.changes)
+            study.plan(**options.design)
             from studies.runner import execute
 
             sys.exit(execute.run(study, options))
@@ -204,6 +204,18 @@ def add_common_options(made: argparse.ArgumentParser) -> None:
     new = RunOptions
     made.add_argument("--preset", choices=list(PRESETS), default=new.preset, help="size of the study (default: quick)")
     made.add_argument("--seeds", type=int, metavar="N", help="blocks: every arm runs once at each of N seeds")
+    made.add_argument(
+        "--first-seed",
+        type=int,
+        default=new.first_seed,
+        metavar="N",
+        help="seed of the first block (default 0): fresh ones for a study planned after a look at others",
+    )
+    made.add_argument(
+        "--null",
+        action="store_true",
+        help="one arm more, the control with initial weights off by one part in a million: the noise floor",
+    )
     made.add_argument(
         "--data",
         default=new.data,

@@ -139,8 +139,7 @@ def run_plan(study: Study, plan: Plan, storage: Storage, options: RunOptions, ch
 
 def planned(study: Study, options: RunOptions) -> Plan:
     """What the options ask of a study."""
-    plan = study.plan(options.preset, options.seeds, options.changes)
-    return with_looks(plan, options.until_decided)
+    return with_looks(study.plan(**options.design), options.until_decided)
 
 
 def origin(data: Jets) -> dict[str, Any]:

@@ -52,6 +52,10 @@ class RunOptions:
     preset: str = "quick"
     seeds: int | None = None
     """Blocks; the study's own number for the preset when None."""
+    first_seed: int = 0
+    """Of the blocks; others than those of an earlier study are fresh ones."""
+    null: bool = False
+    """An arm more: the control with its initial weights perturbed, which is the noise floor."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Dotted Config fields that are other than the preset's, in every arm."""
     until_decided: tuple[int, ...] | None = None
@@ -109,6 +113,11 @@ class RunOptions:
     def _held(self) -> tuple[float, float]:
         size = get_preset(self.preset)
         return size.cpus if self.cpus is None else self.cpus, size.gpus if self.gpus is None else self.gpus
+
+    @property
+    def design(self) -> dict[str, Any]:
+        """What :meth:`studies.runner.study.Study.plan` is given."""
+        return {name: getattr(self, name) for name in ("preset", "seeds", "changes", "first_seed", "null")}
 
     @property
     def resources(self) -> Resources:

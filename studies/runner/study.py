@@ -17,14 +17,16 @@ from analysis.verdicts.paper_values import RECIPES
 from jbot.config import Config, ConfigError, flatten, override, to_dict
 from jbot.evaluation.anomaly.grid_settings import AnomalyGrid
 from jbot.evaluation.metrics_registry import find_metric, metric_key, metric_names
-from jbot.store.plan import Contrast, Plan
+from jbot.store.plan import PERTURBATION, Contrast, Plan
 from search_spaces.axis import Axis
 from studies.presets import get_preset
 from studies.runner.options import check_objectives
 
 Arms = Mapping[str, Mapping[str, Any]]
 
-MAX_SEEDS = 10_000
+MAX_SEEDS, MAX_SEED = 10_000, 2**31 - 1
+NULL = "null"
+"""The arm that --null adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,15 @@ class Study:
             raise ConfigError(f"higher_is_better must be {known} for metric {self.metric!r}, got {stated}")
         return bool(stated if known is None else known)
 
-    def plan(self, preset: str, seeds: int | None = None, changes: Mapping[str, Any] | None = None) -> Plan:
+    def plan(
+        self,
+        preset: str,
+        seeds: int | None = None,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        first_seed: int = 0,
+        null: bool = False,
+    ) -> Plan:
         """The frozen design at one preset.
 
         Parameters
@@ -163,6 +173,10 @@ class Study:
             Blocks; the preset's own number when None.
         changes : mapping, optional
             Dotted Config fields that are other than the preset's, in every arm.
+        first_seed : int
+            The blocks are this seed and those after it.
+        null : bool
+            Whether the control is compared with itself too, initial weights perturbed: the noise floor.
 
         Raises
         ------
@@ -172,6 +186,8 @@ class Study:
         count = self.seeds_at(preset) if seeds is None else seeds
         if not 1 <= count <= MAX_SEEDS:
             raise ConfigError(f"seeds must be at least 1 and at most {MAX_SEEDS}, got {count}")
+        if not 0 <= first_seed <= MAX_SEED - count:
+            raise ConfigError(f"the first seed must be at least 0 and at most {MAX_SEED - count}, got {first_seed}")
         base = self.base_at(preset, changes)
         arms = self.arms_at(preset, base)
         if self.against_paper:
@@ -179,6 +195,8 @@ class Study:
         _check_changes(changes or {}, arms)
         _check_arms_differ(base, arms)
         contrasts = tuple(c for c in self.contrasts if c.treatment in arms and c.control in arms)
+        if null:
+            arms, contrasts = _with_null(arms, contrasts)
         for contrast in contrasts:
             sides = zip((contrast.treatment, contrast.control), contrast.metrics(self.metric), strict=True)
             for name, metric in sides:
@@ -192,13 +210,23 @@ class Study:
             preset=preset,
             arms=arms,
             base=to_dict(base),
-            seeds=tuple(range(count)),
+            seeds=tuple(range(first_seed, first_seed + count)),
             metric=self.metric,
             higher_is_better=self.direction,
             margin=self.margin,
             contrasts=contrasts,
             factors={name: dict(changes) for name, changes in self.factors.items()},
         )
+
+
+def _with_null(
+    arms: dict[str, dict[str, Any]], contrasts: tuple[Contrast, ...]
+) -> tuple[dict[str, dict[str, Any]], tuple[Contrast, ...]]:
+    """One arm more: the control of the first primary contrast (else the first arm) with its weights perturbed."""
+    if NULL in arms:
+        raise ConfigError(f"--null adds an arm {NULL!r}, which the study has already")
+    control = next((c.control for c in contrasts if c.primary and c.of_arms), next(iter(arms)))
+    return arms | {NULL: arms[control] | {PERTURBATION: 1e-6}}, (*contrasts, Contrast(treatment=NULL, control=control))
 
 
 def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:

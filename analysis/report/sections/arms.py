@@ -28,10 +28,11 @@ def section(evidence: Evidence) -> Section:
 
 def arms_table(evidence: Evidence) -> Table:
     """One row per arm."""
-    rows = []
+    rows, known = [], evidence.arms[evidence.arms["sd"] > 0]
+    # One rounding for the column: by the median of its errors.
+    typical = float((known["sd"] / known["n"] ** 0.5).median()) if len(known) else math.nan
+    decimals = fmt.decimals_of(typical)
     for row in evidence.arms.to_dict("records"):
-        error = row["sd"] / math.sqrt(row["n"]) if row["n"] else math.nan
-        decimals = fmt.decimals_of(error)
         rate = f"{row['failed']} of {row['failed'] + row['n']}"
         if row["failed"]:
             rate += f" ({row['failure_low']:.0%} to {row['failure_high']:.0%})"
@@ -43,7 +44,7 @@ def arms_table(evidence: Evidence) -> Table:
                 "n": str(row["n"]),
                 "mean": fmt.number(row["mean"], decimals),
                 "sd over seeds": fmt.number(row["sd"], decimals),
-                evidence.level: fmt.interval(row["low"], row["high"], error, bounds),
+                evidence.level: fmt.interval(row["low"], row["high"], typical, bounds),
                 **{words: fmt.number(row[name], decimals) for name, words in BASELINES.items() if name in row},
                 "failed": rate,
                 "pruned": str(row["pruned"]),

@@ -31,7 +31,7 @@ FACTORIAL = "Main effects and two-factor interactions of the factorial."
 
 def section(evidence: Evidence) -> Section | None:
     """The components of the study; None when its plan names none, or no arms that vary them."""
-    plan, scores = evidence.plan, evidence.compared
+    plan, scores = evidence.judged_plan, evidence.compared
     full, alone, crossed = design.left_out(plan), design.added_alone(plan), design.factorial(plan)
     if not (alone or full or crossed):
         return None

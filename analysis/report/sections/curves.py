@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.plots import curves as plots
-from analysis.report.evidence import Evidence, compared_curves
+from analysis.report.evidence import Evidence
 from analysis.report.section import Picture, Section, Table, slug
 from analysis.verdicts import convergence
 from analysis.verdicts import number_format as fmt
@@ -40,7 +40,7 @@ def pictures(evidence: Evidence) -> Iterator[Picture]:
     control = convergence.control_arm(plan)
     if first and control:
         # What the bands of single arms hide: they hold the spread over seeds, which pairs share.
-        curves = compared_curves(evidence.curves, evidence.states)
+        curves = evidence.curves[evidence.curves["seed"].isin(evidence.judged)]
         differences = convergence.paired_curve_table(curves, first, control)
         if not differences.empty:
             words, spread = find_metric(first).full_label, _spread_words(differences, first, "seeds")
@@ -101,9 +101,15 @@ def speed(evidence: Evidence) -> Section:
 def _speed_tables(found: Convergence) -> tuple[Table, Table]:
     """Per arm and per contrast, on one clock."""
     unit = found.unit
-    head = ["arm", "reached", f"mean {unit}", "mean of the curve"]
+    # Where some have not reached it the mean is of times that are cut at the horizon: at least so much.
+    head = ["arm", "reached", f"mean {unit}, cut at {found.horizon:.4g}", "mean of the curve"]
     rows = [
-        [arm.arm, f"{arm.reached} of {arm.n}", fmt.compact(arm.restricted_mean), fmt.mean_cell(arm.area)]
+        [
+            arm.arm,
+            f"{arm.reached} of {arm.n}",
+            f"{'≥ ' if arm.reached < arm.n else ''}{fmt.compact(arm.restricted_mean)}",
+            fmt.mean_cell(arm.area),
+        ]
         for arm in found.arms
     ]
     arms = Table(label=f"Convergence in {unit}, up to {found.horizon:.4g}", head=head, rows=rows)

@@ -59,8 +59,19 @@ def contrasts_table(evidence: Evidence) -> Table:
         needed = str(item.seeds_needed) if item.seeds_needed else fmt.MISSING
         name, outcome = contrast_name(item.contrast.name), f"{outcome_label(item)}{kind}"
         rows.append([name, outcome, _size(item), interval, str(d.n), p, needed])
-    head = ["contrast", "verdict", "difference", evidence.level, "n", "p, corrected", "seeds to decide"]
+    head = ["contrast", "verdict", "difference", _level(evidence), "n", "p, corrected", "seeds to decide"]
     return Table(label="Paired differences", head=head, rows=rows, text_columns=(0, 1))
+
+
+def _level(evidence: Evidence) -> str:
+    """``95% interval``; that of looks holds at all of them together."""
+    repeated = "repeated " if evidence.plan.looks else ""
+    return f"{1 - evidence.plan.alpha:.0%} {repeated}interval"
+
+
+def _decided_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Primary contrasts before exploratory ones, and of each those that are decided before the others."""
+    return sorted(verdicts, key=lambda v: (not v.contrast.primary, v.null or v.outcome == "undecided"))
 
 
 def _size(item: Verdict) -> str:
@@ -72,7 +83,7 @@ def _in_words(evidence: Evidence) -> list[Section]:
     """The verdicts that the first screen does not give in a sentence: it does so with a single one."""
     first = headline.chosen(evidence.verdicts)
     said = [v for v in first if len(first) == 1 and outcome_label(v) != FAILED]
-    rest = [v for v in evidence.verdicts if v not in said][:MAX_CONTRASTS]
+    rest = _decided_first([v for v in evidence.verdicts if v not in said])[:MAX_CONTRASTS]
     title = f"{'Verdicts' if len(rest) == len(evidence.verdicts) else 'Other verdicts'} in words ({len(rest)})"
     facts = {contrast_name(v.contrast.name): " ".join([v.sentence, *v.notes]) for v in rest}
     return [Section(title=title, facts=facts)] if rest else []
@@ -108,7 +119,7 @@ def _checks(evidence: Evidence) -> Section:
 def _figure(evidence: Evidence, most: int, name: str) -> Picture | None:
     """Primary contrasts first; None when nothing can be compared."""
     plan, n = evidence.plan, len(evidence.verdicts)
-    drawn = sorted(evidence.verdicts, key=lambda v: not v.contrast.primary)[:most]
+    drawn = _decided_first(evidence.verdicts)[:most]
     if not any(item.difference.n for item in drawn):
         return None
     said = "; ".join(f"{item.contrast.name}: {_size(item)}, {outcome_label(item)}" for item in drawn)
@@ -120,7 +131,7 @@ def _figure(evidence: Evidence, most: int, name: str) -> Picture | None:
         alt=f"Paired differences. {said}.",
         caption="First-named arm minus the second, at the same seeds: "
         f"{'right' if plan.higher_is_better else 'left'} of zero the first is better. Diamond and bar: mean and "
-        f"{evidence.level}; circles: seeds; shaded: differences below the margin of {plan.margin:g}.{hollow}{more}",
+        f"{_level(evidence)}; circles: seeds; shaded: differences below the margin of {plan.margin:g}.{hollow}{more}",
     )
 
 

@@ -54,7 +54,8 @@ def means_table(evidence: Evidence, metrics: Sequence[str]) -> Table:
     """
     plan = evidence.plan
     columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
-    rows = [[arm, *(_cell(column[arm]) for column in columns)] for arm in plan.arms]
+    means = [fmt.mean_cells([paired.mean_interval(column[arm].dropna()) for arm in plan.arms]) for column in columns]
+    rows = [[arm, *cells] for arm, *cells in zip(plan.arms, *means, strict=True)]
     for name, words in BASELINES.items():
         baselines = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
         for group, arms in tables.baseline_groups(plan).items():
@@ -75,7 +76,8 @@ def _cell(values: pd.Series) -> str:
 
 def _differences(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Section]:
     rows = []
-    for row in tables.metric_differences(evidence.trials, evidence.plan, metrics).to_dict("records"):
+    differences = tables.metric_differences(evidence.trials, evidence.plan, metrics, evidence.judged, evidence.alpha)
+    for row in differences.to_dict("records"):
         error, metric = row["sd"] / math.sqrt(row["n"]), find_metric(row["metric"])
         rows.append(
             {

@@ -29,6 +29,7 @@ from analysis.report.sections.scaling_laws import Fitted
 from analysis.stats import Floats, paired
 from analysis.stats.curve_fit import FORMS, JOINT, REPETITION
 from analysis.stats.paired import MeanInterval
+from analysis.stats.scaling_law import AHEAD, Law
 from analysis.verdicts import arm_configs
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.arm_configs import FlatConfig
@@ -225,7 +226,7 @@ def slopes(runs: Sequence[Run], sizes: Sequence[float], errors: pd.DataFrame) ->
 
 def section(evidence: Evidence) -> Section | None:
     """Scaling of the study; None when its metric is no 1 - error, or its arms lie on no line over training sets."""
-    plan = evidence.plan
+    plan = evidence.judged_plan
     lines = lines_over_jets(plan) if has_error(plan.metric) else []
     if not lines:
         return None
@@ -242,6 +243,9 @@ def section(evidence: Evidence) -> Section | None:
     planes = [one for kind in (EPOCHS, STEPS) if (one := _plane(plan, kind, errors))]
     repeats = list(_repetitions(plan, lines, errors))
     laws = list(scaling_laws.sentences(found[:MAX_LINES]))
+    # A line whose law has a name has no slope besides: the two would give two rates of improvement.
+    named = {(one.name, one.kind): one.comparison.named for one in found if one.comparison.named}
+    shown = [*lines[:MAX_LINES], *_spread_out(of_base, 2)]
     metric = find_metric(plan.metric).full_label
     return Section(
         title="Scaling",
@@ -252,11 +256,11 @@ def section(evidence: Evidence) -> Section | None:
             *laws,
             *(scaling_laws.plane_sentence(one) for one in planes),
             *(said for one in repeats if (said := scaling_laws.repetition_sentence(one))),
-            *(_slope_words(plan, line, errors) for line in [*lines[:MAX_LINES], *_spread_out(of_base, 2)]),
+            *(_slope_words(plan, line, errors) for line in shown if (line.name, line.kind) not in named),
             *_warnings(plan, lines),
         ],
         method=[scaling_laws.method(plan.alpha)] if found else [],
-        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(evidence, lines, models, errors)],
+        tables=[*scaling_laws.tables(found, planes, repeats), *_tables(evidence, lines, models, errors, named)],
         figures=[*scaling_laws.pictures(plan, found), *_pictures(plan, lines, of_base, errors)],
     )
 
@@ -344,8 +348,14 @@ def _spread_out(lines: Sequence[Line], most: int) -> list[Line]:
     return [lines[i] for i in chosen]
 
 
-def _tables(evidence: Evidence, lines: Sequence[Line], models: Sequence[Line], errors: pd.DataFrame) -> Iterator[Table]:
-    alpha, level = evidence.plan.alpha, evidence.level
+def _tables(
+    evidence: Evidence,
+    lines: Sequence[Line],
+    models: Sequence[Line],
+    errors: pd.DataFrame,
+    named: Mapping[tuple[str, str], Law | None],
+) -> Iterator[Table]:
+    alpha, level = evidence.alpha, evidence.level
 
     def cells(run: Run) -> dict[str, str]:
         mean = paired.mean_interval(errors[run.arm].dropna(), 1 - alpha)
@@ -365,7 +375,10 @@ def _tables(evidence: Evidence, lines: Sequence[Line], models: Sequence[Line], e
         row = {"line": line.name, "held": line.kind if line.over == "jets" else "both", "against": line.over}
         row |= {"sizes": str(len(line.runs)), "n": str(slope.n)}
         row |= {"slope": fmt.mean_cell(slope, sign=True), level: fmt.interval_cell(slope)}
-        rows.append(row | {"error left at ten times": f"{10**slope.mean:.0%}" if slope.n else fmt.MISSING})
+        left = 10**slope.mean if slope.n else math.nan
+        if law := named.get((line.name, line.kind)) if line.over == "jets" else None:
+            left = law.at(AHEAD * line.sizes[-1]).value / law.at(line.sizes[-1]).value
+        rows.append(row | {"error left at ten times": f"{left:.0%}" if math.isfinite(left) else fmt.MISSING})
     yield Table.of("Slopes of log error", rows, words=("held", "against"))
     if models:
         rows = [

@@ -129,7 +129,7 @@ def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
 
 def section(evidence: Evidence) -> Section | None:
     """Response curves of the study; None when its arms scan nothing."""
-    plan, scores = evidence.plan, evidence.compared
+    plan, scores = evidence.judged_plan, evidence.compared
     found = scans(plan)
     if not found:
         return None
@@ -176,7 +176,7 @@ def _tables(evidence: Evidence, by_field: dict[str, list[Scan]]) -> list[Table]:
 
     The differences of all tables are corrected together.
     """
-    scores, confidence, level = evidence.compared, 1 - evidence.plan.alpha, evidence.level
+    scores, confidence, level = evidence.compared, 1 - evidence.alpha, evidence.level
     rows = [
         (scan, value, arm) for of_field in by_field.values() for scan in of_field for value, arm in scan.arms.items()
     ]

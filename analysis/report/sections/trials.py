@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
+
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.verdicts import diagnostics, tables
@@ -34,14 +36,25 @@ def signatures(evidence: Evidence) -> Section:
         rows.append([name, arm, subject, f"{len(found)} of {examined}", named, worst])
     head = ["signature", "arm", "where", "trials", "seeds", "evidence, of the worst trial"]
     table = Table(label="Failure signatures", head=head, rows=rows[:MAX_SIGNATURES], text_columns=(0, 1, 2, 4, 5))
-    absent = diagnostics.absent_line(evidence.diagnosis)
+    absent, arms = diagnostics.absent_line(evidence.diagnosis), evidence.arms
+    shown, folded = [table] if rows else [], []
+    if rows and "untrained" in arms and not _learned(evidence).any():
+        title = f"{fmt.count(len(rows), 'row')}, of encoders that have learned nothing: no arm is better than untrained"
+        shown, folded = [], [Section(title=title, tables=shown)]
     return Section(
         key="signatures",
         title="Failure signatures",
         sentences=[absent] if absent else [],
-        tables=[table] if rows else [],
+        tables=shown,
+        details=folded,
         notes=[SIGNATURES] if rows else [],
     )
+
+
+def _learned(evidence: Evidence) -> pd.Series:
+    """Whether each arm's mean is better than that of its untrained encoder (arm,)."""
+    gain = evidence.arms["mean"] - evidence.arms["untrained"]
+    return gain > 0 if evidence.plan.higher_is_better else gain < 0
 
 
 def failures(evidence: Evidence) -> Section:

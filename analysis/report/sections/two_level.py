@@ -42,7 +42,7 @@ def section(evidence: Evidence) -> Section | None:
                 "test jets": str(found.jets),
                 "mean": fmt.number(seeds.mean, decimals, sign),
                 "error of seeds": fmt.number(error, decimals),
-                "error of test jets": fmt.compact(found.jet_error, 2),
+                "error of test jets": fmt.compact(found.jet_error, 2) if found.jet_error else "none seen",
                 f"{evidence.level}, seeds": fmt.interval(seeds.low, seeds.high, error),
                 f"{evidence.level}, both": fmt.interval(found.low, found.high, error),
             }
@@ -72,7 +72,7 @@ def _kept(evidence: Evidence) -> tuple[Parts, Labels]:
 
 def _contrasts(evidence: Evidence, parts: Parts, labels: Labels) -> Iterator[tuple[Levels, Verdict]]:
     """Paired differences at the seeds that the verdict compares, where outcomes of both arms are kept for all."""
-    confidence = 1 - evidence.plan.alpha
+    confidence = 1 - evidence.alpha
     compared = evidence.compared
     for item in evidence.verdicts:
         contrast = item.contrast
@@ -85,14 +85,14 @@ def _contrasts(evidence: Evidence, parts: Parts, labels: Labels) -> Iterator[tup
 
 
 def _arms(evidence: Evidence, parts: Parts, labels: Labels) -> Iterator[Levels]:
-    """Means of arms over complete trials, where outcomes of all are kept."""
+    """Means of arms over the same seeds, where outcomes of all are kept."""
     for arm in evidence.plan.arms:
-        scores = evidence.scores[arm].dropna()
+        scores = evidence.compared[arm].dropna()
         have = [(arm, int(seed)) for seed in scores.index]
         if len(have) > 1 and all(one in parts for one in have):
             outcomes = np.stack([parts[one] for one in have])
             values = scores.to_numpy(dtype=float)
-            yield levels(arm, values, outcomes, labels, 1 - evidence.plan.alpha)
+            yield levels(arm, values, outcomes, labels, 1 - evidence.alpha)
 
 
 def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Levels]) -> Iterator[str]:
@@ -108,4 +108,4 @@ def _sentences(contrasts: Sequence[tuple[Levels, Verdict]], arms: Sequence[Level
         yield f"Shown for these test jets, not for others: {fmt.listed(lost)}."
     larger = [found.name for found, _ in contrasts if found.jet_error > found.seeds.standard_error]
     if larger:
-        yield f"Test jets make the larger error: more of them help more than more seeds. {fmt.listed(larger)}."
+        yield f"Test jets make the larger error, so that more of them help more than more seeds: {fmt.listed(larger)}."

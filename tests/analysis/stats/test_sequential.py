@@ -234,15 +234,51 @@ def test_failed_trials_cost_information_not_error():
     assert "3 seeds are left out because a trial failed: a failed in 1 of 9" in found.sentence
 
 
-@pytest.mark.parametrize(("failing", "words"), [("a", "would not stand if a had lost"), ("b", None)])
-def test_a_verdict_that_hangs_on_failures_says_so(failing, words):
+@pytest.mark.parametrize(
+    ("failing", "failures", "outcome", "words"),
+    [
+        ("a", 6, "undecided", "It would not stand if a had lost"),
+        ("a", 1, "better", "it would stand if a had lost"),
+        ("b", 6, "better", None),
+    ],
+)
+def test_a_verdict_that_hangs_on_failures_says_so(failing, failures, outcome, words):
     """Failures of the better arm may have hidden its worst seeds; those of the worse one have not."""
     scores = {"a": BASE + 0.05 + NOISE, "b": BASE}
-    (found,) = study_of(scores, (), 12, failed=[(seed, failing) for seed in range(6)])
-    assert found.outcome == "better"
-    said = [note for note in found.notes if "had lost by the largest difference" in note]
-    assert bool(said) == (words is not None)
-    assert words is None or words in said[0]
+    (found,) = study_of(scores, (), 12, failed=[(seed, failing) for seed in range(failures)])
+    assert found.outcome == outcome
+    said = " ".join([found.sentence, *found.notes])
+    assert ("had lost by the largest" in said) == (words is not None)
+    assert words is None or words in said
+
+
+def test_equivalence_must_hold_at_the_look_that_is_reported():
+    """Equivalent after 10 blocks; the four that follow, while the other contrast is still open, say the opposite."""
+    contrasts = (*PAIR, Contrast(treatment="c", control="b", primary=True))
+    ten, base = np.resize(NOISE, 10), np.resize(BASE, 14)
+    drift = np.r_[ten, np.full(4, 0.1)] + base
+    wide = np.r_[ten + 0.06 * np.resize([1, -1], 10), np.full(4, 0.5)] + base
+    first = study_of({"a": drift[:10], "b": base[:10], "c": wide[:10]}, (10, 14), 14, margin=0.02, contrasts=contrasts)
+    assert [one.outcome for one in first] == ["equivalent", "undecided"]
+    last = study_of({"a": drift, "b": base, "c": wide}, (10, 14), 14, margin=0.02, contrasts=contrasts)
+    assert last[0].look.blocks == 14
+    assert last[0].difference.mean > 0.02
+    assert last[0].outcome != "equivalent"
+
+
+@pytest.mark.parametrize("gap", [0.5, 0.8])
+def test_what_is_reported_as_equivalent_passes_the_plain_test(gap):
+    """Two contrasts of true differences below a margin of one sd, with looks at 7, 9, 10 and 12 blocks."""
+    rng, looks, claims = np.random.default_rng(31), (7, 9, 10, 12), 0
+    contrasts = (*PAIR, Contrast(treatment="c", control="b", primary=True))
+    for _ in range(40):
+        scores = {"a": rng.normal(gap, 1, 12), "b": np.zeros(12), "c": rng.normal(0.3, 1, 12)}
+        for found in study_of(scores, looks, 12, margin=1.0, contrasts=contrasts):
+            if found.outcome == "equivalent":
+                claims += 1
+                d = scores[found.contrast.treatment][: found.look.blocks]
+                assert paired.tost(d, 1.0) <= 0.05
+    assert claims
 
 
 def test_family_wise_error_holds_over_looks():

@@ -90,7 +90,7 @@ def test_few_seeds_that_lie_close_are_not_equivalent(n):
     assert found.min_p_equivalent == 0.5**n
     assert found.outcome == ("equivalent" if n == 5 else "undecided")
     if n < 5:
-        assert "About 5 seeds would decide it" in found.sentence
+        assert "About 6 seeds would decide it" in found.sentence
         assert "They are too few for equivalence, which takes at least 5." in found.notes
         assert any("T-tests alone would call it equivalent (p = " in note for note in found.notes)
 
@@ -219,3 +219,71 @@ def test_an_arm_is_not_compared_with_itself():
         make_plan("ab", (Contrast(treatment="a", control="a"),))
     with pytest.raises(PlanError, match="compares an arm with itself"):
         make_plan("ab", (Contrast(treatment="a", control="a", metric="test/y"),))
+
+
+def test_failures_of_the_better_arm_can_undo_the_claim():
+    """It fails in 4 of 10, the other never: what is left is better, and may be left because it is."""
+    base = np.resize(BASE, 10)
+    scores = {"a": np.r_[np.full(4, math.nan), base[4:] + 0.03 + NOISE], "b": base}
+    states = {"a": ["failed"] * 4 + ["complete"] * 6, "b": ["complete"] * 10}
+    found = one(scores, states)
+    assert (found.p_adjusted, found.outcome, found.undone_by_failures) == (pytest.approx(2 / 64), "undecided", True)
+    assert found.seeds_needed is None
+    assert "It would not stand if a had lost by the largest one wherever it alone failed (p = " in found.sentence
+    # Where the worse arm fails, nothing flatters the better one.
+    other = one(
+        {"a": scores["b"] + 0.03 + np.resize(NOISE, 10), "b": scores["a"] - 0.03}, {"a": states["b"], "b": states["a"]}
+    )
+    assert (other.outcome, other.undone_by_failures) == ("better", False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "p"),
+    [
+        (np.array([-4, 5, 9, 8, 12, 9, -4, 6]) / 300, 0.0546875),
+        (np.array([1, 1, 1, -3, 1, 1]) / 7, 0.84375),
+        (np.array([2, 3, 3, 5, -1, 4, 6]) / 95_000, 0.03125),
+    ],
+)
+def test_ties_of_rational_differences_are_ties(sizes, p):
+    """Metrics are shares of the test jets: their sums tie, and floating point must not break that."""
+    signs = 1 - 2 * ((np.arange(2 ** len(sizes))[:, None] >> np.arange(len(sizes))) & 1)
+    whole = np.rint(sizes * {8: 300, 6: 7, 7: 95_000}[len(sizes)]).astype(int)
+    assert float(np.mean(np.abs(signs @ whole) >= abs(whole.sum()))) == p
+    assert sign_flip_test(sizes, np.random.default_rng(0)) == p
+
+
+def test_one_seed_that_carries_the_mean_is_named():
+    found = one({"a": BASE + NOISE + np.array([0, 0, 0, 0, 0.9, 0]), "b": BASE})
+    seed, others = found.outlier
+    assert seed == 4
+    assert others.mean == pytest.approx(np.delete(NOISE, 4).mean())
+    assert any("Seed 4 lies apart from all others" in note for note in found.notes)
+    assert one({"a": BASE + NOISE, "b": BASE}).outlier is None
+
+
+def test_arms_that_score_alike_say_what_changed_nothing():
+    frame = pd.DataFrame({"a": BASE, "b": BASE})
+    plan = make_plan("ab", (Contrast(treatment="a", control="b", primary=True),))
+    plan = Plan(**vars(plan) | {"arms": {"a": {"loss.koleo_weight": 0.5}, "b": {}}})
+    (found,) = decide_contrasts(plan, frame, pd.DataFrame("complete", frame.index, frame.columns))
+    assert "identical scores at all 6 seeds. What a changes had no effect: KoLeo weight 0.5." in found.sentence
+
+
+def test_an_interval_without_zero_beside_undecided_is_explained():
+    found = one({"a": (BASE + 0.2 + NOISE)[:5], "b": BASE[:5]})
+    assert found.outcome == "undecided"
+    assert "The interval excludes zero, but the permutation test does not (p = 0.062): no claim." in found.notes
+
+
+def test_what_six_seeds_say_of_the_seeds_needed_is_a_range():
+    found = one({"a": BASE + 0.01 + 10 * NOISE, "b": BASE})
+    low, high = found.seeds_range
+    assert 7 <= low <= found.seeds_needed <= (high or 1001)
+    assert f"({found.difference.n} seeds leave {low} " in found.sentence
+
+
+@pytest.mark.parametrize("margin", [math.inf, math.nan, 0.0, -0.01])
+def test_a_margin_is_positive_and_finite(margin):
+    with pytest.raises(PlanError, match="margin must be positive and finite"):
+        make_plan("ab", margin=margin)

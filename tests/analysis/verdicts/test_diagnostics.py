@@ -22,6 +22,7 @@ HEALTHY = {
     "untrained/test/linear_accuracy": 0.45,
     "test/spread": 0.8,
     "test/effective_rank": 12.0,
+    "test/anisotropy": 0.6,
     "test/attention_entropy": 0.6,
     "test/finetune_10_accuracy": 0.66,
     "test/finetune_100_accuracy": 0.70,
@@ -79,6 +80,7 @@ def test_a_healthy_trial_has_none(tmp_path):
     [
         (with_metrics(spread=0.009), ("collapse", 0, "spread of the embedding")),
         (with_metrics(effective_rank=1.05), ("collapse", 0, "effective rank")),
+        (with_metrics(effective_rank=1.3, anisotropy=0.9999), ("dimensional collapse", 0, "the embedding")),
         (with_metrics(attention_entropy=0.995), ("uniform attention", 0, "every head")),
         (
             with_metrics(finetune_10_accuracy=0.6),
@@ -236,7 +238,7 @@ def test_what_a_trial_did_not_leave_is_not_looked_for(tmp_path):
     assert absent_line(found) == (
         "None found. Looked for: collapse (1 trial), classifier at chance (1 trial), "
         "fine-tuning below the frozen embedding (1 trial). "
-        "Not looked for, because no trial left what it takes: uniform attention, "
+        "Not looked for, because no trial left what it takes: dimensional collapse, uniform attention, "
         "fine-tuning below its supervised baseline, trained encoder below the untrained one, class confusion."
     )
 
@@ -249,7 +251,7 @@ def test_the_page_tells_arm_by_arm_and_shows_the_worst_trial(tmp_path):
     cells = ["collapse", ARM, "spread of the embedding", "2 of 3", "0, 2"]
     assert all(f">{cell}<" in section for cell in cells)
     assert "spread of the embedding 0.002, below 0.01 (seed 2)" in section
-    assert "Looked for and not found: uniform attention (3 trials)" in section
+    assert "Looked for and not found: dimensional collapse (3 trials), uniform attention (3 trials)" in section
     assert "collapse" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     rows = (tmp_path / "out" / "signatures.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0] == "signature,arm,seed,trial_id,subject,evidence"
@@ -260,7 +262,7 @@ def test_the_page_of_a_healthy_study_has_one_line(tmp_path):
     page = build.build_report(study_of(tmp_path), tmp_path / "out").read_text(encoding="utf-8")
     section = page[page.index('id="signatures"') : page.index('id="failures"')]
     assert "<table>" not in section
-    assert "None found. Looked for: collapse (1 trial), uniform attention (1 trial)" in section
+    assert "None found. Looked for: collapse (1 trial), dimensional collapse (1 trial)" in section
 
 
 def test_a_study_without_records_has_been_looked_at_for_nothing(tmp_path):
