@@ -297,7 +297,9 @@ def _conclude(
     survivors = _outcome(plan, difference, p_adjusted, max(p_equivalent, inside))
     undone = survivors in ("better", "worse") and p_lost > plan.alpha
     outcome: Outcome = "undecided" if undone else survivors
-    needed, span = _seeds_needed(plan, evidence, family) if outcome == "undecided" and not undone else (None, None)
+    null, needed, span = evidence.contrast == plan.null, None, None
+    if outcome == "undecided" and not undone and not null:
+        needed, span = _seeds_needed(plan, evidence, family)
     detectable = math.nan
     if n > 1:
         effect = power.detectable_effect(n, 1 - evidence.confidence if course else plan.alpha, family)
@@ -307,7 +309,7 @@ def _conclude(
         **found | {"p_with_losses": p_lost if math.isfinite(evidence.p_with_losses) else math.nan},
         outcome=outcome,
         undone_by_failures=undone,
-        null=evidence.contrast == plan.null,
+        null=null,
         p_adjusted=p_adjusted,
         p_equivalent_adjusted=p_equivalent,
         min_p=min(1.0, corrected * smallest),

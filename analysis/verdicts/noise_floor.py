@@ -21,9 +21,11 @@ def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     if floor is None or floor.difference.n < 2:
         return []
     d, control = floor.difference, floor.contrast.control
+    itself = f"{control} against itself, initial weights changed by one part in a million,"
+    if d.mean == 0 and d.sd == 0:
+        return [f"{itself} scores the same at all {d.n} seeds: so short a training does not amplify rounding."]
     said = [
-        f"Noise floor: {control} against itself, initial weights changed by one part in a million, differs by "
-        f"{fmt.with_error(d.mean, d.standard_error, sign=True)} "
+        f"{itself} differs by {fmt.with_error(d.mean, d.standard_error, sign=True)} "
         f"({fmt.interval(d.low, d.high, d.standard_error, floor.within)}, n = {d.n} seeds), "
         f"{fmt.compact(d.sd, 2)} from seed to seed. The same seed on another kind of CPU agrees to no better than that."
     ]

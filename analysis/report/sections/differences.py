@@ -53,7 +53,7 @@ def contrasts_table(evidence: Evidence) -> Table:
     """One row per contrast; none without contrasts."""
     rows = []
     for item in evidence.verdicts:
-        d, kind = item.difference, "" if item.contrast.primary else " (exploratory)"
+        d, kind = item.difference, "" if item.contrast.primary or item.null else " (exploratory)"
         interval = fmt.interval(d.low, d.high, d.standard_error, item.within)
         p = fmt.p_value(item.p_adjusted, item.min_p) if d.n > 1 else fmt.MISSING
         needed = str(item.seeds_needed) if item.seeds_needed else fmt.MISSING

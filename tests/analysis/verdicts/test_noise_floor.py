@@ -37,7 +37,7 @@ def test_a_null_that_comes_out_worse_is_said_and_is_no_verdict():
     assert (null.null, outcome_label(null), plan.null) == (True, "noise floor", null.contrast)
     assert (more.outcome, more.family, null.family) == ("better", 1, 1)
     said = noise_floor.sentences([more, null])
-    assert said[0].startswith("Noise floor: base against itself, initial weights changed by one part in a million, ")
+    assert said[0].startswith("base against itself, initial weights changed by one part in a million, differs by −0.0")
     assert "The null itself comes out different, which it is not" in said[1]
     assert said[2].startswith("No larger than what chance alone makes of that null")
     assert "more − base" in said[2]
@@ -48,6 +48,10 @@ def test_a_difference_beyond_the_floor_is_not_held_against_it():
     assert more.outcome == "better"
     assert len(noise_floor.sentences([more, null])) == 1
     assert noise_floor.sentences([more]) == []
+    _, (_, still) = decided(np.zeros(6), np.zeros(6))
+    (said,) = noise_floor.sentences([still])
+    assert said.endswith("scores the same at all 6 seeds: so short a training does not amplify rounding.")
+    assert still.seeds_needed is None
 
 
 def test_the_null_is_the_control_of_the_first_primary_contrast():

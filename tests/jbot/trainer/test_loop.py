@@ -414,8 +414,8 @@ COMPANIONS = {
     "augment.smear_variant": {"model.padding": "reference", "augment.split_fraction": 0.5},
     "augment.soft_pt": {"augment.soft_dropout": 0.5},
 }
-OUTSIDE = {"train.epochs", "train.batch", "train.until", "train.schedule"}
-"""Have tests of their own, the last two in test_schedule.py."""
+OUTSIDE = {"train.epochs", "train.batch", "train.until", "train.schedule", "train.perturbation"}
+"""Have tests of their own: test_schedule.py, and tests/analysis/verdicts/test_noise_floor.py for the last."""
 
 
 def test_every_field_is_covered_by_the_live_knob_test():
