@@ -189,7 +189,7 @@ class StudyProgress:
 
 
 class SearchProgress(StudyProgress):
-    """A bar over the points of a search, of which only those that have begun are known."""
+    """A bar over the points of a search, of which only those that have started are known."""
 
     def __init__(
         self, plan: SearchPlan, points: int, entries: Sequence[dict[str, Any]], console: Console | None = None

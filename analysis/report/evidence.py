@@ -39,7 +39,7 @@ class Evidence:
     judged: pd.Index
     """Seeds that the verdicts rest on; every comparison of a report is of them."""
     alpha: float
-    """Of their intervals: the plan's, or what looks leave of it."""
+    """1 minus the confidence of their intervals: the plan's error level, or what looks leave of it."""
     curves: pd.DataFrame
     convergence: list[Convergence]
     diagnosis: Diagnosis

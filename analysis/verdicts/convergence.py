@@ -58,7 +58,7 @@ class Convergence:
 
     metric: str
     unit: str
-    """Of the clock."""
+    """What the clock counts: epochs or device seconds."""
     control: str
     threshold: float
     horizon: float

@@ -95,7 +95,7 @@ class StudyIndex:
 
     @property
     def names(self) -> list[str]:
-        """Studies that somebody has begun, each once."""
+        """Studies with a plan in the storage, each once."""
         return list(dict.fromkeys([*(one.name for one in self.studies), *(one.name for one in self.searches)]))
 
     def of(self, name: str) -> list[StudySummary]:

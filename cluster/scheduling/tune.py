@@ -37,14 +37,14 @@ class TuneCallback(tune.Callback):
     def __init__(self, storage: Storage, listeners: Sequence[Listener]) -> None:
         self.storage, self.listeners = storage, Listeners(listeners)
         self.attempts: dict[str, int] = {}
-        """Trial id -> attempts that had begun before the one that now runs."""
+        """Trial id -> attempts that had started before the one that now runs."""
         self.settled = 0
         """Tune trials that have ended or were given up."""
         self.interrupted = False
 
     @abstractmethod
     def running(self, trial: Any) -> list[TrialSpec]:
-        """Our trials that a Tune trial has begun, or will, and not ended."""
+        """Our trials that a Tune trial runs or is going to run."""
 
     def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
         return (tune.Callback, ())  # Tune pickles its callbacks; listeners live in this process alone
@@ -81,7 +81,7 @@ class TuneCallback(tune.Callback):
             self.listeners.lost(spec, str(trial.get_error() or ""))
 
     def count_lost(self, trial: str) -> None:
-        """The worker of a trial has died, perhaps before it could note that this attempt had begun: note it now."""
+        """The worker of a trial has died, perhaps before it could note that this attempt had started: note it now."""
         number = self.attempts[trial] = self.attempts.get(trial, 0) + 1
         try:
             if attempts_begun(self.storage, trial) < number and load_whole(self.storage, trial) is None:

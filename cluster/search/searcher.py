@@ -99,7 +99,7 @@ class Searcher:
         self.save()
 
     def left(self) -> int:
-        """Points that have not ended, those not begun included."""
+        """Points that have not ended, whether they have started or not."""
         return self.points - sum(entry["state"] != "open" for entry in self.entries[: self.points])
 
     def save(self) -> None:

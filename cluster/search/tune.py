@@ -100,7 +100,7 @@ class SearchCallback(TuneCallback):
         """The trial that runs in each slot, by Tune's name of it."""
 
     def running(self, trial: Any) -> list[TrialSpec]:
-        """The trial that a slot has begun and not ended."""
+        """The trial that runs in a slot."""
         return [self.runs[trial.trial_id]] if trial.trial_id in self.runs else []
 
     def on_trial_result(

@@ -31,7 +31,7 @@ def attempts_begun(storage: Storage, trial: str) -> int:
 
 
 def note_attempt(storage: Storage, trial: str, number: int) -> str:
-    """Say that an attempt has begun. Returns its own name; what else the file holds is for people."""
+    """Note that an attempt has started. Returns its own name; what else the file holds is for people."""
     name, noted = uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
     storage.write_json(
         _file(trial, number), {"name": name, "host": platform.node(), "pid": os.getpid(), "noted": noted}
@@ -40,7 +40,7 @@ def note_attempt(storage: Storage, trial: str, number: int) -> str:
 
 
 def is_newest(storage: Storage, trial: str, number: int, name: str) -> bool:
-    """Whether no later attempt has begun, and of those that began together, in two studies, this is the one that
+    """Whether no later attempt has started, and of those that did together, in two studies, this is the one that
     owns the checkpoint."""
     if attempts_begun(storage, trial) != number:
         return False

@@ -67,7 +67,7 @@ class Checkpoint:
             self.storage.remove_stale_files(folder)
 
     def is_ours(self) -> bool:
-        """Whether no other attempt has begun since, and none has ended the trial."""
+        """Whether no other attempt has started since, and none has ended the trial."""
         return is_newest(self.storage, self.trial, self.attempt, self.name)
 
     def load(self, config: Config, device: torch.device, dtype: torch.dtype) -> TrainState:
@@ -93,7 +93,7 @@ class Checkpoint:
         self.save(state)
 
     def reuses(self) -> bool:
-        """Whether this attempt has begun with what another trial has trained."""
+        """Whether this attempt started from what another trial has trained."""
         return self.is_first and self.history.continues is not None
 
     def wall_seconds(self) -> float:

@@ -53,7 +53,7 @@ class RunOptions:
     seeds: int | None = None
     """Blocks; the study's own number for the preset when None."""
     first_seed: int = 0
-    """Of the blocks; others than those of an earlier study are fresh ones."""
+    """Seed of the first block; blocks beyond those of an earlier study are fresh."""
     null: bool = False
     """An arm more: the control with its initial weights perturbed, which is the noise floor."""
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -76,7 +76,7 @@ def summarise(
 
 
 def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]) -> list[Config]:
-    """Trials without a record; of a study that has not begun, those of which no other study has made one."""
+    """Trials without a record; of a study that has not started, those of which no other study has made one."""
     if found is None:
         return [config for config in planned_configs(plan) if config not in recorded]
     base, look = from_dict(plan.base), look_of(found)
@@ -88,7 +88,7 @@ def missing_trials(plan: Plan, found: StudyRecords | None, recorded: set[Config]
 def verdict_lines(plan: Plan, verdicts: Sequence[Verdict], ran: bool) -> tuple[str, ...]:
     """``momentum − random_count: better, 0.021 ± 0.006, n = 6``."""
     if not ran:
-        return ("not begun",)
+        return ("not started",)
     if not any(contrast.primary for contrast in plan.contrasts):
         return ("no primary contrast: its report describes",)
     lines = []

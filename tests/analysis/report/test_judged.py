@@ -88,7 +88,7 @@ def test_failures_stand_on_the_first_screen_also_where_contrasts_share_a_box(tmp
 
 
 def test_what_is_decided_is_drawn_first(tmp_path):
-    """Of 60 contrasts one is better: it is the first row of the figure, wherever the plan has it."""
+    """One of 60 contrasts is better: it is the first row of the figure, wherever the plan has it."""
     arms = {"base": {}} | {f"r{i}": {"mask.ratio_high": 0.5 + i / 200} for i in range(1, 61)}
     contrasts = tuple(Contrast(treatment=arm, control="base") for arm in arms if arm != "base")
     plan = make_plan(arms, seeds=12, contrasts=contrasts)
