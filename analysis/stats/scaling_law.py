@@ -162,6 +162,11 @@ class Comparison:
         name = rivals[0].form.name
         return rivals[0] if name == self.best.form.name or name in self.best.form.contains else None
 
+    @property
+    def wider(self) -> tuple[Law, ...]:
+        """Forms that contain the named one and stand too: what they add is not excluded."""
+        return tuple(law for law in self.standing if self.named and self.named.form.name in law.form.contains)
+
 
 def compare(
     sizes: ArrayLike,

@@ -92,14 +92,16 @@ def _answer(one: Fitted) -> Iterator[str]:
     found, named = one.comparison, one.comparison.named
     design_words = f"{fmt.count(len(found.sizes), 'size')}, {fmt.count(found.seeds, 'seed')}"
     if named:
-        others = [law for law in found.laws if law is not named]
+        others = [law for law in found.laws if law not in found.standing]
         p_values = [_p(law.p) for law in others]
         if len(set(p_values)) == 1:
             p_values = [f"{p_values[0]}{' each' if len(others) > 1 else ''}"]
         rejected = f"{fmt.listed([law.form.name for law in others])} (p {' and '.join(p_values)})"
-        law = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
-        yield f"{one.where}: {law} ({design_words}; rejected: {rejected})."
-        if found.best_predictor is not named:
+        words = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
+        yield f"{one.where}: {words} ({design_words}; rejected: {rejected})."
+        for law in found.wider:
+            yield f"A {law.form.name} is not excluded."
+        if found.best_predictor not in (named, *found.wider):
             yield f"The largest two sizes alone are predicted better by the {found.best_predictor.form.name} form."
         if named.form is POWER and named.parameters["E"].low < ROUNDING:
             yield "That it has no irreducible error (E = 0) is not excluded."
@@ -135,7 +137,7 @@ def _predicted(one: Fitted) -> str:
     if found.none_fits:
         return "So none predicts anything."
     most = float(found.sizes[:, 0].max())
-    laws = [found.named] if found.named else list(found.standing)
+    laws = [found.named, *found.wider] if found.named else list(found.standing)
     ahead = [law.at(AHEAD * most) for law in laws]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
     if len(laws) == 1:

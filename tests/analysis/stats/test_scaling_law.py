@@ -9,7 +9,7 @@ from scipy import optimize, stats
 
 from analysis.report.sections import scaling_laws
 from analysis.stats import curve_fit, scaling_law
-from analysis.stats.curve_fit import FORMS, JOINT, LINEAR, LOGARITHMIC, POWER, REPEATED, REPETITION, Axes
+from analysis.stats.curve_fit import FORMS, JOINT, LINEAR, LOGARITHMIC, PLATEAU, POWER, REPEATED, REPETITION, Axes
 from benchmarks import calibration_laws
 
 SIZES = np.geomspace(1600, 1e6, 7)
@@ -114,6 +114,20 @@ def test_a_plateau_before_the_power_law_is_no_logarithm():
         )
         named.append(found.named.form.name if found.named else None)
     assert set(named) <= {None, plateau.name}
+
+
+def test_a_form_that_contains_the_named_one_and_stands_is_not_called_rejected():
+    errors = errors_of("power law with irreducible error", noise=0.02)
+    found = scaling_law.compare(SIZES, errors, np.random.default_rng(0), draws=99, nulls=99)
+    assert found.named.form is POWER
+    assert [law.form for law in found.wider] == [PLATEAU]
+    line = scaling_laws.Fitted(
+        name="S", kind="fixed epochs", errors=pd.DataFrame(errors), comparison=found, left_out=""
+    )
+    (text,) = scaling_laws.sentences([line])
+    assert "rejected: linear and logarithmic (p " in text
+    assert "A power law after a plateau is not excluded." in text
+    assert "they predict an error between" in text
 
 
 def test_one_seed_names_nothing_and_has_no_interval():
