@@ -69,8 +69,6 @@ class Form:
     """So many parameters tell starts apart: of each of their combinations on the grid one start is kept."""
     read: Callable[[Floats, Floats, Axes], dict[str, Floats]]
     """(levels (line,), shapes (line, parameter), measured) -> parameters of the formula."""
-    contains: tuple[str, ...] = ()
-    """Names of the forms that it has as limits: it fits wherever they do, so it is no rival of theirs."""
 
     @property
     def parameters(self) -> int:
@@ -183,11 +181,11 @@ PLATEAU = Form(
     name="power law after a plateau",
     formula="E + B (1 + D/D0)^−β",
     shape=_plateau,
-    # D0 as a power of the largest size over the smallest: one far beyond what was measured is a linear law.
-    bounds=(_EXPONENT, _IRREDUCIBLE, (-0.3, 0.6)),
-    grid=(_EXPONENTS, _IRREDUCIBLES[::2], (-0.2, 0.1, 0.3, 0.5)),
+    # D0 as a power of the largest size over the smallest: one below the smallest is the plain power law of what was
+    # measured, and one far beyond it a linear law.
+    bounds=(_EXPONENT, _IRREDUCIBLE, (0.0, 0.6)),
+    grid=(_EXPONENTS, _IRREDUCIBLES[::2], (0.02, 0.15, 0.3, 0.5)),
     read=_read_plateau,
-    contains=(POWER.name,),
 )
 JOINT = Form(
     name="joint power law",

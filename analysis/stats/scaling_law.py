@@ -12,8 +12,8 @@ logarithmic axes, are taken away.
 
 Choice       AICc of the means with that noise; how well the two largest sizes are predicted by a fit without them; and
              a parametric bootstrap that asks of every form whether another one fits better than chance lets it.
-             A form is named only when that test rejects all others but those that contain it, and AICc does not
-             contradict. Otherwise the forms are not separable, and those that stand are shown with what each predicts.
+             A form is named only when that test rejects all others and AICc does not contradict. Otherwise the forms
+             are not separable, and those that stand are shown with what each predicts.
              An error may be anything that falls: a form is the best of those that were asked, and what it predicts
              holds if it goes on to hold.
 Intervals    Refits of the means moved along the seeds' own deviations, by as much as Student's t with n - 1 degrees of
@@ -153,19 +153,10 @@ class Comparison:
 
     @property
     def named(self) -> Law | None:
-        """The only form that stands, but for those that contain it, where it fits and AICc prefers it or one of them;
-        None where the forms are not separable."""
-        standing = {law.form.name for law in self.standing}
-        rivals = [law for law in self.standing if not standing.intersection(law.form.contains)]
-        if self.seeds < 2 or len(rivals) != 1 or self.none_fits:
+        """The only form that stands, where it fits and AICc prefers it; None where the forms are not separable."""
+        if self.seeds < 2 or self.standing != (self.best,) or self.none_fits:
             return None
-        name = rivals[0].form.name
-        return rivals[0] if name == self.best.form.name or name in self.best.form.contains else None
-
-    @property
-    def wider(self) -> tuple[Law, ...]:
-        """Forms that contain the named one and stand too: what they add is not excluded."""
-        return tuple(law for law in self.standing if self.named and self.named.form.name in law.form.contains)
+        return self.best
 
 
 def compare(

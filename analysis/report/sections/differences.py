@@ -83,8 +83,8 @@ def _in_words(evidence: Evidence) -> list[Section]:
     """The verdicts that the first screen does not give in a sentence: it does so with a single one."""
     first = headline.chosen(evidence.verdicts)
     said = [v for v in first if len(first) == 1 and outcome_label(v) != FAILED]
-    rest = _decided_first([v for v in evidence.verdicts if v not in said])[:MAX_CONTRASTS]
-    title = f"{'Verdicts' if len(rest) == len(evidence.verdicts) else 'Other verdicts'} in words ({len(rest)})"
+    rest = _decided_first([v for v in evidence.verdicts if v not in said and not v.null])[:MAX_CONTRASTS]
+    title = f"{'Other verdicts' if said else 'Verdicts'} in words ({len(rest)})"
     facts = {contrast_name(v.contrast.name): " ".join([v.sentence, *v.notes]) for v in rest}
     return [Section(title=title, facts=facts)] if rest else []
 

@@ -12,7 +12,7 @@ from jbot.config import differences
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
-NO_DEVIATION = "None: all records carry this plan, one data set, one code version and one kind of machine."
+NO_DEVIATION = "None: as far as recorded, one plan, one data set, one code version and one kind of machine."
 STATED = "Stated before the study ran; its hash is in every record."
 
 
@@ -76,12 +76,14 @@ def reading(evidence: Evidence) -> Section:
         facts={
             "Seed, block": "All arms at one seed share initial weights, data order and noise, so they differ only by "
             "what the arm changes. The differences at a seed are what is compared.",
-            "95% interval": "Made this way, 95 of 100 intervals contain the true mean difference. It covers the choice "
-            "of seeds, not the choice of test jets or of data set. Where a metric is a share, it is cut at 0 and 1.",
+            "Interval": "Of 100 intervals of 95%, 95 contain the true mean difference; a repeated interval does so at "
+            "all looks together. It covers the choice of seeds, not the choice of test jets or of data set. Where a "
+            "metric is a share, it is cut at 0 and 1.",
             "p": "If the arms were the same, the chance of a mean difference at least this large: the share of all "
-            "sign flips of the differences that reach it. It is corrected for the number of contrasts, and cannot "
-            "fall below the “smallest p” of so many seeds.",
-            "Better, worse": f"p at most {evidence.plan.alpha:g} after correction, and an interval clear of zero.",
+            "sign flips of the differences that reach it. It is corrected for the number of contrasts and of looks, and "
+            "cannot fall below the “smallest p” of so many seeds.",
+            "Better, worse": f"p at most {evidence.plan.alpha:g} after correction, and an interval clear of zero; "
+            "where trials of the better arm failed, p also with these seeds counted as losses.",
             "Equivalent": "Two one-sided t-tests show that the mean difference is smaller than the margin. A large p "
             "alone is never “no effect”.",
             "Undecided": "Neither is shown. The number of seeds that would probably decide it assumes the size and "

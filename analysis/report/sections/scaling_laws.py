@@ -99,9 +99,7 @@ def _answer(one: Fitted) -> Iterator[str]:
         rejected = f"{fmt.listed([law.form.name for law in others])} (p {' and '.join(p_values)})"
         words = f"{named.form.name}, {_parameters(named, found.alpha, ', ')}"
         yield f"{one.where}: {words} ({design_words}; rejected: {rejected})."
-        for law in found.wider:
-            yield f"A {law.form.name} is not excluded."
-        if found.best_predictor not in (named, *found.wider):
+        if found.best_predictor is not named:
             yield f"The largest two sizes alone are predicted better by the {found.best_predictor.form.name} form."
         if named.form is POWER and named.parameters["E"].low < ROUNDING:
             yield "That it has no irreducible error (E = 0) is not excluded."
@@ -137,7 +135,7 @@ def _predicted(one: Fitted) -> str:
     if found.none_fits:
         return "So none predicts anything."
     most = float(found.sizes[:, 0].max())
-    laws = [found.named, *found.wider] if found.named else list(found.standing)
+    laws = [found.named] if found.named else list(found.standing)
     ahead = [law.at(AHEAD * most) for law in laws]
     at = f"At {AHEAD * most:,.0f} jets, {AHEAD:g} times the most here,"
     if len(laws) == 1:

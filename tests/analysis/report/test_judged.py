@@ -111,3 +111,18 @@ def test_an_outlier_is_found_by_hand():
     assert paired.outlier(values) is None
     values[5] = 5.0
     assert paired.outlier(values) == 5
+
+
+def test_a_noise_floor_is_in_no_list_of_verdicts(tmp_path):
+    plan = make_plan(
+        {"control": {}, "more": {"mask.ratio_high": 0.6}, "null": {"train.perturbation": 1e-6}},
+        contrasts=(
+            Contrast(treatment="more", control="control", primary=True),
+            Contrast(treatment="null", control="control"),
+        ),
+    )
+    found = simulate(tmp_path, plan, lambda config, seed, rng: 0.6 + seed_offset(seed) + 0.01 * rng.normal())
+    text = (build.build_report(found.study, tmp_path / "out").parent / "report.md").read_text()
+    assert "**Noise floor** (no verdict). control against itself" in text
+    assert "null against control is undecided" not in text
+    assert "erdicts in words" not in text  # the only verdict is on the first screen
