@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +29,7 @@ from analysis.stats import paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import exploratory, provenance, tables
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.decide import SEED, decide_study
+from analysis.verdicts.decide import decide_study
 from analysis.verdicts.sentences import contrast_name
 from analysis.verdicts.verdict import Verdict
 from jbot.cli import Parser, program
@@ -197,12 +196,12 @@ def metrics_section(study: Comparison, frame: pd.DataFrame) -> Table:
 
     Without the many numbers of one ROC curve, and without baselines: compare.csv has them.
     """
-    primary, rng, rows = study.a.plan.metric, np.random.default_rng(SEED), []
+    primary, rows = study.a.plan.metric, []
     shown = {primary, *tables.other_metrics(pd.DataFrame(columns=frame["metric"].unique()), study.a.plan)}
     for metric, trials in frame[frame["metric"].isin(shown)].groupby("metric"):
         if not trials["equal"].all():
-            p = paired.sign_flip_test(by_seed(trials), rng) if len(by_seed(trials)) > 1 else math.nan
-            rows.append((str(metric), trials, paired.mean_interval(by_seed(trials)), p))
+            gaps = by_seed(trials)
+            rows.append((str(metric), trials, paired.mean_interval(gaps), exploratory.sign_flip(gaps.to_numpy())))
 
     def place(row: tuple[str, pd.DataFrame, MeanInterval, float]) -> tuple[bool, bool, float]:
         metric, _, mean, _ = row

@@ -45,8 +45,6 @@ from jbot.store.plan import Contrast, Plan, StudyRecords
 
 Mask = NDArray[np.bool_]
 """(seed,)"""
-SEED = 20_260_101
-"""Seed of Monte Carlo tests, so that a report made twice says the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +167,7 @@ def _decide_blocks(
     plan: Plan, scores: Mapping[str, pd.DataFrame], states: pd.DataFrame, used: Mask, look: Look | None
 ) -> list[Verdict]:
     """Verdicts on some of the blocks; of a plan with looks, at one of them."""
-    rng = np.random.default_rng(SEED)
-    evidence = [_gather(plan, contrast, scores, states, used, look, rng) for contrast in plan.contrasts]
+    evidence = [_gather(plan, contrast, scores, states, used, look) for contrast in plan.contrasts]
     verdicts: dict[Contrast, Verdict] = {}
     families = (
         ([item for item in evidence if item.contrast.primary], paired.holm),
@@ -197,7 +194,6 @@ def _gather(
     states: pd.DataFrame,
     used: Mask,
     look: Look | None,
-    rng: np.random.Generator,
 ) -> _Evidence:
     """The evidence on one contrast, over the blocks that are used."""
     arms = [contrast.treatment, contrast.control]
@@ -221,7 +217,7 @@ def _gather(
     return _Evidence(
         contrast=contrast,
         difference=difference,
-        p=1.0 if waits else _p_differs(plan, contrast, differences, course, rng),
+        p=1.0 if waits else _p_differs(plan, contrast, differences, course),
         p_equivalent=1.0 if waits else p_equivalent,
         dropped=int((~scored & ~pruned).sum()),
         pruned=int(pruned.sum()),
@@ -246,11 +242,9 @@ def _course(plan: Plan, look: Look | None, scored: Mask) -> InterimHistory | Non
     )
 
 
-def _p_differs(
-    plan: Plan, contrast: Contrast, differences: Floats, course: InterimHistory | None, rng: np.random.Generator
-) -> float:
+def _p_differs(plan: Plan, contrast: Contrast, differences: Floats, course: InterimHistory | None) -> float:
     if course is None:
-        return paired.sign_flip_test(differences, rng)
+        return paired.sign_flip_test(differences)
     return sequential.sign_flip_test(differences, course, plan.alpha, _family(plan, contrast))
 
 
@@ -275,8 +269,7 @@ def _p_with_losses(
     scored = whole.all(axis=1)
     filled = np.full(len(whole), -math.copysign(float(np.abs(differences).max()), mean))
     filled[scored] = differences
-    rng = np.random.default_rng(SEED)  # its own: what the others draw does not depend on failures
-    return _p_differs(plan, contrast, filled[scored | lost], _course(plan, look, scored | lost), rng)
+    return _p_differs(plan, contrast, filled[scored | lost], _course(plan, look, scored | lost))
 
 
 def _failure_rate(states: pd.Series, whole: Mask) -> FailureRate:

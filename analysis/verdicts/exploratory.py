@@ -11,7 +11,6 @@ import pandas as pd
 from analysis.stats import Floats, paired
 from analysis.stats.paired import MeanInterval
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.decide import SEED
 
 
 def paired_differences(scores: pd.DataFrame, treatment: str, control: str) -> Floats:
@@ -20,8 +19,8 @@ def paired_differences(scores: pd.DataFrame, treatment: str, control: str) -> Fl
 
 
 def sign_flip(values: Sequence[float] | np.ndarray) -> float:
-    """:func:`analysis.stats.paired.sign_flip_test`, the same p each time; NaN below two seeds: no test."""
-    return paired.sign_flip_test(values, np.random.default_rng(SEED)) if len(values) > 1 else float("nan")
+    """:func:`analysis.stats.paired.sign_flip_test`; NaN below two seeds: no test."""
+    return paired.sign_flip_test(values) if len(values) > 1 else float("nan")
 
 
 def corrected(p_values: Sequence[float]) -> list[float]:

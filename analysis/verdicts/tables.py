@@ -203,14 +203,13 @@ def metric_differences(
     mean, sd, low, high, p, p_adjusted; empty when there is nothing to compare. `blocks` and `alpha` are those of the
     verdicts (:class:`analysis.verdicts.decide.DecidedStudy`).
     """
-    rng = np.random.default_rng(0)
     rows = []
     for metric in metrics:
         ended = scores_and_states(table, plan, metric)[0].loc[blocks]
         for contrast in (contrast for contrast in plan.contrasts if contrast.of_arms):
             differences = (ended[contrast.treatment] - ended[contrast.control]).dropna()
             if len(differences) >= 2:
-                mean, p = paired.mean_interval(differences, 1 - alpha), paired.sign_flip_test(differences, rng)
+                mean, p = paired.mean_interval(differences, 1 - alpha), paired.sign_flip_test(differences)
                 rows.append({"metric": metric, "contrast": contrast.name, **vars(mean), "p": p})
     frame = pd.DataFrame(rows)
     return frame.assign(p_adjusted=paired.benjamini_hochberg(frame["p"])) if rows else frame

@@ -234,3 +234,13 @@ def test_a_field_that_older_records_lack_had_its_default(sides, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "optim.lr" in said  # the plan's is not the default
     assert "train.batch" not in said
+
+
+def test_equal_differences_of_two_metrics_have_equal_p_values(sides):
+    """Above 20 seeds signs are drawn; one generator over all metrics would draw others for each."""
+    plan = make_plan(ARMS, seeds=24)
+    for shift, side in zip((0.0, 0.01), sides, strict=True):
+        noisy = lambda config, seed, rng, shift=shift: 0.5 + shift * (1 + 3 * rng.normal())  # noqa: E731
+        simulate(side, plan, noisy, more=lambda value: {"test/kmeans_ami": value, "test/knn_auc": value})
+    ((found,), _) = compare.match(*map(str, sides))
+    assert len({row[-1] for row in compare.metrics_section(found, compare.metric_table(found)).rows}) == 1

@@ -13,9 +13,9 @@ from analysis.plots import responses as plots
 from analysis.report.section import Picture, Table, picture
 from analysis.stats import scaling_law
 from analysis.stats.curve_fit import MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, Form
+from analysis.stats.paired import SEED
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 

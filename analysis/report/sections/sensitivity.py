@@ -21,7 +21,6 @@ from analysis.report.section import Picture, Section, Table, slug
 from analysis.stats import paired
 from analysis.verdicts import arm_configs, exploratory
 from analysis.verdicts import number_format as fmt
-from analysis.verdicts.decide import SEED
 from jbot.evaluation.metrics_registry import find_metric
 from jbot.store.plan import Plan
 
@@ -112,7 +111,7 @@ def span(scan: Scan, scores: pd.DataFrame) -> Span | None:
     low, high = int(means.argmin()), int(means.argmax())
     by_chance, p = math.nan, math.nan
     if len(rows) > 1:
-        rng = np.random.default_rng(SEED)
+        rng = np.random.default_rng(paired.SEED)
         spans = np.array([np.ptp(rng.permuted(rows, axis=1).mean(axis=0)) for _ in range(SHUFFLES)])
         # Equal spans may differ by their rounding: those count as reached. p after Phipson & Smyth,
         # doi:10.2202/1544-6115.1585.

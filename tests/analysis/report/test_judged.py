@@ -11,6 +11,7 @@ from analysis.report import build, headline
 from analysis.report.evidence import gather
 from analysis.report.sections import differences, other_metrics
 from analysis.stats import paired
+from analysis.verdicts import tables
 from jbot.store.plan import Contrast, load_study
 from jbot.store.record import save_record
 
@@ -126,3 +127,15 @@ def test_a_noise_floor_is_in_no_list_of_verdicts(tmp_path):
     assert "**Noise floor** (no verdict). control against itself" in text
     assert "null against control is undecided" not in text
     assert "erdicts in words" not in text  # the only verdict is on the first screen
+
+
+def test_the_same_differences_have_one_p_value_throughout_a_report(tmp_path):
+    """Above 20 seeds signs are drawn: what was tested before must not decide which."""
+    plan = make_plan(TWO, seeds=24, contrasts=PRIMARY)
+    effect = score_by_ratio(lambda ratio, seed: 0.01 * (ratio == 0.8), noise=0.02)
+    twins = ("test/kmeans_ami", "test/linear_accuracy", "test/knn_auc")
+    found = simulate(tmp_path, plan, effect, more=lambda value: dict.fromkeys(twins, value))
+    table = tables.metric_differences(found.trials, plan, twins, found.judged, found.alpha)
+    (verdict,) = found.verdicts
+    assert 0.001 < verdict.p < 0.9  # other draws give another last digit
+    assert list(table["p"]) == [verdict.p] * 3

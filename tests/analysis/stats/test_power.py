@@ -50,7 +50,7 @@ def test_a_verdict_finds_what_is_called_detectable(n, contrasts):
     found = 0
     for _ in range(1000):
         d = rng.normal(effect, 1, n)
-        found += st.sign_flip_test(d, rng) * contrasts <= 0.05 and st.mean_interval(d).low > 0
+        found += st.sign_flip_test(d) * contrasts <= 0.05 and st.mean_interval(d).low > 0
     assert abs(found / 1000 - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 1000)
 
 
