@@ -290,7 +290,7 @@ def _other_metrics(study: _Study) -> list[str]:
             sentences.append(
                 f"In {metric.label}: {contrast_name(row['contrast'])} is "
                 f"{fmt.with_error(row['mean'], error, sign=True)} "
-                f"({1 - found.alpha:.0%} interval {interval}, n = {row['n']} seeds, exploratory)."
+                f"({fmt.level(found.alpha)} interval {interval}, n = {row['n']} seeds, exploratory)."
             )
     return sentences
 
@@ -301,11 +301,11 @@ def _speed(study: _Study) -> list[str]:
         return []
     found, names = study.found, {item.contrast.name for item in study.primary}
     curves = convergence.curve_table(found.study)
-    ended = found.states.index[tables.ended_blocks(found.states)]
-    clock = convergence.converge(found.plan, curves[curves["seed"].isin(ended)], "epoch")
+    judged_plan = replace(found.plan, alpha=found.alpha)
+    clock = convergence.converge(judged_plan, curves[curves["seed"].isin(found.judged)], "epoch")
     return [
         f"Speed: until {find_metric(clock.metric).label} {clock.threshold:.2f}, {contrast_name(pair.contrast)} is "
-        f"{_estimate_of(t, max_decimals=2)} epochs (negative is faster; {1 - found.plan.alpha:.0%} interval "
+        f"{_estimate_of(t, max_decimals=2)} epochs (negative is faster; {fmt.level(found.alpha)} interval "
         f"{fmt.interval_cell(t)}, n = {t.n} seeds, exploratory)."
         for pair in (clock.contrasts if clock else ())
         if clock and pair.contrast in names and (t := pair.time).n > 1

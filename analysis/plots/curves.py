@@ -35,9 +35,14 @@ DASHES = (0, (3, 1.5))
 
 @style.styled
 def learning_curves(
-    curves: pd.DataFrame, metric: str, arms: Sequence[str], all_arms: Sequence[str], control: str = ""
+    curves: pd.DataFrame,
+    metric: str,
+    arms: Sequence[str],
+    all_arms: Sequence[str],
+    confidence: float,
+    control: str = "",
 ) -> Figure:
-    """Mean over complete trials with the 95% t interval as a band, or few seeds one by one, against epoch.
+    """Mean over complete trials with the t interval as a band, or few seeds one by one, against epoch.
 
     Parameters
     ----------
@@ -45,6 +50,8 @@ def learning_curves(
         `arm`, `seed`, `state`, `epoch` and the metric, one row per trial and epoch.
     arms, all_arms : sequence of str
         To draw, and of the study: these fix the colours.
+    confidence : float
+        Of the bands.
     control : str, optional
         The metric is then a paired difference to this arm, and there is no `state`.
     """
@@ -56,7 +63,7 @@ def learning_curves(
     for number, (arm, colour) in enumerate(arm_colours(all_arms).items()):
         of_arm = curves[curves["arm"] == arm]
         if arm in arms and not of_arm.empty:
-            _curve(axes, of_arm, metric, arm, colour, style.MARKERS[number % len(style.MARKERS)])
+            _curve(axes, of_arm, metric, arm, colour, style.MARKERS[number % len(style.MARKERS)], confidence)
     axes.set_xlabel("epoch")
     words = find_metric(metric)
     style.upright(axes, f"{words.label}, minus {control}" if control else words.full_label, 36)
@@ -66,8 +73,10 @@ def learning_curves(
     return figure
 
 
-def _curve(axes: Axes, curves: pd.DataFrame, metric: str, arm: str, colour: str, marker: str) -> None:
-    means = {float(epoch): paired.mean_interval(group[metric]) for epoch, group in curves.groupby("epoch")}
+def _curve(
+    axes: Axes, curves: pd.DataFrame, metric: str, arm: str, colour: str, marker: str, confidence: float
+) -> None:
+    means = {float(epoch): paired.mean_interval(group[metric], confidence) for epoch, group in curves.groupby("epoch")}
     epochs, values = list(means), list(means.values())
     by_seed = curves.sort_values("epoch").groupby("seed")
     if len(by_seed) >= MIN_BAND_SEEDS:

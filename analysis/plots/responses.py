@@ -27,7 +27,9 @@ DODGE = 0.012
 
 
 @style.styled
-def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base: float, logarithmic: bool) -> Figure:
+def responses(
+    curves: Mapping[str, pd.DataFrame], field: str, metric: str, base: float, logarithmic: bool, confidence: float
+) -> Figure:
     """Means with t intervals against the values of one setting, each seed a faint line, one colour per group.
 
     Under them, where an arm has the base's value, the paired differences to it: what seeds share is not in those.
@@ -40,6 +42,8 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
         The base's value, marked by a dashed line.
     logarithmic : bool
         A zero then stands at the left edge, behind a gap.
+    confidence : float
+        Of the intervals.
     """
     below = {group: scores.sub(scores[base], axis=0) for group, scores in curves.items() if base in scores.columns}
     below = {group: gaps for group, gaps in below.items() if gaps.drop(columns=base).notna().any(axis=None)}
@@ -56,7 +60,8 @@ def responses(curves: Mapping[str, pd.DataFrame], field: str, metric: str, base:
                 # Moved apart by little, so that the intervals of groups do not cover each other.
                 aside = DODGE * reach * (i - (len(curves) - 1) / 2)
                 x = [place[float(value)] + aside for value in drawn[group].columns]
-                _line_of_seeds(axes, x, drawn[group], group, i, first_apart=logarithmic and 0.0 in drawn[group].columns)
+                apart = logarithmic and 0.0 in drawn[group].columns
+                _line_of_seeds(axes, x, drawn[group], group, i, confidence, first_apart=apart)
         style.upright(axes, label)
         axes.yaxis.set_minor_locator(AutoMinorLocator())
         axes.margins(x=0.06)
@@ -79,6 +84,7 @@ def _line_of_seeds(
     scores: pd.DataFrame,
     name: str,
     i: int,
+    confidence: float,
     first_apart: bool = False,
     log: bool = False,
 ) -> None:
@@ -88,7 +94,7 @@ def _line_of_seeds(
     interval that reaches zero, of two or three seeds, is not drawn.
     """
     colour, marker = arm_colour(i), style.MARKERS[i % len(style.MARKERS)]
-    means = [paired.mean_interval(scores[value].dropna()) for value in scores.columns]
+    means = [paired.mean_interval(scores[value].dropna(), confidence) for value in scores.columns]
     y = np.array([mean.mean for mean in means])
     seeds = scores.to_numpy(dtype=float).T
     for piece in (slice(0, 1), slice(1, None)) if first_apart else (slice(None),):
@@ -139,7 +145,9 @@ def _only_ticks(axis: Axis, ticks: Sequence[float], words: FuncFormatter) -> Non
 
 
 @style.styled
-def error_lines(kinds: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, y_label: str) -> Figure:
+def error_lines(
+    kinds: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, y_label: str, confidence: float
+) -> Figure:
     """One panel per kind, one line per name, each seed a faint line.
 
     kinds : kind -> name -> errors (seed, size), sizes ascending; NaN, and errors of zero, are not drawn
@@ -149,7 +157,7 @@ def error_lines(kinds: Mapping[str, Mapping[str, pd.DataFrame]], x_label: str, y
     for axes, (kind, lines) in zip(grid.flat, kinds.items(), strict=True):
         for name, errors in lines.items():
             positive = errors.where(errors > 0)
-            _line_of_seeds(axes, _sizes(positive), positive, name, names.index(name), log=True)
+            _line_of_seeds(axes, _sizes(positive), positive, name, names.index(name), confidence, log=True)
         axes.set(xscale="log", yscale="log")
         axes.set_title(kind, loc="left", pad=4)
         style.upright(axes, y_label)

@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.report import links
 from analysis.report.links import Links
 from analysis.verdicts import convergence, diagnostics, tables
+from analysis.verdicts import number_format as fmt
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.decide import decide_study
 from analysis.verdicts.diagnostics import Diagnosis
@@ -33,6 +34,8 @@ class Evidence:
     """The primary metric, (seed, arm)."""
     states: pd.DataFrame
     """(seed, arm)"""
+    late: pd.Series
+    """Of each planned trial, whether it ran beyond the look that the study is decided at: it enters no mean."""
     arms: pd.DataFrame
     """One row per arm."""
     verdicts: list[Verdict]
@@ -58,7 +61,7 @@ class Evidence:
     @property
     def level(self) -> str:
         """Head of a column of intervals, ``95% interval``."""
-        return f"{1 - self.alpha:.0%} interval"
+        return f"{fmt.level(self.alpha)} interval"
 
     @property
     def compared(self) -> pd.DataFrame:
@@ -101,15 +104,17 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
     plan, found = study.plan, decide_study(study)
     trials, scores, states = found.trials, found.scores, found.states
     curves = convergence.curve_table(study)
+    compared = curves[curves["seed"].isin(found.judged)]
+    judged_plan = dataclasses.replace(plan, alpha=found.alpha)
+    speeds = (convergence.converge(judged_plan, compared, clock) for clock in convergence.CLOCKS)
     # What ran beyond the look enters no mean either; without looks an unfinished block does.
     late = ~trials["seed"].isin(found.judged) & (trials["state"] == "complete") & bool(found.look)
-    compared = curves[curves["seed"].isin(found.judged)]
-    speeds = (convergence.converge(plan, compared, clock) for clock in convergence.CLOCKS)
     return Evidence(
         study=study,
         trials=trials,
         scores=scores,
         states=states,
+        late=late,
         arms=tables.arms_table(trials[~late], plan),
         verdicts=found.verdicts,
         judged=found.judged,

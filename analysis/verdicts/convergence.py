@@ -169,6 +169,8 @@ def converge(
 
     Parameters
     ----------
+    plan : Plan
+        Its error level is that of the intervals.
     curves : DataFrame
         From :func:`curve_table`.
     clock : str
@@ -213,8 +215,8 @@ def converge(
         contrasts=tuple(
             PairedConvergence(
                 contrast=contrast.name,
-                time=paired.mean_interval((time[contrast.treatment] - time[contrast.control]).dropna()),
-                area=paired.mean_interval((area[contrast.treatment] - area[contrast.control]).dropna()),
+                time=paired.mean_interval((time[contrast.treatment] - time[contrast.control]).dropna(), 1 - plan.alpha),
+                area=paired.mean_interval((area[contrast.treatment] - area[contrast.control]).dropna(), 1 - plan.alpha),
             )
             for contrast in plan.contrasts
             if contrast.of_arms

@@ -78,6 +78,11 @@ def p_value(p: float, min_p: float = 0.0) -> str:
     return f"{p:.2f}" if p >= 0.0995 else f"{p:.2g}"
 
 
+def level(alpha: float) -> str:
+    """``95%``: 1 minus an error level of two digits, so that 0.995 is not written 100%."""
+    return f"{100 - float(f'{100 * alpha:.2g}'):g}%"
+
+
 def count(n: int, noun: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

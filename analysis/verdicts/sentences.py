@@ -125,7 +125,7 @@ def _size(plan: Plan, verdict: Verdict) -> str:
     family = f" after {method} over {verdict.family} contrasts" if verdict.family > 1 else ""
     p = fmt.p_value(verdict.p_adjusted, verdict.min_p)
     kind = "repeated interval" if verdict.look else "interval"
-    level = f"{1 - plan.alpha:.0%} {kind} {fmt.interval(low, high, error, verdict.within)}"
+    level = f"{fmt.level(plan.alpha)} {kind} {fmt.interval(low, high, error, verdict.within)}"
     return f"{size} ({level}, n = {d.n} seeds, p = {p}{family})"
 
 

@@ -145,7 +145,7 @@ def _together(plan: Plan, full: Sequence[ComponentEffect], scores: pd.DataFrame)
     yield (
         f"All components{but} together have an effect of {fmt.mean_cell(whole, sign=True)}; left out of the full "
         f"recipe one by one, they add up to {added}. The rest is {fmt.mean_cell(rest, sign=True)} "
-        f"({1 - plan.alpha:.0%} interval {fmt.interval_cell(rest)}), {says}."
+        f"({fmt.level(plan.alpha)} interval {fmt.interval_cell(rest)}), {says}."
     )
 
 

@@ -43,27 +43,28 @@ def pictures(evidence: Evidence) -> Iterator[Picture]:
         curves = evidence.curves[evidence.curves["seed"].isin(evidence.judged)]
         differences = convergence.paired_curve_table(curves, first, control)
         if not differences.empty:
-            words, spread = find_metric(first).full_label, _spread_words(differences, first, "seeds")
+            words, spread = find_metric(first).full_label, _spread_words(differences, first, "seeds", evidence.level)
             arms = [arm for arm in evidence.shown if arm != control]
             caption = f"Paired difference to {control} in {words}: {spread}.{evidence.not_all_drawn}"
-            figure = plots.learning_curves(differences, first, arms, list(plan.arms), control)
+            figure = plots.learning_curves(differences, first, arms, list(plan.arms), 1 - evidence.alpha, control)
             yield Picture(name="curves-paired", figure=figure, alt=f"Learning curves. {caption}", caption=caption)
     complete = evidence.curves[evidence.curves["state"] == "complete"]
     for metric in sorted(comparable(evidence.curves), key=lambda name: name != first):
         words = find_metric(metric).full_label
+        spread = _spread_words(complete, metric, "complete trials", evidence.level)
         yield Picture(
             name=f"curves-{slug(metric)}",
-            figure=plots.learning_curves(evidence.curves, metric, evidence.shown, list(plan.arms)),
+            figure=plots.learning_curves(evidence.curves, metric, evidence.shown, list(plan.arms), 1 - evidence.alpha),
             alt=f"Learning curves of {words} for {', '.join(evidence.shown)}.",
-            caption=f"{words}: {_spread_words(complete, metric, 'complete trials')}.{evidence.not_all_drawn}",
+            caption=f"{words}: {spread}.{evidence.not_all_drawn}",
         )
 
 
-def _spread_words(curves: pd.DataFrame, metric: str, over: str) -> str:
+def _spread_words(curves: pd.DataFrame, metric: str, over: str, level: str) -> str:
     """What stands around a mean."""
     seeds = curves.dropna(subset=[metric]).groupby("arm")["seed"].nunique()
     bands, lines = bool((seeds >= plots.MIN_BAND_SEEDS).any()), bool((seeds < plots.MIN_BAND_SEEDS).any())
-    parts = [f"mean over {over}", *["band: 95% interval"] * bands]
+    parts = [f"mean over {over}", *[f"band: {level}"] * bands]
     parts += [f"thin lines: single seeds, where they are fewer than {plots.MIN_BAND_SEEDS}"] * lines
     return ", ".join(parts)
 
@@ -94,11 +95,11 @@ def speed(evidence: Evidence) -> Section:
             "ends is censored there; a failed trial that had not reached it counts as never reaching it. Negative "
             "differences are faster."
         ],
-        tables=[table for one in found for table in _speed_tables(one)],
+        tables=[table for one in found for table in _speed_tables(one, evidence.level)],
     )
 
 
-def _speed_tables(found: Convergence) -> tuple[Table, Table]:
+def _speed_tables(found: Convergence, level: str) -> tuple[Table, Table]:
     """Per arm and per contrast, on one clock."""
     unit = found.unit
     # Where some have not reached it the mean is of times that are cut at the horizon: at least so much.
@@ -113,7 +114,7 @@ def _speed_tables(found: Convergence) -> tuple[Table, Table]:
         for arm in found.arms
     ]
     arms = Table(label=f"Convergence in {unit}, up to {found.horizon:.4g}", head=head, rows=rows)
-    head = ["contrast", f"{unit}, difference", "95% interval", "curve, difference", "95% interval", "n"]
+    head = ["contrast", f"{unit}, difference", level, "curve, difference", level, "n"]
     rows = [
         [
             contrast_name(pair.contrast),

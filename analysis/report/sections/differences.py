@@ -66,7 +66,7 @@ def contrasts_table(evidence: Evidence) -> Table:
 def _level(evidence: Evidence) -> str:
     """``95% interval``; that of looks holds at all of them together."""
     repeated = "repeated " if evidence.plan.looks else ""
-    return f"{1 - evidence.plan.alpha:.0%} {repeated}interval"
+    return f"{fmt.level(evidence.plan.alpha)} {repeated}interval"
 
 
 def _decided_first(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -302,7 +302,7 @@ def _slope_words(plan: Plan, line: Line, errors: pd.DataFrame) -> str:
         return f"{where}: slope {fmt.number(slope.mean, 3)}, {left} (one seed, no interval)."
     said = f"{where}: slope {fmt.mean_cell(slope, sign=True)}, {left}"
     clear = "" if slope.high < 0 or slope.low > 0 else "; that the error does not change is not excluded"
-    interval = f"{1 - plan.alpha:.0%} interval {fmt.interval_cell(slope)}"
+    interval = f"{fmt.level(plan.alpha)} interval {fmt.interval_cell(slope)}"
     return f"{said} ({interval}, n = {fmt.count(slope.n, 'seed')}{clear})."
 
 
@@ -409,8 +409,11 @@ def _picture(
     points = {
         key: {line.name: line.errors(errors) for line in _spread_out(of, MAX_LINES)} for key, of in panels.items()
     }
-    caption = f"{what}: means over seeds with 95% intervals, faint lines: single seeds; both axes are logarithmic."
+    caption = (
+        f"{what}: means over seeds with {fmt.level(plan.alpha)} intervals, faint lines: single seeds; both axes are "
+        "logarithmic."
+    )
     slopes = {line: line.slope(errors, plan.alpha) for of in panels.values() for line in of}
     said = "; ".join(f"{line.name}: slope {fmt.mean_cell(slope)}" for line, slope in slopes.items())
-    figure = plots.error_lines(points, size, f"1 − {find_metric(plan.metric).label}")
+    figure = plots.error_lines(points, size, f"1 − {find_metric(plan.metric).label}", 1 - plan.alpha)
     yield picture(name, figure, caption, said)

@@ -259,7 +259,7 @@ def pictures(plan: Plan, lines: Sequence[Fitted]) -> Iterator[Picture]:
         said.append(f"{one.where}: {says}")
     caption = (
         "Laws of the error, drawn to ten times the most jets; the dashed line is the most that were trained on. Full "
-        f"lines, with {1 - plan.alpha:.0%} bands over seeds, are forms that are not rejected, dotted ones are. "
+        f"lines, with {fmt.level(plan.alpha)} bands over seeds, are forms that are not rejected, dotted ones are. "
         "Small dots are seeds, large ones their means."
     )
     figure = plots.law_lines(panels, "training jets", f"1 − {find_metric(plan.metric).label}")

@@ -68,10 +68,10 @@ def section(evidence: Evidence) -> Section | None:
         method=[_design(grid, left_out), *[SHARES] * bool(found)],
         tables=[
             *([_shares_table(found, jackknifed)] if found else []),
-            *([_ranking_table(trained)] if several_seeds else []),
+            *([_ranking_table(trained, evidence.alpha)] if several_seeds else []),
             _optimism_table(optimism, grid),
             _geometry_table(gaps),
-            *([regression_table(gaps[gaps["trained"]], models)] if models >= MIN_MODELS else []),
+            *([regression_table(gaps[gaps["trained"]], models, evidence.alpha)] if models >= MIN_MODELS else []),
         ],
         figures=[
             *([_shares_picture(found)] if found else []),
@@ -190,22 +190,22 @@ def _shares_words(found: Components) -> str:
     )
 
 
-def _ranking_table(trained: pd.DataFrame) -> Table:
+def _ranking_table(trained: pd.DataFrame, alpha: float) -> Table:
     """Kendall's tau between the rankings of scores and settings over seeds, signals, draws, sizes and arms."""
     singles = trained[trained["signal"] != ALL]
     rows = []
     for name, words in ACROSS.items():
         if singles[name].nunique() > 1:
-            taus = [concordance(chosen, name) for chosen in (singles, singles[singles["published"]])]
+            taus = [concordance(chosen, name, alpha) for chosen in (singles, singles[singles["published"]])]
             ends = [fmt.interval(tau.low, tau.high, tau.standard_error, (-1.0, 1.0)) for tau in taus]
             rows.append([words, fmt.number(taus[0].mean, 2), ends[0], fmt.number(taus[1].mean, 2), ends[1]])
     settings = len(singles[["score", "settings"]].drop_duplicates())
-    head = ["rankings compared across", f"tau, {settings} settings", "95% interval"]
-    head += ["tau, scores as published", "95% interval"]
+    level = f"{fmt.level(alpha)} interval"
+    head = ["rankings compared across", f"tau, {settings} settings", level, "tau, scores as published", level]
     return Table(label="Kendall's tau of rankings by AUC", head=head, rows=rows)
 
 
-def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
+def concordance(rows: pd.DataFrame, across: str, alpha: float) -> MeanInterval:
     """Mean Kendall tau-b over pairs of levels of one factor, all others equal (draws are averaged but for their own).
 
     The interval is Student's t over seeds; across seeds, over the pseudo-values of the jackknife (Efron 1982).
@@ -221,13 +221,13 @@ def concordance(rows: pd.DataFrame, across: str) -> MeanInterval:
         seeds.append(place[-1])
     if across != "seed":
         by_seed = pd.Series(taus).groupby(seeds).agg(lambda of_seed: float(np.mean(list(of_seed))))
-        return paired.mean_interval(by_seed)
+        return paired.mean_interval(by_seed, 1 - alpha)
     pairwise = {pair: float(np.mean(of_pair)) for pair, of_pair in zip(pairs, zip(*taus, strict=True), strict=True)}
     whole, n = float(np.mean(list(pairwise.values()))), len(levels)
     if n < 3:
         return MeanInterval(n=1, mean=whole, sd=math.nan, low=math.nan, high=math.nan)
     without = [float(np.mean([tau for pair, tau in pairwise.items() if seed not in pair])) for seed in range(n)]
-    pseudo = paired.mean_interval([n * whole - (n - 1) * one for one in without])
+    pseudo = paired.mean_interval([n * whole - (n - 1) * one for one in without], 1 - alpha)
     half = pseudo.high - pseudo.mean
     return MeanInterval(n=n, mean=whole, sd=pseudo.sd, low=whole - half, high=whole + half)
 
@@ -356,19 +356,20 @@ def _geometry_words(models: int) -> str:
     )
 
 
-def regression_table(trained: pd.DataFrame, models: int) -> Table:
+def regression_table(trained: pd.DataFrame, models: int, alpha: float) -> Table:
     """Least squares of the gap on the standardised geometry; errors of MacKinnon & White (HC3, 1985)."""
     usable = trained.dropna(subset=list(GEOMETRY))
     x = usable[list(GEOMETRY)].astype(float).assign(condition_number=np.log(usable["condition_number"].astype(float)))
     x = x.loc[:, x.std() > 0]
     fit = OLS(usable["gap"], add_constant((x - x.mean()) / x.std())).fit(cov_type="HC3")
     rows = []
-    for name, (low, high) in fit.conf_int().loc[x.columns].iterrows():
+    for name, (low, high) in fit.conf_int(alpha).loc[x.columns].iterrows():
         value, error = float(fit.params[name]), float(fit.bse[name])
         words = find_metric(name).label + (", logarithm" if name == "condition_number" else "")
         rows.append([words, fmt.with_error(value, error, sign=True), fmt.interval(float(low), float(high), error)])
     label = f"Gap against geometry, {len(usable)} of {models} models, adjusted R² {fit.rsquared_adj:.2f}"
-    return Table(label=label, head=["a standard deviation of", "changes the gap by", "95% interval"], rows=rows)
+    head = ["a standard deviation of", "changes the gap by", f"{fmt.level(alpha)} interval"]
+    return Table(label=label, head=head, rows=rows)
 
 
 def _shares_picture(found: Components) -> Picture:

@@ -145,7 +145,7 @@ def _seed_sentences(plan: Plan, values: dict[str, Floats], study: StudyRecords) 
         )
     yield (
         f"Seeds alone move {words} by {fmt.compact(spread.sd, 2)} (standard deviation over {spread.n} seeds, "
-        f"{1 - plan.alpha:.0%} interval {_deviation(spread, plan.alpha)}) around "
+        f"{fmt.level(plan.alpha)} interval {_deviation(spread, plan.alpha)}) around "
         f"{mean_cell(spread)}.{beside}"
     )
     few, *_, many = _finds(spread.sd)
@@ -202,7 +202,7 @@ def _seed_tables(values: dict[str, Floats], evidence: Evidence) -> Iterator[Tabl
     for metric, one in spreads.items():
         mean, sd = fmt.number(one.mean, fmt.decimals_of(one.sd)), fmt.compact(one.sd, 2)
         error = fmt.compact(jet_error(evidence.study, metric), 2)
-        known = [str(one.n), mean, sd, _deviation(one, evidence.plan.alpha), error]
+        known = [str(one.n), mean, sd, _deviation(one, evidence.alpha), error]
         rows.append([find_metric(metric).full_label, *known, *_finds(one.sd)])
     head = ["metric", "n", "mean", "sd over seeds", f"{evidence.level} of sd", "error of test jets"]
     label = "Spread over seeds, and the difference of uncorrelated arms that seeds find"

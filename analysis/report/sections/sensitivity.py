@@ -205,7 +205,7 @@ def _tables(evidence: Evidence, by_field: dict[str, list[Scan]]) -> list[Table]:
 def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) -> Picture:
     values = sorted({value for scan in found for value in scan.arms} | {found[0].base})
     curves = {scan.group: scores[list(scan.arms.values())].set_axis(list(scan.arms), axis=1) for scan in found}
-    figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values))
+    figure = plots.responses(curves, field, plan.metric, found[0].base, is_logarithmic(values), 1 - plan.alpha)
     words = find_metric(plan.metric).full_label
     means = {value: paired.mean_interval(scores[arm].dropna()) for value, arm in found[0].arms.items()}
     said = "; ".join(f"{fmt.value_words(value)}: {fmt.mean_cell(mean)}" for value, mean in means.items())
@@ -213,6 +213,7 @@ def _picture(plan: Plan, field: str, found: list[Scan], scores: pd.DataFrame) ->
         name=f"response-{slug(field)}",
         figure=figure,
         alt=f"{words} against {field}. Means: {said}.",
-        caption=f"{words} against {field}: means over seeds with 95% intervals; faint lines: single seeds; dashed: the "
-        "base’s value. Below, the paired differences to it, without the spread that all arms of a seed share.",
+        caption=f"{words} against {field}: means over seeds with {fmt.level(plan.alpha)} intervals; faint lines: "
+        "single seeds; dashed: the base’s value. Below, the paired differences to it, without the spread that all arms "
+        "of a seed share.",
     )

@@ -41,6 +41,10 @@ class Encoder:
     """Jet pTs [GeV] at which it is evaluated, its own among them."""
     records: pd.DataFrame
     """Its complete trials by seed."""
+    compared: pd.Index
+    """Seeds at which encoders are compared: those that the verdicts rest on."""
+    alpha: float
+    """1 minus the confidence of intervals."""
 
     def values(self, metric: str, pt: float, shifted: bool = False, untrained: bool = False) -> pd.Series:
         """A metric of its seeds at a jet pT; empty where it was not measured."""
@@ -69,14 +73,14 @@ def section(evidence: Evidence) -> Section | None:
         tables=[
             *(_matrix(encoders, one, pts) for one in shown),
             *(_matrix(encoders, one, pts, shifted=True) for one in shown),
-            *_costs(encoders, metric, pts),
+            *_costs(encoders, metric, pts, evidence.level),
         ],
         figures=[_picture(encoders, metric, pts)],
     )
 
 
 def _encoders(evidence: Evidence) -> list[Encoder]:
-    plan, trials = evidence.plan, evidence.trials
+    plan, trials = evidence.plan, evidence.trials[~evidence.late]
     base, found = from_dict(plan.base), []
     for arm, changes in plan.arms.items():
         config = override(base, changes)
@@ -84,7 +88,16 @@ def _encoders(evidence: Evidence) -> list[Encoder]:
         own = config.data.jet_pt
         evaluated = tuple(sorted({own, *config.probe.jet_pts}))
         if len(evaluated) > 1:
-            found.append(Encoder(arm=arm, own=own, evaluated=evaluated, records=complete))
+            found.append(
+                Encoder(
+                    arm=arm,
+                    own=own,
+                    evaluated=evaluated,
+                    records=complete,
+                    compared=evidence.judged,
+                    alpha=evidence.alpha,
+                )
+            )
     return found
 
 
@@ -119,7 +132,7 @@ def _matrix(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], shif
     return Table(label=f"{find_metric(f'test/{metric}').label}, {how}", head=head, rows=rows)
 
 
-def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> Iterator[Table]:
+def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float], level: str) -> Iterator[Table]:
     """Paired by seed: each encoder less the one pre-trained at the energy of the test jets."""
     pairs = [(pt, home, encoder) for pt in pts for home in encoders if home.own == pt for encoder in encoders]
     rows = []
@@ -131,12 +144,12 @@ def _costs(encoders: Sequence[Encoder], metric: str, pts: Sequence[float]) -> It
     if rows:
         words = find_metric(f"test/{metric}").label
         label = f"What transfer costs: {words} less the in-domain encoder's, paired by seed"
-        yield Table(label=label, head=["difference", "on [GeV]", "n", "mean", "95% interval"], rows=rows)
+        yield Table(label=label, head=["difference", "on [GeV]", "n", "mean", level], rows=rows)
 
 
 def _paired(one: Encoder, other: Encoder, metric: str, pt: float) -> MeanInterval:
     gaps = (one.values(metric, pt) - other.values(metric, pt)).dropna()
-    return paired.mean_interval(gaps.to_numpy(dtype=float))
+    return paired.mean_interval(gaps[gaps.index.isin(one.compared)].to_numpy(dtype=float), 1 - one.alpha)
 
 
 def _untrained(encoders: Sequence[Encoder], metric: str, pt: float) -> pd.Series:

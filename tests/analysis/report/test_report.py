@@ -643,6 +643,24 @@ def test_no_name_of_a_contrast_runs_out_of_the_figure(letters):
     assert len(lines) <= 4
 
 
+def test_a_level_is_not_rounded_to_all():
+    levels = {0.05: "95%", 0.1: "90%", 0.01: "99%", 0.00499: "99.5%", 0.0324: "96.8%", 0.0002: "99.98%"}
+    assert {alpha: fmt.level(alpha) for alpha in levels} == levels
+
+
+def test_convergence_is_at_the_level_of_the_plan():
+    """Four seeds whose times differ by 0, 1, 1 and 2 epochs: mean 1, standard error 0.408; t is 2.353 at 90%."""
+    plan = make_plan(
+        arms={"a": {}, "b": {"mask.scheme": "none"}}, contrasts=(Contrast(treatment="b", control="a"),), alpha=0.1
+    )
+    slow = ([0.2, 0.6, 0.6, 0.6], [0.2, 0.3, 0.6, 0.6], [0.2, 0.3, 0.6, 0.6], [0.2, 0.2, 0.3, 0.6])
+    curves = [curves_of([0.2, 0.6, 0.6, 0.6], arm="a", seed=seed) for seed in range(4)]
+    curves += [curves_of(values, arm="b", seed=seed) for seed, values in enumerate(slow)]
+    time = convergence.converge(plan, pd.concat(curves)).contrasts[0].time
+    assert (time.n, time.mean) == (4, 1.0)
+    assert time.high == pytest.approx(1 + 2.353 * 0.4082, abs=1e-3)
+
+
 def test_tables_name_the_level_of_the_plan_and_keep_their_columns(tmp_path):
     few = make_plan(arms={"momentum": {}, "random": ARMS["random"]}, contrasts=make_plan().contrasts[:1], alpha=0.1)
     evidence = gather(load_study(str(write_study(tmp_path, few))))

@@ -102,13 +102,15 @@ def rows_of(areas):
 
 def test_concordance_over_seeds_by_hand():
     areas = [[0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.8, 0.7], [0.8, 0.7, 0.6, 0.5]]
-    tau = score_grid.concordance(rows_of(areas), "seed")
+    tau = score_grid.concordance(rows_of(areas), "seed", 0.05)
     pairwise = [kendalltau(areas[i], areas[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
     assert tau.mean == pytest.approx(np.mean(pairwise))
     pseudo = [3 * np.mean(pairwise) - 2 * pairwise[2 - seed] for seed in range(3)]
     assert tau.sd == pytest.approx(np.std(pseudo, ddof=1))
-    assert score_grid.concordance(rows_of([areas[0]] * 4), "seed").mean == 1.0
-    two = score_grid.concordance(rows_of(areas[:2]), "seed")
+    assert score_grid.concordance(rows_of([areas[0]] * 4), "seed", 0.05).mean == 1.0
+    narrow = score_grid.concordance(rows_of(areas), "seed", 0.1)
+    assert (narrow.high - narrow.mean) / (tau.high - tau.mean) == pytest.approx(2.920 / 4.303, abs=1e-3)  # t(2)
+    two = score_grid.concordance(rows_of(areas[:2]), "seed", 0.05)
     assert np.isnan(two.low)
 
 
@@ -192,7 +194,11 @@ def test_a_regression_takes_thirty_models():
     gaps = pd.DataFrame(rng.normal(size=(40, 6)), columns=list(score_grid.GEOMETRY))
     gaps["condition_number"] = np.exp(gaps["condition_number"])
     gaps["gap"] = 0.2 + 0.05 * gaps["anisotropy"] / gaps["anisotropy"].std() + rng.normal(0, 1e-4, 40)
-    table = score_grid.regression_table(gaps, 40)
+    table = score_grid.regression_table(gaps, 40, 0.05)
     changes = {row[0]: row[1] for row in table.rows}
     assert changes["anisotropy"].startswith("+0.0500") or changes["anisotropy"].startswith("+0.0499")
     assert len(table.rows) == 6
+    wide = score_grid.regression_table(gaps, 40, 0.001)
+    assert (table.head[-1], wide.head[-1]) == ("95% interval", "99.9% interval")
+    (of_table, of_wide) = (next(row[-1] for row in one.rows if row[0] == "effective rank") for one in (table, wide))
+    assert of_table != of_wide

@@ -184,3 +184,15 @@ def test_figure_has_a_zero_behind_a_gap_and_the_base_marked(tmp_path):
 def test_sections_are_in_the_report(tmp_path):
     evidence = simulate(tmp_path, make_plan(koleo_arms(), seeds=2), peaked)
     assert "Response to single settings" in [section.title for section in registry.gather(evidence)["Evidence"]]
+
+
+def test_curves_are_drawn_at_the_level_that_their_caption_names(tmp_path):
+    """Five seeds: t(4) is 2.132 at 90% and 2.776 at 95%."""
+    lengths = []
+    for alpha in (0.1, 0.05):
+        plan = make_plan(koleo_arms(), seeds=5, alpha=alpha)
+        (picture,) = sensitivity.section(simulate(tmp_path / f"{alpha}", plan, peaked)).figures
+        assert f"with {1 - alpha:.0%} intervals" in picture.caption
+        bars = picture.figure.axes[0].containers[0].lines[2][0].get_segments()
+        lengths.append(bars[0][1][1] - bars[0][0][1])
+    assert lengths[0] / lengths[1] == pytest.approx(2.132 / 2.776, abs=1e-3)
