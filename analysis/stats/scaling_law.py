@@ -8,7 +8,8 @@ Forms        linear           a - b D
 Each is fitted to the means over seeds of the logarithm of the error, by Huber's loss in units of the noise, from many
 starts. All are closed under scaling: what the seeds of a line share (a good or a bad block) moves the level alone and
 says nothing about the form. The noise is what is left of each seed when the mean curve, and its own level and slope on
-logarithmic axes, are taken away.
+logarithmic axes, are taken away. Over models and jets together each model may have a level of its own at each seed, as
+it has other initial weights: that is taken away too, and drawn again where the joint law is tested.
 
 Choice       AICc of the means with that noise; how well the two largest sizes are predicted by a fit without them; and
              a parametric bootstrap that asks of every form whether another one fits better than chance lets it.
@@ -165,6 +166,7 @@ def compare(
     rng: np.random.Generator,
     *,
     forms: Sequence[Form] = FORMS,
+    groups: ArrayLike | None = None,
     alpha: float = 0.05,
     draws: int = DRAWS,
     nulls: int = NULLS,
@@ -177,6 +179,9 @@ def compare(
         Training jets, ascending; or weights and jets; or jets and passes over each.
     errors : float array (seed, size)
         All positive; all sizes of a seed share its initial weights and noise.
+    groups : array (size,), optional
+        Sizes of one value have something of their own in common at each seed, as those of one model do: no two models
+        have the same initial weights.
     alpha : float
         Level of the tests, and 1 - alpha that of the intervals.
 
@@ -186,7 +191,9 @@ def compare(
     points = points[:, None] if points.ndim == 1 else points
     _check(points, values, max(form.parameters for form in forms) + 2)
     measured, logs = Axes(sizes=points), np.log(values)
-    noise, freedom = _noise(logs, np.log(points))
+    names, of_each = np.unique([] if groups is None else np.asarray(groups), return_inverse=True)
+    of_group = of_each if len(names) > 1 else None
+    noise, freedom = _noise(logs, np.log(points), of_group)
     if not freedom:  # one seed: what the best form leaves, as if it were the true one
         wide = 1e3  # so large that Huber's loss is that of least squares
         losses = [(float(fit(form, measured, logs, wide).losses[0]), form.parameters) for form in forms]
@@ -195,9 +202,10 @@ def compare(
     mean = logs.mean(axis=0, keepdims=True)
     fits = [fit(form, measured, mean, of_mean) for form in forms]
     around = moved(logs, rng, draws) if len(logs) > 1 else None
+    common = _common(logs, noise, of_group, rng, nulls) if of_group is not None and freedom else np.zeros(1)
     laws = []
     for one in fits:
-        p, p_fit = _p_values(one, fits, of_mean, freedom, rng, nulls) if freedom else (math.nan, math.nan)
+        p, p_fit = _p_values(one, fits, of_mean, freedom, common, rng, nulls) if freedom else (math.nan, math.nan)
         law = Law(
             fits=one,
             refits=None if around is None else fit(freed(one.form), measured, around, of_mean),
@@ -242,9 +250,14 @@ def moved(logs: Floats, rng: np.random.Generator, draws: int) -> Floats:
     return np.asarray(mean + weights @ (logs - mean))
 
 
-def _noise(logs: Floats, x: Floats) -> tuple[float, int]:
-    """Standard deviation about each seed's own level and slopes over `x` (size, axis), and its degrees of freedom."""
-    basis = np.linalg.qr(np.column_stack([np.ones(len(x)), x]))[0]
+def _noise(logs: Floats, x: Floats, of_group: NDArray[np.intp] | None = None) -> tuple[float, int]:
+    """Standard deviation about each seed's own level and slopes over `x` (size, axis), and its degrees of freedom; with
+    groups about the levels of its groups and the slope over the last axis."""
+    if of_group is None:
+        columns = np.column_stack([np.ones(len(x)), x])
+    else:
+        columns = np.column_stack([np.eye(of_group.max() + 1)[of_group], x[:, -1]])
+    basis = np.linalg.qr(columns)[0]
     freedom = (len(logs) - 1) * (len(x) - basis.shape[1])
     if not freedom:
         return math.nan, 0
@@ -253,13 +266,31 @@ def _noise(logs: Floats, x: Floats) -> tuple[float, int]:
     return float(np.sqrt((rest**2).sum() / freedom)), freedom
 
 
+def _common(
+    logs: Floats, noise: float, of_group: NDArray[np.intp], rng: np.random.Generator, nulls: int
+) -> NDArray[np.float64]:
+    """What the means of a group have in common beside what all sizes have, drawn as often as (null, size).
+
+    Its variance over seeds is known by few degrees of freedom, and is drawn too.
+    """
+    counts = np.bincount(of_group)
+    rest = logs - logs.mean(axis=0)
+    rest = rest - rest.mean(axis=1, keepdims=True)
+    levels = np.stack([rest[:, of_group == group].mean(axis=1) for group in range(len(counts))], axis=1)
+    freedom = (len(logs) - 1) * (len(counts) - 1)
+    between = float((counts * levels**2).sum()) / freedom  # on average noise², and counts times the variance sought
+    drawn = between * freedom / rng.chisquare(freedom, size=nulls)
+    variance = np.maximum(0.0, drawn - noise**2) / counts.mean() / len(logs)
+    return np.asarray(np.sqrt(variance)[:, None] * rng.normal(size=(nulls, len(counts)))[:, of_group])
+
+
 def _p_values(
-    true: Fits, fits: Sequence[Fits], noise: float, freedom: int, rng: np.random.Generator, nulls: int
+    true: Fits, fits: Sequence[Fits], noise: float, freedom: int, common: Floats, rng: np.random.Generator, nulls: int
 ) -> tuple[float, float]:
     """Were this form true: how often the best of all would fit better than it by as much as here, and how often the
-    means would lie as far from it."""
+    means would lie as far from it. `common` is what deviations of the means (null, size) have beside the noise."""
     logs = np.log(np.maximum(true.errors(true.measured.sizes), math.exp(-LARGE)))
-    logs = logs + noise * rng.normal(size=(nulls, logs.shape[1]))
+    logs = logs + common + noise * rng.normal(size=(nulls, logs.shape[1]))
     # Each simulated study estimates its own noise, as this one did.
     own = np.maximum(noise * np.sqrt(rng.chisquare(freedom, size=nulls) / freedom), MIN_NOISE)
     loss, least = float(true.losses[0]), min(float(one.losses[0]) for one in fits)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.plots import responses as plots
 from analysis.report.section import Picture, Table, picture
 from analysis.stats import scaling_law
-from analysis.stats.curve_fit import MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, Form
+from analysis.stats.curve_fit import JOINT, MAX_EXPONENT, MIN_EXPONENT, POWER, REPEATED, Form
 from analysis.stats.paired import SEED
 from analysis.stats.scaling_law import AHEAD, Comparison, Estimate, Law
 from analysis.verdicts import number_format as fmt
@@ -54,7 +54,8 @@ def fitted(
     if len(whole) < 1 or len(points) < max(form.parameters for form in forms) + 2:
         return None
     # Few draws at once for a plane, more in a row: what is drawn must not depend on which lines came before.
-    found = scaling_law.compare(points, whole.to_numpy(), np.random.default_rng(SEED), forms=forms, alpha=plan.alpha)
+    rng, models = np.random.default_rng(SEED), [size[0] for size in points] if JOINT in forms else None
+    found = scaling_law.compare(points, whole.to_numpy(), rng, forms=forms, groups=models, alpha=plan.alpha)
     return Fitted(name=name, kind=kind, errors=errors, comparison=found, left_out=_left_out(errors, whole, sizes))
 
 
