@@ -148,7 +148,7 @@ class StepGroup:
     def traffic(self) -> float | None:
         """Bytes that one step reads and writes between operations, were nothing cached; None where nobody knows.
 
-        Of the C++ kernel: what it is given, what it gives, and the activations it keeps, for each pass over them.
+        Of the C++ kernel: what it is given and what it gives, for each of its passes.
         """
         if self.engine.name == "compiled":
             return None
@@ -204,10 +204,8 @@ def _counting(kernel: fused.Kernel, counted: Traffic) -> Forward:
     def forward(flat: Tensor, particles: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
         outputs = kernel(flat, particles, *rest, **named)
         moved = tensor_bytes((flat, particles, rest, named, outputs))
-        kept = kernel.keep(*particles.shape[:2]) if flat.requires_grad else None
         # The backward pass reads the inputs again and the outputs' gradients, and writes that of the weights.
         counted.bytes += 2 * moved + tensor_bytes(flat) if flat.requires_grad else moved
-        counted.bytes += 2 * tensor_bytes(kept)
         return outputs
 
     return forward

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     __version__: str
 
 #: Part of every trial id. Raise it when a change makes the same Config train differently, or changes a default.
-TRAINER_VERSION = "3"
+TRAINER_VERSION = "4"
 
 __all__ = ["TRAINER_VERSION", "Encoder", "JetEmbedding", "__version__", "load"]
 

@@ -204,9 +204,7 @@ def run_steps(
     sums = torch.zeros(len(TERMS), len(members), device=jets.device, dtype=torch.float64)
     # Some of a pack's trials step on a copy of their state, which has another address each time: no graph.
     graphs = pack.graphs if len(members) == len(pack.configs) else None
-    # Few shapes in bf16 too: oneDNN makes, and keeps, a program for each (1 GB after a trial, and 1.7 times the time).
-    few_shapes = graphs or pack.configs[0].train.precision == "bf16"
-    capacity = row_capacity(masked) if few_shapes else None
+    capacity = row_capacity(masked) if graphs else None
 
     def step(state: TrainState, views: Particles, masked: Masked, lr: Rates, momentum: Rates) -> dict[str, Tensor]:
         return train_step(state, views, masked, hyper, lr, momentum, forward, capacity)

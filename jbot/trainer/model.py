@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jbot.config import ModelConfig
 from jbot.trainer.rng import numpy_generator
@@ -27,6 +29,8 @@ Flat = Float[Tensor, "trial weight"]
 Weights = dict[str, Tensor]
 Drop = Callable[[str, Tensor], Tensor]
 """Dropout of the outputs of the layer of this name."""
+Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""x @ weight + bias: `linear`, or `bf16_linear`."""
 
 
 def dense(name: str, fan_in: int, fan_out: int) -> dict[str, tuple[int, ...]]:
@@ -120,6 +124,53 @@ def init_weights(config: ModelConfig, seed: int) -> Float[Tensor, "weight"]:
     return pack(weights, config)
 
 
+def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:
+    """x @ weight + bias, each trial with its own."""
+    return torch.baddbmm(bias[:, None, :], x, weight)
+
+
+def bf16_linear(
+    x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor
+) -> Float[Tensor, "trial row fan_out"]:
+    """`linear` with the products of `train.precision=bf16`, forward and backward.
+
+    Both factors of each product are rounded to bf16 (to the nearest, ties to even): x and weight, in the backward pass
+    the gradient of the result as well. Products of two bf16 are exact in float32, and are added up there. So one
+    precision is one arithmetic on all machines, but for the order of sums.
+    """
+    return _Bf16Linear.apply(x, weight, bias)
+
+
+def to_bf16(x: Tensor) -> Tensor:
+    """The nearest bf16, of two the even one. By its bits: torch.compile leaves out conversions there and back."""
+    bits = x.float().view(torch.int32)
+    nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).view(torch.float32)
+    return torch.where(x.isnan(), x.float(), nearest).bfloat16()
+
+
+class _Bf16Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x16, weight16 = to_bf16(x), to_bf16(weight)
+        ctx.save_for_backward(x16, weight16)
+        return _wide_product(x16, weight16, x.dtype) + bias[:, None, :]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x16, weight16 = ctx.saved_tensors
+        gradient16, dtype = to_bf16(gradient), gradient.dtype
+        of_x = _wide_product(gradient16, weight16.transpose(1, 2), dtype)
+        return of_x, _wide_product(x16.transpose(1, 2), gradient16, dtype), gradient.sum(1)
+
+
+def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b of bf16, summed up and returned in `dtype`; on a GPU by its bf16 units."""
+    if a.is_cuda and dtype == torch.float32:
+        return torch.bmm(a, b, out_dtype=dtype)
+    return torch.bmm(a.to(dtype), b.to(dtype))
+
+
 def encode(
     weights: Weights,
     particles: Float[Tensor, "trial jet particle 4"],
@@ -128,6 +179,7 @@ def encode(
     rows: Int64[Tensor, "trial row"] | None = None,
     attentions: list[Tensor] | None = None,
     drop: Drop | None = None,
+    linear: Linear = linear,
 ) -> Float[Tensor, "trial row dim"]:
     """Raw encoder outputs, for all tokens or only for those that are used.
 
@@ -145,12 +197,14 @@ def encode(
         Receives each block's attention, (trial, jet, head, query, key).
     drop : callable, optional
         Dropout behind each block's two updates.
+    linear : callable
+        Of every layer but the embedding, whose inputs are coordinates: rounded, they would be other jets.
     """
     x, hidden = tokens(weights, particles, config, masked)
     jets, last = particles.shape[1], config.layers - 1
     for layer in range(config.layers):
         wanted = rows if layer == last else None
-        x = block(weights, f"block{layer}", x, jets, hidden, config, wanted, attentions, drop)
+        x = block(weights, f"block{layer}", x, jets, hidden, config, wanted, attentions, drop, linear)
     return x
 
 
@@ -198,6 +252,7 @@ def block(
     rows: Tensor | None,
     attentions: list[Tensor] | None,
     drop: Drop | None = None,
+    linear: Linear = linear,
 ) -> Float[Tensor, "trial row dim"]:
     """One post-norm transformer block; all of it behind the attention only for `rows`."""
     heads, k = config.heads, config.head_dim
@@ -211,7 +266,7 @@ def block(
     mixed = (attention @ value).transpose(2, 3).reshape(len(x), x.shape[1], heads * k)
     if rows is not None:
         x, mixed = take_rows(x, rows), take_rows(mixed, rows)
-    return after_attention(weights, name, x, mixed, drop)
+    return after_attention(weights, name, x, mixed, drop, linear)
 
 
 def cls_attention(
@@ -242,6 +297,7 @@ def after_attention(
     x: Float[Tensor, "trial row dim"],
     mixed: Float[Tensor, "trial row inner"],
     drop: Drop | None = None,
+    linear: Linear = linear,
 ) -> Float[Tensor, "trial row dim"]:
     """The rest of a block: output kernel, feed-forward network, both with residual and norm."""
     update = linear(mixed, weights[f"{name}.out.weight"], weights[f"{name}.out.bias"])
@@ -264,7 +320,9 @@ def take_rows(x: Float[Tensor, "trial token width"], rows: Int64[Tensor, "trial 
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def project(weights: Weights, x: Float[Tensor, "trial token dim"]) -> Float[Tensor, "trial token projection"]:
+def project(
+    weights: Weights, x: Float[Tensor, "trial token dim"], linear: Linear = linear
+) -> Float[Tensor, "trial token projection"]:
     """The projection head, shared by [CLS] and particles: points on the unit sphere."""
     hidden = F.gelu(linear(x, weights["head1.weight"], weights["head1.bias"]))
     return F.normalize(linear(hidden, weights["head2.weight"], weights["head2.bias"]), dim=-1, eps=1e-6)
@@ -277,6 +335,7 @@ def forward(
     masked: Bool[Tensor, "trial jet particle"] | None = None,
     rows: Int64[Tensor, "trial row"] | None = None,
     factors: Float[Tensor, "trial value"] | None = None,
+    linear: Linear = linear,
 ) -> tuple[Float[Tensor, "trial row dim"], Float[Tensor, "trial row projection"]]:
     """Raw and projected outputs, for all tokens or for those of `rows`: see :func:`encode`.
 
@@ -285,8 +344,8 @@ def forward(
     """
     weights = unpack(flat, config)
     drop = None if factors is None else by_layer(factors, config, particles.shape[1] * (particles.shape[2] + 1))
-    raw = encode(weights, particles, config, masked, rows, drop=drop)
-    return raw, project(weights, raw)
+    raw = encode(weights, particles, config, masked, rows, drop=drop, linear=linear)
+    return raw, project(weights, raw, linear)
 
 
 def by_layer(factors: Float[Tensor, "trial value"], config: ModelConfig, tokens: int) -> Drop:
@@ -300,11 +359,6 @@ def by_layer(factors: Float[Tensor, "trial value"], config: ModelConfig, tokens:
     for layer, part in enumerate(factors.split([*sizes, factors.shape[1] - sum(sizes)], dim=1)):
         named[f"block{layer}.out"], named[f"block{layer}.ffn2"] = part.view(len(part), -1, 2, config.dim).unbind(2)
     return lambda name, values: values * named[name]
-
-
-def linear(x: Float[Tensor, "trial row fan_in"], weight: Tensor, bias: Tensor) -> Float[Tensor, "trial row fan_out"]:
-    """x @ weight + bias, each trial with its own."""
-    return torch.baddbmm(bias[:, None, :], x, weight)
 
 
 def layer_norm(x: Float[Tensor, "trial row dim"], weights: Weights, name: str) -> Float[Tensor, "trial row dim"]:

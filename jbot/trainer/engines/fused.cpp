@@ -14,7 +14,12 @@
 #include <memory>
 #include <type_traits>
 #ifdef __SSE__
-#include <xmmintrin.h>
+#include <immintrin.h>
+#endif
+#if BF16 && defined(__AMX_BF16__) && defined(__linux__)
+#define AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -24,8 +29,9 @@ typedef float Vec __attribute__((vector_size(4 * V), aligned(4 * V), may_alias))
 typedef int32_t IntVec __attribute__((vector_size(4 * V), aligned(4 * V), may_alias));
 
 constexpr int TOKENS = SLOTS + 1;
-constexpr int NV = (TOKENS + V - 1) / V;  // vectors in a panel's row
-constexpr int LANES = NV * V;
+constexpr int STEP = BF16 ? 2 * V : V;  // bf16 products along lanes take two vectors at once
+constexpr int LANES = (TOKENS + STEP - 1) / STEP * STEP;
+constexpr int NV = LANES / V;  // vectors in a panel's row
 constexpr int INNER = HEADS * HEAD_DIM;
 constexpr int FEATURES = 4;
 constexpr int GROUP = 8;  // jets whose activations are in cache together
@@ -37,6 +43,7 @@ constexpr int REGISTERS = 6;
 #endif
 
 constexpr int padded(int n) { return (n + V - 1) / V * V; }
+constexpr int words(int k) { return padded((k + 1) / 2); }  // of two bf16 each
 
 // ---- the flat buffer of weights, in the order of model.weight_shapes ----
 struct Block {
@@ -76,33 +83,32 @@ inline float sum(Vec x) {
   return s;
 }
 
-// exp(x) for x <= 0, relative error below 4e-7: 2^n times a Taylor polynomial in |r| <= log(2) / 2. NaN stays NaN.
+// exp(x) for x <= 0, relative error below 3e-7: 2^n times a polynomial fitted on |r| <= log(2) / 2. NaN stays NaN.
 inline Vec exp_negative(Vec x) {
   x = max(all(-80.0f), x);  // no denormal numbers: they are slow
-  IntVec n = __builtin_convertvector(x * 1.44269504f - 0.5f, IntVec);  // truncation rounds to nearest here
-  Vec r = x - __builtin_convertvector(n, Vec) * 0.693147181f;
-  Vec p = r * (1.0f / 720) + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded, and stands in its lowest bits
+  Vec n = x * 1.44269504f + ROUND, r = x - (n - ROUND) * 0.693147181f;
+  Vec p = r * 0.00829031039f + 0.0418979302f;
+  p = p * r + 0.166676357f;
+  p = p * r + 0.499991506f;
+  p = p * r + 0.999999702f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return (Vec)((IntVec)p + (n << 23));
+  return (Vec)((IntVec)p + ((IntVec)n << 23));
 }
 
-// The standard normal distribution function, absolute error below 4e-7: the logarithm of its tail is nearly a
-// parabola, here a polynomial fitted on [0, 9] (weighted least squares, driven towards the smallest largest error).
+// The standard normal distribution function, absolute error below 4e-7: 1/2 and x times a polynomial in x^2, fitted on
+// |x| <= 5.1 (weighted least squares, driven towards the smallest largest error), 0 and 1 beyond. No exponential.
 inline Vec normal_distribution(Vec x) {
-  Vec size = max(x, -x);
-  size = size < 9.0f ? size : all(9.0f);
-  Vec log_tail = size * 1.93139258e-05f - 0.000500595896f;
-  log_tail = log_tail * size + 0.00549170282f;
-  log_tail = log_tail * size - 0.0368504003f;
-  log_tail = log_tail * size - 0.318125308f;
-  log_tail = log_tail * size - 0.797910154f;
-  log_tail = log_tail * size - 0.693146586f;
-  Vec tail = exp_negative(log_tail);
-  return x < 0.0f ? tail : 1.0f - tail;
+  constexpr float COEFFICIENTS[] = {0.138605297f, -0.0690027475f, 0.0507817455f, -0.0402320586f,
+                                    0.0317376144f, -0.0239221063f, 0.0173358321f, -0.0122889308f,
+                                    0.00719332509f, -0.00291116443f, 0.00202430459f, -0.00209392398f, 0.000812028185f};
+  x = x < -5.1f ? all(-5.1f) : x;
+  x = x > 5.1f ? all(5.1f) : x;
+  Vec square = x * x * (2 / (5.1f * 5.1f)) - 1.0f;  // in [-1, 1]
+  Vec p = all(COEFFICIENTS[12]);
+#pragma GCC unroll 12
+  for (int i = 11; i >= 0; i--) p = p * square + COEFFICIENTS[i];
+  return x * p + 0.5f;
 }
 inline Vec normal_density(Vec x) { return exp_negative(-0.5f * x * x) * 0.398942280f; }
 
@@ -151,15 +157,6 @@ inline void product(const float* w, const float* bias, const float* x, float* y)
   if constexpr (LAST != ROWS) some_rows<LAST, K, WK, WN, START>(w + n * WN, bias + n, x, y + n * LANES);
 }
 
-template <int K, int N>
-inline void linear(const float* weights, int w, int b, const float* x, float* y) {
-  product<K, N, N, 1, BIAS>(weights + w, weights + b, x, y);
-}
-template <int K, int N, Start START>
-inline void linear_backward(const float* weights, int w, const float* dy, float* dx) {
-  product<N, K, 1, N, START>(weights + w, dx, dy, dx);
-}
-
 // 16 x 16 floats, rows to columns: halves, quarters, ... change places.
 inline void transpose_tile(const float* in, int in_stride, float* out, int out_stride) {
   typedef double Wide __attribute__((vector_size(4 * V), may_alias));
@@ -199,9 +196,243 @@ inline void transpose(const float* in, float* out) {
     for (int l = 0; l < LANES; l += V) transpose_tile(in + r * LANES + l, LANES, out + l * padded(ROWS) + r, padded(ROWS));
 }
 
-// gradient[a][b] += sum over lanes of x[a] y[b]; y is a panel with room for padded(B) rows.
-template <int A, int B>
-inline void outer(const float* x, const float* y, float* gradient) {
+// ---- products in bf16 ----
+#if BF16
+typedef uint32_t Word;  // two bf16, of k and k + 1, the former in the lower half
+typedef short HalfVec __attribute__((vector_size(4 * V)));
+
+inline IntVec load(const Word* p) { return *reinterpret_cast<const IntVec*>(p); }
+inline void store(Word* p, IntVec v) { *reinterpret_cast<IntVec*>(p) = v; }
+
+// To the nearest bf16, ties to even, in the upper half of each number; NaN stays NaN.
+inline IntVec rounded(Vec x) {
+  IntVec bits = (IntVec)x;
+  return x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+}
+inline uint16_t to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (x == x ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16;
+}
+inline IntVec pack(Vec low, Vec high) {
+#ifdef __AVX512BF16__
+  HalfVec both = (HalfVec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (IntVec)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                         10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#else
+  return (rounded(low) >> 16 & 0xffff) | (rounded(high) & ~0xffff);
+#endif
+}
+// sum + both products; exact but for the two sums.
+inline Vec dot(Vec sum, IntVec a, IntVec b) {
+#ifdef __AVX512BF16__
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  sum += (Vec)(a << 16) * (Vec)(b << 16);
+  return sum + (Vec)(a & ~0xffff) * (Vec)(b & ~0xffff);
+#endif
+}
+
+// The operands of products: words along k. Rows and words behind the last are 0.
+template <int K>
+inline void pair_rows(const float* x, Word* out) {  // out[k / 2][lane] of a panel x[k][lane]
+  for (int k = 0; k < 2 * words(K); k += 2)
+    for (int l = 0; l < LANES; l += V)
+      store(out + k / 2 * LANES + l, pack(k < K ? load(x + k * LANES + l) : Vec{},
+                                          k + 1 < K ? load(x + (k + 1) * LANES + l) : Vec{}));
+}
+template <int N>
+inline void pair_lanes(const float* x, Word* out) {  // out[n][..], a word of lanes l and l + V
+  for (int n = 0; n < padded(N); n++)
+    for (int l = 0; l < LANES; l += 2 * V)
+      store(out + (n * LANES + l) / 2,
+            n < N ? pack(load(x + n * LANES + l), load(x + n * LANES + l + V)) : IntVec{});
+}
+template <int N>
+inline void pair_lanes(const Word* x, Word* out) {  // the same of what pair_rows gives
+  for (int n = 0; n < padded(N); n += 2, out += LANES, x += LANES)
+    for (int l = 0; l < LANES; l += 2 * V) {
+      IntVec a = load(x + l), b = load(x + l + V);
+      store(out + l / 2, (a & 0xffff) | b << 16);
+      store(out + (LANES + l) / 2, (a >> 16 & 0xffff) | (b & ~0xffff));
+    }
+}
+
+// y[n][c] = start + sum over k of w[n][k] x[k][c], for padded(N) rows of y; W words along k, C a multiple of V.
+// bias[n][V] has the same number V times.
+#ifdef AMX
+// 16 x 16 results in each of ROWS x COLUMNS tiles.
+template <int ROWS, int COLUMNS, int W, int C, Start START>
+inline void some_tiles(const Word* w, const float* bias, const Word* x, float* y) {
+#define EACH_TILE(DO) DO(0, 0, 0) DO(1, 0, 1) DO(2, 1, 0) DO(3, 1, 1)
+#define FIRST(TILE, R, COLUMN)                                                     \
+  if constexpr (R < ROWS && COLUMN < COLUMNS) {                                    \
+    if constexpr (START == ZERO) _tile_zero(TILE);                                 \
+    if constexpr (START == BIAS) _tile_loadd(TILE, bias + R * V * V, 4 * V);       \
+    if constexpr (START == ADD) _tile_loadd(TILE, y + R * V * C + COLUMN * V, 4 * C); \
+  }
+#define LAST(TILE, R, COLUMN) \
+  if constexpr (R < ROWS && COLUMN < COLUMNS) _tile_stored(TILE, y + R * V * C + COLUMN * V, 4 * C);
+  EACH_TILE(FIRST)
+  for (int k = 0; k < W; k += V) {
+    _tile_loadd(4, w + k, 4 * W);
+    _tile_loadd(6, x + k * C, 4 * C);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (COLUMNS > 1) _tile_loadd(7, x + k * C + V, 4 * C);
+    if constexpr (COLUMNS > 1) _tile_dpbf16ps(1, 4, 7);
+    if constexpr (ROWS > 1) _tile_loadd(5, w + V * W + k, 4 * W);
+    if constexpr (ROWS > 1) _tile_dpbf16ps(2, 5, 6);
+    if constexpr (ROWS > 1 && COLUMNS > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  EACH_TILE(LAST)
+#undef EACH_TILE
+#undef FIRST
+#undef LAST
+}
+
+template <int N, int W, int C, Start START>
+inline void multiply(const Word* w, const float* bias, const Word* x, float* y) {
+  constexpr int ROWS = padded(N) / V, COLUMNS = C / V;
+  const auto row = [&](auto rows, int r) {
+    constexpr int R = decltype(rows)::value;
+    const auto column = [&](auto columns, int c) {
+      some_tiles<R, decltype(columns)::value, W, C, START>(w + r * V * W, bias + r * V * V, x + c * V,
+                                                           y + r * V * C + c * V);
+    };
+    for (int c = 0; c + 1 < COLUMNS; c += 2) column(std::integral_constant<int, 2>{}, c);
+    if constexpr (COLUMNS % 2) column(std::integral_constant<int, 1>{}, COLUMNS - 1);
+  };
+  for (int r = 0; r + 1 < ROWS; r += 2) row(std::integral_constant<int, 2>{}, r);
+  if constexpr (ROWS % 2) row(std::integral_constant<int, 1>{}, ROWS - 1);
+}
+#else
+template <int ROWS, int COLUMNS, int W, int C, Start START>
+inline void some_words(const Word* w, const float* bias, const Word* x, float* y) {
+  Vec acc[ROWS][COLUMNS];
+#pragma GCC unroll 32
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+    for (int c = 0; c < COLUMNS; c++)
+      acc[r][c] = START == BIAS ? load(bias + r * V) : START == ADD ? load(y + r * C + c * V) : Vec{};
+  for (int k = 0; k < W; k++) {
+    IntVec in[COLUMNS];
+#pragma GCC unroll 2
+    for (int c = 0; c < COLUMNS; c++) in[c] = load(x + k * C + c * V);
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; r++) {
+      IntVec weight = int32_t(w[r * W + k]) - IntVec{};
+#pragma GCC unroll 2
+      for (int c = 0; c < COLUMNS; c++) acc[r][c] = dot(acc[r][c], weight, in[c]);
+    }
+  }
+#pragma GCC unroll 32
+  for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+    for (int c = 0; c < COLUMNS; c++) store(y + r * C + c * V, acc[r][c]);
+}
+
+template <int N, int W, int C, Start START>
+inline void multiply(const Word* w, const float* bias, const Word* x, float* y) {
+  constexpr int WIDE = C % (2 * V) ? 1 : 2, MOST = REGISTERS / WIDE, TILES = (N + MOST - 1) / MOST,
+                ROWS = (N + TILES - 1) / TILES, LAST = N - (N - 1) / ROWS * ROWS;
+  for (int c = 0; c < C; c += WIDE * V) {
+    int n = 0;
+    for (; n + ROWS <= N; n += ROWS)
+      some_words<ROWS, WIDE, W, C, START>(w + n * W, bias + n * V, x + c, y + n * C + c);
+    if constexpr (LAST != ROWS)
+      some_words<LAST, WIDE, W, C, START>(w + n * W, bias + n * V, x + c, y + n * C + c);
+  }
+}
+#endif
+#endif
+
+// ---- a linear layer: y[n] = bias[n] + sum over k of weight[k][n] x[k] ----
+template <int K, int N>
+struct Linear {
+  const float *weight, *bias;
+#if BF16
+  alignas(64) Word forward[padded(N)][words(K)], backward[padded(K)][words(N)];  // words along k, and along n
+  alignas(64) float wide_bias[padded(N)][V];
+#endif
+
+  void set(const float* flat, int w, int b) {
+    weight = flat + w, bias = flat + b;
+#if BF16
+    uint16_t half[2 * words(K)][2 * words(N)] = {};
+    for (int k = 0; k < K; k++)
+      for (int n = 0; n < N; n++) half[k][n] = to_bf16(weight[k * N + n]);
+    for (int n = 0; n < padded(N); n++) store(wide_bias[n], all(n < N ? bias[n] : 0.0f));
+    for (int n = 0; n < padded(N); n++)
+      for (int k = 0; k < words(K); k++) forward[n][k] = half[2 * k][n] | Word(half[2 * k + 1][n]) << 16;
+    for (int k = 0; k < padded(K); k++)
+      for (int n = 0; n < words(N); n++) backward[k][n] = half[k][2 * n] | Word(half[k][2 * n + 1]) << 16;
+#endif
+  }
+};
+
+#if BF16
+template <int K, int N>
+inline void linear(const Linear<K, N>& layer, const Word* x, float* y) {
+  multiply<N, words(K), LANES, BIAS>(layer.forward[0], layer.wide_bias[0], x, y);
+}
+template <Start START, int K, int N>
+inline void linear_backward(const Linear<K, N>& layer, const Word* dy, float* dx) {
+  multiply<K, words(N), LANES, START>(layer.backward[0], nullptr, dy, dx);
+}
+#endif
+template <int K, int N>
+inline void linear(const Linear<K, N>& layer, const float* x, float* y) {
+#if BF16
+  alignas(64) Word in[words(K) * LANES];
+  pair_rows<K>(x, in);
+  linear(layer, const_cast<const Word*>(in), y);
+#else
+  product<K, N, N, 1, BIAS>(layer.weight, layer.bias, x, y);
+#endif
+}
+template <Start START, int K, int N>
+inline void linear_backward(const Linear<K, N>& layer, const float* dy, float* dx) {
+#if BF16
+  alignas(64) Word in[words(N) * LANES];
+  pair_rows<N>(dy, in);
+  linear_backward<START>(layer, const_cast<const Word*>(in), dx);
+#else
+  product<N, K, 1, N, START>(layer.weight, dx, dy, dx);
+#endif
+}
+
+// A panel that is made for linear layers alone: in bf16 it is stored as their operand.
+#if BF16
+template <int N>
+struct alignas(64) Operand {
+  Word pairs[words(N)][LANES];
+  const Word* data() const { return pairs[0]; }
+  void put(int n, int l, Vec first, Vec second) { store(pairs[n / 2] + l, pack(first, second)); }  // rows n, n + 1
+  void pad() { std::memset(pairs[N / 2], 0, sizeof pairs - N / 2 * sizeof pairs[0]); }
+};
+#else
+template <int N>
+struct alignas(64) Operand {
+  float rows[padded(N)][LANES];
+  const float* data() const { return rows[0]; }
+  void put(int n, int l, Vec first, Vec second) { store(rows[n] + l, first), store(rows[n + 1] + l, second); }
+  void pad() {}
+};
+#endif
+
+// gradient[a][b] += sum over lanes of x[a] y[b]; y is a panel with room for padded(B) rows, x one or an operand.
+template <int A, int B, class X>
+inline void outer(const X* x, const float* y, float* gradient) {
+#if BF16
+  constexpr int W = LANES / 2, BP = padded(B);
+  alignas(64) Word rows[padded(A) * W], turned[BP * W], columns[W * BP];
+  pair_lanes<A>(x, rows);
+  pair_lanes<B>(y, turned);
+  for (int b = 0; b < BP; b += V)
+    for (int k = 0; k < W; k += V)
+      transpose_tile((const float*)turned + b * W + k, W, (float*)columns + k * BP + b, BP);
+  multiply<A, W, BP, ADD>(rows, nullptr, columns, gradient);
+#else
   constexpr int BP = padded(B), WIDE = BP % (2 * V) ? 1 : 2, MOST = REGISTERS / WIDE;
   alignas(64) float yt[LANES * BP];
   transpose<BP>(y, yt);
@@ -234,52 +465,67 @@ inline void outer(const float* x, const float* y, float* gradient) {
     for (; a + ROWS <= A; a += ROWS) rows(std::integral_constant<int, ROWS>{}, a, b);
     if constexpr (LAST != ROWS) rows(std::integral_constant<int, LAST>{}, a, b);
   }
+#endif
 }
 
 // ---- layers ----
 template <int N>
 using Panel = float[padded(N)][LANES];
 
+// y = gelu(x), and x becomes gelu'(x) where a backward pass will want it.
 template <int N>
-inline void gelu(const Panel<N>& x, Panel<N>& y) {
-  for (int n = 0; n < N; n++)
-    for (int l = 0; l < LANES; l += V) store(y[n] + l, load(x[n] + l) * normal_distribution(load(x[n] + l)));
-}
-template <int N>
-inline void gelu_backward(const Panel<N>& x, Panel<N>& d) {  // d is changed in place
-  for (int n = 0; n < N; n++)
+inline void gelu(Panel<N>& x, Operand<N>& y, bool slopes) {
+  static_assert(N % 2 == 0, "rows go in pairs");
+  for (int n = 0; n < N; n += 2)
     for (int l = 0; l < LANES; l += V) {
-      Vec at = load(x[n] + l);
-      store(d[n] + l, load(d[n] + l) * (normal_distribution(at) + at * normal_density(at)));
+      Vec at[2], share[2];
+      for (int i = 0; i < 2; i++) at[i] = load(x[n + i] + l), share[i] = normal_distribution(at[i]);
+      y.put(n, l, at[0] * share[0], at[1] * share[1]);
+      if (!slopes) continue;
+      for (int i = 0; i < 2; i++) store(x[n + i] + l, share[i] + at[i] * normal_density(at[i]));
     }
+  y.pad();
+}
+// From dL/dgelu(x) to dL/dx, whose sums over lanes are added to.
+template <int N>
+inline void gelu_backward(const Panel<N>& slopes, const Panel<N>& dy, Operand<N>& dx, Vec* sums) {
+  for (int n = 0; n < N; n += 2)
+    for (int l = 0; l < LANES; l += V) {
+      Vec first = load(dy[n] + l) * load(slopes[n] + l), second = load(dy[n + 1] + l) * load(slopes[n + 1] + l);
+      dx.put(n, l, first, second);
+      sums[n] += first, sums[n + 1] += second;
+    }
+  dx.pad();
 }
 
-// y = gain * hat + bias of x + update; keeps hat and 1 / sigma.
+// Of NV vectors at once: a single chain of sums would wait for itself.
+#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < NV; v++)
+
+// y = gain * hat + bias, where hat is x + update, centred and scaled; norm.hat holds the update before.
 struct Norm {
   Panel<DIM> hat;
-  alignas(64) float inverse[LANES];
+  alignas(64) float inverse[LANES];  // 1 / sigma
 };
-inline void layer_norm(const float* gain, const float* bias, const Panel<DIM>& x, const Panel<DIM>& update, Norm& norm,
-                       Panel<DIM>& y) {
-  for (int l = 0; l < LANES; l += V) {
-    Vec mean{}, variance{};
-    for (int d = 0; d < DIM; d++) {
-      Vec z = load(x[d] + l) + load(update[d] + l);
-      store(norm.hat[d] + l, z);
-      mean += z;
-    }
-    mean /= float(DIM);
-    for (int d = 0; d < DIM; d++) {
-      Vec z = load(norm.hat[d] + l) - mean;
-      variance += z * z;
-    }
-    Vec inverse = 1.0f / sqrt(variance / float(DIM) + NORM_EPS);
-    store(norm.inverse + l, inverse);
-    for (int d = 0; d < DIM; d++) {
-      Vec hat = (load(norm.hat[d] + l) - mean) * inverse;
-      store(norm.hat[d] + l, hat);
-      store(y[d] + l, hat * gain[d] + bias[d]);
-    }
+inline void layer_norm(const float* gain, const float* bias, const Panel<DIM>& x, Norm& norm, Panel<DIM>& y) {
+  Vec mean[NV] = {}, variance[NV] = {};
+  for (int d = 0; d < DIM; d++) EACH_VECTOR {
+    Vec z = load(x[d] + v * V) + load(norm.hat[d] + v * V);
+    store(norm.hat[d] + v * V, z);
+    mean[v] += z;
+  }
+  EACH_VECTOR mean[v] /= float(DIM);
+  for (int d = 0; d < DIM; d++) EACH_VECTOR {
+    Vec z = load(norm.hat[d] + v * V) - mean[v];
+    variance[v] += z * z;
+  }
+  EACH_VECTOR {
+    variance[v] = 1.0f / sqrt(variance[v] / float(DIM) + NORM_EPS);
+    store(norm.inverse + v * V, variance[v]);
+  }
+  for (int d = 0; d < DIM; d++) EACH_VECTOR {
+    Vec hat = (load(norm.hat[d] + v * V) - mean[v]) * variance[v];
+    store(norm.hat[d] + v * V, hat);
+    store(y[d] + v * V, hat * gain[d] + bias[d]);
   }
 }
 
@@ -310,7 +556,33 @@ inline void layer_norm_backward(const float* gain, const Norm& norm, Panel<DIM>&
   }
 }
 
-// ---- what one pass keeps for the other ----
+// ---- what a call reads and keeps ----
+struct BlockWeights {
+  Linear<DIM, 3 * INNER> qkv;
+  Linear<INNER, DIM> out;
+  Linear<DIM, FFN> ffn1;
+  Linear<FFN, DIM> ffn2;
+  const float *norm1_w, *norm1_b, *norm2_w, *norm2_b;
+};
+struct Weights {
+  const float* flat = nullptr;
+  BlockWeights blocks[LAYERS];
+  Linear<DIM, HIDDEN> head1;
+  Linear<HIDDEN, PROJECTION> head2;
+
+  void set(const float* w) {
+    flat = w;
+    for (int layer = 0; layer < LAYERS; layer++) {
+      const Block at = block(layer);
+      BlockWeights& b = blocks[layer];
+      b.qkv.set(w, at.qkv_w, at.qkv_b), b.out.set(w, at.out_w, at.out_b);
+      b.ffn1.set(w, at.ffn1_w, at.ffn1_b), b.ffn2.set(w, at.ffn2_w, at.ffn2_b);
+      b.norm1_w = w + at.norm1_w, b.norm1_b = w + at.norm1_b;
+      b.norm2_w = w + at.norm2_w, b.norm2_b = w + at.norm2_b;
+    }
+    head1.set(w, HEAD1_W, HEAD1_B), head2.set(w, HEAD2_W, HEAD2_B);
+  }
+};
 struct Attention {
   Panel<DIM> x;
   Panel<3 * INNER> qkv;  // q is scaled by 1 / sqrt(HEAD_DIM)
@@ -318,26 +590,31 @@ struct Attention {
   Panel<INNER> mixed;
 };
 struct Rest {  // of a block, behind its attention
-  Panel<DIM> x, update, out;
-  Panel<INNER> mixed;
   Norm norm1, norm2;
   Panel<DIM> middle;
-  Panel<FFN> before, after;
+  Panel<FFN> slopes;  // of GELU; its inputs stand here before
+  Operand<FFN> after;
+};
+struct LastRows {  // of the last block, a panel of rows: gathered behind its attention, and what the block gives
+  Panel<DIM> x, out;
+  Panel<INNER> mixed;
 };
 struct Head {
-  Panel<HIDDEN> before, after;
+  Panel<HIDDEN> slopes;
+  Operand<HIDDEN> after;
   Panel<PROJECTION> z, unit;
   alignas(64) float inverse[LANES], free[LANES];  // 1 / length, and 0 where the length is clamped
 };
 struct BlockGradient {
-  float qkv[3 * INNER][padded(DIM)], out[DIM][padded(INNER)], ffn1[FFN][padded(DIM)], ffn2[FFN][padded(DIM)];
+  alignas(64) float qkv[padded(3 * INNER)][padded(DIM)], out[padded(DIM)][padded(INNER)], ffn1[padded(FFN)][padded(DIM)],
+      ffn2[padded(FFN)][padded(DIM)];
   Sums qkv_b[3 * INNER], out_b[DIM], norm1_w[DIM], norm1_b[DIM], ffn1_b[FFN], ffn2_b[DIM], norm2_w[DIM], norm2_b[DIM];
 };
 struct Gradient {
   Sums embed_w[FEATURES][DIM], embed_b[DIM];
   float cls[DIM], mask[DIM];
   BlockGradient blocks[LAYERS];
-  float head1[HIDDEN][padded(DIM)], head2[HIDDEN][padded(PROJECTION)];
+  alignas(64) float head1[padded(HIDDEN)][padded(DIM)], head2[padded(HIDDEN)][padded(PROJECTION)];
   Sums head1_b[HIDDEN], head2_b[PROJECTION];
 };
 struct Row {
@@ -346,17 +623,23 @@ struct Row {
 struct alignas(64) Activations {  // of a group of jets
   Attention attention[LAYERS][GROUP];
   Rest rest[LAYERS][GROUP];  // of the last layer: panels of rows
-  Row rows[GROUP * TOKENS];
-  int count;
+  LastRows last[GROUP];
+  Row rows[GROUP][LANES];
+  int panels, count[GROUP];  // panels of rows, rows in each
 };
 struct alignas(64) Workspace {
+  Weights weights;
   Activations activations;
+  Attention attention;  // of one jet, where nothing is kept
+  Rest rest;
   Head head;
   Panel<DIM> dx[GROUP], d_update;  // the latter with dropout alone
   Panel<INNER> d_mixed[GROUP];
   Panel<3 * INNER> d_qkv;
-  Panel<FFN> d_ffn;
-  Panel<HIDDEN> d_hidden;
+  Panel<FFN> d_after;
+  Operand<FFN> d_ffn;
+  Panel<HIDDEN> d_head;
+  Operand<HIDDEN> d_hidden;
   Panel<PROJECTION> d_z;
   Panel<DIM> row_dx;
   Panel<INNER> row_mixed;
@@ -366,7 +649,7 @@ struct alignas(64) Workspace {
 
 // One call's arguments, all of one trial.
 struct Call {
-  const float* weights;
+  const Weights& weights;
   const float* particles;  // (jet, SLOTS, 4)
   const uint8_t* masked;   // (jet, SLOTS), or null
   const int32_t* place;    // (jet, TOKENS): row of the output, or -1; null when all tokens are wanted
@@ -381,7 +664,7 @@ struct Call {
 
 // ---- one jet ----
 void embed(const Call& call, int64_t jet, Panel<DIM>& x) {
-  const float* w = call.weights;
+  const float* w = call.weights.flat;
   const float* in = call.particles + jet * SLOTS * FEATURES;
   alignas(64) Panel<FEATURES> features;
   std::memset(features, 0, sizeof features);
@@ -389,11 +672,14 @@ void embed(const Call& call, int64_t jet, Panel<DIM>& x) {
     for (int f = 0; f < FEATURES; f++) features[f][s + 1] = in[s * FEATURES + f];
   product<FEATURES, DIM, DIM, 1, BIAS>(w + EMBED_W, w + EMBED_B, features[0], x[0]);
   const uint8_t* masked = call.masked ? call.masked + jet * SLOTS : nullptr;
+  alignas(64) float hidden[LANES] = {}, particle[LANES] = {};
+  for (int s = 0; s < SLOTS; s++) hidden[s + 1] = masked && masked[s], particle[s + 1] = 1;
   for (int d = 0; d < DIM; d++) {
+    for (int l = 0; l < LANES; l += V) {
+      Vec at = load(hidden + l) > 0.0f ? all(w[MASK + d]) : load(x[d] + l);
+      store(x[d] + l, load(particle + l) > 0.0f ? at : Vec{});
+    }
     x[d][0] = w[CLS + d];
-    if (masked)
-      for (int s = 0; s < SLOTS; s++) x[d][s + 1] = masked[s] ? w[MASK + d] : x[d][s + 1];
-    for (int l = TOKENS; l < LANES; l++) x[d][l] = 0;
   }
 }
 
@@ -422,8 +708,22 @@ void embed_backward(const Call& call, int64_t jet, const Panel<DIM>& dx, Gradien
   }
 }
 
-void attention(const float* w, const Block& b, const float* particles, Attention& a) {
-  linear<DIM, 3 * INNER>(w, b.qkv_w, b.qkv_b, a.x[0], a.qkv[0]);
+// Of scores p[key][query] their exponentials, 0 for what is not visible; 1 / their sum is the share of each in the mean.
+inline void exponentials(float (&p)[LANES][LANES], const bool* visible, Vec (&share)[NV]) {
+  Vec most[NV], total[NV] = {};
+  EACH_VECTOR most[v] = load(p[0] + v * V);
+  for (int j = 1; j < TOKENS; j++)
+    if (visible[j]) EACH_VECTOR most[v] = max(most[v], load(p[j] + v * V));
+  for (int j = 0; j < TOKENS; j++) EACH_VECTOR {
+    Vec e = visible[j] ? exp_negative(load(p[j] + v * V) - most[v]) : Vec{};
+    store(p[j] + v * V, e);
+    total[v] += e;
+  }
+  EACH_VECTOR share[v] = 1.0f / total[v];
+}
+
+void attention(const BlockWeights& w, const float* particles, Attention& a, bool keep) {
+  linear(w.qkv, a.x[0], a.qkv[0]);
   const Vec scale = all(1.0f / std::sqrt(float(HEAD_DIM)));
   for (int n = 0; n < INNER; n++)
     for (int l = 0; l < LANES; l += V) store(a.qkv[n] + l, load(a.qkv[n] + l) * scale);
@@ -431,29 +731,23 @@ void attention(const float* w, const Block& b, const float* particles, Attention
   visible[0] = true;
   for (int s = 0; s < SLOTS; s++) visible[s + 1] = !HIDE_PADDING || particles[s * FEATURES + 3] >= 0.5f;
   for (int h = 0; h < HEADS; h++) {
-    const float *q = a.qkv[h * HEAD_DIM], *k = a.qkv[INNER + h * HEAD_DIM], *v = a.qkv[2 * INNER + h * HEAD_DIM];
-    auto& p = a.p[h];
+    const float *q = a.qkv[h * HEAD_DIM], *k = a.qkv[INNER + h * HEAD_DIM], *value = a.qkv[2 * INNER + h * HEAD_DIM];
+    auto& p = a.p[keep ? h : 0];
+    float(*mixed)[LANES] = a.mixed + h * HEAD_DIM;
+    Vec share[NV];
     product<HEAD_DIM, TOKENS, LANES, 1, ZERO>(k, nullptr, q, p[0]);
-    for (int l = 0; l < LANES; l += V) {
-      Vec most = load(p[0] + l), total{};
-      for (int j = 1; j < TOKENS; j++)
-        if (visible[j]) most = max(most, load(p[j] + l));
-      for (int j = 0; j < TOKENS; j++) {
-        Vec e = visible[j] ? exp_negative(load(p[j] + l) - most) : Vec{};
-        store(p[j] + l, e);
-        total += e;
-      }
-      Vec share = 1.0f / total;
-      for (int j = 0; j < TOKENS; j++) store(p[j] + l, load(p[j] + l) * share);
-      for (int j = TOKENS; j < LANES; j++) store(p[j] + l, Vec{});
-    }
-    product<TOKENS, HEAD_DIM, 1, LANES, ZERO>(v, nullptr, p[0], a.mixed[h * HEAD_DIM]);
+    exponentials(p, visible, share);
+    product<TOKENS, HEAD_DIM, 1, LANES, ZERO>(value, nullptr, p[0], mixed[0]);
+    for (int n = 0; n < HEAD_DIM; n++) EACH_VECTOR store(mixed[n] + v * V, load(mixed[n] + v * V) * share[v]);
+    if (!keep) continue;
+    for (int j = 0; j < TOKENS; j++) EACH_VECTOR store(p[j] + v * V, load(p[j] + v * V) * share[v]);
+    for (int j = TOKENS; j < LANES; j++) EACH_VECTOR store(p[j] + v * V, Vec{});
   }
 }
 
 // Adds to dx; d_mixed is what comes from behind.
-void attention_backward(const float* w, const Block& b, const Attention& a, const Panel<INNER>& d_mixed,
-                        Panel<DIM>& dx, BlockGradient& gradient, Workspace& ws) {
+void attention_backward(const BlockWeights& w, const Attention& a, const Panel<INNER>& d_mixed, Panel<DIM>& dx,
+                        BlockGradient& gradient, Workspace& ws) {
   const Vec scale = all(1.0f / std::sqrt(float(HEAD_DIM)));
   for (int h = 0; h < HEADS; h++) {
     const int qn = h * HEAD_DIM, kn = INNER + qn, vn = INNER + kn;
@@ -476,7 +770,7 @@ void attention_backward(const float* w, const Block& b, const Attention& a, cons
     for (int l = 0; l < LANES; l += V) store(ws.d_qkv[n] + l, load(ws.d_qkv[n] + l) * scale);
   add_lanes<3 * INNER>(ws.d_qkv, gradient.qkv_b);
   outer<3 * INNER, DIM>(ws.d_qkv[0], a.x[0], gradient.qkv[0]);
-  linear_backward<DIM, 3 * INNER, ADD>(w, b.qkv_w, ws.d_qkv[0], dx[0]);
+  linear_backward<ADD>(w.qkv, ws.d_qkv[0], dx[0]);
 }
 
 // ---- one panel of rows ----
@@ -495,41 +789,42 @@ inline void drop(const Dropped& dropped, int update, const Panel<DIM>& from, Pan
     for (int l = 0; l < LANES; l += V) store(to[d] + l, load(from[d] + l) * load(factor[d] + l));
 }
 
-void rest(const float* w, const Block& b, Rest& r, const Dropped* dropped) {
-  linear<INNER, DIM>(w, b.out_w, b.out_b, r.mixed[0], r.update[0]);
-  if (dropped) drop(*dropped, 0, r.update, r.update);
-  layer_norm(w + b.norm1_w, w + b.norm1_b, r.x, r.update, r.norm1, r.middle);
-  linear<DIM, FFN>(w, b.ffn1_w, b.ffn1_b, r.middle[0], r.before[0]);
-  gelu<FFN>(r.before, r.after);
-  linear<FFN, DIM>(w, b.ffn2_w, b.ffn2_b, r.after[0], r.update[0]);
-  if (dropped) drop(*dropped, 1, r.update, r.update);
-  layer_norm(w + b.norm2_w, w + b.norm2_b, r.middle, r.update, r.norm2, r.out);
+// From x and the mixed values to out, which may be x. Slopes are for a backward pass.
+void rest(const BlockWeights& w, const Panel<DIM>& x, const Panel<INNER>& mixed, const Dropped* dropped, bool slopes,
+          Rest& r, Panel<DIM>& out) {
+  linear(w.out, mixed[0], r.norm1.hat[0]);
+  if (dropped) drop(*dropped, 0, r.norm1.hat, r.norm1.hat);
+  layer_norm(w.norm1_w, w.norm1_b, x, r.norm1, r.middle);
+  linear(w.ffn1, r.middle[0], r.slopes[0]);
+  gelu<FFN>(r.slopes, r.after, slopes);
+  linear(w.ffn2, r.after.data(), r.norm2.hat[0]);
+  if (dropped) drop(*dropped, 1, r.norm2.hat, r.norm2.hat);
+  layer_norm(w.norm2_w, w.norm2_b, r.middle, r.norm2, out);
 }
 
 // d: from dL/dout to dL/dx, in place; d_mixed is set.
-void rest_backward(const float* w, const Block& b, const Rest& r, const Dropped* dropped, Panel<DIM>& d,
-                   Panel<INNER>& d_mixed, BlockGradient& gradient, Workspace& ws) {
+void rest_backward(const BlockWeights& w, const Rest& r, const Panel<INNER>& mixed, const Dropped* dropped,
+                   Panel<DIM>& d, Panel<INNER>& d_mixed, BlockGradient& gradient, Workspace& ws) {
   Panel<DIM>& update = dropped ? ws.d_update : d;  // dL/dupdate, before its dropout
-  layer_norm_backward(w + b.norm2_w, r.norm2, d, gradient.norm2_w, gradient.norm2_b);
+  layer_norm_backward(w.norm2_w, r.norm2, d, gradient.norm2_w, gradient.norm2_b);
   if (dropped) drop(*dropped, 1, d, update);
   add_lanes<DIM>(update, gradient.ffn2_b);
-  outer<FFN, DIM>(r.after[0], update[0], gradient.ffn2[0]);
-  linear_backward<FFN, DIM, ZERO>(w, b.ffn2_w, update[0], ws.d_ffn[0]);
-  gelu_backward<FFN>(r.before, ws.d_ffn);
-  add_lanes<FFN>(ws.d_ffn, gradient.ffn1_b);
-  outer<FFN, DIM>(ws.d_ffn[0], r.middle[0], gradient.ffn1[0]);
-  linear_backward<DIM, FFN, ADD>(w, b.ffn1_w, ws.d_ffn[0], d[0]);
-  layer_norm_backward(w + b.norm1_w, r.norm1, d, gradient.norm1_w, gradient.norm1_b);
+  outer<FFN, DIM>(r.after.data(), update[0], gradient.ffn2[0]);
+  linear_backward<ZERO>(w.ffn2, update[0], ws.d_after[0]);
+  gelu_backward<FFN>(r.slopes, ws.d_after, ws.d_ffn, gradient.ffn1_b);
+  outer<FFN, DIM>(ws.d_ffn.data(), r.middle[0], gradient.ffn1[0]);
+  linear_backward<ADD>(w.ffn1, ws.d_ffn.data(), d[0]);
+  layer_norm_backward(w.norm1_w, r.norm1, d, gradient.norm1_w, gradient.norm1_b);
   if (dropped) drop(*dropped, 0, d, update);
   add_lanes<DIM>(update, gradient.out_b);
-  outer<DIM, INNER>(update[0], r.mixed[0], gradient.out[0]);
-  linear_backward<INNER, DIM, ZERO>(w, b.out_w, update[0], d_mixed[0]);
+  outer<DIM, INNER>(update[0], mixed[0], gradient.out[0]);
+  linear_backward<ZERO>(w.out, update[0], d_mixed[0]);
 }
 
-void head(const float* w, const Panel<DIM>& raw, Head& h) {
-  linear<DIM, HIDDEN>(w, HEAD1_W, HEAD1_B, raw[0], h.before[0]);
-  gelu<HIDDEN>(h.before, h.after);
-  linear<HIDDEN, PROJECTION>(w, HEAD2_W, HEAD2_B, h.after[0], h.z[0]);
+void head(const Weights& w, const Panel<DIM>& raw, bool slopes, Head& h) {
+  linear(w.head1, raw[0], h.slopes[0]);
+  gelu<HIDDEN>(h.slopes, h.after, slopes);
+  linear(w.head2, h.after.data(), h.z[0]);
   for (int l = 0; l < LANES; l += V) {
     Vec square{};
     for (int n = 0; n < PROJECTION; n++) square += load(h.z[n] + l) * load(h.z[n] + l);
@@ -541,7 +836,7 @@ void head(const float* w, const Panel<DIM>& raw, Head& h) {
 }
 
 // Adds to d_raw; ws.d_z holds dL/dunit.
-void head_backward(const float* w, const Panel<DIM>& raw, const Head& h, Panel<DIM>& d_raw, Workspace& ws) {
+void head_backward(const Weights& w, const Panel<DIM>& raw, const Head& h, Panel<DIM>& d_raw, Workspace& ws) {
   Gradient& gradient = ws.gradient;
   for (int l = 0; l < LANES; l += V) {
     Vec along{};
@@ -551,23 +846,28 @@ void head_backward(const float* w, const Panel<DIM>& raw, const Head& h, Panel<D
       store(ws.d_z[n] + l, load(h.inverse + l) * (load(ws.d_z[n] + l) - load(h.unit[n] + l) * along));
   }
   add_lanes<PROJECTION>(ws.d_z, gradient.head2_b);
-  outer<HIDDEN, PROJECTION>(h.after[0], ws.d_z[0], gradient.head2[0]);
-  linear_backward<HIDDEN, PROJECTION, ZERO>(w, HEAD2_W, ws.d_z[0], ws.d_hidden[0]);
-  gelu_backward<HIDDEN>(h.before, ws.d_hidden);
-  add_lanes<HIDDEN>(ws.d_hidden, gradient.head1_b);
-  outer<HIDDEN, DIM>(ws.d_hidden[0], raw[0], gradient.head1[0]);
-  linear_backward<DIM, HIDDEN, ADD>(w, HEAD1_W, ws.d_hidden[0], d_raw[0]);
+  outer<HIDDEN, PROJECTION>(h.after.data(), ws.d_z[0], gradient.head2[0]);
+  linear_backward<ZERO>(w.head2, ws.d_z[0], ws.d_head[0]);
+  gelu_backward<HIDDEN>(h.slopes, ws.d_head, ws.d_hidden, gradient.head1_b);
+  outer<HIDDEN, DIM>(ws.d_hidden.data(), raw[0], gradient.head1[0]);
+  linear_backward<ADD>(w.head1, ws.d_hidden.data(), d_raw[0]);
 }
 
 // ---- a group of jets ----
+// All tokens: a panel for each jet, as it is. Else the wanted ones of all jets, one behind the other.
 void find_rows(const Call& call, int64_t first, int jets, Activations& act) {
-  act.count = 0;
-  for (int j = 0; j < jets; j++)
+  act.panels = call.place ? 0 : jets;
+  for (int j = 0; j < jets; j++) {
+    if (!call.place) act.count[j] = TOKENS;
     for (int t = 0; t < TOKENS; t++) {
-      int64_t at = (first + j) * TOKENS + t;
-      int place = call.place ? call.place[at] : int(at);
-      if (place >= 0) act.rows[act.count++] = {j, t, place};
+      const int64_t at = (first + j) * TOKENS + t;
+      if (!call.place) act.rows[j][t] = {j, t, int(at)};
+      if (!call.place || call.place[at] < 0) continue;
+      if (act.panels == 0 || act.count[act.panels - 1] == LANES) act.count[act.panels++] = 0;
+      int& count = act.count[act.panels - 1];
+      act.rows[act.panels - 1][count++] = {j, t, call.place[at]};
     }
+  }
 }
 
 // The dropout of a jet's tokens in a block that is not the last; null where there is none.
@@ -578,11 +878,11 @@ const Dropped* of_jet(const Call& call, int layer, int64_t jet, Dropped& dropped
   return &dropped;
 }
 
-// The dropout of a panel of wanted rows in the last block.
-const Dropped* of_rows(const Call& call, const Activations& act, int start, Dropped& dropped) {
+// The dropout of a panel of rows in the last block.
+const Dropped* of_rows(const Call& call, const Row* rows, int count, Dropped& dropped) {
   if (!call.factors) return nullptr;
-  dropped.count = act.count - start < LANES ? act.count - start : LANES;
-  for (int l = 0; l < dropped.count; l++) dropped.of_lane[l] = call.of_row(LAYERS - 1, act.rows[start + l].place);
+  dropped.count = count;
+  for (int l = 0; l < count; l++) dropped.of_lane[l] = call.of_row(LAYERS - 1, rows[l].place);
   return &dropped;
 }
 
@@ -591,84 +891,98 @@ inline void copy_lane(const Panel<N>& from, int lane, Panel<N>& to, int to_lane)
   for (int n = 0; n < N; n++) to[n][to_lane] = from[n][lane];
 }
 
-// Every block but the last whole, the last up to its attention, and then its rest on panels of wanted rows.
-void encode(const Call& call, int64_t first, int jets, Activations& act) {
+// What the last block mixes, of a panel of rows.
+const Panel<INNER>& mixed_rows(const Call& call, const Activations& act, int i) {
+  return call.place ? act.last[i].mixed : act.attention[LAYERS - 1][i].mixed;
+}
+
+// Every block but the last whole, the last up to its attention, and then its rest on panels of rows. What a backward
+// pass needs is kept in act; else a jet's activations take the place of the one before, where they are in cache.
+void encode(const Call& call, int64_t first, int jets, bool keep, Workspace& ws) {
+  Activations& act = ws.activations;
   Dropped dropped;
+  constexpr int LAST = LAYERS - 1;
+  const auto of = [&](int layer, int j) -> Attention& { return keep ? act.attention[layer][j] : ws.attention; };
   for (int j = 0; j < jets; j++) {
-    const float* particles = call.particles + (first + j) * SLOTS * FEATURES;
-    embed(call, first + j, act.attention[0][j].x);
+    embed(call, first + j, of(0, j).x);
     for (int layer = 0; layer < LAYERS; layer++) {
-      Attention& a = act.attention[layer][j];
-      attention(call.weights, block(layer), particles, a);
-      if (layer == LAYERS - 1) break;
-      Rest& r = act.rest[layer][j];
-      std::memcpy(r.x, a.x, sizeof r.x);
-      std::memcpy(r.mixed, a.mixed, sizeof r.mixed);
-      rest(call.weights, block(layer), r, of_jet(call, layer, first + j, dropped));
-      std::memcpy(act.attention[layer + 1][j].x, r.out, sizeof r.out);
+      Attention& a = of(layer, j);
+      attention(call.weights.blocks[layer], call.particles + (first + j) * SLOTS * FEATURES, a, keep);
+      if (layer < LAST)
+        rest(call.weights.blocks[layer], a.x, a.mixed, of_jet(call, layer, first + j, dropped), keep,
+             keep ? act.rest[layer][j] : ws.rest, of(layer + 1, j).x);
     }
+    if (keep) continue;
+    std::memcpy(act.attention[LAST][j].x, ws.attention.x, sizeof ws.attention.x);
+    std::memcpy(act.attention[LAST][j].mixed, ws.attention.mixed, sizeof ws.attention.mixed);
   }
   find_rows(call, first, jets, act);
-  for (int start = 0; start < act.count; start += LANES) {
-    Rest& r = act.rest[LAYERS - 1][start / LANES];
-    for (int l = 0; l < LANES; l++) {
-      const Row& row = act.rows[start + l < act.count ? start + l : start];  // spare lanes repeat a row: finite, and unused
-      copy_lane<DIM>(act.attention[LAYERS - 1][row.jet].x, row.token, r.x, l);
-      copy_lane<INNER>(act.attention[LAYERS - 1][row.jet].mixed, row.token, r.mixed, l);
+  for (int i = 0; i < act.panels; i++) {
+    const Row* rows = act.rows[i];
+    const int count = act.count[i];
+    LastRows& last = act.last[i];
+    for (int l = 0; call.place && l < LANES; l++) {
+      const Row& row = rows[l < count ? l : 0];  // spare lanes repeat a row: finite, and unused
+      copy_lane<DIM>(act.attention[LAST][row.jet].x, row.token, last.x, l);
+      copy_lane<INNER>(act.attention[LAST][row.jet].mixed, row.token, last.mixed, l);
     }
-    rest(call.weights, block(LAYERS - 1), r, of_rows(call, act, start, dropped));
+    const auto& x = call.place ? last.x : act.attention[LAST][i].x;
+    rest(call.weights.blocks[LAST], x, mixed_rows(call, act, i), of_rows(call, rows, count, dropped), keep,
+         keep ? act.rest[LAST][i] : ws.rest, last.out);
   }
 }
 
-void group_forward(const Call& call, int64_t first, int jets, float* raw, float* projected, Activations& act,
-                   Head& h) {
-  encode(call, first, jets, act);
-  const int rows = act.count;
-  for (int start = 0; start < rows; start += LANES) {
-    const Rest& r = act.rest[LAYERS - 1][start / LANES];
-    if (projected) head(call.weights, r.out, h);
-    for (int l = 0; l < LANES && start + l < rows; l++) {
-      const int64_t place = act.rows[start + l].place;
-      for (int d = 0; d < DIM; d++) raw[place * DIM + d] = r.out[d][l];
+void group_forward(const Call& call, int64_t first, int jets, float* raw, float* projected, Workspace& ws) {
+  const Activations& act = ws.activations;
+  encode(call, first, jets, false, ws);
+  for (int i = 0; i < act.panels; i++) {
+    const Panel<DIM>& out = act.last[i].out;
+    if (projected) head(call.weights, out, false, ws.head);
+    for (int l = 0; l < act.count[i]; l++) {
+      const int64_t place = act.rows[i][l].place;
+      for (int d = 0; d < DIM; d++) raw[place * DIM + d] = out[d][l];
       if (projected)
-        for (int n = 0; n < PROJECTION; n++) projected[place * PROJECTION + n] = h.unit[n][l];
+        for (int n = 0; n < PROJECTION; n++) projected[place * PROJECTION + n] = ws.head.unit[n][l];
     }
   }
 }
 
 void group_backward(const Call& call, int64_t first, int jets, const float* d_raw, const float* d_projected,
-                    const Activations& act, Workspace& ws) {
-  const int rows = act.count;
+                    Workspace& ws) {
+  const Activations& act = ws.activations;
   Dropped dropped;
+  encode(call, first, jets, true, ws);
   for (int j = 0; j < jets; j++) {
     std::memset(ws.dx[j], 0, sizeof ws.dx[j]);
     std::memset(ws.d_mixed[j], 0, sizeof ws.d_mixed[j]);
   }
-  for (int start = 0; start < rows; start += LANES) {
-    const Rest& r = act.rest[LAYERS - 1][start / LANES];
-    head(call.weights, r.out, ws.head);
+  for (int i = 0; i < act.panels; i++) {
+    const Row* rows = act.rows[i];
+    const int count = act.count[i];
+    const Panel<DIM>& out = act.last[i].out;
+    head(call.weights, out, true, ws.head);
     for (int l = 0; l < LANES; l++) {
-      const bool used = start + l < rows;
-      const int64_t place = used ? act.rows[start + l].place : 0;
+      const bool used = l < count;
+      const int64_t place = used ? rows[l].place : 0;
       for (int d = 0; d < DIM; d++) ws.row_dx[d][l] = used ? d_raw[place * DIM + d] : 0;
       for (int n = 0; n < PROJECTION; n++) ws.d_z[n][l] = used ? d_projected[place * PROJECTION + n] : 0;
     }
-    head_backward(call.weights, r.out, ws.head, ws.row_dx, ws);
-    rest_backward(call.weights, block(LAYERS - 1), r, of_rows(call, act, start, dropped), ws.row_dx, ws.row_mixed,
-                  ws.gradient.blocks[LAYERS - 1], ws);
-    for (int l = 0; l < LANES && start + l < rows; l++) {
-      const Row& row = act.rows[start + l];
-      copy_lane<DIM>(ws.row_dx, l, ws.dx[row.jet], row.token);
-      copy_lane<INNER>(ws.row_mixed, l, ws.d_mixed[row.jet], row.token);
+    head_backward(call.weights, out, ws.head, ws.row_dx, ws);
+    rest_backward(call.weights.blocks[LAYERS - 1], act.rest[LAYERS - 1][i], mixed_rows(call, act, i),
+                  of_rows(call, rows, count, dropped), ws.row_dx, ws.row_mixed, ws.gradient.blocks[LAYERS - 1], ws);
+    for (int l = 0; l < count; l++) {
+      copy_lane<DIM>(ws.row_dx, l, ws.dx[rows[l].jet], rows[l].token);
+      copy_lane<INNER>(ws.row_mixed, l, ws.d_mixed[rows[l].jet], rows[l].token);
     }
   }
   for (int j = 0; j < jets; j++) {
     for (int layer = LAYERS - 1; layer >= 0; layer--) {
       BlockGradient& gradient = ws.gradient.blocks[layer];
+      const Attention& a = act.attention[layer][j];
       if (layer < LAYERS - 1)
-        rest_backward(call.weights, block(layer), act.rest[layer][j], of_jet(call, layer, first + j, dropped), ws.dx[j],
-                      ws.d_mixed[j], gradient, ws);
-      attention_backward(call.weights, block(layer), act.attention[layer][j], ws.d_mixed[j], ws.dx[j], gradient, ws);
+        rest_backward(call.weights.blocks[layer], act.rest[layer][j], a.mixed, of_jet(call, layer, first + j, dropped),
+                      ws.dx[j], ws.d_mixed[j], gradient, ws);
+      attention_backward(call.weights.blocks[layer], a, ws.d_mixed[j], ws.dx[j], gradient, ws);
     }
     embed_backward(call, first + j, ws.dx[j], ws.gradient);
   }
@@ -707,15 +1021,30 @@ void add_gradient(const Gradient& g, float* to) {
   add_sums<PROJECTION>(g.head2_b, to + HEAD2_B);
 }
 
-// Numbers below 1e-38, as sharp attention makes them, cost a processor a hundred times as much as others: here they are 0.
-struct FlushDenormals {
+// Settings of the processor while a call lasts. Numbers below 1e-38, as sharp attention makes them, cost it a hundred
+// times as much as others: here they are 0. AMX is told that every tile has 16 rows of 64 bytes.
+struct Registers {
 #ifdef __SSE__
   const unsigned before = _mm_getcsr();
-  FlushDenormals() { _mm_setcsr(before | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before); }
-#else
-  FlushDenormals() {}
 #endif
+  Registers() {
+#ifdef __SSE__
+    _mm_setcsr(before | 0x8040);
+#endif
+#ifdef AMX
+    alignas(64) struct { uint8_t palette = 1, start = 0, unused[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } tiles;
+    for (int t = 0; t < 8; t++) tiles.bytes[t] = 64, tiles.rows[t] = 16;
+    _tile_loadconfig(&tiles);
+#endif
+  }
+  ~Registers() {
+#ifdef AMX
+    _tile_release();
+#endif
+#ifdef __SSE__
+    _mm_setcsr(before);
+#endif
+  }
 };
 
 Workspace& workspace() {
@@ -725,36 +1054,43 @@ Workspace& workspace() {
 
 }  // namespace
 
+// Whether the operating system lets this process use what the kernel was compiled for: AMX must be asked for.
+extern "C" int64_t jbot_ready() {
+#ifdef AMX
+  return syscall(SYS_arch_prctl, /* ARCH_REQ_XCOMP_PERM */ 0x1023, /* tile data */ 18) == 0;
+#else
+  return 1;
+#endif
+}
 extern "C" int64_t jbot_group() { return GROUP; }
-extern "C" int64_t jbot_activation_bytes() { return sizeof(Activations); }
 
 // Jets [begin, end) of all_jets of one trial; begin is a multiple of the group.
 // raw (row, DIM); projected (row, PROJECTION).
-// kept: null, or room for the activations of all groups, for the backward pass.
 extern "C" void jbot_forward(const float* weights, const float* particles, const uint8_t* masked, const int32_t* place,
-                             const float* factors, int64_t all_jets, int64_t begin, int64_t end, Activations* kept,
-                             float* raw, float* projected) {
-  const FlushDenormals flush;
-  const Call call{weights, particles, masked, place, factors, all_jets};
+                             const float* factors, int64_t all_jets, int64_t begin, int64_t end, float* raw,
+                             float* projected) {
+  const Registers registers;
   Workspace& ws = workspace();
+  ws.weights.set(weights);
+  const Call call{ws.weights, particles, masked, place, factors, all_jets};
   for (int64_t first = begin; first < end; first += GROUP) {
     const int jets = end - first < GROUP ? int(end - first) : GROUP;
-    group_forward(call, first, jets, raw, projected, kept ? kept[first / GROUP] : ws.activations, ws.head);
+    group_forward(call, first, jets, raw, projected, ws);
   }
 }
 
 // The same jets: adds dL/dweights to gradient (WEIGHTS).
 extern "C" void jbot_backward(const float* weights, const float* particles, const uint8_t* masked,
                               const int32_t* place, const float* factors, int64_t all_jets, int64_t begin, int64_t end,
-                              const Activations* kept, const float* d_raw, const float* d_projected, float* gradient) {
-  const FlushDenormals flush;
-  const Call call{weights, particles, masked, place, factors, all_jets};
+                              const float* d_raw, const float* d_projected, float* gradient) {
+  const Registers registers;
   Workspace& ws = workspace();
+  ws.weights.set(weights);
+  const Call call{ws.weights, particles, masked, place, factors, all_jets};
   std::memset(static_cast<void*>(&ws.gradient), 0, sizeof ws.gradient);
   for (int64_t first = begin; first < end; first += GROUP) {
     const int jets = end - first < GROUP ? int(end - first) : GROUP;
-    if (!kept) encode(call, first, jets, ws.activations);
-    group_backward(call, first, jets, d_raw, d_projected, kept ? kept[first / GROUP] : ws.activations, ws);
+    group_backward(call, first, jets, d_raw, d_projected, ws);
   }
   add_gradient(ws.gradient, gradient);
 }

@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from jbot.config import ModelConfig
+from jbot.config import ModelConfig, Precision
 from jbot.store.storage import atomic_write, cache_folder
 from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_count
 
 SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+NATIVE = ("-march=native",)
+"""What this machine's CPU has. Tests compile for less of it."""
+NO_AMX = ("-mno-amx-bf16",)
 MAX_SLOTS = 63
 """A row of a panel must fit into the registers."""
-KEEP_BYTES = 32 * 2**20
-"""Kept from forward to backward pass. With more, running the forward pass again is quicker than reading from memory
-(jBOT-S: 145 against 288 ms at batch 1024, but 2.8 against 2.3 ms at batch 16)."""
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Weights (trial, weight), particles (trial, jet, slot, 4), masked (trial, jet, slot); for each token its row among
@@ -45,25 +45,25 @@ class Unavailable(RuntimeError):  # noqa: N818 - not an error: the plain version
 
 
 class Kernel:
-    """The compiled kernel of one model shape; called like :func:`jbot.trainer.model.forward`.
+    """The compiled kernel of one model shape and precision; called like :func:`jbot.trainer.model.forward`.
 
     Raises Unavailable when it cannot be compiled here.
     """
 
-    def __init__(self, config: ModelConfig, slots: int):
+    def __init__(
+        self, config: ModelConfig, slots: int, precision: Precision = "fp32", instructions: tuple[str, ...] = NATIVE
+    ):
         self.shape, self.slots = config, slots
-        path = _library(config, slots)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
-            raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
+        library = _load(_library(config, slots, precision, instructions))
+        if not library.jbot_ready():  # the CPU has AMX, but the operating system does not lend it
+            library = _load(_library(config, slots, precision, instructions + NO_AMX))
         self._forward, self._backward = library.jbot_forward, library.jbot_backward
         self._forward.restype = self._backward.restype = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._forward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 3
-        self._backward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 4
-        library.jbot_activation_bytes.restype = library.jbot_group.restype = number
-        self._group, self._activation_bytes = library.jbot_group(), library.jbot_activation_bytes()
+        self._forward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 2
+        self._backward.argtypes = [pointer] * 5 + [number] * 3 + [pointer] * 3
+        library.jbot_group.restype = number
+        self._group = library.jbot_group()
 
     def __call__(
         self,
@@ -79,14 +79,7 @@ class Kernel:
             raise ValueError(f"this kernel is for {self.shape} and {self.slots} particles")
         return _Fused.apply(self, flat, particles, masked, rows, factors)
 
-    def keep(self, trials: int, jets: int) -> Tensor | None:
-        """Room for the activations of all jets, or None when there would be too many."""
-        groups = -(-jets // self._group)
-        if trials * groups * self._activation_bytes > KEEP_BYTES:
-            return None
-        return torch.empty(trials, groups * self._activation_bytes, dtype=torch.uint8)
-
-    def forward(self, inputs: Inputs, rows: int, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
         """Raw and projected outputs, (trial, row, dim) and (trial, row, projection)."""
         flat, particles, *_ = inputs
         trials, jets = particles.shape[:2]
@@ -96,13 +89,13 @@ class Kernel:
         def work(_: int, begin: int, end: int) -> None:
             for t in range(trials):
                 at = (_at(x, t) for x in inputs)
-                self._forward(*at, jets, begin, end, _at(kept, t), _at(raw, t), _at(projected, t))
+                self._forward(*at, jets, begin, end, _at(raw, t), _at(projected, t))
 
         self._in_parts(work, jets)
         return raw, projected
 
-    def backward(self, inputs: Inputs, kept: Tensor | None, d_raw: Tensor, d_projected: Tensor) -> Tensor:
-        """Gradient of the weights, (trial, weight)."""
+    def backward(self, inputs: Inputs, d_raw: Tensor, d_projected: Tensor) -> Tensor:
+        """Gradient of the weights, (trial, weight). Activations are made again: quicker than reading them."""
         flat, particles, *_ = inputs
         trials, jets = particles.shape[:2]
         gradients = flat.new_zeros(self._threads(jets), *flat.shape)
@@ -110,7 +103,7 @@ class Kernel:
         def work(thread: int, begin: int, end: int) -> None:
             for t in range(trials):
                 at = (_at(x, t) for x in inputs)
-                outputs = (_at(x, t) for x in (kept, d_raw, d_projected, gradients[thread]))
+                outputs = (_at(x, t) for x in (d_raw, d_projected, gradients[thread]))
                 self._backward(*at, jets, begin, end, *outputs)
 
         self._in_parts(work, jets)
@@ -143,13 +136,12 @@ class _Fused(torch.autograd.Function):
             # Row -1, no token, goes to a column that the kernel does not reach.
             row_of_token.scatter_(1, rows % (tokens + 1), torch.arange(count, dtype=torch.int32).expand(trials, -1))
         ctx.kernel, ctx.inputs = kernel, (flat, particles, masked, row_of_token, factors)
-        ctx.kept = kernel.keep(trials, jets) if ctx.needs_input_grad[1] else None
-        return kernel.forward(ctx.inputs, count, ctx.kept)
+        return kernel.forward(ctx.inputs, count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_raw: Tensor, d_projected: Tensor) -> Any:
-        gradient = ctx.kernel.backward(ctx.inputs, ctx.kept, d_raw.contiguous(), d_projected.contiguous())
+        gradient = ctx.kernel.backward(ctx.inputs, d_raw.contiguous(), d_projected.contiguous())
         return None, gradient, None, None, None, None
 
 
@@ -162,7 +154,9 @@ _pool = functools.cache(functools.partial(ThreadPoolExecutor, thread_name_prefix
 _kernel = functools.cache(Kernel)
 
 
-def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dtype) -> Kernel:
+def find(
+    config: ModelConfig, slots: int, device: torch.device, dtype: torch.dtype, precision: Precision = "fp32"
+) -> Kernel:
     """The kernel for this shape; raises Unavailable with the reason."""
     if device.type != "cpu":
         raise Unavailable(f"the C++ kernel is for CPUs, the device is {device}")
@@ -170,14 +164,36 @@ def find(config: ModelConfig, slots: int, device: torch.device, dtype: torch.dty
         raise Unavailable(f"the C++ kernel computes in float32, not {dtype}")
     if slots > MAX_SLOTS:
         raise Unavailable(f"the C++ kernel holds at most {MAX_SLOTS} particles per jet, got {slots}")
-    return _kernel(config, slots)
+    return _kernel(config, slots, precision)
 
 
-def _library(config: ModelConfig, slots: int) -> Path:
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # torn by a crash of the machine, or on a disk from which nothing may run
+        raise Unavailable(f"{path} cannot be loaded, remove it or set JBOT_CACHE: {error}") from None
+
+
+def _library(config: ModelConfig, slots: int, precision: Precision, instructions: tuple[str, ...]) -> Path:
     """The compiled library, from the cache or made now."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise Unavailable("no C++ compiler found (c++, g++, clang++, or CXX); install one, e.g. the package g++")
+    program = shlex.split(compiler)  # CXX may be "ccache g++"
+    command = [*program, *FLAGS, *instructions, *definitions(config, slots, precision)]
+    text = "\n".join([*command, _compile([*program, "--version"]), _cpu(), SOURCE.read_text()])
+    path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            with atomic_write(path) as made:
+                _compile([*command, str(SOURCE), "-o", str(made)])
+    except OSError as error:  # a full or read-only disk
+        raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
+    return path
+
+
+def definitions(config: ModelConfig, slots: int, precision: Precision) -> list[str]:
+    """The constants that fused.cpp is compiled with, as options of a compiler."""
     sizes = {
         "SLOTS": slots,
         "DIM": config.dim,
@@ -189,18 +205,9 @@ def _library(config: ModelConfig, slots: int) -> Path:
         "HIDDEN": HEAD_WIDTH * config.projection,
         "HIDE_PADDING": int(config.padding != "reference"),
         "WEIGHTS": weight_count(config),
+        "BF16": int(precision == "bf16"),
     }
-    program = shlex.split(compiler)  # CXX may be "ccache g++"
-    command = [*program, *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
-    text = "\n".join([*command, _compile([*program, "--version"]), _cpu(), SOURCE.read_text()])
-    path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.exists():
-            with atomic_write(path) as made:
-                _compile([*command, str(SOURCE), "-o", str(made)])
-    except OSError as error:  # a full or read-only disk
-        raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
-    return path
+    return [f"-D{name}={size}" for name, size in sizes.items()]
 
 
 def _compile(command: list[str]) -> str:

@@ -36,34 +36,31 @@ class Engine:
 def find_engine(wanted: str, config: Config, device: torch.device, dtype: torch.dtype = torch.float32) -> Engine:
     """The engine for a trial's shape on this machine: of ENGINES the wanted one, or plain torch, and why.
 
-    In bf16, what encoder and head compute with autocast is converted to float32.
+    In bf16 each computes what `jbot.trainer.model.bf16_linear` says, whatever the machine has.
     """
     if wanted not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {wanted!r}")
     if wanted == "auto":
         wanted = "compiled" if device.type == "cuda" else "fused"
-    bf16 = config.train.precision == "bf16"
-    engine = Engine("plain", model.forward)
+    precision = config.train.precision
+    bf16 = functools.partial(model.forward, linear=model.bf16_linear)
+    engine = Engine("plain", bf16 if precision == "bf16" else model.forward)
     if wanted == "fused":
         try:
-            if bf16:
-                raise fused.Unavailable("the C++ kernel computes in float32, not bf16")
-            engine = Engine("fused", fused.find(config.model, config.data.particles, device, dtype))
+            engine = Engine("fused", fused.find(config.model, config.data.particles, device, dtype, precision))
         except fused.Unavailable as reason:
             engine.why = str(reason)
     elif wanted == "compiled":
         engine.name = "compiled"
         engine.forward = Compiled(engine)
-    if bf16:
-        engine.forward = functools.partial(_in_bf16, engine.forward)
     return engine
 
 
 class Compiled:
-    """`model.forward` by torch.compile, at the first call; plain, with a warning, when that fails."""
+    """The plain engine by torch.compile, at the first call; as it was, with a warning, when that fails."""
 
     def __init__(self, engine: Engine):
-        self._engine, self._forward = engine, torch.compile(model.forward)
+        self._engine, self._plain, self._forward = engine, engine.forward, torch.compile(engine.forward)
         self._tried = False
 
     def __call__(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
@@ -76,11 +73,5 @@ class Compiled:
                 line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self._engine.name, self._engine.why = "plain", f"torch.compile failed: {line}"
                 warnings.warn(f"{self._engine.why}; plain torch is used", stacklevel=2)
-                self._forward = model.forward
+                self._forward = self._plain
         return self._forward(*arguments, **named)
-
-
-def _in_bf16(forward: Forward, flat: Tensor, particles: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
-    with torch.autocast(flat.device.type, dtype=torch.bfloat16):
-        raw, projected = forward(flat, particles, *rest, **named)
-    return raw.to(flat.dtype), projected.to(flat.dtype)

@@ -14,7 +14,7 @@ from jbot.store.record import Record, load_record, not_reused, read_record, save
 from jbot.store.search_ledger import SearchPlan
 from jbot.store.storage import Storage
 
-VERSION = "3"
+VERSION = "4"
 GOLDEN = {
     "base": {},
     "jbot_b": JBOT_B,
@@ -23,12 +23,12 @@ GOLDEN = {
     "schedule": {"train.schedule": ["4 optim.lr=0.001"], "probe.jet_pts": [500, 1000]},
 }
 IDS = {
-    "base": "d697997372d7329b",
-    "jbot_b": "74319ea49ca3b9c4",
-    "random": "4bfd631f66c7283b",
-    "no_koleo": "534ed63442347956",
-    "schedule": "7deb097674a8619c",
-    "plan": "7b5c42d6b20bc1a3",
+    "base": "b305c01b21a3e3ab",
+    "jbot_b": "133315f75d94be09",
+    "random": "a6a642dcbc2ef0a8",
+    "no_koleo": "8d57e7031b41c4d0",
+    "schedule": "fad701bdacdd03f7",
+    "plan": "fd2a16d4cd758e31",
 }
 DEFAULTS = {
     "data": {"task": "all", "train_jets": 700000, "labeled_jets": 0, "val_jets": 50000, "test_jets": 95000,
@@ -91,7 +91,7 @@ def test_ids_move_with_the_trainer_version_alone(name):
 
 def test_the_hash_of_a_plan_moves_with_the_trainer_version_alone():
     assert plan().hash == IDS["plan"], MOVED.format(what="the plan")
-    assert plan(trainer_version="4").hash != plan().hash
+    assert plan(trainer_version="5").hash != plan().hash
 
 
 def test_a_default_moves_with_the_trainer_version_alone():

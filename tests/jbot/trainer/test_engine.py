@@ -27,8 +27,9 @@ def gradient(forward, inputs):
     return torch.autograd.grad((raw.square().sum() + projected[..., 0].sum()), flat)[0]
 
 
-def test_a_cpu_has_the_kernel():
-    engine = find_engine("auto", Config(), CPU)
+@pytest.mark.parametrize("config", [Config(), BF16])
+def test_a_cpu_has_the_kernel(config):
+    engine = find_engine("auto", config, CPU)
     assert (engine.name, engine.why) == ("fused", None)
 
 
@@ -36,23 +37,39 @@ def test_what_cannot_be_is_said():
     double = find_engine("auto", Config(), CPU, torch.float64)
     assert (double.name, double.forward) == ("plain", model.forward)
     assert "float32" in double.why
-    assert "bf16" in find_engine("fused", BF16, CPU).why
     assert find_engine("plain", Config(), CPU).why is None
     with pytest.raises(ValueError, match="engine must be one of auto, plain, fused, compiled, got 'fast'"):
         find_engine("fast", Config(), CPU)
 
 
-def test_bf16_is_coarser_and_returns_float32(inputs):
-    fine, coarse = (
-        find_engine("plain", Config(), CPU).forward(*inputs),
-        find_engine("plain", BF16, CPU).forward(*inputs),
-    )
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_bf16_is_coarser_and_returns_float32(engine, inputs):
+    fine, coarse = (find_engine(engine, config, CPU).forward(*inputs) for config in (Config(), BF16))
     for a, b in zip(fine, coarse, strict=True):
         assert b.dtype == torch.float32
         assert 1e-4 < float((a - b).abs().max()) < 0.1
-    found = gradient(find_engine("plain", BF16, CPU).forward, inputs)
+    found = gradient(find_engine(engine, BF16, CPU).forward, inputs)
     wanted = gradient(model.forward, inputs)
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
+
+
+def test_the_nearest_bf16():
+    x = torch.cat((torch.randn(10_000), torch.tensor([0.0, -0.0, 3e38, 3.4e38, 1e-40, torch.inf, -torch.inf])))
+    assert torch.equal(model.to_bf16(x), x.bfloat16())
+    assert model.to_bf16(torch.tensor([torch.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+def test_bf16_rounds_the_factors_of_products_alone():
+    """By hand: 1 + 2^-9 is half way between two bf16 and goes to the even one, 1; sums and bias keep their digits."""
+    tie = 1 + 2**-9
+    x, weight = torch.tensor([[[tie, 3.0]]], requires_grad=True), torch.tensor([[[tie], [2**-12]]], requires_grad=True)
+    bias = torch.tensor([[tie]], requires_grad=True)
+    y = model.bf16_linear(x, weight, bias)
+    assert y.item() == 1 + 3 * 2**-12 + tie
+    y.backward(torch.tensor([[[tie]]]))
+    assert x.grad.tolist() == [[[1.0, 2**-12]]]
+    assert weight.grad.tolist() == [[[1.0], [3.0]]]
+    assert bias.grad.tolist() == [[tie]]
 
 
 COMPILED = """
@@ -61,15 +78,19 @@ from jbot.trainer import model
 from jbot.config import Config, override
 from jbot.trainer.engines.select import find_engine
 
-config = override(Config(), {"model.dim": 8, "model.layers": 1})
-engine = find_engine("compiled", config, torch.device("cpu"))
-flat, jets = model.init_weights(config.model, 0)[None], torch.rand(1, 12, 30, 4)
-factors = (torch.rand(1, 2 * 8 * 12 * 31) > 0.3) / 0.7
-for dropped in ((), (None, None, factors)):
-    arguments = (flat, jets, config.model, *dropped)
-    for found, wanted in zip(engine.forward(*arguments), model.forward(*arguments)):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-assert (engine.name, engine.why) == ("compiled", None), engine
+for precision, tolerance in (("fp32", 1e-5), ("bf16", 1e-2)):
+    config = override(Config(), {"model.dim": 8, "model.layers": 1, "train.precision": precision})
+    engine, plain = (find_engine(name, config, torch.device("cpu")) for name in ("compiled", "plain"))
+    flat, jets = model.init_weights(config.model, 0)[None].requires_grad_(), torch.rand(1, 12, 30, 4)
+    factors = (torch.rand(1, 2 * 8 * 12 * 31) > 0.3) / 0.7
+    for dropped in ((), (None, None, factors)):
+        arguments = (flat, jets, config.model, *dropped)
+        both = engine.forward(*arguments), plain.forward(*arguments)
+        for found, wanted in zip(*both):
+            torch.testing.assert_close(found, wanted, atol=tolerance, rtol=0)
+        found, wanted = (torch.autograd.grad(raw.square().sum() + y[..., 0].sum(), flat)[0] for raw, y in both)
+        assert (found - wanted).norm() < tolerance * wanted.norm()
+    assert (engine.name, engine.why) == ("compiled", None), engine
 """
 
 

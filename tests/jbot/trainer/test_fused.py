@@ -48,8 +48,8 @@ def _case(changes, jets=19, trials=3, slots=None):
     return config.model, flat, particles.flatten(1, 2), masked.flatten(1, 2), rows, d_raw * used, d_projected * used
 
 
-def _kernel(shape, slots):
-    return fused.find(shape, slots, torch.device("cpu"), torch.float32)
+def _kernel(shape, slots, precision="fp32"):
+    return fused.find(shape, slots, torch.device("cpu"), torch.float32, precision)
 
 
 def _factors(case, rates=(0.3, 0.0, 0.7)):
@@ -70,6 +70,15 @@ def _both(forward, case, factors=None):
     assert raw.isfinite().all()
     assert projected.isfinite().all()
     return raw.detach() * used, projected.detach() * used, gradient
+
+
+def _in_threads(kernel, case, factors=None):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        return _both(kernel, case, factors)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _close(found, wanted, tolerance=2e-5):
@@ -96,25 +105,15 @@ def test_the_kernel_is_the_model_with_dropout(name):
         _close(found[1], whole[1])  # the trial without dropout
 
 
-def test_dropout_feels_neither_threads_nor_what_is_kept_nor_the_pack(monkeypatch):
+def test_dropout_feels_neither_threads_nor_the_pack():
     case = _case({}, jets=67)
     kernel, factors = _kernel(case[0], 30), _factors(case)
-    kept = _both(kernel, case, factors)
-    with monkeypatch.context() as patch:
-        patch.setattr(fused, "KEEP_BYTES", 0)
-        again = _both(kernel, case, factors)
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        split = _both(kernel, case, factors)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(kept[0], split[0])
-    _close(split[2], kept[2], 1e-5)
+    together, split = _both(kernel, case, factors), _in_threads(kernel, case, factors)
+    assert torch.equal(together[0], split[0])
+    _close(split[2], together[2], 1e-5)
     shape, *rest = case
     alone = _both(kernel, (shape, *(x[2:3] for x in rest)), factors[2:3])
-    assert all(torch.equal(a[2:3], b) for a, b in zip(kept, alone, strict=True))
+    assert all(torch.equal(a[2:3], b) for a, b in zip(together, alone, strict=True))
 
 
 def test_all_tokens_can_have_dropout():
@@ -168,22 +167,14 @@ def test_each_weight_has_its_gradient():
         _close(found[name], wanted[name], 1e-4)
 
 
-def test_keeping_activations_and_threads_change_nothing_but_rounding(monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_threads_change_nothing_but_rounding(precision):
+    """In bf16 each thread packs the weights and, with AMX, sets up its tiles."""
     case = _case({}, jets=67)
-    kernel = _kernel(case[0], 30)
-    kept = _both(kernel, case)
-    with monkeypatch.context() as patch:
-        patch.setattr(fused, "KEEP_BYTES", 0)
-        again = _both(kernel, case)
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        split = _both(kernel, case)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(kept[0], split[0])
-    _close(split[2], kept[2], 1e-5)
+    kernel = _kernel(case[0], 30, precision)
+    together, split = _both(kernel, case), _in_threads(kernel, case)
+    assert torch.equal(together[0], split[0])
+    _close(split[2], together[2], 1e-5)
 
 
 def test_a_trial_does_not_see_its_pack():
