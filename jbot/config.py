@@ -40,6 +40,8 @@ SCHEME_WORDS: Mapping[Scheme, str] = {
 }
 
 MIN_ANOMALY_BANK = 100
+MIN_SIGNAL = 3
+"""One jet of each signal class."""
 """Neighbours that the published cosine score looks at (jbot.evaluation.anomaly.scores.MIN_BANK)."""
 
 MIN_LABELED = 5
@@ -69,6 +71,11 @@ class DataConfig:
     """Jets of the learning curves and of every choice."""
     test_jets: int = shared(95_000, "{:,} test jets", 10)
     """Jets of the final metrics, used once."""
+    signal_jets: int = shared(
+        0, "{:,} signal jets for the learning curves", 0, names={0: "learning curves without anomaly scores"}
+    )
+    """Of the task `qg`: jets of W, Z and t whose anomaly scores stand in the learning curves, beside validation jets.
+    A diagnostic: they are no test jets, and nothing is chosen by them."""
     particles: int = shared(30, "the {} hardest particles of a jet", 2, 30)
     """Leading particles kept of each jet."""
     jet_pt: float = shared(1000.0, "pre-trained on jets of {:g}", above=0, unit="GeV")
@@ -78,6 +85,12 @@ class DataConfig:
     def set_aside(self) -> int:
         """Jets of the training part: those of pre-training, and more where the probes have more labels."""
         return max(self.train_jets, self.labeled_jets)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The task and how many jets of each part, as jbot.data.splits wants them."""
+        sizes = {"train": self.set_aside, "val": self.val_jets, "test": self.test_jets, "signal": self.signal_jets}
+        return {"task": self.task, **sizes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +350,8 @@ class Config:
         yield self.model.dim >= self.model.heads, f"model.dim must be at least model.heads, got {got}"
         rule = f"data.train_jets and probe.bank_jets must be at least {MIN_ANOMALY_BANK} for data.task qg, got {bank}"
         yield data.task != "qg" or bank >= MIN_ANOMALY_BANK, rule
+        rule = f"data.signal_jets must be 0, or at least {MIN_SIGNAL} with data.task qg, got {data.signal_jets}"
+        yield data.signal_jets == 0 or (data.task == "qg" and data.signal_jets >= MIN_SIGNAL), rule
         rule = "probe.knn_k must not exceed data.train_jets and probe.bank_jets"
         yield probe.knn_k <= bank, f"{rule}, got {probe.knn_k} > {bank}"
         yield _differ(tune.fractions), f"finetune.fractions must differ in six digits, got {tune.fractions}"

@@ -61,8 +61,8 @@ PROBES = Part(
     name="probes",
     key=lambda config: (
         *(config.model, config.data.task, config.anomaly),
-        *(config.bank_jets, config.data.val_jets, config.data.test_jets, config.data.particles),
-        *(config.probe.knn_k, config.probe.jet_pts, len(curve_epochs(config))),
+        *(config.bank_jets, config.data.val_jets, config.data.test_jets, config.data.signal_jets),
+        *(config.data.particles, config.probe.knn_k, config.probe.jet_pts, len(curve_epochs(config))),
     ),
     units=lambda config: 1.0,
     seconds=lambda record: record.probe_seconds,

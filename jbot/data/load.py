@@ -167,7 +167,7 @@ def jets_used(config: Config) -> Needed:
 
     def of(train_jets: int) -> dict[str, int]:
         data = config.data
-        return jets_needed(task=data.task, train=train_jets, val=data.val_jets, test=data.test_jets)
+        return jets_needed(**data.sizes | {"train": train_jets})
 
     return dict.fromkeys(config.probe.jet_pts, of(config.bank_jets)) | {config.data.jet_pt: of(config.data.set_aside)}
 

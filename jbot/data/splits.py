@@ -11,16 +11,16 @@ import numpy as np
 
 from jbot.data.jets import CLASSES, DataError
 
-PARTS = ("test", "val", "train")
+PARTS = ("test", "val", "train", "signal")
 """Order in which a class's jets are handed out."""
 
 COMPOSITION: dict[str, dict[str, tuple[str, ...]]] = {
-    "all": {"train": CLASSES, "val": CLASSES, "test": CLASSES},
-    "tqg": dict.fromkeys(PARTS, ("q", "g", "t", "t")),
-    "qg": {"train": ("q", "g"), "val": ("q", "g"), "test": CLASSES},
+    "all": dict.fromkeys(PARTS[:-1], CLASSES),
+    "tqg": dict.fromkeys(PARTS[:-1], ("q", "g", "t", "t")),
+    "qg": {"train": ("q", "g"), "val": ("q", "g"), "test": CLASSES, "signal": ("w", "z", "t")},
 }
 """Smallest unit of jets of each part: five-class; top tagging (q 25%, g 25%, t 50%); anomaly detection, which trains
-on q and g and tests on all (jBOT, arXiv:2601.11719)."""
+on q and g and tests on all (jBOT, arXiv:2601.11719), and may follow other signal jets while it trains."""
 
 TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
     "all": {name: (name,) for name in CLASSES},
@@ -34,7 +34,7 @@ _SHUFFLE_SEED = 20_260_119  # any fixed number: the order of classes inside a un
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Row numbers into the arrays of a `JetData`; the three parts share no row."""
+    """Row numbers into the arrays of a `JetData`; no row is in two parts."""
 
     train: np.ndarray
     """(train,) int64"""
@@ -42,9 +42,11 @@ class Split:
     """(val,) int64"""
     test: np.ndarray
     """(test,) int64"""
+    signal: np.ndarray
+    """(signal,) int64"""
 
 
-def split(labels: np.ndarray, *, task: str = "all", train: int, val: int, test: int) -> Split:
+def split(labels: np.ndarray, *, task: str = "all", train: int, val: int, test: int, signal: int = 0) -> Split:
     """Choose the jets of a task.
 
     Parameters
@@ -53,23 +55,26 @@ def split(labels: np.ndarray, *, task: str = "all", train: int, val: int, test: 
         Positions in `CLASSES`.
     task : {"all", "tqg", "qg"}
         See `COMPOSITION`.
-    train, val, test : int
+    train, val, test, signal : int
         Jets of each part. Where a size is no multiple of the unit, classes differ by at most one unit's share.
 
     Raises
     ------
     DataError
-        For an unknown task, a negative size, or too few jets, with the counts needed and available.
+        For an unknown task, a negative size, a part that the task does not have, or too few jets, with the counts
+        needed and available.
     """
-    sizes = {"test": test, "val": val, "train": train}
-    needed = jets_needed(task=task, train=train, val=val, test=test)
+    sizes = {"test": test, "val": val, "train": train, "signal": signal}
+    needed = jets_needed(task=task, **sizes)
     rows = {name: np.flatnonzero(np.asarray(labels) == CLASSES.index(name)) for name in needed}
     if any(len(rows[name]) < count for name, count in needed.items()):
         counts = ", ".join(f"{name} {len(rows[name])} of {count}" for name, count in needed.items())
         raise DataError(f"too few jets for task {task!r}: {counts} needed")
-    parts = {}
-    for part in PARTS:
-        unit, size = COMPOSITION[task][part], sizes[part]
+    parts = {part: np.empty(0, np.int64) for part in PARTS}
+    for part, size in sizes.items():
+        if not size:
+            continue
+        unit = COMPOSITION[task][part]
         taken = {name: count for name, count in _taken(unit, size).items() if count}
         parts[part] = _interleave(unit, {name: rows[name][:count] for name, count in taken.items()}, size, part)
         rows |= {name: rows[name][count:] for name, count in taken.items()}
@@ -84,21 +89,23 @@ def targets(labels: np.ndarray, task: str) -> np.ndarray:
     return positions[labels]
 
 
-def jets_needed(*, task: str, train: int, val: int, test: int) -> dict[str, int]:
+def jets_needed(*, task: str, train: int, val: int, test: int, signal: int = 0) -> dict[str, int]:
     """Jets of each class that `split` uses or sets aside, in class order; classes the task does not use are left out.
 
     Raises
     ------
     DataError
-        For an unknown task, a negative size, or all sizes zero.
+        For an unknown task, a negative size, a part that the task does not have, or all sizes zero.
     """
-    sizes = {"train": train, "val": val, "test": test}
+    sizes = {"train": train, "val": val, "test": test, "signal": signal}
     if task not in COMPOSITION:
         raise DataError(f"task must be one of {', '.join(COMPOSITION)}, got {task!r}")
     for part, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 0:
             raise DataError(f"{part} must be an integer >= 0, got {size!r}")
-    taken = [_taken(COMPOSITION[task][part], size) for part, size in sizes.items()]
+        if size and part not in COMPOSITION[task]:
+            raise DataError(f"task {task!r} has no {part} jets, got {part} = {size}")
+    taken = [_taken(COMPOSITION[task][part], size) for part, size in sizes.items() if size]
     needed = {name: sum(part.get(name, 0) for part in taken) for name in CLASSES}
     if not any(needed.values()):
         raise DataError("one of train, val and test must be > 0")
@@ -116,8 +123,6 @@ def _interleave(unit: tuple[str, ...], rows: dict[str, np.ndarray], size: int, p
 
     Row-major draws make the order of the first units independent of how many follow.
     """
-    if size == 0:
-        return np.empty(0, np.int64)
     columns = [rows[name].reshape(-1, unit.count(name)) for name in rows]
     units = np.concatenate(columns, axis=1)  # (unit, jet of the unit)
     rng = np.random.default_rng([_SHUFFLE_SEED, PARTS.index(part)])

@@ -21,10 +21,10 @@ from jbot.config import Config
 from jbot.data.splits import TARGETS, targets
 from jbot.evaluation.anomaly.detect import Detection, detect
 from jbot.evaluation.anomaly.scores import AnomalyError, Embedded
-from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, overlay_signal
+from jbot.evaluation.anomaly.synthetic_signal import SelectionSignal, overlay_aucs, overlay_signal
 from jbot.evaluation.geometry import attention_entropy, effective_rank, geometry, spread, views_for_alignment
 from jbot.evaluation.metrics import Measured, MetricError, classification
-from jbot.evaluation.metrics_registry import AT_EVERY_PT, metric_key
+from jbot.evaluation.metrics_registry import AT_EVERY_PT, anomaly_name, metric_key
 from jbot.evaluation.probes import (
     area_under_curve,
     class_probabilities,
@@ -136,6 +136,8 @@ class Evaluator:
         Jets of the learning curves and of every choice.
     test : LabeledJets
         Jets of the final metrics: looked at once, never used for choosing.
+    signal : LabeledJets, optional
+        Signal whose anomaly scores stand in the learning curves, none by default.
     forward : callable
         Encoder and head, in float32.
     others : OtherJets
@@ -148,10 +150,12 @@ class Evaluator:
         bank: LabeledJets,
         val: LabeledJets,
         test: LabeledJets,
+        signal: LabeledJets | None = None,
         forward: Forward = forward,
         others: OtherJets | None = None,
     ):
         self.config, self.bank, self.val, self.test, self.forward = config, bank, val, test, forward
+        self.signal = signal if signal is not None and len(signal.rows) else None
         self.others = others or {}
         # Trials share a machine. Found once: entering threadpool_limits takes milliseconds to look for the libraries.
         self._pools = ThreadpoolController()
@@ -164,7 +168,37 @@ class Evaluator:
             point = quick_metrics("knn", knn_probe(bank, bank_targets, val, self.config.probe.knn_k), val_targets)
             point |= {"effective_rank": effective_rank(val), "spread": spread(val)}
         point["attention_entropy"] = attention_entropy(state.student, self.val.take(slice(MONITOR_JETS)), self.config)
-        return {metric_key(name, "val"): value for name, value in point.items()}
+        found = {metric_key(name, "val"): value for name, value in point.items()}
+        return found if self.signal is None else found | self._signal_point(state, self.signal, bank, val)
+
+    def _signal_point(self, state: TrainState, signal: LabeledJets, bank: Tensor, val: Tensor) -> Metrics:
+        """AUC of each published score on each signal, and on overlays of validation jets, which need no signal.
+
+        Nothing where the embedding cannot be scored, as that of a collapsed encoder.
+        """
+        train = Embedded(embedding=bank.cpu().numpy(), labels=self.bank.labels)
+        jets = Embedded(
+            embedding=torch.cat((val, self._embed(state, signal)[0])).cpu().numpy(),
+            labels=np.concatenate((self.val.labels, signal.labels)),
+        )
+        try:
+            found = self._detect(train, jets, seed=self.config.seed, folds=False).values
+            overlaid = overlay_aucs(train, self._overlay(state, val), self.config.anomaly.bank_jets, self.config.seed)
+        except AnomalyError:
+            return {}
+        on_signal = {metric_key(name, "signal"): number.value for name, number in found.items() if "_auc" in name}
+        return on_signal | {metric_key(anomaly_name(name, "overlay_auc"), "val"): x for name, x in overlaid.items()}
+
+    def _overlay(self, state: TrainState, val: Tensor) -> SelectionSignal:
+        """The synthetic signal of validation jets, which are embedded already."""
+
+        def embed_overlays(particles: np.ndarray) -> np.ndarray:
+            jets = torch.from_numpy(particles).to(state.student.device, state.student.dtype)
+            return embed(state.student, jets, self.config, self.forward)
+
+        particles = self.val.take(slice(None)).float().cpu().numpy()
+        background = Embedded(embedding=val.cpu().numpy(), labels=self.val.labels, particles=particles)
+        return overlay_signal(background, embed_overlays, self.config.seed)
 
     def final(self, state: TrainState, scan: bool = False, folds: bool = True) -> EvaluationResult:
         """Every metric of the frozen encoder, on the test jets.
@@ -237,15 +271,8 @@ class Evaluator:
             particles = jets.take(slice(None)).float().cpu().numpy() if scan else None
             return Embedded(embedding=embedding.cpu().numpy(), labels=jets.labels, particles=particles)
 
-        def embed_overlays(particles: np.ndarray) -> np.ndarray:
-            jets = torch.from_numpy(particles).to(state.student.device, state.student.dtype)
-            return embed(state.student, jets, self.config, self.forward)
-
         bank, test = embedded or (self._embed(state, jets)[0] for jets in (self.bank, self.test))
-        selection = None
-        if scan:
-            background = labeled(self.val, self._embed(state, self.val)[0])
-            selection = overlay_signal(background, embed_overlays, self.config.seed)
+        selection = self._overlay(state, self._embed(state, self.val)[0]) if scan else None
         return labeled(self.bank, bank), labeled(self.test, test), selection
 
     def _detect(self, train: Embedded, test: Embedded, **how: Any) -> Detection:

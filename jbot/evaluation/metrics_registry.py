@@ -87,8 +87,9 @@ MEASURES: dict[str, Quantity] = {
     "chosen_auc": Quantity(label="AUC at chosen settings", bounds=SHARE, higher_is_better=True),
     "oracle_auc": Quantity(label="AUC at the oracle's settings", bounds=SHARE, higher_is_better=True),
     "optimism": Quantity(label="optimism of the oracle", bounds=(-1.0, 1.0)),
+    "overlay_auc": Quantity(label="AUC on overlaid background", bounds=SHARE, higher_is_better=True),
 }
-"""Numbers of a classifier or score: jbot.evaluation.metrics, and the last three of jbot.evaluation.anomaly.detect."""
+"""Numbers of a classifier or score: jbot.evaluation.metrics; of a score alone: jbot.evaluation.anomaly."""
 _CUTS = {"eps_s": BACKGROUND_EFFICIENCIES, "rejection": SIGNAL_EFFICIENCIES}
 CURVE = ("auc", *(f"{measure}_{share:g}" for measure, shares in _CUTS.items() for share in shares), "sic")
 """Numbers of one ROC curve."""
@@ -119,7 +120,12 @@ SIGNALS = (*(name for name in CLASSES if name not in BACKGROUND), COMBINED)
 
 BASELINES = {"untrained": "untrained encoder", "raw": "raw features"}
 """What opens the key of a metric that another one must beat: the encoder before training, the particles themselves."""
-SPLITS = {"test": "test jets", "val": "validation jets", "train": "training jets"}
+SPLITS = {
+    "test": "test jets",
+    "val": "validation jets",
+    "train": "training jets",
+    "signal": "signal jets of the learning curves",
+}
 AT_OTHER_PT = {"test": "test jets of {} GeV", "shifted": "test jets of {} GeV, by probes of another energy"}
 """Splits with a jet pT behind them, ``test_500``; {} is the pT in GeV."""
 AT_EVERY_PT = ("knn_accuracy", "knn_auc", "linear_accuracy", "linear_auc")

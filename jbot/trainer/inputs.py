@@ -38,10 +38,12 @@ def resident(
 def prepare(
     wanted: DataConfig, bank_jets: int, *, data: JetData, particles: Float[Tensor, "jet particle 4"]
 ) -> tuple[Int64[Tensor, "train"], dict[str, LabeledJets]]:
-    """Which jets to train on, as rows of `particles`; and those that evaluate: bank (the head of train), val, test."""
-    parts = split(data.labels, task=wanted.task, train=wanted.set_aside, val=wanted.val_jets, test=wanted.test_jets)
+    """Which jets to train on, as rows of `particles`; and those that evaluate: bank (the head of train), val, test,
+    signal."""
+    parts = split(data.labels, **wanted.sizes)
+    evaluate = {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test, "signal": parts.signal}
     labeled = {}
-    for name, rows in {"bank": parts.train[:bank_jets], "val": parts.val, "test": parts.test}.items():
+    for name, rows in evaluate.items():
         index = torch.from_numpy(rows).to(particles.device)
         labeled[name] = LabeledJets(particles=particles, rows=index, labels=data.labels[rows])
     return torch.from_numpy(parts.train[: wanted.train_jets]).to(particles.device), labeled

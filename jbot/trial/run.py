@@ -153,7 +153,7 @@ class PackRun:
         self.forward = find_engine("fused", fp32, device, dtype).forward
         """Encoder and head of probes: compiling does not pay for their few calls."""
         self.evaluators = [
-            Evaluator(config, splits["bank"], splits["val"], splits["test"], self.forward, others)
+            Evaluator(config, splits["bank"], splits["val"], splits["test"], splits["signal"], self.forward, others)
             for config, (_, splits), others in zip(self.configs, jets, self._elsewhere(), strict=True)
         ]
         self.sent = [0] * len(specs)

@@ -249,7 +249,7 @@ def _seconds_to_probe(config: Config, device: torch.device, share: float) -> flo
 
 def _evaluator(config: Config, device: torch.device) -> Evaluator:
     wanted = config.data
-    counts = jets_needed(task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    counts = jets_needed(**wanted.sizes)
     labels = np.concatenate([np.full(count, CLASSES.index(name)) for name, count in counts.items()])
     particles = random_jets(len(labels), wanted.particles)
     particles[..., :2] *= torch.from_numpy(1 + labels)[:, None, None]  # something for the probes to find
@@ -257,7 +257,7 @@ def _evaluator(config: Config, device: torch.device) -> Evaluator:
     data = JetData(particles=particles.numpy(), labels=labels, jets=jets, fingerprint="random", source="random")
     _, probed = prepare(wanted, config.probe.bank_jets, data=data, particles=particles.to(device))
     forward = find_engine("fused", override(config, {"train.precision": "fp32"}), device).forward
-    return Evaluator(config, probed["bank"], probed["val"], probed["test"], forward)
+    return Evaluator(config, probed["bank"], probed["val"], probed["test"], probed["signal"], forward)
 
 
 TIMERS: dict[Part, Callable[[Config, torch.device, str], float]] = {

@@ -80,7 +80,7 @@ def reading(evidence: Evidence) -> Section:
             "all looks together. It covers the choice of seeds, not the choice of test jets or of data set. Where a "
             "metric is a share, it is cut at 0 and 1.",
             "p": "If the arms were the same, the chance of a mean difference at least this large: the share of all "
-            "sign flips of the differences that reach it. It is corrected for the number of contrasts and of looks, and "
+            "sign flips of the differences that reach it. It is corrected for the number of contrasts and looks, and "
             "cannot fall below the “smallest p” of so many seeds.",
             "Better, worse": f"p at most {evidence.plan.alpha:g} after correction, and an interval clear of zero; "
             "where trials of the better arm failed, p also with these seeds counted as losses.",

@@ -72,7 +72,7 @@ def make_grid(grid: AnomalyGrid, spec: TrialSpec, data: Jets, storage: Storage, 
     # All training jets, to draw banks from.
     _, splits = prepare(config.data, config.data.train_jets, data=jets, particles=particles)
     forward = find_engine("fused", override(config, {"train.precision": "fp32"}), torch_device).forward
-    evaluator = Evaluator(config, splits["bank"], splits["val"], splits["test"], forward)
+    evaluator = Evaluator(config, splits["bank"], splits["val"], splits["test"], forward=forward)
     untrained = init_state(config, [config.seed], torch_device)
     weights = storage.read_arrays(f"{trial_folder(spec.trial_id)}/student.safetensors")
     trained = untrained.of({"student": pack(weights, config.model)[None].to(torch_device)}, untrained.progress)

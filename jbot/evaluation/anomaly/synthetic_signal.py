@@ -178,6 +178,15 @@ def check_blind(selection: SelectionSignal, signals: Sequence[str]) -> None:
         )
 
 
+def overlay_aucs(
+    train: Embedded, selection: SelectionSignal, bank_jets: int, seed: int, names: Sequence[str] = PUBLISHED
+) -> dict[str, float]:
+    """AUC of scores at published settings on a selection signal, by score; the bank is drawn from `train`."""
+    bank = draw_bank(train, bank_jets, seed)
+    background, signal = bank.jets(selection.background.embedding), bank.jets(selection.embedding)
+    return {name: selection_auc(bank.fit(name), background, signal) for name in names}
+
+
 def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, config: Config) -> float:
     """AUC of the published k-NN score: overlays of validation jets against the validation jets themselves.
 
@@ -186,13 +195,12 @@ def synthetic_signal_auc(embed: Callable[[Particles], Points], data: JetData, co
     Raises AnomalyError when the embedding cannot be scored: constant, or not finite.
     """
     wanted = config.data
-    parts = split(data.labels, task=wanted.task, train=wanted.train_jets, val=wanted.val_jets, test=wanted.test_jets)
+    parts = split(data.labels, **wanted.sizes)
 
     def embedded(rows: np.ndarray) -> Embedded:
         particles = data.particles[rows][:, : wanted.particles]
         return Embedded(embedding=embed(particles), labels=data.labels[rows], particles=particles)
 
-    bank = draw_bank(embedded(parts.train[: config.probe.bank_jets]), config.anomaly.bank_jets, config.seed)
+    train = embedded(parts.train[: config.probe.bank_jets])
     selection = overlay_signal(embedded(parts.val), embed, config.seed)
-    background, signal = bank.jets(selection.background.embedding), bank.jets(selection.embedding)
-    return selection_auc(bank.fit("knn"), background, signal)
+    return overlay_aucs(train, selection, config.anomaly.bank_jets, config.seed, ("knn",))["knn"]

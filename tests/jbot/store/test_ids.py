@@ -32,7 +32,7 @@ IDS = {
 }
 DEFAULTS = {
     "data": {"task": "all", "train_jets": 700000, "labeled_jets": 0, "val_jets": 50000, "test_jets": 95000,
-     "particles": 30, "jet_pt": 1000.0},
+     "signal_jets": 0, "particles": 30, "jet_pt": 1000.0},
     "augment": {"rotation": 3.141592653589793, "smear_sigma": 0.0003, "smear_variant": "corrected",
      "split_fraction": 1.0, "split_low": 0.3, "split_variant": "corrected", "translation": 0.0, "boost": 0.0,
      "pt_sigma": 0.0, "soft_dropout": 0.0, "soft_pt": 0.01},
