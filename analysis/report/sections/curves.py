@@ -70,8 +70,16 @@ def _spread_words(curves: pd.DataFrame, metric: str, over: str, level: str) -> s
 
 
 def comparable(curves: pd.DataFrame) -> list[str]:
-    """Columns that mean the same in all arms: probes on validation jets, entropies of student and teacher."""
-    names = [name for name in curves.columns if find_metric(name).split == "val" or name.endswith("_entropy")]
+    """Columns that mean the same in all arms: probes on validation and signal jets, entropies of student and teacher.
+
+    Of an anomaly score the AUC on all signals together; each signal's is in the curves of the trials.
+    """
+    columns = [find_metric(name) for name in curves.columns]
+    names = [
+        one.key
+        for one in columns
+        if (one.split in ("val", "signal") and not one.is_detail) or one.key.endswith("_entropy")
+    ]
     complete = curves[curves["state"] == "complete"]
     return [name for name in names if complete[name].notna().any()]
 
