@@ -197,7 +197,8 @@ def baseline_groups(plan: Plan) -> dict[str, list[str]]:
 def metric_differences(
     table: pd.DataFrame, plan: Plan, metrics: Sequence[str], blocks: pd.Index, alpha: float
 ) -> pd.DataFrame:
-    """Paired differences of secondary metrics for every contrast of arms, corrected together by Benjamini-Hochberg.
+    """Paired differences of secondary metrics for every contrast of arms but the null, which is no question, corrected
+    together by Benjamini-Hochberg.
 
     No verdicts: the plan has a direction and a margin for its primary metric only. Columns are metric, contrast, n,
     mean, sd, low, high, p, p_adjusted; empty when there is nothing to compare. `blocks` and `alpha` are those of the
@@ -206,7 +207,7 @@ def metric_differences(
     rows = []
     for metric in metrics:
         ended = scores_and_states(table, plan, metric)[0].loc[blocks]
-        for contrast in (contrast for contrast in plan.contrasts if contrast.of_arms):
+        for contrast in (one for one in plan.contrasts if one.of_arms and one != plan.null):
             differences = (ended[contrast.treatment] - ended[contrast.control]).dropna()
             if len(differences) >= 2:
                 mean, p = paired.mean_interval(differences, 1 - alpha), paired.sign_flip_test(differences)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import pandas as pd
-
 from analysis.report.evidence import Evidence
 from analysis.report.section import Section, Table
 from analysis.stats import paired
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts import tables
-from analysis.verdicts.number_format import mean_cell
 from analysis.verdicts.sentences import contrast_name
 from jbot.evaluation.metrics_registry import BASELINES, find_metric
 
@@ -52,26 +49,24 @@ def means_table(evidence: Evidence, metrics: Sequence[str]) -> Table:
 
     Arms with other data or another model have baselines of their own.
     """
-    plan = evidence.plan
-    columns = [tables.scores_and_states(evidence.trials, plan, metric)[0] for metric in metrics]
-    means = [fmt.mean_cells([paired.mean_interval(column[arm].dropna()) for arm in plan.arms]) for column in columns]
-    rows = [[arm, *cells] for arm, *cells in zip(plan.arms, *means, strict=True)]
+    plan, trials = evidence.plan, evidence.trials[~evidence.late]
+    columns = [tables.scores_and_states(trials, plan, metric)[0] for metric in metrics]
+    means = {arm: [paired.mean_interval(column[arm].dropna()) for column in columns] for arm in plan.arms}
     for name, words in BASELINES.items():
-        baselines = [tables.scores_and_states(evidence.trials, plan, f"{name}/{metric}")[0] for metric in metrics]
+        baselines = [tables.scores_and_states(trials, plan, f"{name}/{metric}")[0] for metric in metrics]
         for group, arms in tables.baseline_groups(plan).items():
             if any(one[arms].notna().any(axis=None) for one in baselines):
-                cells = [_cell(one[arms].mean(axis=1)) for one in baselines]
-                rows.append([f"{words}, {group}" if group else words, *cells])
+                row = [paired.mean_interval(one[arms].mean(axis=1).dropna()) for one in baselines]
+                means[f"{words}, {group}" if group else words] = row
+    # All of one metric are rounded alike.
+    cells = [fmt.mean_cells(of_metric) for of_metric in zip(*means.values(), strict=True)]
+    rows = [[name, *row] for name, *row in zip(means, *cells, strict=True)]
     names = [found.label if found.split == "test" else found.full_label for found in map(find_metric, metrics)]
     table = [["arm", *names], *rows]
     if len(metrics) > max(MAX_COLUMNS, len(rows)):
         table = [list(cells) for cells in zip(*table, strict=True)]
         table[0][0] = "metric"
     return Table(label="Other metrics", head=table[0], rows=table[1:])
-
-
-def _cell(values: pd.Series) -> str:
-    return mean_cell(paired.mean_interval(values.dropna()))
 
 
 def _differences(evidence: Evidence, metrics: Sequence[str]) -> Iterator[Section]:
