@@ -13,14 +13,16 @@ from markupsafe import Markup
 
 from analysis.plots import sparklines, svg
 from analysis.plots.sparklines import Sparkline, Sparklines
+from analysis.report import headline
 from analysis.report.links import Link
 from analysis.stats.paired import MeanInterval
 from analysis.stats.power import MAX_SEEDS
-from analysis.verdicts import arm_settings, convergence, tables
+from analysis.verdicts import arm_settings, convergence, noise_floor, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.costs import Prices, device_hours, hours_text
+from analysis.verdicts.provenance import unpaid_look
 from analysis.verdicts.questions import FURTHER, OPEN, Part, Question
-from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.sentences import ORDER, contrast_name, losses, outcome_label
 from analysis.verdicts.study_index import StudyIndex, StudySummary
 from analysis.verdicts.summary import Section
 from analysis.verdicts.verdict import Verdict
@@ -30,6 +32,8 @@ from jbot.store.storage import RecordError, Storage
 MAX_ROWS, MAX_EXPLORATORY = 12, 4
 """Contrasts drawn in one entry; of these, exploratory ones (heuristic)."""
 DECIDED = ("better", "worse", "equivalent")
+MAX_SENTENCES = 2
+"""Primary contrasts that are quoted in sentences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,9 @@ class _Study:
 
     @property
     def unfinished(self) -> bool:
-        """Whether trials of its plan have not ended."""
-        return self.found.ended < len(self.found.study.trials)
+        """Whether trials of its plan have not ended, and it was not stopped at a look."""
+        look = self.found.look
+        return self.found.ended < len(self.found.study.trials) and not (look and look.decided)
 
 
 def open_questions(index: StudyIndex, prices: Prices) -> list[Entry]:
@@ -194,7 +199,7 @@ def _of_study(study: _Study) -> PartEntry:
         word=word,
         tone=tone,
         where=_where(study),
-        notices=_notices(found),
+        notices=_notices(study),
         facts=_facts(found),
         missing=_missing(study),
         links=_links(study),
@@ -222,10 +227,9 @@ def _word(study: _Study) -> tuple[str, str]:
         described = study.described or any(item.difference.n > 1 for item in found.verdicts)
         return ("Described" if described else "Seen, no verdict planned") + so_far, "open"
     if len(primary) == 1:
-        lost = primary[0].difference.n < 2 and primary[0].dropped
-        return ("Lost to failures" if lost else primary[0].outcome.capitalize()) + so_far, primary[0].outcome
-    words = Counter("lost to failures" if item.difference.n < 2 else item.outcome for item in primary)
-    counts = [f"{words[name]} {name}" for name in (*DECIDED, "undecided", "lost to failures") if words[name]]
+        return outcome_label(primary[0]).capitalize() + so_far, primary[0].outcome
+    words = Counter(map(outcome_label, primary))
+    counts = [f"{words[name]} {name}" for name in ORDER if words[name]]
     decided = [name for name in DECIDED if words[name]]
     tone = decided[0] if len(decided) == 1 and not words["undecided"] else "undecided"
     return ", ".join(counts).capitalize() + so_far, tone
@@ -233,7 +237,8 @@ def _word(study: _Study) -> tuple[str, str]:
 
 def _where(study: _Study) -> str:
     found, primary = study.found, study.primary
-    size = f"preset {found.plan.preset}, {f'n = {found.blocks}' if found.blocks else 'no whole block'}"
+    n = primary[0].difference.n if study.part.contrasts and len(primary) == 1 else len(found.judged)
+    size = f"preset {found.plan.preset}, {f'n = {n}' if found.blocks else 'no whole block'}"
     if found.is_smoke_test:
         return size
     if not study.part.contrasts:
@@ -248,14 +253,20 @@ def _estimate_of(mean: MeanInterval, max_decimals: int = 8) -> str:
     return fmt.with_error(mean.mean, mean.standard_error, sign=True, max_decimals=max_decimals)
 
 
-def _notices(found: StudySummary) -> list[str]:
-    notices, trials = [], len(found.study.trials)
+def _notices(study: _Study) -> list[str]:
+    """What stands above the verdict of the report too, and where these records come from."""
+    notices, found = [], study.found
     if found.is_smoke_test:
         notices.append("This size proves the path and answers nothing: no verdict is quoted from it.")
-    if 0 < found.ended < trials or (found.ended and not found.blocks):
-        blocks = f"{fmt.count(found.blocks, 'whole block')} of {len(found.states)}"
-        notices.append(f"Unfinished: {found.ended} of {trials} trials have ended, {blocks}.")
-    if not found.ended:
+    if found.ended:
+        said = [headline.status(found)]
+        if found.blocks and not found.is_smoke_test:
+            said += [
+                headline.below_baseline(found.plan, found.arms),
+                unpaid_look(found.study) if study.verdicts else "",
+            ]
+        notices += filter(None, said)
+    else:
         notices.append("Started, but no trial has ended yet.")
     if not found.current:
         notices.append(f"These are the records of an earlier plan, kept in {found.folder}: it has more to say.")
@@ -263,18 +274,24 @@ def _notices(found: StudySummary) -> list[str]:
 
 
 def _sentences(study: _Study) -> list[str]:
-    """Verdicts in words where they are few, as the sparklines show them all, and what has no place on their scale:
-    exploratory contrasts in another metric, other metrics, speed."""
+    """Verdicts in words where they are few, as the sparklines show them all, what may overturn them, and what has no
+    place on their scale: exploratory contrasts in another metric, other metrics, speed."""
     primary = study.primary
     shown = primary[0].contrast.metric if primary else ""
-    others = [v for v in study.verdicts if not v.contrast.primary and v.difference.n > 1 and v.contrast.metric != shown]
+    others = [v for v in study.verdicts if not (v.contrast.primary or v.null) and v.difference.n > 1]
+    others = [v for v in others if v.contrast.metric != shown]
     elsewhere = [
         f"{contrast_name(item.contrast.name)}: {item.outcome} (exploratory), {_estimate_of(item.difference)}, "
         f"n = {item.difference.n} seeds."
         for item in others[:MAX_EXPLORATORY]
     ]
-    verdicts = [item.sentence for item in primary] if len(primary) <= 2 else []
-    return [*verdicts, *elsewhere, *_other_metrics(study), *_speed(study)]
+    if len(primary) <= MAX_SENTENCES:
+        verdicts = [" ".join([item.sentence, *item.warnings]) for item in primary]
+    else:
+        words = {contrast_name(item.contrast.name): [losses(item), *item.warnings] for item in primary}
+        verdicts = [f"{name}: {' '.join(filter(None, said))}" for name, said in words.items() if any(said)]
+    floor = noise_floor.sentences(study.verdicts)
+    return [*verdicts, *floor, *elsewhere, *_other_metrics(study), *_speed(study)]
 
 
 def _other_metrics(study: _Study) -> list[str]:
@@ -316,7 +333,7 @@ def _sparklines(study: _Study) -> Sparklines | None:
     """Primary contrasts, and a few others on the same scale: those of one metric."""
     plan, drawn = study.found.plan, study.primary[:MAX_ROWS]
     metric = study.verdicts[0].contrast.metric if study.verdicts else ""
-    more = [item for item in study.verdicts if not item.contrast.primary and item.contrast.metric == metric]
+    more = [v for v in study.verdicts if not (v.contrast.primary or v.null) and v.contrast.metric == metric]
     drawn += more[: min(MAX_EXPLORATORY if drawn else MAX_ROWS, MAX_ROWS - len(drawn))]
     side = "right is better" if plan.higher_is_better else "left is better"
     label = f"difference in {find_metric(metric or plan.metric).full_label}, {side}; shaded: below the margin"
@@ -394,11 +411,11 @@ def _state_line(found: StudySummary) -> str:
     """Another plan or preset of a study in one line."""
     kind = f"preset {found.plan.preset}" + ("" if found.current else f", an earlier plan ({found.folder})")
     line = f"{kind}: {found.ended} of {len(found.study.trials)} trials ended"
-    words = Counter(item.outcome for item in found.primary if item.difference.n > 1)
+    words = Counter(map(outcome_label, found.primary))
     if found.is_smoke_test or found.blocks < 2 or not words:
         return line
     outcomes = ", ".join(f"{n} {word}" if words.total() > 1 else word for word, n in words.items())
-    return f"{line}; {outcomes}, n = {found.blocks}"
+    return f"{line}; {outcomes}, n = {len(found.judged)}"
 
 
 # --- what is missing ------------------------------------------------------------------------------------------------
@@ -410,7 +427,7 @@ def _missing(study: _Study) -> list[str]:
         return ["an answer: that takes a larger preset"]
     costs, missing = study.prices.of_block(found.plan, study.unit), []
     pending = [trial.arm for trial in found.study.trials if found.study.records[trial.trial_id] is None]
-    if pending:
+    if pending and study.unfinished:
         hours = [cost for arm in pending if (cost := costs.get(arm)) is not None]
         unknown = len(hours) < len(pending)
         price = "no record tells what they cost" if unknown else f"about {hours_text(sum(hours), study.unit)}"
@@ -425,7 +442,9 @@ def _missing(study: _Study) -> list[str]:
 def _missing_seeds(study: _Study, costs: dict[str, float | None]) -> list[str]:
     """Seeds that would probably decide the undecided, and what they cost."""
     primary, missing = study.primary, []
-    undecided = [item for item in primary if item.outcome == "undecided" and item.difference.n > 1]
+    waits = study.found.look and not study.found.look.blocks
+    undecided = [] if waits else [v for v in primary if v.outcome == "undecided" and v.difference.n > 1]
+    undecided = [v for v in undecided if not v.undone_by_failures]  # more seeds are not what it lacks
     never = [contrast_name(item.contrast.name) for item in undecided if item.seeds_needed is None]
     needed = sorted(item.seeds_needed for item in undecided if item.seeds_needed is not None)
     if needed:

@@ -50,7 +50,7 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     content = {
         "plan": plan,
         "status": headline.status(found),
-        "warning": headline.below_baseline(found),
+        "warning": headline.below_baseline(found.plan, found.arms),
         "answers": headline.answers(found, sections),
         "summary": headline.summary(found.verdicts),
         "basis": headline.facts(study, found.arms),

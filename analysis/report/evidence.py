@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.report import links
 from analysis.report.links import Links
-from analysis.verdicts import convergence, diagnostics, tables
+from analysis.verdicts import convergence, diagnostics
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.convergence import Convergence
 from analysis.verdicts.decide import decide_study
@@ -107,15 +107,13 @@ def gather(study: StudyRecords, out: Path | None = None) -> Evidence:
     compared = curves[curves["seed"].isin(found.judged)]
     judged_plan = dataclasses.replace(plan, alpha=found.alpha)
     speeds = (convergence.converge(judged_plan, compared, clock) for clock in convergence.CLOCKS)
-    # What ran beyond the look enters no mean either; without looks an unfinished block does.
-    late = ~trials["seed"].isin(found.judged) & (trials["state"] == "complete") & bool(found.look)
     return Evidence(
         study=study,
         trials=trials,
         scores=scores,
         states=states,
-        late=late,
-        arms=tables.arms_table(trials[~late], plan),
+        late=found.late,
+        arms=found.arms,
         verdicts=found.verdicts,
         judged=found.judged,
         alpha=found.alpha,

@@ -12,6 +12,7 @@ from analysis.report.evidence import Evidence
 from analysis.report.section import Picture, Section
 from analysis.verdicts import arm_settings, noise_floor, tables
 from analysis.verdicts import number_format as fmt
+from analysis.verdicts.decide import DecidedStudy
 from analysis.verdicts.questions import answered_by_sections
 from analysis.verdicts.sentences import FAILED, ORDER, contrast_name, losses, numbers, outcome_label
 from analysis.verdicts.study_index import base_name
@@ -57,10 +58,10 @@ def chosen(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [v for v in verdicts if v.contrast.primary] or [v for v in verdicts if not v.null]
 
 
-def status(evidence: Evidence) -> str:
+def status(found: Evidence | DecidedStudy) -> str:
     """Whether the study is finished, in one line; empty when it is."""
-    n, pending = len(evidence.trials), int((evidence.trials["state"] == tables.PENDING).sum())
-    look = evidence.verdicts[0].look if evidence.verdicts else None
+    n, pending = len(found.trials), int((found.trials["state"] == tables.PENDING).sum())
+    look = found.verdicts[0].look if found.verdicts else None
     if look and look.decided and look.blocks < look.of:
         left = f"{pending} of {n} planned trials were not needed" if pending else "the others had run before"
         where = f"the planned look after {look.blocks} of {look.of} blocks"
@@ -73,16 +74,16 @@ def status(evidence: Evidence) -> str:
         return f"Unfinished: {n - pending} of {n} trials have ended. Decided is {decided}{after}."
     return (
         f"Unfinished: {n - pending} of {n} trials have ended. Compared are the "
-        f"{fmt.count(len(evidence.compared), 'block')} of {len(evidence.states)} in which every arm has ended."
+        f"{fmt.count(len(found.judged), 'block')} of {len(found.states)} in which every arm has ended."
     )
 
 
-def below_baseline(evidence: Evidence) -> str:
+def below_baseline(plan: Plan, arms: pd.DataFrame) -> str:
     """Names the arms that training did not help, in one line; empty when there is none."""
-    arms, contrasts = evidence.arms, evidence.plan.contrasts
+    contrasts = plan.contrasts
     if "untrained" not in arms:
         return ""
-    gain = (arms["mean"] - arms["untrained"]) * (1 if evidence.plan.higher_is_better else -1)
+    gain = (arms["mean"] - arms["untrained"]) * (1 if plan.higher_is_better else -1)
     lost = [str(arm) for arm in arms.loc[gain <= 0, "arm"]]
     if not lost:
         return ""

@@ -77,6 +77,17 @@ class DecidedStudy:
         return self.states.index[tables.ended_blocks(self.states)]
 
     @property
+    def late(self) -> pd.Series:
+        """Of each trial whether it ran beyond the look: it enters no mean. Without looks an unfinished block does."""
+        trials = self.trials
+        return ~trials["seed"].isin(self.judged) & (trials["state"] == "complete") & bool(self.look)
+
+    @property
+    def arms(self) -> pd.DataFrame:
+        """:func:`analysis.verdicts.tables.arms_table` of the others."""
+        return tables.arms_table(self.trials[~self.late], self.study.plan)
+
+    @property
     def alpha(self) -> float:
         """1 minus the confidence of the verdicts' intervals: the plan's, or a smaller one that pays for the looks."""
         return 1 - self.verdicts[0].confidence if self.look else self.study.plan.alpha

@@ -12,13 +12,17 @@ from simulated import FAILED, make_plan, seed_offset, simulate
 from analysis.index import entries
 from analysis.index import page as index
 from analysis.plots import sparklines
+from analysis.report import headline
 from analysis.report.build import build_report
+from analysis.report.evidence import gather
 from analysis.stats.paired import PairedDifference
-from analysis.verdicts import summary
+from analysis.verdicts import noise_floor, summary
 from analysis.verdicts.costs import Prices, hours_text
 from analysis.verdicts.questions import FURTHER, OPEN
+from analysis.verdicts.sentences import contrast_name, losses
 from analysis.verdicts.study_index import load_index
 from jbot.store.plan import Contrast, load_study
+from jbot.store.record import save_record
 from jbot.store.storage import Storage
 from studies.presets import PRESETS
 from studies.runner.campaign import find_studies
@@ -152,7 +156,9 @@ def test_an_unfinished_study_is_interim_and_prices_what_is_missing(tmp_path):
     simulate(tmp_path, masking_plan(), helped(0.05), {("momentum", 5): None, ("random_count", 5): None})
     entry = masking(tmp_path)
     assert entry.word.endswith("so far")
-    assert "10 of 12 trials have ended, 5 whole blocks of 6" in entry.notices[0]
+    assert (
+        "10 of 12 trials have ended. Compared are the 5 blocks of 6 in which every arm has ended." in entry.notices[0]
+    )
     assert entry.missing[0] == f"2 trials that the plan has: about {hours_text(2 * 25 / 3600, 'core')}"
 
 
@@ -179,8 +185,98 @@ def test_failed_arms_are_named_and_not_called_undecided(tmp_path):
     lost = {("random_count", seed): FAILED for seed in range(6)}
     simulate(tmp_path, masking_plan(), helped(0.05), lost)
     entry = masking(tmp_path)
-    assert entry.word == "Lost to failures"
+    assert entry.word == "Failed"
     assert "12 of 12 trials, 6 failed" in entry.facts["Seeds"]
+
+
+SCENARIOS = {
+    "better": {},
+    "worse": {"gain": -0.05},
+    "equivalent": {"gain": 0.0},
+    "undecided": {"gain": 0.009, "noise": 0.02},
+    "unfinished": {"changes": {("momentum", 5): None, ("random_count", 5): None}},
+    "failed seeds": {"changes": {("random_count", 3): FAILED}, "seeds": 8},
+    "undone by failures": {"changes": {("momentum", seed): FAILED for seed in (0, 1, 2)}, "seeds": 11},
+    "failed": {"changes": {("random_count", seed): FAILED for seed in range(6)}},
+    "apart": {"apart": 1.0, "seeds": 10},
+    "stopped at a look": {"looks": (7, 9, 12), "seeds": 12},
+    "stopped, the rest not run": {
+        "looks": (7, 9, 12),
+        "seeds": 12,
+        "changes": {(arm, seed): None for arm in MASKING for seed in range(7, 12)},
+    },
+    "before the first look": {
+        "looks": (7, 9, 12),
+        "seeds": 12,
+        "gain": 0.009,
+        "noise": 0.02,
+        "changes": {(arm, seed): None for arm in MASKING for seed in range(5, 12)},
+    },
+    "no better than untrained": {"more": lambda value: {"untrained/test/knn_accuracy": 0.9}},
+    "noise floor": {"arms": MASKING | {"null": {"train.perturbation": 1e-6}}, "gain": 0.001},
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_entry_says_what_the_first_screen_of_the_report_says(tmp_path, name):
+    given = {"gain": 0.05, "noise": 1e-3, "arms": MASKING, "seeds": 6, "apart": 0.0} | SCENARIOS[name]
+    contrasts = [PRIMARY] + [Contrast(treatment="null", control="momentum")] * ("null" in given["arms"])
+    plan = dataclasses.replace(
+        masking_plan(seeds=given["seeds"]),
+        arms=given["arms"],
+        contrasts=tuple(contrasts),
+        looks=given.get("looks", ()),
+    )
+
+    def score(config, seed, rng):
+        gain = given["gain"] + given["apart"] * (seed == 4)
+        return 0.3 + seed_offset(seed) + gain * (config.mask.scheme == "momentum") + given["noise"] * rng.normal()
+
+    found = simulate(tmp_path, plan, score, given.get("changes"), given.get("more"))
+    verdict = found.verdicts[0]
+    assert verdict.undone_by_failures == (name == "undone by failures")
+    assert bool(verdict.outlier) == (name == "apart")
+    first = headline.answers(found, [])[0]
+    entry = masking(tmp_path)
+    said = " ".join([*entry.notices, *entry.sentences])
+    # The word and its colour, the sentence with its numbers, and what may overturn it.
+    assert entry.word == first.title
+    assert entry.tone == verdict.outcome
+    assert verdict.sentence in said
+    assert all(warning in said for warning in verdict.warnings)
+    assert headline.status(found) in said
+    assert headline.below_baseline(found.plan, found.arms) in said
+    assert all(line in said for line in noise_floor.sentences(found.verdicts))
+    assert entry.where.endswith(f"n = {verdict.difference.n}")
+    # What is missing is what the sentence says, and nothing of a study that is over.
+    missing = " ".join(entry.missing)
+    assert ("seeds would decide it" in missing) == ("seeds would decide it" in verdict.sentence)
+    assert ("trials that the plan has" in missing) == first.title.endswith("so far")
+    assert not any(row.name.startswith("null") for row in (entry.sparklines.rows if entry.sparklines else ()))
+
+
+def test_a_look_that_is_not_paid_for_is_said_in_the_entry_too(tmp_path):
+    few = simulate(tmp_path, masking_plan(seeds=6), helped(0.05))
+    simulate(tmp_path, masking_plan(seeds=12), helped(0.05))
+    for record in few.study.records.values():
+        save_record(few.study.storage, record)
+    (notice,) = masking(tmp_path).notices
+    assert notice.startswith("6 blocks of 12 had ended under an earlier plan of this study.")
+    assert gather(load_study(str(tmp_path / "masking_ablation"))).verdicts[0].notes[0] == notice
+
+
+def test_of_several_contrasts_an_entry_says_what_may_overturn_each(tmp_path):
+    arms = MASKING | {name: {"mask.scheme": name} for name in ("random", "geometric")}
+    contrasts = tuple(Contrast(treatment="momentum", control=arm, primary=True) for arm in list(arms)[1:])
+    plan = dataclasses.replace(masking_plan(seeds=12), arms=arms, contrasts=contrasts)
+    found = simulate(tmp_path, plan, helped(0.05), {("geometric", 2): FAILED, ("momentum", 7): FAILED})
+    entry = masking(tmp_path)
+    assert entry.word == headline.answers(found, [])[0].title.replace("Better", "3 better")
+    for verdict in found.verdicts:
+        (line,) = (one for one in entry.sentences if one.startswith(f"{contrast_name(verdict.contrast.name)}: "))
+        assert losses(verdict) in line
+        assert verdict.warnings
+        assert all(warning in line for warning in verdict.warnings)
 
 
 def test_an_earlier_plan_is_listed_and_answers_only_while_the_new_one_cannot(tmp_path):

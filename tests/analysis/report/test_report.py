@@ -434,9 +434,11 @@ def test_arms_below_the_untrained_encoder_are_named(tmp_path, folder):
     metrics = {"test/knn_accuracy": 0.2, "untrained/test/knn_accuracy": 0.35}
     plan = make_plan(seeds=(0, 1))
     study = load_study(str(write_study(tmp_path, plan, changes={("none", s): {"metrics": metrics} for s in (0, 1)})))
-    said = headline.below_baseline(gather(study))
+    found = gather(study)
+    said = headline.below_baseline(found.plan, found.arms)
     assert said == "No better than the untrained encoder on average: none. Comparisons with none say little."
-    assert headline.below_baseline(gather(load_study(str(folder)))) == ""
+    found = gather(load_study(str(folder)))
+    assert headline.below_baseline(found.plan, found.arms) == ""
 
 
 def test_tidy_table_keeps_trials_that_have_not_ended(tmp_path):
@@ -487,7 +489,10 @@ def test_without_contrasts_nothing_is_joined_or_warned_of(tmp_path):
     changes = {("none", seed): {"metrics": metrics} for seed in (0, 1)}
     study = load_study(str(write_study(tmp_path, plan, changes=changes, files=True)))
     evidence = gather(study)
-    assert headline.below_baseline(evidence) == "No better than the untrained encoder on average: none."
+    assert (
+        headline.below_baseline(evidence.plan, evidence.arms)
+        == "No better than the untrained encoder on average: none."
+    )
     (picture,) = arms.section(evidence).figures
     assert "join" not in picture.caption
     assert FAINT not in [line.get_color() for line in picture.figure.axes[0].lines]
