@@ -118,5 +118,11 @@ def test_what_transfer_costs_is_at_the_level_of_the_plan_and_of_whole_blocks(tmp
     """
     found = gather(write_records(tmp_path, without={("pre_2000", 6)}, moved=0.001, alpha=0.1))
     costs = transfer.section(found).tables[-1]
+    made = transfer.section(found)
+    assert (
+        "−0.1050 ± 0.0015 against the encoder pre-trained at 2000 GeV (90% interval −0.1081 to −0.1019, n = 6"
+        in (made.sentences[2])
+    )
+    assert any("none is corrected for the others" in note for note in made.notes)
     assert costs.head[-1] == "90% interval"
     assert costs.rows[0] == ["pre_1000 − pre_500", "500", "6", "−0.0525 ± 0.0008", "−0.0540 to −0.0510"]
