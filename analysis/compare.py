@@ -30,7 +30,7 @@ from analysis.stats.paired import MeanInterval
 from analysis.verdicts import exploratory, provenance, tables
 from analysis.verdicts import number_format as fmt
 from analysis.verdicts.decide import decide_study
-from analysis.verdicts.sentences import contrast_name
+from analysis.verdicts.sentences import contrast_name, outcome_label
 from analysis.verdicts.verdict import Verdict
 from jbot.cli import Parser, program
 from jbot.config import flatten
@@ -245,7 +245,12 @@ def verdicts_section(study: Comparison) -> Table:
     """What each side concludes on the contrasts that both plan."""
     left, right = ({one.contrast.name: one for one in decide_study(side).verdicts} for side in (study.a, study.b))
     rows = [
-        [contrast_name(name), _verdict_cell(a), _verdict_cell(b), "same" if a.outcome == b.outcome else "CHANGED"]
+        [
+            contrast_name(name),
+            _verdict_cell(a),
+            _verdict_cell(b),
+            "same" if outcome_label(a) == outcome_label(b) else "CHANGED",
+        ]
         for name, a in left.items()
         if (b := right.get(name))
     ]
@@ -254,7 +259,7 @@ def verdicts_section(study: Comparison) -> Table:
 
 
 def _verdict_cell(verdict: Verdict) -> str:
-    return f"{verdict.outcome}, {_mean_cells(verdict.difference)[0]}, n = {verdict.difference.n}"
+    return f"{outcome_label(verdict)}, {_mean_cells(verdict.difference)[0]}, n = {verdict.difference.n}"
 
 
 def reasons(study: Comparison) -> Iterator[str]:
@@ -308,8 +313,9 @@ def headline(study: Comparison) -> str:
     pairs = [pair for pair, *_ in study.matched]
     curves, weights = [pair.curves_equal for pair in pairs], [pair.weights_equal for pair in pairs]
     if study.equal:
-        kept = [what for what, equal in (("curves", curves), ("weights", weights)) if any(equal)]
-        also = f", and their {' and '.join(kept)} too" if kept else ""
+        kept = [(what, equal.count(True)) for what, equal in (("curves", curves), ("weights", weights)) if any(equal)]
+        of = [what if n == len(pairs) else f"{what} of {n} that both sides have" for what, n in kept]
+        also = f", and their {' and '.join(of)} too" if of else ""
         return f"{study.name}: EQUAL. All metrics of {fmt.count(len(pairs), 'trial')} are bit-equal{also}."
     alone = sum((pair.a is None) != (pair.b is None) for pair in study.pairs)
     return (

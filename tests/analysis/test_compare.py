@@ -94,6 +94,23 @@ def test_equal_metrics_of_another_training_are_not_equal(sides, what, capsys):
     assert f"{'curves of 1' if what == 'curves' else 'final weights of 1'}" in " ".join(capsys.readouterr().out.split())
 
 
+def test_equal_weights_of_one_trial_are_not_those_of_all(sides, capsys):
+    studies = [make(side) for side in sides]
+    for side in sides:
+        Storage(side).write(f"{trial_folder(studies[0].trials[0].trial_id)}/{compare.WEIGHTS}", b"the same")
+    assert run(*sides) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "All metrics of 10 trials are bit-equal, and their curves and weights of 1 that both sides have too." in said
+
+
+def test_a_verdict_lost_to_failures_has_changed(sides):
+    make(sides[0], gain=0.0, seeds=6)
+    make(sides[1], seeds=6, changes={("random", seed): FAILED for seed in range(6)})
+    ((found,), _) = compare.match(*map(str, sides))
+    ((_, a, b, changed),) = compare.verdicts_section(found).rows
+    assert (a.split(",")[0], b.split(",")[0], changed) == ("equivalent", "failed", "CHANGED")
+
+
 def test_times_are_told_and_make_no_difference(sides, capsys):
     make(sides[0])
     slower = {(arm, seed): {"device_seconds": 50.0} for arm in ARMS for seed in range(5)}
