@@ -108,7 +108,9 @@ def _importance_words(ledger: Ledger) -> str:
         f"Importance for {_quantity(ledger, found['objective'])}, from the {found['n']} points that ran to the end and"
         " no other, within the ranges of the table alone. PED-ANOVA: what separates the best"
         f" {found['quantile']:.0%} from the rest. fANOVA: share of the variance. The points lie where the sampler went,"
-        " not evenly, so a small share says little."
+        " not evenly, so a small share says little. Shares add up to 100% whether anything matters or not: of simulated"
+        " searches of 5 axes and 10 to 40 points in which none did, the first axis had 38% to 52% (median). So a large"
+        " share alone is no evidence of an effect either."
     )
 
 

@@ -556,6 +556,7 @@ def test_the_report_shows_the_search(tmp_path):
     n = sum(entry["state"] == "complete" for entry in searcher.entries)
     assert n >= MIN_COMPLETE
     assert f"from the {n} points that ran to the end and no other" in text
+    assert "a large share alone is no evidence" in text
     command, arm = made.code.values()
     changes = evidence_of(searcher).study.plan.arms["winner"]
     words = shlex.split(command.replace("\\\n", ""))
