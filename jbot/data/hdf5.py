@@ -8,10 +8,13 @@ Two shapes of the layout (JetNet, arXiv:2106.11535, Zenodo 6975118):
 particle_features are eta_rel, phi_rel, pt_rel, mask; jet_features are pT [GeV], eta, mass [GeV], number of particles.
 """
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,6 +27,8 @@ PARTICLES = "particle_features"
 JETS = "jet_features"
 PARTICLE_COLUMNS = ("eta_rel", "phi_rel", "pt_rel", "mask")
 JET_COLUMNS = ("pT", "eta", "mass", "number of particles")
+MAX_PT_REL = 3.0
+"""Largest sum of pt_rel of a jet. It is about 1, below 2 even for wide jets; in GeV tens to thousands (assumed)."""
 
 Request = Mapping[str, int] | int | None
 """Jets wanted: per class, the same of every class, or None for all there are."""
@@ -59,18 +64,18 @@ def read(path: Path, jets_per_class: Request = None) -> JetData:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
-    with ExitStack() as stack:
+    with ExitStack() as stack, explained(str(path)):
         if path.is_dir():
             files = {name: path / f"{name}.hdf5" for name in CLASSES}
             wanted = _wanted(path, [name for name in CLASSES if files[name].exists()], jets_per_class)
             opened = {name: stack.enter_context(open_hdf5(files[name])) for name in wanted}
-            metadata = {f"{name}: {key}": str(value) for name, f in opened.items() for key, value in f.attrs.items()}
+            metadata = {f"{name}: {key}": text for name, f in opened.items() for key, text in attributes_of(f).items()}
             tables = [find_class(file, "", name, wanted[name]) for name, file in opened.items()]
             source = f"folder {path.name}"
         else:
             file = stack.enter_context(open_hdf5(path))
             wanted = _wanted(path, [name for name in CLASSES if name in file], jets_per_class)
-            metadata = {key: str(value) for key, value in file.attrs.items()}
+            metadata = attributes_of(file)
             tables = [find_class(file, name, name, count) for name, count in wanted.items()]
             source = metadata.get("source", path.name)
         parts = (read_rows(table, rows) for table in tables for rows in blocks(table.n_jets))
@@ -111,11 +116,63 @@ def requested_counts(jets_per_class: Mapping[str, int] | int) -> dict[str, int]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open for reading, with one clear error for a truncated file or one that is not HDF5."""
-    try:
+    """Open for reading, with one clear error for what is no file, not readable, truncated or no HDF5."""
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: {'must be a file' if path.exists() else 'no such file'}")
+    with explained(str(path), "truncated or not an HDF5 file"):
         return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: truncated or not an HDF5 file ({first_line(error)})") from None
+
+
+REASONS = {
+    "not registered": "is compressed by a filter that this HDF5 lacks; without it: h5repack -f NONE",
+    "plugin": "is compressed by a filter that this HDF5 lacks; without it: h5repack -f NONE",
+    "unable to lock": "is locked by a program that writes it; wait for its end, or copy the file",
+    "Permission denied": "may not be read by this user",
+}
+"""Of errors of HDF5 by what their text holds."""
+
+
+@contextmanager
+def explained(where: str, otherwise: str = "damaged, or a link in it leads nowhere") -> Iterator[None]:
+    """What HDF5 raises for a file, as one DataError; `where` opens its message."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError) as error:
+        text = first_line(error)
+        reason = next((said for word, said in REASONS.items() if word in text), otherwise)
+        raise DataError(f"{where}: {reason} ({text})") from None
+
+
+def attributes_of(file: h5py.File) -> dict[str, str]:
+    """What a file says of itself, as text that can be written anywhere."""
+
+    def text(value: Any) -> str:
+        value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "replace")
+
+    return {text(key): text(value) for key, value in file.attrs.items()}
+
+
+def check_inside(dataset: h5py.Dataset, folder: Path, where: str) -> None:
+    """Raise DataError for a dataset whose numbers lie in a file that is not below the folder of the data.
+
+    A link, a virtual dataset or external storage can name any file of the machine.
+    """
+    if dataset.external:
+        raise DataError(f"{where} lies in other files as external storage, which is not read; h5repack makes one file")
+    sources = dataset.virtual_sources() if dataset.is_virtual else []
+    here = Path(dataset.file.filename)
+    named = {(here.parent / one.file_name if one.file_name != "." else here, one.dset_name) for one in sources}
+    for path in (here, *(path for path, _ in named)):
+        if folder.resolve() not in path.resolve().parents:
+            raise DataError(f"{where} leads to {path}, out of the folder of the data, {folder}")
+    for path, name in named:
+        if path != here:
+            with open_hdf5(path) as file:
+                check_inside(file[name], folder, where)
 
 
 def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Table:
@@ -133,11 +190,13 @@ def find_class(file: h5py.File, group: str, name: str, count: int | None) -> Tab
         Rows to take from the start; None takes all.
     """
     where = f"{file.filename}: {group}/" if group else f"{file.filename}: "
-    if group and not isinstance(file[group], h5py.Group):
-        raise DataError(f"{file.filename}: {group} must be a group with {PARTICLES} and {JETS}")
-    container = file[group] if group else file
-    particle_set = _dataset(container, where, PARTICLES, (N_PARTICLES, 4))
-    jet_set = _dataset(container, where, JETS, (4,))
+    with explained(f"{file.filename}: {group}" if group else str(file.filename)):
+        container = file[group] if group else file
+        if not isinstance(container, h5py.Group):
+            raise DataError(f"{file.filename}: {group} must be a group with {PARTICLES} and {JETS}")
+        folder = Path(file.filename).parent
+        particle_set = _dataset(container, folder, where, PARTICLES, (N_PARTICLES, 4))
+        jet_set = _dataset(container, folder, where, JETS, (4,))
     if len(particle_set) != len(jet_set):
         raise DataError(f"{where}{PARTICLES} has {len(particle_set)} rows but {JETS} has {len(jet_set)}")
     if len(jet_set) == 0:
@@ -164,11 +223,14 @@ def read_rows(table: Table, rows: slice) -> Arrays:
     return particles, jets
 
 
-def _dataset(container: h5py.Group, where: str, name: str, row_shape: tuple[int, ...]) -> h5py.Dataset:
-    """The dataset of this name, of numbers and of the right shape."""
-    dataset = container.get(name)
-    if not isinstance(dataset, h5py.Dataset):
+def _dataset(container: h5py.Group, folder: Path, where: str, name: str, row_shape: tuple[int, ...]) -> h5py.Dataset:
+    """The dataset of this name, of numbers and of the right shape, in a file below a folder."""
+    if name not in container:
         raise DataError(f"{where}{name} is missing")
+    dataset = container[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{where}{name} must be a dataset")
+    check_inside(dataset, folder, f"{where}{name}")
     if dataset.shape is None or dataset.shape[1:] != row_shape or len(dataset.shape) != 1 + len(row_shape):
         expected = ", ".join(["jet", *map(str, row_shape)])
         raise DataError(f"{where}{name} must have shape ({expected}), got {dataset.shape}")
@@ -178,10 +240,8 @@ def _dataset(container: h5py.Group, where: str, name: str, row_shape: tuple[int,
 
 
 def _rows(dataset: h5py.Dataset, where: str, rows: slice) -> np.ndarray:
-    try:
+    with explained(where, "cannot be read, the file is damaged"):
         values = dataset[rows]
-    except OSError as error:
-        raise DataError(f"{where} cannot be read, the file is damaged ({first_line(error)})") from None
     with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, which check_* reports
         return values.astype(np.float32, copy=False)
 
@@ -194,12 +254,18 @@ def check_particles(particles: np.ndarray, where: str, first_row: int = 0) -> No
     _raise_at((mask == 1) & (pt_rel <= 0), pt_rel, where, "pt_rel of a valid particle must be > 0", first_row)
     n_valid = mask.sum(axis=1)
     _raise_at(n_valid == 0, n_valid, where, "a jet must have at least one valid particle", first_row)
+    total, most = (pt_rel * mask).sum(axis=1), f"(at most {MAX_PT_REL:g}; divide GeV by the pT of the jet)"
+    rule = f"pt_rel is relative to the pT of the jet and must sum to about 1 {most}"
+    _raise_at(total > MAX_PT_REL, total, where, rule, first_row)
 
 
 def check_jets(jets: np.ndarray, where: str, first_row: int = 0) -> None:
     """Check rows of (jet, 4) features; `where` opens the message of the DataError."""
     _check_finite(jets, where, JET_COLUMNS, first_row)
-    _raise_at(jets[:, 0] <= 0, jets[:, 0], where, "jet pT must be > 0", first_row)
+    pt, _, mass, count = jets.T
+    _raise_at(pt <= 0, pt, where, "jet pT must be > 0", first_row)
+    _raise_at(count < 1, count, where, "number of particles must be at least 1", first_row)
+    _raise_at((mass < 0) | ((mass == 0) & (count > 1)), mass, where, "mass of several particles must be > 0", first_row)
 
 
 def _check_finite(values: np.ndarray, where: str, columns: tuple[str, ...], first_row: int) -> None:

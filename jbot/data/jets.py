@@ -66,6 +66,14 @@ def content_fingerprint(*arrays: Any, rows: np.ndarray | None = None) -> str:
     return digest.hexdigest()
 
 
+def is_number(text: str, number: float) -> bool:
+    """Whether what a file states is this number, however it is written."""
+    try:
+        return float(text) == number
+    except ValueError:
+        return False
+
+
 def blocks(n_rows: int) -> Iterator[slice]:
     """Row ranges that cover a table, each small enough for copies and temporaries of it not to matter."""
     return (slice(first, min(first + BLOCK, n_rows)) for first in range(0, n_rows, BLOCK))

@@ -13,7 +13,7 @@ import numpy as np
 
 from jbot.config import Config, digest
 from jbot.data import hdf5
-from jbot.data.jets import CLASSES, DataError, JetData, content_fingerprint
+from jbot.data.jets import CLASSES, DataError, JetData, content_fingerprint, is_number
 from jbot.data.splits import jets_needed
 
 PT = "{pt}"
@@ -219,7 +219,7 @@ def _by_pt(source: str, needed: Needed, load: Callable[..., Any], **how: Any) ->
         path = source if source == "pythia" else source.replace(PT, f"{pt:g}")
         data = load(path, jets_per_class=counts, jet_pt=pt, **how)
         stated = data.metadata.items() if data else ()
-        if other := [value for key, value in stated if key.split(": ")[-1] == STATED_PT and value != f"{pt:g}"]:
+        if other := [value for key, value in stated if key.split(": ")[-1] == STATED_PT and not is_number(value, pt)]:
             raise DataError(f"{data.source}: holds jets of {other[0]} GeV, needed are jets of {pt:g} GeV (data.jet_pt)")
         yield pt, data
 

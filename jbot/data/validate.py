@@ -23,7 +23,7 @@ from rich.table import Column, Table
 
 from jbot.cli import Parser, program
 from jbot.data import hdf5
-from jbot.data.jets import CLASSES, N_PARTICLES, DataError, JetData
+from jbot.data.jets import CLASSES, N_PARTICLES, DataError, JetData, is_number
 
 SIGMAS = 4.0
 """Standard errors allowed: among 40 independent figures one departs by chance once in 400 samples."""
@@ -241,7 +241,7 @@ def validate(data: JetData, against: JetData | None = None, fpnd_jets: int = 300
         For jets of another pT, for which nothing is published, and for options that cannot be met.
     """
     jet_pt = data.metadata.get("jet_pt_gev", "1000")
-    if jet_pt != "1000":
+    if not is_number(jet_pt, 1000):
         raise DataError(f"JetNet's figures are published for jets of 1000 GeV, these are of {jet_pt} GeV")
     present = [name for label, name in enumerate(CLASSES) if label in data.labels]
     if against and (missing := [name for name in present if CLASSES.index(name) not in against.labels]):

@@ -23,10 +23,10 @@ from rich.console import Console
 
 from jbot import TRAINER_VERSION
 from jbot.cli import Parser, program
-from jbot.data.hdf5 import PARTICLES, Table, find_class, open_hdf5, read_rows
+from jbot.data.hdf5 import PARTICLES, Table, attributes_of, explained, find_class, open_hdf5, read_rows
 from jbot.data.jets import CLASSES, DataError, blocks
 from jbot.data.progress import progress_bar
-from jbot.encoder.load import Encoder, check_pt_rel, load
+from jbot.encoder.load import Encoder, load
 from jbot.store.storage import atomic_write
 
 JET_FEATURES = ("pt", "eta", "mass", "n")
@@ -50,14 +50,15 @@ def opened(path: Path) -> Iterator[tuple[list[Table], dict[str, str]]]:
     with ExitStack() as stack:
         tables: list[Table] = []
         facts: dict[str, str] = {}
-        for file in files:
-            source, name = stack.enter_context(open_hdf5(file)), file.stem
-            if PARTICLES in source:  # the datasets of one class at top level, which the file's name may tell
-                tables.append(find_class(source, "", name if name in CLASSES else UNKNOWN, None))
-            else:  # a group for each class
-                tables += [find_class(source, name, name, None) for name in CLASSES if name in source]
-            prefix = f"{file.stem}: " if path.is_dir() else ""
-            facts |= {f"{prefix}{key}": str(value) for key, value in source.attrs.items()}
+        with explained(str(path)):
+            for file in files:
+                source, name = stack.enter_context(open_hdf5(file)), file.stem
+                if PARTICLES in source:  # the datasets of one class at top level, which the file's name may tell
+                    tables.append(find_class(source, "", name if name in CLASSES else UNKNOWN, None))
+                else:  # a group for each class
+                    tables += [find_class(source, name, name, None) for name in CLASSES if name in source]
+                prefix = f"{file.stem}: " if path.is_dir() else ""
+                facts |= {f"{prefix}{key}": text for key, text in attributes_of(source).items()}
         if not tables:
             raise DataError(f"{path}: holds none of the classes {', '.join(CLASSES)} and no {PARTICLES}")
         yield tables, facts
@@ -100,7 +101,6 @@ def schema(encoder: Encoder, path: Path, facts: dict[str, str]) -> pa.Schema:
 def embedded(table: Table, rows: slice, encoder: Encoder, columns: pa.Schema) -> pa.Table:
     """Some rows of a class as rows of the file."""
     particles, jets = read_rows(table, rows)
-    check_pt_rel(particles, table.where + PARTICLES, rows.start)
     try:
         cls = encoder.embed(particles)
     except DataError as error:

@@ -38,9 +38,6 @@ from jbot.trainer.model import FEATURES, weight_shapes
 BLOCK = 8_192
 """Jets checked and moved to the device together: 4 MB of particles (assumed)."""
 
-MAX_PT_REL = 3.0
-"""Largest sum of pt_rel of a jet. It is about 1, below 2 even for wide jets; in GeV tens to thousands (assumed)."""
-
 CLASSIFIER = "classifier."
 """Opens the names of a fine-tuned head's weights."""
 
@@ -235,16 +232,6 @@ def check_jets(jets: np.ndarray, first: int = 0) -> None:
         row, slot = np.argwhere(stray)[0]
         got = ", ".join(f"{value:g}" for value in jets[row, slot, :3])
         raise DataError(f"particles, row {first + row}, particle {slot}: padding (valid = 0) must be zero, got {got}")
-    check_pt_rel(jets, "particles", first)
-
-
-def check_pt_rel(jets: np.ndarray, where: str, first: int = 0) -> None:
-    """Momenta of (jet, particle, 4) must be relative; `where` opens the message of the DataError."""
-    total = jets[..., 2].sum(1)
-    if (total > MAX_PT_REL).any():
-        row = int(np.argmax(total > MAX_PT_REL))
-        rule = f"pt_rel is relative to the pT of the jet and must sum to about 1 (at most {MAX_PT_REL:g})"
-        raise DataError(f"{where}, row {first + row}: {rule}, got {total[row]:g}; divide GeV by the pT of the jet")
 
 
 def load(

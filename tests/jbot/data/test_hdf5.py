@@ -162,7 +162,7 @@ def test_a_damaged_block_of_data(copy: Path) -> None:
         block = file["q/particle_features"].id.get_chunk_info(0)
     content[block.byte_offset : block.byte_offset + block.size] = bytes(block.size)
     copy.write_bytes(content)
-    with pytest.raises(DataError, match="q/particle_features cannot be read, the file is damaged"):
+    with pytest.raises(DataError, match="q/particle_features: cannot be read, the file is damaged"):
         load(str(copy), jets_per_class=None)
 
 
