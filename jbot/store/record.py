@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jbot import TRAINER_VERSION
-from jbot.config import Config, differences, digest, with_defaults
+from jbot.config import FIELDS, Config, ConfigError, differences, digest, flatten, from_dict, with_defaults
 from jbot.store.checksum import KEY, with_checksum, without_checksum
 from jbot.store.storage import NotThereError, RecordError, Storage, UnreadableError, for_each
 from jbot.store.validation import check_types, fits
@@ -156,9 +157,13 @@ def load_record(storage: Storage, trial: str, strict: bool = False) -> Record | 
     Raises RecordError when the file is damaged or of another schema; `strict` as in :func:`read_record`.
     """
     try:
-        return read_record(storage, f"{trial_folder(trial)}/record.json", strict)
+        record = read_record(storage, f"{trial_folder(trial)}/record.json", strict)
     except NotThereError:
         return None
+    if record.trial_id != trial:
+        rule = f"the record of trial {record.trial_id} lies in the folder of {trial}"
+        raise RecordError(f"{storage.uri}/{trial_folder(trial)}/record.json: {rule}")
+    return record
 
 
 def load_records(storage: Storage, trials: Iterable[str], *, lenient: bool = False) -> dict[str, Record | None]:
@@ -235,9 +240,31 @@ def read_record(storage: Storage, name: str, strict: bool = False) -> Record:
     if isinstance(content.get("config"), dict):
         content["config"], content["from_defaults"] = with_defaults(content["config"])
     try:
-        return Record(**content)
+        record = Record(**content)
     except TypeError as error:
         raise RecordError(f"{storage.uri}/{name} is not a record: {error}") from None
+    if wrong := next((rule for holds, rule in _rules(record) if not holds), None):
+        raise RecordError(f"{storage.uri}/{name} is not a record: {wrong}")
+    return record
+
+
+def _rules(record: Record) -> Iterator[tuple[bool, str]]:
+    """What holds for every record, sealed or not, and what to say where it does not."""
+    for name in ("wall_seconds", "device_seconds", "probe_seconds", "finetune_seconds", "shared_seconds", "attempts"):
+        value = getattr(record, name)
+        yield 0 <= value < math.inf, f"{name} must be finite and not negative, got {value:g}"
+    for name, value in record.metrics.items():
+        yield math.isfinite(value), f"metric {name} must be finite, got {value}"
+    yield bool(record.metrics) or record.state != "complete", "a complete trial must have metrics, got none"
+    yield fits(record.data.get("fingerprint"), str), "data.fingerprint must be text"
+    # Ids of other versions were made otherwise, and a younger program's fields have defaults that are not known here.
+    if record.trainer_version == TRAINER_VERSION and set(flatten(record.config)) <= set(FIELDS):
+        try:
+            own = trial_id(from_dict(record.config), record.data["fingerprint"], TRAINER_VERSION)
+        except ConfigError as error:
+            yield False, str(error)
+        else:
+            yield own == record.trial_id, f"config and jets make it trial {own}, but it says {record.trial_id}"
 
 
 def not_reused(records: Iterable[Record]) -> list[str]:

@@ -159,7 +159,8 @@ def record(config, **changes):
     return Record(
         trial_id="abc", state="complete", study="s", arm="base", config=config,
         data={"fingerprint": "f", "source": "x"}, started="2026-01-01T00:00:00+00:00", wall_seconds=1.0,
-        device_seconds=0.5, **{"plan_hash": "p", "trainer_version": VERSION} | changes,
+        device_seconds=0.5, metrics={"test/knn_accuracy": 0.5},
+        **{"plan_hash": "p", "trainer_version": VERSION} | changes,
     )  # fmt: skip
 
 

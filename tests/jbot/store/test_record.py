@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import math
 import pickle
 
 import numpy as np
 import pytest
 
+from jbot import TRAINER_VERSION
 from jbot.config import Config, override, to_dict
-from jbot.store.record import Record, load_curves, load_record, save_record
+from jbot.store.record import Record, load_curves, load_record, save_record, trial_id
 from jbot.store.storage import RecordError, Storage, open_folder
 
 RECORD = Record(
@@ -37,6 +39,35 @@ def test_a_record_from_before_packs_is_read(tmp_path):
     older = {name: value for name, value in dataclasses.asdict(RECORD).items() if name != "resources"}
     Storage(tmp_path).write_json("trials/abc/record.json", older)
     assert load_record(Storage(tmp_path), "abc") == RECORD
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": {"test/knn_auc": math.nan}}, "metric test/knn_auc must be finite, got nan"),
+        ({"metrics": {}}, "a complete trial must have metrics"),
+        ({"wall_seconds": -1.0}, "wall_seconds must be finite and not negative, got -1"),
+        ({"device_seconds": math.inf}, "device_seconds must be finite"),
+        ({"data": {}}, "data.fingerprint must be text"),
+        ({"trainer_version": TRAINER_VERSION}, "config and jets make it trial [0-9a-f]+, but it says abc"),
+        ({"trial_id": "abd"}, "the record of trial abd lies in the folder of abc"),
+    ],
+)
+def test_a_record_is_checked_in_full_without_a_seal_too(tmp_path, changes, said):
+    Storage(tmp_path).write("trials/abc/record.json", spoiled(**changes))
+    with pytest.raises(RecordError, match=said):
+        load_record(Storage(tmp_path), "abc")
+
+
+def test_another_seed_makes_it_another_trial(tmp_path):
+    config, storage = override(Config(), {"seed": 3}), Storage(tmp_path)
+    own = trial_id(config, "f", TRAINER_VERSION)
+    save_record(storage, dataclasses.replace(RECORD, trial_id=own, trainer_version=TRAINER_VERSION))
+    assert load_record(storage, own).seed == 3
+    other = to_dict(override(config, {"seed": 4}))
+    storage.write(f"trials/{own}/record.json", spoiled(trial_id=own, trainer_version=TRAINER_VERSION, config=other))
+    with pytest.raises(RecordError, match=f"make it trial .*, but it says {own}"):
+        load_record(storage, own)
 
 
 def spoiled(**changes) -> bytes:

@@ -145,7 +145,7 @@ def test_splits_do_not_overlap_and_particles_are_cut(tiny, tiny_data):
     particles = resident(tiny_data, 10, torch.device("cpu"))
     rows, parts = prepare(config.data, config.probe.bank_jets, data=tiny_data, particles=particles)
     assert {name: tuple(part.take(slice(None)).shape) for name, part in parts.items()} == {
-        "bank": (25, 10, 4), "val": (20, 10, 4), "test": (40, 10, 4),
+        "bank": (25, 10, 4), "val": (20, 10, 4), "test": (40, 10, 4), "signal": (0, 10, 4),
     }  # fmt: skip
     train = particles[rows]
     assert train.shape == (60, 10, 4)
