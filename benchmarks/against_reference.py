@@ -1,11 +1,14 @@
-"""How fast is a pre-training step of ours, against one of the authors' released TensorFlow code?
+"""How fast is a pre-training step of ours, against one of the authors' released TensorFlow code, and plain torch?
 
     git clone https://github.com/hftsoi/jbot authors
     python -m benchmarks.against_reference --reference authors --python tensorflow-env/bin/python
+    python -m benchmarks.against_reference                                     without the released code's row
 
-The released code lives in a worker process, ours in this one, with as many threads each; their steps alternate ABBA, so
-both meet the same load of the machine. Each step is timed in its own process: wall seconds, and processor seconds of
-all its threads. The result is a ratio, released / ours; absolute times are of this machine at this hour.
+The released code lives in a worker process, ours in this one, with as many threads each: plain torch and our kernel,
+each in fp32 and bf16. Their steps alternate, forwards and backwards in turn (ABBA), so all meet the same load of the
+machine. Each step is timed in its own process: wall seconds, and processor seconds of all its threads. The result are
+ratios; absolute times are of this machine at this hour. `of GEMM limit` is what a step needs in FLOP a CPU second,
+against torch's products of cache-sized matrices in the same precision, in the same rounds.
 
     model   the step on ready-made views and masks: two encoders, losses, gradient, optimizer, the teacher's average
     whole   the step as trained: the next batch, its augmentation (the released code's goes jet by jet), and the model
@@ -17,7 +20,7 @@ exit code is 1; bad input is one line and exit code 2. The timed steps compute w
 variants.
 
 The interpreter of `--python` needs what the released code imports: tensorflow (its CPU build will do: the benchmark
-is of the CPU), h5py, pandas, matplotlib, seaborn, scikit-learn. Cost: S about 2 minutes, B about 8, on one core each.
+is of the CPU), h5py, pandas, matplotlib, seaborn, scikit-learn. Cost: S some 3 minutes, B some 12, on one core each.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +41,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import report
-from benchmarks.our_side import Ours
-from benchmarks.timing import Sample, quartiles, time_once
+from benchmarks import machine, report
+from benchmarks.our_side import SIDES, Ours
+from benchmarks.timing import Sample, Variant, busy_rates, quartiles, ratios, time_once
 from jbot.cli import Parser, bad_input
 from jbot.data import DataError
 from jbot.data.hdf5 import read
@@ -62,6 +65,9 @@ SIZES = {
 }
 """The two published sizes, by the names of the released notebook."""
 
+RELEASED = "released code"
+BASES = (RELEASED, "plain torch fp32", "kernel fp32")
+"""Ratios are to these."""
 PARITY_STEPS = 8
 MAX_LOSS_DIFFERENCE = 1e-4
 MAX_VIEW_DIFFERENCE = 1e-5
@@ -78,9 +84,9 @@ class NoParity(Exception):  # noqa: N818 - an outcome
     """The two codes do not compute the same. Its message is one line."""
 
 
-def abba(steps: int) -> str:
-    """Whose step is next, A or B, `steps` of each: A B B A A B B A ..., so a steady drift of the machine cancels."""
-    return ("ABBA" * ((steps + 1) // 2))[: 2 * steps]
+def abba(names: Sequence[str], rounds: int) -> list[str]:
+    """Whose step is next, each once a round: A B B A A B B A ..., so a steady drift of the machine cancels."""
+    return [name for i in range(rounds) for name in (names if i % 2 == 0 else names[::-1])]
 
 
 class Released:
@@ -167,56 +173,92 @@ def check_parity(reference: Released, ours: Ours) -> str:
     )
 
 
-def time_steps(reference: Released, ours: Ours, steps: int) -> tuple[list[Sample], list[Sample]]:
-    """Seconds of each step of both, alternated ABBA, after warm-up; the i-th steps of the two were neighbours."""
-    samples: dict[str, list[Sample]] = {"A": [], "B": []}
-
-    def our_step() -> None:
-        ours.step()
-
-    for name in abba(WARMUP) + abba(steps):
-        if name == "A":
-            answer = reference.ask("step")
-            samples[name].append(Sample(answer["wall"], answer["cpu"]))
-        else:
-            samples[name].append(time_once(our_step, CPU))
-    return samples["A"][WARMUP:], samples["B"][WARMUP:]
+def time_steps(sides: Mapping[str, Callable[[], Sample]], steps: int) -> dict[str, list[Sample]]:
+    """Seconds of each step of all sides after warm-up; the i-th steps of all were neighbours."""
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    for name in abba(list(sides), WARMUP + steps):
+        samples[name].append(sides[name]())
+    return {name: own[WARMUP:] for name, own in samples.items()}
 
 
-def compare(what: str, reference: Sequence[float], ours: Sequence[float]) -> report.Cells:
-    """Seconds of both, and their ratio reference / ours: of the medians, with quartiles over step pairs."""
-    a, b = quartiles(reference), quartiles(ours)
-    _, low, high = quartiles([x / y for x, y in zip(reference, ours, strict=True)])
-    note = "" if len(ours) >= PROTOCOL_STEPS else f"n is below {PROTOCOL_STEPS}: not a figure to report"
-    ratio = (a[0] / b[0], low, high)
-    return {"what": what, "released s": a, "ours s": b, "released / ours": ratio, "n": len(ours), "note": note}
+def compare(base: Sequence[float], own: Sequence[float]) -> tuple[float, float, float]:
+    """base / own: of the medians, with quartiles over neighbours."""
+    return (quartiles(base)[0] / quartiles(own)[0], *ratios(base, own)[1:])
 
 
-def run_size(size: str, options: argparse.Namespace, jets: np.ndarray, commit: str) -> list[report.Cells]:
-    """Parity and both parts of one model size, and what they rest on."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+def side_rows(
+    what: str, samples: Mapping[str, list[Sample]], gflop: float, limits: Mapping[str, str]
+) -> list[report.Cells]:
+    """A row for each side: seconds, ratios to the BASES by CPU seconds, and the share of its precision's limit.
+
+    `limits` names the samples of products by precision, whose amounts are 1 GFLOP.
+    """
+    rows: list[report.Cells] = []
+    for name in (RELEASED, *SIDES):
+        if (own := samples.get(name)) is None:
+            continue
+        cpu = {which: [sample.cpu for sample in of] for which, of in samples.items()}
+        cells: dict[str, Any] = {"what": f"{what}: {name}"}
+        cells |= {f"{clock} s": quartiles([getattr(x, clock) for x in own]) for clock in ("wall", "cpu")}
+        cells |= {f"{base} / this": compare(cpu[base], cpu[name]) for base in BASES if base in samples}
+        limit = samples[limits[SIDES[name][1] if name in SIDES else "fp32"]]
+        cells["of GEMM limit"] = ratios(busy_rates(own, gflop), busy_rates(limit, 1.0))
+        cells["n"] = len(own)
+        cells["note"] = "" if len(own) >= PROTOCOL_STEPS else f"n is below {PROTOCOL_STEPS}: not a figure to report"
+        rows.append(cells)
+    return rows
+
+
+def run_size(size: str, options: argparse.Namespace, jets: np.ndarray, commit: str | None) -> list[report.Cells]:
+    """Both parts of one model size, and what they rest on; parity first, where there is a released code."""
+    probes = machine.probes(CPU, quick=False)
+    limits = {name: f"limit {name}" for name in ("fp32", "bf16")}
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory())
+        folder, reference = Path(name), None
+        said: list[report.Cells] = []
         np.save(folder / "jets.npy", jets)
-        with closing(Released(options, folder / "reference.log")) as reference:
+        if commit is not None:
+            reference = stack.enter_context(closing(Released(options, folder / "reference.log")))
             theirs = reference.ask("prepare", exchange=name, sizes=SIZES[size], batch=options.batch, seed=0)
-            ours = Ours(size, options.batch, folder)
-            parity = check_parity(reference, ours)
-            rows = []
-            for part in ("model", "whole"):
-                if part == "whole":
-                    reference.ask("train", part=part)
-                ours.train(part)
-                released, own = time_steps(reference, ours, options.steps)
-                for clock in ("wall", "cpu"):
-                    seconds = ([getattr(sample, clock) for sample in samples] for samples in (released, own))
-                    rows.append(compare(f"{size} {part} step, {clock}", *seconds))
-    libraries = ", ".join(f"{name} {version}" for name, version in theirs["libraries"].items())
-    threads = "intra-op {intra_op}, inter-op {inter_op}".format(**theirs["threads"])
-    return [
-        *rows,
-        {"what": "parity", "note": parity},
-        {"what": "released code", "note": f"commit {commit[:10]}; {libraries}; threads: {threads}"},
-    ]
+            said.append({"what": "parity", "note": check_parity(reference, Ours(size, options.batch, folder))})
+            libraries = ", ".join(f"{name} {version}" for name, version in theirs["libraries"].items())
+            threads = "intra-op {intra_op}, inter-op {inter_op}".format(**theirs["threads"])
+            said.append({"what": RELEASED, "note": f"commit {commit[:10]}; {libraries}; threads: {threads}"})
+        else:
+            said.append({"what": RELEASED, "note": "not measured: needs --reference, --python with TensorFlow"})
+        ours = {side: Ours(size, options.batch, folder, side) for side in SIDES}
+        rows: list[report.Cells] = []
+        for part in ("model", "whole"):
+            sides: dict[str, Callable[[], Sample]] = {
+                limit: partial(time_product, probes[precision]) for precision, limit in limits.items()
+            }
+            if reference is not None:
+                reference.ask("train", part=part)
+                sides[RELEASED] = partial(released_step, reference)
+            for side, own in ours.items():
+                own.train(part)
+                sides[side] = partial(time_once, partial(own_step, own), CPU)
+            samples = time_steps(sides, options.steps)
+            rows += side_rows(f"{size} {part} step", samples, ours["kernel fp32"].gflop(), limits)
+    return [*rows, *said]
+
+
+def released_step(reference: Released) -> Sample:
+    """One step of the released code, timed there."""
+    answer = reference.ask("step")
+    return Sample(answer["wall"], answer["cpu"])
+
+
+def own_step(ours: Ours) -> None:
+    """One step of ours."""
+    ours.step()
+
+
+def time_product(probe: Variant) -> Sample:
+    """Matrix products, as seconds of one GFLOP."""
+    sample = time_once(probe.run, CPU)
+    return Sample(sample.wall / probe.amount, sample.cpu / probe.amount)
 
 
 def draw_jets(path: Path, batch: int, steps: int) -> np.ndarray:
@@ -258,7 +300,7 @@ def run(options: argparse.Namespace) -> None:
             "--steps and --batch must be at least 2 and --threads at least 1, "
             f"got {options.steps}, {options.batch} and {options.threads}"
         )
-    commit = check_checkout(options.reference)
+    commit = None if options.reference is None else check_checkout(options.reference)
     jets = draw_jets(options.jets, options.batch, options.steps)
     torch.set_num_threads(options.threads)
     notes = f"batch {options.batch}, {options.threads} thread(s) each, warm-up of {WARMUP} steps, ABBA"
@@ -275,7 +317,9 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 2 and one line on stderr when the input is bad, 1 without parity."""
     parser = Parser(description="Time a training step against the authors' released code.")
-    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="checkout of the released code")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR", help="checkout of the released code (without: ours alone)"
+    )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="interpreter with TensorFlow (this)")
     parser.add_argument("--model", choices=("S", "B", "both"), default="both")
     parser.add_argument("--batch", type=int, default=1024, help="jets a step (1024)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,24 @@ import torch
 from jbot.config import JBOT_B, Config, override
 from jbot.encoder.keras_weights import load_backbone
 from jbot.trainer.augment import PT, rotate, smear, split
-from jbot.trainer.engines.select import find_engine
-from jbot.trainer.loop import ema_momentum, learning_rate, run_steps
+from jbot.trainer.engines.select import Forward, find_engine
+from jbot.trainer.flops import step_flop
+from jbot.trainer.loop import ema_momentum, learning_rate, run_steps, views_of_steps
 from jbot.trainer.masking import SCHEMES, Scene
-from jbot.trainer.model import pack
+from jbot.trainer.model import forward, pack
 from jbot.trainer.pack import Pack
 from jbot.trainer.state import epoch_order, init_state
 from jbot.trainer.step import TERMS, train_step
 
 SIZES = {"S": {}, "B": JBOT_B}
+SIDES = {
+    "plain torch fp32": ("plain", "fp32"),
+    "plain torch bf16": ("autocast", "bf16"),
+    "kernel fp32": ("fused", "fp32"),
+    "kernel bf16": ("fused", "bf16"),
+}
+"""Engine and precision. Plain bf16 is torch.autocast, as a reader would write it: our own only rounds (no trainer uses
+it where there is a kernel)."""
 VARIANTS = ("model.padding", "augment.smear_variant", "augment.split_variant")
 LOSSES = ("loss", "cls_loss", "particle_loss", "koleo_loss")
 
@@ -31,18 +41,28 @@ class Ours:
     size : str
         S or B.
     exchange : Path
-        Folder with what the released side has left there: jets, draws, views, masks and weights.
+        Folder with what the released side has left there: jets, draws, views, masks and weights. With jets alone,
+        views, masks and initial weights are our own.
+    side : str
+        Of SIDES.
     """
 
-    def __init__(self, size: str, batch: int, exchange: Path):
+    def __init__(self, size: str, batch: int, exchange: Path, side: str = "kernel fp32"):
         paper = {"train.batch": batch, "optim.lr": 5e-4 * batch / 256}
-        cpu = torch.device("cpu")
-        self.config = override(Config(), {**SIZES[size], **paper, **dict.fromkeys(VARIANTS, "reference")})
+        cpu, (engine, precision) = torch.device("cpu"), SIDES[side]
+        variants = dict.fromkeys(VARIANTS, "reference") | {"train.precision": precision}
+        self.config = override(Config(), {**SIZES[size], **paper, **variants})
         self.jets = torch.from_numpy(np.load(exchange / "jets.npy"))
+        self.state, self.pack = init_state(self.config, [0], cpu), Pack([self.config], cpu)
+        self.forward: Forward = _autocast
+        if engine != "autocast":
+            self.forward = find_engine(engine, self.config, cpu).forward
+        if not (exchange / "backbone.weights.h5").exists():
+            views, masked = views_of_steps(self.jets[:batch][None, None], self.state.step, self.pack.hyper((0,), 1))
+            self.views, self.masked = views[0, 0], masked[0, 0]
+            return
         self.recorded = _tensors(exchange / "recorded.npz")
         self.views, self.masked = _tensors(exchange / "ready_made.npz").values()
-        self.state, self.pack = init_state(self.config, [0], cpu), Pack([self.config], cpu)
-        self.forward = find_engine("auto", self.config, cpu).forward
         model, weights = load_backbone(exchange / "backbone.weights.h5")
         if model != self.config.model:
             raise ValueError(f"the released model is {model}, ours is {self.config.model}")
@@ -68,6 +88,12 @@ class Ours:
             terms = train_step(self.state, views, masked, hyper, self.lr, self.momentum, self.forward)
         return {name: float(terms[name][0]) for name in LOSSES}
 
+    def gflop(self) -> float:
+        """What a step on the ready-made views needs (:mod:`jbot.trainer.flops`)."""
+        views = self.masked[..., 0].numel()
+        used = (views + int(self.masked.sum())) / (views * (self.masked.shape[-1] + 1))
+        return step_flop(self.config, used) * self.config.train.batch / 1e9
+
     def augmentation_parity(self) -> dict[str, float]:
         """Our views and masks from the numbers that the released code drew, against its own.
 
@@ -89,6 +115,12 @@ class Ours:
             "masks": int((masked != theirs["masked"]).any(-1).sum()),
             "masked_particles": int(theirs["masked"].sum()),
         }
+
+
+def _autocast(flat: torch.Tensor, *rest: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        raw, projected = forward(flat, *rest, **named)
+    return raw.to(flat.dtype), projected.to(flat.dtype)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,12 +1,13 @@
 """Does training in bf16 cost accuracy?
 
 Source   bf16 halves what encoder and head move through memory, and tensor cores are made for it. Its 8 bits of
-         precision may blur small gradients. Weights, optimiser, losses and probes stay fp32 with it.
+         precision may blur small gradients. Weights, optimiser, losses and probes stay fp32 with it: the factors of
+         the linear layers' products are rounded (jbot.trainer.model.bf16_linear).
 Design   Arms differ in train.precision alone.
 Command  python studies/precision.py                               a quarter of an hour on two cores
          python studies/precision.py --preset gpu                  one GPU
-Read     Equivalent means that bf16 changes nothing that matters (margin 0.02). On a CPU it is no faster: see
-         docs/performance.md.
+Read     Equivalent means that bf16 changes nothing that matters (margin 0.02). How much faster it is depends on the
+         CPU: see docs/performance.md.
 """
 
 from studies import Contrast, Study, main

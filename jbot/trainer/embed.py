@@ -1,4 +1,7 @@
-"""The frozen [CLS] embedding of jets by one trial's student."""
+"""The frozen [CLS] embedding of jets by one trial's student.
+
+In fp32, also of a trial that trains in bf16: probes measure the weights, all arms alike, and not how a machine rounds.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ values, the last block and the head are needed for those alone. Left out: softma
 the optimiser. Padding counts as particles: that is how it is computed.
 
 This is what a step needs, not what an engine performs: the C++ kernel computes the last block's queries and attention
-for all tokens, and the student's forward pass twice where keeping its activations would cost more
+for all tokens, and the student's forward pass twice, as making activations again costs less than keeping them
 (jbot.trainer.engines.fused).
 """
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from benchmarks import against_reference as driver
 from benchmarks.our_side import Ours
+from benchmarks.timing import Sample
 from jbot.trainer.model import weight_shapes
 
 
@@ -37,19 +38,34 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_steps_alternate() -> None:
-    assert driver.abba(4) == "ABBAABBA"
-    assert driver.abba(3) == "ABBAAB"
-    for steps in (1, 2, 15):
-        assert driver.abba(steps).count("A") == driver.abba(steps).count("B") == steps
+    assert "".join(driver.abba("AB", 4)) == "ABBAABBA"
+    assert "".join(driver.abba("ABC", 3)) == "ABCCBAABC"
 
 
 def test_ratio_is_of_medians_with_quartiles_of_pairs() -> None:
-    row = driver.compare("S model step, wall", [2.0, 4.0, 90.0], [1.0, 1.0, 10.0])
-    assert row["released s"][0] == 4.0
-    assert row["released / ours"] == (4.0, 3.0, 6.5)  # pairs 2, 4, 9
-    assert row["n"] == 3
-    assert row["note"] == "n is below 15: not a figure to report"
-    assert driver.compare("", [2.0] * 15, [4.0] * 15)["released / ours"] == (0.5, 0.5, 0.5)
+    assert driver.compare([2.0, 4.0, 90.0], [1.0, 1.0, 10.0]) == (4.0, 3.0, 6.5)  # pairs 2, 4, 9
+    assert driver.compare([2.0] * 15, [4.0] * 15) == (0.5, 0.5, 0.5)
+
+
+def test_rows_of_the_sides_that_are_there() -> None:
+    """A step of 20 GFLOP in 2 s, where a GFLOP takes 0.05 s: half the limit."""
+    seconds = {"limit fp32": 0.05, "limit bf16": 0.01, "plain torch fp32": 4.0, "kernel bf16": 1.0}
+    samples = {name: [Sample(2 * each, each)] * 3 for name, each in seconds.items()}
+    plain, kernel = driver.side_rows("S model step", samples, 20.0, {"fp32": "limit fp32", "bf16": "limit bf16"})
+    assert plain["what"] == "S model step: plain torch fp32"
+    assert plain["of GEMM limit"] == pytest.approx((0.25, 0.25, 0.25))
+    assert (kernel["plain torch fp32 / this"], kernel["of GEMM limit"][0]) == ((4.0, 4.0, 4.0), pytest.approx(0.2))
+    assert kernel["note"] == "n is below 15: not a figure to report"
+    assert "released code / this" not in kernel
+
+
+@pytest.mark.slow
+def test_without_the_released_code_its_row_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert driver.main(["--model", "S", "--batch", "8", "--steps", "2", "--out", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    for side in driver.SIDES:
+        assert f"S whole step: {side}" in table
+    assert "not measured: needs --reference" in table
 
 
 def test_folder_that_is_no_checkout(tmp_path: Path) -> None:

@@ -1,13 +1,47 @@
 // The encoder and projection head of jbot/trainer/model.py on a CPU, forward and backward, a few jets at a time in cache.
 //
-// Compiled by jbot/trainer/engines/fused.py for one model shape, so every loop bound is a constant:
-//   SLOTS particles per jet, DIM, HEADS, HEAD_DIM, LAYERS, PROJECTION, FFN, HIDDEN (of the head), HIDE_PADDING.
+// Compiled by jbot/trainer/engines/fused.py for one model shape and precision, so every loop bound is a constant:
+//   SLOTS particles per jet, DIM, HEADS, HEAD_DIM, LAYERS, PROJECTION, FFN, HIDDEN (of the head), HIDE_PADDING, BF16.
 //
-// Everything is a panel, float[feature][LANES]: a lane is a token, so that linear layers broadcast a weight over
-// lanes, and norms and softmax add up panels row by row. In the last block the lanes of the tokens that are wanted are
-// moved together: from there on, a panel holds rows of several jets.
+// Layout. Everything is a panel, float[feature][LANES]: a lane is a token, so that linear layers broadcast a weight over
+// lanes, and norms and softmax add up panels row by row. A jet is a panel; LANES is its tokens, filled up to whole
+// vectors. Sums over tokens (the gradients of biases and gains) stay vectors until the end of a call.
 //
-// Activations are kept from the forward to the backward pass where they fit into cache, else made again.
+// Passes. A forward pass takes one jet through all blocks but the rest of the last (what is behind its attention), in
+// buffers that the next jet uses again. The rest of the last block is needed for [CLS] and masked particles alone: in a
+// group of GROUP jets, the lanes of such tokens are moved together, and from there on a panel holds rows of several
+// jets. Where all tokens are wanted (the teacher) a panel stays a jet. A backward pass makes the activations of a group
+// again, keeps them, and goes back: that is quicker than to write them in the forward pass and to read them from
+// memory, at all batch sizes. GELU leaves its slope where its argument stood, so its backward pass is a product.
+//
+// Precision. fp32: all numbers. bf16: the factors of the linear layers' products are rounded to bf16, forward (x, w),
+// towards the inputs (dy, w) and towards the weights (x, dy); they are added up in fp32, and all else is fp32: bias, norm,
+// GELU, attention, the embedding, the outputs. This is model.bf16_linear, and must be: train.precision is part of a
+// trial's id, and one id is one arithmetic on all machines, but for the order of sums.
+//
+// Products in bf16. All three are y[n][c] = start + sum over k of w[n][k] x[k][c], by one function, `multiply`:
+//
+//                  n         k         c           w from              x from
+//   forward        output    input     lane        Linear::forward     pair_rows(x)
+//   backward       input     output    lane        Linear::backward    pair_rows(dy)
+//   of weights     output    lane      input       pair_lanes(dy)      pair_lanes(x), turned
+//
+// Instructions take two bf16 of neighbouring k at once, so operands are made of words of two. Which k are neighbours is
+// for the maker of the operands to say, as long as both agree: features 2i and 2i + 1; lanes l and l + V. Weights are
+// rounded and put in both orders once a call. Whatever is behind N rows or K features is 0, up to whole tiles.
+//
+// Instructions, chosen by the compiler's target (-march=native where the kernel runs; tests compile for each):
+//   AMX            16 x 16 results a tile, 32 products for each in 16 cycles: 16 times the rate of fp32. What is left of
+//                  a product is to load and store it: with DIM = 32 a tile is multiplied once for 16 loads and stores.
+//   AVX512-BF16    a word of both factors at once, in each lane. AMD issues as many of these as of fp32 multiply-adds;
+//                  Intel half as many and slower, so there fp32 is quicker where AMX is missing.
+//   others         (AVX-512, AVX2, NEON) halves of words are taken apart and multiplied in fp32: the same numbers, slower
+//                  than fp32 itself.
+//
+// What bounds it, on an Intel core with AMX: in fp32 the linear layers' multiply-adds, 54% of the time of S and 74% of B;
+// GELU, softmax and norms are 26 and 17%, the products of attention 10 and 5%. In bf16 the linear layers are 31 and 41%,
+// and that is moving panels and weights between the first cache and the second. GELU and softmax take some 15 vector
+// instructions a number, on 4 * DIM rows of a panel and on HEADS * TOKENS: they are the next limit.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -24,7 +58,17 @@
 
 namespace {
 
-constexpr int V = 16;  // floats in a vector; compilers split it where registers are shorter
+// Floats in a vector: as many as a register holds, since compilers keep longer vectors in memory. REGISTERS is how many
+// of them hold accumulators; the rest hold inputs.
+#if defined(__AVX512F__)
+constexpr int V = 16, REGISTERS = 24;
+#elif defined(__AVX__)
+constexpr int V = 8, REGISTERS = 12;
+#elif defined(__aarch64__)
+constexpr int V = 4, REGISTERS = 24;
+#else
+constexpr int V = 4, REGISTERS = 12;
+#endif
 typedef float Vec __attribute__((vector_size(4 * V), aligned(4 * V), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * V), aligned(4 * V), may_alias));
 
@@ -36,12 +80,6 @@ constexpr int INNER = HEADS * HEAD_DIM;
 constexpr int FEATURES = 4;
 constexpr int GROUP = 8;  // jets whose activations are in cache together
 constexpr float NORM_EPS = 1e-6f;
-#ifdef __AVX512F__
-constexpr int REGISTERS = 24;  // for accumulators; the rest hold inputs
-#else
-constexpr int REGISTERS = 6;
-#endif
-
 constexpr int padded(int n) { return (n + V - 1) / V * V; }
 constexpr int words(int k) { return padded((k + 1) / 2); }  // of two bf16 each
 
@@ -72,10 +110,16 @@ static_assert(HEAD2_B + PROJECTION == WEIGHTS, "the flat buffer of jbot/trainer/
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec all(float x) { return x - Vec{}; }
-inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where one of them is NaN
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where one of them is NaN, as in min
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 inline Vec sqrt(Vec x) {
+#ifdef __AVX512F__
+  return (Vec)_mm512_sqrt_ps((__m512)x);
+#else
   for (int i = 0; i < V; i++) x[i] = std::sqrt(x[i]);
   return x;
+#endif
 }
 inline float sum(Vec x) {
   float s = 0;
@@ -102,8 +146,7 @@ inline Vec normal_distribution(Vec x) {
   constexpr float COEFFICIENTS[] = {0.138605297f, -0.0690027475f, 0.0507817455f, -0.0402320586f,
                                     0.0317376144f, -0.0239221063f, 0.0173358321f, -0.0122889308f,
                                     0.00719332509f, -0.00291116443f, 0.00202430459f, -0.00209392398f, 0.000812028185f};
-  x = x < -5.1f ? all(-5.1f) : x;
-  x = x > 5.1f ? all(5.1f) : x;
+  x = min(all(5.1f), max(all(-5.1f), x));
   Vec square = x * x * (2 / (5.1f * 5.1f)) - 1.0f;  // in [-1, 1]
   Vec p = all(COEFFICIENTS[12]);
 #pragma GCC unroll 12
@@ -118,12 +161,12 @@ template <int ROWS, int K, int WK, int WN>
 inline void tile(const float* w, const float* x, Vec (&y)[ROWS][NV]) {
   for (int k = 0; k < K; k++) {
     Vec in[NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < NV; v++) in[v] = load(x + k * LANES + v * V);
 #pragma GCC unroll 32
     for (int r = 0; r < ROWS; r++) {
       Vec weight = all(w[k * WK + r * WN]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < NV; v++) y[r][v] += weight * in[v];
     }
   }
@@ -136,13 +179,13 @@ inline void some_rows(const float* w, const float* bias, const float* x, float* 
   Vec acc[ROWS][NV];
 #pragma GCC unroll 32
   for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < NV; v++)
       acc[r][v] = START == BIAS ? all(bias[r]) : START == ADD ? load(y + r * LANES + v * V) : Vec{};
   tile<ROWS, K, WK, WN>(w, x, acc);
 #pragma GCC unroll 32
   for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < NV; v++) store(y + r * LANES + v * V, acc[r][v]);
 }
 
@@ -157,8 +200,12 @@ inline void product(const float* w, const float* bias, const float* x, float* y)
   if constexpr (LAST != ROWS) some_rows<LAST, K, WK, WN, START>(w + n * WN, bias + n, x, y + n * LANES);
 }
 
-// 16 x 16 floats, rows to columns: halves, quarters, ... change places.
+// V x V floats, rows to columns; for V = 16, halves, quarters, ... change places.
 inline void transpose_tile(const float* in, int in_stride, float* out, int out_stride) {
+#ifndef __AVX512F__  // few shuffles to gain from
+  for (int i = 0; i < V; i++)
+    for (int j = 0; j < V; j++) out[j * out_stride + i] = in[i * in_stride + j];
+#else
   typedef double Wide __attribute__((vector_size(4 * V), may_alias));
   Vec a[V], b[V];
   for (int i = 0; i < V; i++) a[i] = load(in + i * in_stride);
@@ -187,6 +234,7 @@ inline void transpose_tile(const float* in, int in_stride, float* out, int out_s
     store(out + i * out_stride, (Vec)__builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11));
     store(out + (i + 8) * out_stride, (Vec)__builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15));
   }
+#endif
 }
 
 // out[lane][row] of in[row][lane]; ROWS is filled up to a multiple of V.
@@ -242,27 +290,26 @@ inline void pair_rows(const float* x, Word* out) {  // out[k / 2][lane] of a pan
                                           k + 1 < K ? load(x + (k + 1) * LANES + l) : Vec{}));
 }
 template <int N>
-inline void pair_lanes(const float* x, Word* out) {  // out[n][..], a word of lanes l and l + V
-  for (int n = 0; n < padded(N); n++)
+inline void pair_lanes(const float* x, Word* out) {  // out[lane / (2 V)][n][V], a word of lanes l and l + V
+  for (int n = 0; n < padded(N); n++, x += LANES, out += V)
     for (int l = 0; l < LANES; l += 2 * V)
-      store(out + (n * LANES + l) / 2,
-            n < N ? pack(load(x + n * LANES + l), load(x + n * LANES + l + V)) : IntVec{});
+      store(out + l / 2 * padded(N), n < N ? pack(load(x + l), load(x + l + V)) : IntVec{});
 }
 template <int N>
 inline void pair_lanes(const Word* x, Word* out) {  // the same of what pair_rows gives
-  for (int n = 0; n < padded(N); n += 2, out += LANES, x += LANES)
+  for (int n = 0; n < padded(N); n += 2, x += LANES, out += 2 * V)
     for (int l = 0; l < LANES; l += 2 * V) {
       IntVec a = load(x + l), b = load(x + l + V);
-      store(out + l / 2, (a & 0xffff) | b << 16);
-      store(out + (LANES + l) / 2, (a >> 16 & 0xffff) | (b & ~0xffff));
+      store(out + l / 2 * padded(N), (a & 0xffff) | b << 16);
+      store(out + l / 2 * padded(N) + V, (a >> 16 & 0xffff) | (b & ~0xffff));
     }
 }
 
 // y[n][c] = start + sum over k of w[n][k] x[k][c], for padded(N) rows of y; W words along k, C a multiple of V.
-// bias[n][V] has the same number V times.
+// w is w[k / V][n][V] in words, so that what is multiplied together lies together; bias[n][V] has one number V times.
 #ifdef AMX
 // 16 x 16 results in each of ROWS x COLUMNS tiles.
-template <int ROWS, int COLUMNS, int W, int C, Start START>
+template <int ROWS, int COLUMNS, int N, int W, int C, Start START>
 inline void some_tiles(const Word* w, const float* bias, const Word* x, float* y) {
 #define EACH_TILE(DO) DO(0, 0, 0) DO(1, 0, 1) DO(2, 1, 0) DO(3, 1, 1)
 #define FIRST(TILE, R, COLUMN)                                                     \
@@ -275,12 +322,12 @@ inline void some_tiles(const Word* w, const float* bias, const Word* x, float* y
   if constexpr (R < ROWS && COLUMN < COLUMNS) _tile_stored(TILE, y + R * V * C + COLUMN * V, 4 * C);
   EACH_TILE(FIRST)
   for (int k = 0; k < W; k += V) {
-    _tile_loadd(4, w + k, 4 * W);
+    _tile_loadd(4, w + k * padded(N), 4 * V);
     _tile_loadd(6, x + k * C, 4 * C);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (COLUMNS > 1) _tile_loadd(7, x + k * C + V, 4 * C);
     if constexpr (COLUMNS > 1) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (ROWS > 1) _tile_loadd(5, w + V * W + k, 4 * W);
+    if constexpr (ROWS > 1) _tile_loadd(5, w + k * padded(N) + V * V, 4 * V);
     if constexpr (ROWS > 1) _tile_dpbf16ps(2, 5, 6);
     if constexpr (ROWS > 1 && COLUMNS > 1) _tile_dpbf16ps(3, 5, 7);
   }
@@ -296,7 +343,7 @@ inline void multiply(const Word* w, const float* bias, const Word* x, float* y) 
   const auto row = [&](auto rows, int r) {
     constexpr int R = decltype(rows)::value;
     const auto column = [&](auto columns, int c) {
-      some_tiles<R, decltype(columns)::value, W, C, START>(w + r * V * W, bias + r * V * V, x + c * V,
+      some_tiles<R, decltype(columns)::value, N, W, C, START>(w + r * V * V, bias + r * V * V, x + c * V,
                                                            y + r * V * C + c * V);
     };
     for (int c = 0; c + 1 < COLUMNS; c += 2) column(std::integral_constant<int, 2>{}, c);
@@ -306,7 +353,7 @@ inline void multiply(const Word* w, const float* bias, const Word* x, float* y) 
   if constexpr (ROWS % 2) row(std::integral_constant<int, 1>{}, ROWS - 1);
 }
 #else
-template <int ROWS, int COLUMNS, int W, int C, Start START>
+template <int ROWS, int COLUMNS, int N, int W, int C, Start START>
 inline void some_words(const Word* w, const float* bias, const Word* x, float* y) {
   Vec acc[ROWS][COLUMNS];
 #pragma GCC unroll 32
@@ -314,17 +361,18 @@ inline void some_words(const Word* w, const float* bias, const Word* x, float* y
 #pragma GCC unroll 2
     for (int c = 0; c < COLUMNS; c++)
       acc[r][c] = START == BIAS ? load(bias + r * V) : START == ADD ? load(y + r * C + c * V) : Vec{};
-  for (int k = 0; k < W; k++) {
-    IntVec in[COLUMNS];
+  for (int block = 0; block < W; block += V, w += padded(N) * V)
+    for (int k = 0; k < V; k++, x += C) {
+      IntVec in[COLUMNS];
 #pragma GCC unroll 2
-    for (int c = 0; c < COLUMNS; c++) in[c] = load(x + k * C + c * V);
+      for (int c = 0; c < COLUMNS; c++) in[c] = load(x + c * V);
 #pragma GCC unroll 32
-    for (int r = 0; r < ROWS; r++) {
-      IntVec weight = int32_t(w[r * W + k]) - IntVec{};
+      for (int r = 0; r < ROWS; r++) {
+        IntVec weight = int32_t(w[r * V + k]) - IntVec{};
 #pragma GCC unroll 2
-      for (int c = 0; c < COLUMNS; c++) acc[r][c] = dot(acc[r][c], weight, in[c]);
+        for (int c = 0; c < COLUMNS; c++) acc[r][c] = dot(acc[r][c], weight, in[c]);
+      }
     }
-  }
 #pragma GCC unroll 32
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
@@ -338,9 +386,9 @@ inline void multiply(const Word* w, const float* bias, const Word* x, float* y) 
   for (int c = 0; c < C; c += WIDE * V) {
     int n = 0;
     for (; n + ROWS <= N; n += ROWS)
-      some_words<ROWS, WIDE, W, C, START>(w + n * W, bias + n * V, x + c, y + n * C + c);
+      some_words<ROWS, WIDE, N, W, C, START>(w + n * V, bias + n * V, x + c, y + n * C + c);
     if constexpr (LAST != ROWS)
-      some_words<LAST, WIDE, W, C, START>(w + n * W, bias + n * V, x + c, y + n * C + c);
+      some_words<LAST, WIDE, N, W, C, START>(w + n * V, bias + n * V, x + c, y + n * C + c);
   }
 }
 #endif
@@ -351,7 +399,7 @@ template <int K, int N>
 struct Linear {
   const float *weight, *bias;
 #if BF16
-  alignas(64) Word forward[padded(N)][words(K)], backward[padded(K)][words(N)];  // words along k, and along n
+  alignas(64) Word forward[words(K) / V][padded(N)][V], backward[words(N) / V][padded(K)][V];  // along k, along n
   alignas(64) float wide_bias[padded(N)][V];
 #endif
 
@@ -363,9 +411,9 @@ struct Linear {
       for (int n = 0; n < N; n++) half[k][n] = to_bf16(weight[k * N + n]);
     for (int n = 0; n < padded(N); n++) store(wide_bias[n], all(n < N ? bias[n] : 0.0f));
     for (int n = 0; n < padded(N); n++)
-      for (int k = 0; k < words(K); k++) forward[n][k] = half[2 * k][n] | Word(half[2 * k + 1][n]) << 16;
+      for (int k = 0; k < words(K); k++) forward[k / V][n][k % V] = half[2 * k][n] | Word(half[2 * k + 1][n]) << 16;
     for (int k = 0; k < padded(K); k++)
-      for (int n = 0; n < words(N); n++) backward[k][n] = half[k][2 * n] | Word(half[k][2 * n + 1]) << 16;
+      for (int n = 0; n < words(N); n++) backward[n / V][k][n % V] = half[k][2 * n] | Word(half[k][2 * n + 1]) << 16;
 #endif
   }
 };
@@ -373,11 +421,11 @@ struct Linear {
 #if BF16
 template <int K, int N>
 inline void linear(const Linear<K, N>& layer, const Word* x, float* y) {
-  multiply<N, words(K), LANES, BIAS>(layer.forward[0], layer.wide_bias[0], x, y);
+  multiply<N, words(K), LANES, BIAS>(layer.forward[0][0], layer.wide_bias[0], x, y);
 }
 template <Start START, int K, int N>
 inline void linear_backward(const Linear<K, N>& layer, const Word* dy, float* dx) {
-  multiply<K, words(N), LANES, START>(layer.backward[0], nullptr, dy, dx);
+  multiply<K, words(N), LANES, START>(layer.backward[0][0], nullptr, dy, dx);
 }
 #endif
 template <int K, int N>
@@ -425,13 +473,13 @@ template <int A, int B, class X>
 inline void outer(const X* x, const float* y, float* gradient) {
 #if BF16
   constexpr int W = LANES / 2, BP = padded(B);
-  alignas(64) Word rows[padded(A) * W], turned[BP * W], columns[W * BP];
-  pair_lanes<A>(x, rows);
-  pair_lanes<B>(y, turned);
-  for (int b = 0; b < BP; b += V)
-    for (int k = 0; k < W; k += V)
-      transpose_tile((const float*)turned + b * W + k, W, (float*)columns + k * BP + b, BP);
-  multiply<A, W, BP, ADD>(rows, nullptr, columns, gradient);
+  alignas(64) Word rows[W / V][padded(A)][V], turned[W / V][BP][V], columns[W][BP];
+  pair_lanes<A>(x, rows[0][0]);
+  pair_lanes<B>(y, turned[0][0]);
+  for (int k = 0; k < W; k += V)
+    for (int b = 0; b < BP; b += V)
+      transpose_tile((const float*)turned[k / V][b], V, (float*)(columns[k] + b), BP);
+  multiply<A, W, BP, ADD>(rows[0][0], nullptr, columns[0], gradient);
 #else
   constexpr int BP = padded(B), WIDE = BP % (2 * V) ? 1 : 2, MOST = REGISTERS / WIDE;
   alignas(64) float yt[LANES * BP];
@@ -499,7 +547,7 @@ inline void gelu_backward(const Panel<N>& slopes, const Panel<N>& dy, Operand<N>
 }
 
 // Of NV vectors at once: a single chain of sums would wait for itself.
-#define EACH_VECTOR _Pragma("GCC unroll 8") for (int v = 0; v < NV; v++)
+#define EACH_VECTOR _Pragma("GCC unroll 16") for (int v = 0; v < NV; v++)
 
 // y = gain * hat + bias, where hat is x + update, centred and scaled; norm.hat holds the update before.
 struct Norm {

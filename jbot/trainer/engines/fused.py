@@ -1,7 +1,7 @@
 """The encoder and projection head in C++ for CPUs: the same numbers as `model.forward`, several times as fast.
 
-fused.cpp is compiled once for each model shape and kept in the cache folder. Where that is not possible (no compiler,
-another device or precision) `find` says why and the plain version is used.
+fused.cpp is compiled once for each model shape and precision and kept in the cache folder. Where that is not possible
+(no compiler, another device) `find` says why and the plain version is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jbot.store.storage import atomic_write, cache_folder
 from jbot.trainer.model import FFN_WIDTH, HEAD_WIDTH, weight_count
 
 SOURCE = Path(__file__).with_name("fused.cpp")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-w")
 NATIVE = ("-march=native",)
 """What this machine's CPU has. Tests compile for less of it."""
 NO_AMX = ("-mno-amx-bf16",)
