@@ -15,8 +15,15 @@ from jbot.store.storage import RecordError, Storage, open_folder
 
 
 def default_tracking_uri(storage: Storage) -> str:
-    """SQLite beside the records, or in ./results when those are in an object store."""
-    return f"sqlite:///{storage.uri if storage.local else 'results'}/mlflow.db"
+    """SQLite beside the records, or in ./results when those are in an object store.
+
+    Raises RecordError for a folder that the address of a database cannot name.
+    """
+    folder = storage.uri if storage.local else "results"
+    if odd := [letter for letter in "?%#" if letter in folder]:
+        rule = f"must be without {odd[0]} for MLflow's database to lie in it; or give --tracking-uri"
+        raise RecordError(f"the storage's path {rule}, got {folder}")
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 def see(uri: str, storage: Storage, study: str) -> str:

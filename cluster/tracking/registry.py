@@ -1,15 +1,17 @@
 """The best encoder of each arm in MLflow's model registry: safetensors, record and card, no pickle.
 
-One registered model per study; its alias is the arm: ``models:/masking_ablation@momentum``.
+One registered model per study; its alias is the arm: ``models:/masking_ablation@momentum``, see :func:`alias_names`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
+import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,28 @@ def register_best(runs: Runs, info: pages.StudyInfo, storage: Storage, ended: Se
     if {trial for trial, _, _ in best.values()} - versions.keys():
         models = pages_of(functools.partial(runs.client.search_logged_models, [runs.experiment]))
         logged = {one.tags["trial_id"]: one for one in models if "trial_id" in one.tags and one.status == "READY"}
+    names, failed = alias_names(info.arms or best), []
     for arm, (trial, record, why) in best.items():
-        if trial not in versions:
-            versions[trial] = _register(runs, info.name, storage, arm, record, why, logged)
-        if aliases.get(arm) != versions[trial]:
-            runs.client.set_registered_model_alias(info.name, arm, versions[trial])
+        try:
+            if trial not in versions:
+                versions[trial] = _register(runs, info.name, storage, arm, record, why, logged)
+            if aliases.get(names[arm]) != versions[trial]:
+                runs.client.set_registered_model_alias(info.name, names[arm], versions[trial])
+        except Exception as error:  # whatever MLflow or the network raise: the others are registered first
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def alias_names(arms: Iterable[str]) -> dict[str, str]:
+    """The alias of each arm: its name as MLflow takes it, of letters, digits, _ and -, but not ``latest`` or ``v1``."""
+    names: dict[str, str] = {}
+    for arm in arms:
+        name = re.sub(r"[^\w-]", "-", arm, flags=re.ASCII)
+        name = f"arm-{name}" if re.fullmatch(r"latest|v\d+", name, re.IGNORECASE) else name
+        numbered = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+        names[arm] = next(one for one in numbered if one not in names.values())
+    return names
 
 
 def choose(
@@ -134,7 +153,7 @@ def _log_model(runs: Runs, storage: Storage, record: Record, run: str, tags: dic
                 signature=ModelSignature(inputs=Schema([TensorSpec(kind, INPUT)]), outputs=outputs),
                 pip_requirements=[f"jbot-studies=={importlib.metadata.version('jbot-studies')}"],
             )
-        name = f"{tags['arm']}-seed-{record.seed}"
+        name = f"{alias_names([tags['arm']])[tags['arm']]}-seed-{record.seed}"
         model = client.create_logged_model(runs.experiment, name, run, tags, None, "jbot")
         client.log_model_artifacts(model.model_id, str(saved))
     client.finalize_logged_model(model.model_id, "READY")

@@ -95,9 +95,16 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 def open_folder(folder: str) -> tuple[Storage, str]:
     """The storage and the name of a study's folder, ``<storage>/<study>``."""
-    address = Storage(folder).address if "://" in folder else str(Path(folder).expanduser().resolve())
+    address = Storage(folder).address if "://" in folder else str(Path(check_address(folder)).expanduser().resolve())
     root, _, study = address.rstrip("/").rpartition("/")
     return Storage(root or "/"), study
+
+
+def check_address(address: str) -> str:
+    """A folder or URI as it is. Raises RecordError for nothing, and for what no record or page could write."""
+    if not (address.strip() and address.isprintable()):
+        raise RecordError(f"storage must name a bucket or folder, got {address!r}")
+    return address
 
 
 class Storage:
@@ -114,7 +121,7 @@ class Storage:
     """
 
     def __init__(self, uri: str | os.PathLike[str]):
-        self.address = os.fspath(uri)
+        self.address = check_address(os.fspath(uri))
         if "://" in self.address:
             if "?" in self.address:
                 words = (

@@ -84,6 +84,8 @@ def run_study(words: list[str]) -> int:
         runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
+    except SyntaxError as error:
+        return bad_input(f"{error.filename}, line {error.lineno}: {error.msg}")
     return 0
 
 

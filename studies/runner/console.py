@@ -54,8 +54,8 @@ def watched(
     At the end the view is made whole from the records. Not when the run is stopped: a grace period is for the report,
     and the same command, or cluster.mirror, makes it whole.
     """
-    unwatched = options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW
-    view = None if unwatched else _live_view(plan, data, storage, options)
+    uri = view_uri(options, storage)
+    view = None if uri is None else _live_view(plan, data, storage, uri)
     listeners: list[Listener] = [progress, *([view] if view else [])]
     ended = False
     try:
@@ -74,9 +74,9 @@ def watched(
 
 def say_lost(view: Any, plan: Plan, storage: Storage) -> None:
     """Say how to rebuild the view when the server was down."""
-    say(f"[yellow]MLflow was not reached[/] ({view.error}); nothing is lost, rebuild its view with")
-    where = f"{storage.uri}/{plan.study} --tracking-uri {without_secret(view.uri)}"
-    say(f"  {shlex.quote(sys.executable)} -m cluster.mirror {where}")
+    say(f"[yellow]the MLflow view is not whole[/] ({view.error}); nothing is lost, rebuild it with")
+    words = [sys.executable, "-m", "cluster.mirror", f"{storage.uri}/{plan.study}"]
+    say(f"  {shlex.join([*words, '--tracking-uri', without_secret(view.uri)])}")
 
 
 def _finish(view: Any, plan: Plan, storage: Storage) -> None:
@@ -93,7 +93,14 @@ def _finish(view: Any, plan: Plan, storage: Storage) -> None:
         say(see(view.uri, storage, plan.study))
 
 
-def _live_view(plan: Plan, data: Jets, storage: Storage, options: RunOptions) -> Any:
+def view_uri(options: RunOptions, storage: Storage) -> str | None:
+    """The tracking server that a study is shown on; None without one. Raises RecordError where none can be named."""
+    if options.inline if options.tracking_uri is None else options.tracking_uri == NO_VIEW:
+        return None
+    return options.tracking_uri or default_tracking_uri(storage)
+
+
+def _live_view(plan: Plan, data: Jets, storage: Storage, uri: str) -> Any:
     from cluster.tracking.pages import StudyInfo
     from cluster.tracking.publish import LiveView
 
@@ -107,4 +114,4 @@ def _live_view(plan: Plan, data: Jets, storage: Storage, options: RunOptions) ->
         higher_is_better=plan.higher_is_better,
         arms=tuple(plan.arms),
     )
-    return LiveView(options.tracking_uri or default_tracking_uri(storage), info, storage)
+    return LiveView(uri, info, storage)

@@ -23,7 +23,7 @@ from jbot.store.plan import FILE, Plan, load_study, save_study
 from jbot.store.record import TrialSpec, load_records, load_whole_records
 from jbot.store.storage import RecordError, Storage
 from studies.runner.author_checkpoints import evaluate_checkpoints, find_checkpoints
-from studies.runner.console import console, run_specs, say, say_lost, watched
+from studies.runner.console import console, run_specs, say, say_lost, view_uri, watched
 from studies.runner.dry_run import describe
 from studies.runner.estimate import Costs, Expected, ended_records
 from studies.runner.looks import batches, needed_seeds, number_of_primary, stopped_at, why_not, with_looks
@@ -56,6 +56,7 @@ def run(study: Study, options: RunOptions, choose: Choose | None = None) -> int:
         return 0
     if not options.inline and find_spec("ray") is None:
         raise ClusterError("Ray is not installed: pip install 'jbot-studies[cluster]', or use --inline")
+    view_uri(options, storage)  # refused before anything runs
     storage.remove_file(check_storage(storage))
     with lease(storage, plan.study, take_over=options.take_over, say=say):
         if study.search:

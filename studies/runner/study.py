@@ -25,6 +25,21 @@ from studies.runner.options import check_objectives
 Arms = Mapping[str, Mapping[str, Any]]
 
 MAX_SEEDS, MAX_SEED = 10_000, 2**31 - 1
+MAX_NAME, MAX_ARMS = 100, 1_000
+RESERVED = ("trials", "encoders", "floors", "mlflow_artifacts", "mlflow.db", "index.html")
+"""What a storage has beside the folders of its studies."""
+FIELD_TYPES: tuple[tuple[str, Any, str], ...] = (
+    ("question", str, "text"),
+    ("arms", (Mapping, Callable), "a mapping, or a function of the base that gives one"),
+    ("base", Mapping, "a mapping of fields to values"),
+    ("contrasts", tuple, "a tuple of Contrasts"),
+    ("metric", str, "text"),
+    ("margin", (int, float), "a number"),
+    ("factors", Mapping, "a mapping of components to overrides"),
+    ("arms_by_preset", Mapping, "a mapping of presets to arms"),
+    ("seeds_by_preset", Mapping, "a mapping of presets to numbers"),
+)
+"""What a study file may hold: it is written by hand."""
 NULL = "null"
 """The arm that --null adds."""
 
@@ -108,14 +123,27 @@ class Study:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        if self.name in RESERVED:
+            raise ConfigError(f"a study must not be called {self.name}: the storage has a folder or file of that name")
+        for name, kind, word in FIELD_TYPES:
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                raise ConfigError(f"{name} of study {self.name} must be {word}, got {value!r:.80}")
+        for contrast in self.contrasts:
+            if not isinstance(contrast, Contrast):
+                raise ConfigError(f"contrasts of study {self.name} must be Contrasts, got {contrast!r:.80}")
         if isinstance(self.arms, Mapping):
             self._check_arms(self.arms)
         if len({dataclasses.replace(contrast, primary=False) for contrast in self.contrasts}) < len(self.contrasts):
             raise ConfigError(f"study {self.name} has the same contrast twice")
 
     def _check_arms(self, arms: Arms) -> None:
-        for name in arms:
+        if not isinstance(arms, Mapping) or len(arms) > MAX_ARMS:
+            got = f"{len(arms):,}" if isinstance(arms, Mapping) else f"{arms!r:.80}"
+            raise ConfigError(f"arms of study {self.name} must be up to {MAX_ARMS:,} names with overrides, got {got}")
+        for name, changes in arms.items():
             _check_name(name)
+            if not isinstance(changes, Mapping):
+                raise ConfigError(f"arm {name!r} must be a mapping of fields to values, got {changes!r:.80}")
         for contrast in self.contrasts:
             for arm in (contrast.treatment, contrast.control):
                 if arm not in arms:
@@ -241,8 +269,9 @@ def _check_changes(changes: Mapping[str, Any], arms: Mapping[str, Mapping[str, A
 
 
 def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise ConfigError(f"names of studies and arms are letters, digits and _ . -, got {name!r}")
+    rule = f"names of studies and arms are letters, digits and _ . -, up to {MAX_NAME}, a letter or digit first"
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) and len(name) <= MAX_NAME):
+        raise ConfigError(f"{rule}, got {name!r:.80}")
 
 
 def _check_metric(metric: str, arm: str, config: Config) -> None:

@@ -1,0 +1,89 @@
+"""What a study file and a command line may name: one line and exit code 2, before anything is written."""
+
+import pytest
+
+from cluster.mirror import default_tracking_uri
+from cluster.tracking.registry import alias_names
+from jbot.config import ConfigError
+from jbot.store.plan import Contrast
+from jbot.store.storage import RecordError, Storage, open_folder
+from studies import RunOptions, Study
+from studies.runner.command import run_study
+from studies.runner.console import view_uri
+
+
+def study(**changes):
+    usual = {"name": "s", "question": "?", "arms": {"base": {}}, "contrasts": (), "margin": 0.01}
+    return Study(**usual | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": ".."}, r"a letter or digit first, got '\.\.'"),
+        ({"name": "."}, "a letter or digit first"),
+        ({"name": "a" * 300}, "up to 100, a letter or digit first"),
+        ({"name": "Fräge 1"}, "got 'Fräge 1'"),
+        ({"name": ""}, "got ''"),
+        ({"name": "-x"}, "got '-x'"),
+        ({"name": 3}, "got 3"),
+        ({"name": "trials"}, "must not be called trials"),
+        ({"name": "mlflow.db"}, r"must not be called mlflow\.db"),
+        ({"arms": {"../x": {}}}, "got '../x'"),
+        ({"arms": {f"a{i}": {} for i in range(20_000)}}, "up to 1,000 names with overrides, got 20,000"),
+        ({"arms": {"base": 3}}, "arm 'base' must be a mapping of fields to values, got 3"),
+        ({"arms": ["base"]}, "arms of study s must be a mapping, or a function"),
+        ({"contrasts": ["a - b"]}, "contrasts of study s must be a tuple of Contrasts"),
+        ({"contrasts": ("a - b",)}, "must be Contrasts, got 'a - b'"),
+        ({"margin": "0.01"}, "margin of study s must be a number, got '0.01'"),
+        ({"question": None}, "question of study s must be text, got None"),
+        ({"seeds_by_preset": 8}, "must be a mapping of presets to numbers, got 8"),
+    ],
+)
+def test_a_study_that_cannot_be_is_one_line(changes, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        study(**changes)
+    assert len(str(error.value)) < 300
+
+
+def test_arms_of_a_function_are_checked_when_it_is_called():
+    with pytest.raises(ConfigError, match="must be up to 1,000 names with overrides, got 7"):
+        study(arms=lambda base: 7).plan("smoke")
+    contrast = Contrast(treatment="b", control="a")
+    assert study(arms=lambda base: {"a": {}, "b": {"seed": 1}}, contrasts=(contrast,)).arms_at("smoke")["a"] == {}
+
+
+def test_a_study_file_with_a_syntax_error_is_named(tmp_path, capsys):
+    path = tmp_path / "own.py"
+    path.write_text("study = Study(\n  name='x'\n  question='?')\n")
+    assert run_study([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {path}, line 2" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("address", ["", "  ", "a\0b", "a\nb", "caf\udce9"])
+def test_a_storage_that_cannot_be_named_is_refused(address):
+    for open_it in (Storage, open_folder):
+        with pytest.raises(RecordError, match="must name a bucket or folder, got"):
+            open_it(address)
+
+
+@pytest.mark.parametrize("folder", ["a?b", "a%41b", "a%20b", "a#b"])
+def test_a_path_that_the_address_of_a_database_cannot_name_is_refused_with_the_view_alone(tmp_path, folder):
+    storage = Storage(tmp_path / folder)
+    with pytest.raises(RecordError, match=r"must be without [?%#] for MLflow's database to lie in it"):
+        default_tracking_uri(storage)
+    with pytest.raises(RecordError, match="or give --tracking-uri"):
+        view_uri(RunOptions(storage=storage.uri), storage)
+    assert view_uri(RunOptions(storage=storage.uri, inline=True), storage) is None
+    elsewhere = RunOptions(storage=storage.uri, tracking_uri="http://127.0.0.1:5000")
+    assert view_uri(elsewhere, storage) == "http://127.0.0.1:5000"
+    assert not (tmp_path / folder).exists()
+
+
+def test_aliases_are_what_mlflow_takes():
+    arms = ("koleo_0.001", "S_x0.2", "latest", "v12", "a.b", "a-b", "momentum")
+    assert list(alias_names(arms).values()) == [
+        "koleo_0-001", "S_x0-2", "arm-latest", "arm-v12", "a-b", "a-b-2", "momentum",
+    ]  # fmt: skip
