@@ -337,8 +337,9 @@ inline void some_tiles(const Word* w, const float* bias, const Word* x, float* y
 #undef LAST
 }
 
-template <int N, int W, int C, Start START>
-inline void multiply(const Word* w, const float* bias, const Word* x, float* y) {
+// What is to be done with every 2 V rows, while they are in the first cache, is after(row).
+template <int N, int W, int C, Start START, class F>
+inline void multiply(const Word* w, const float* bias, const Word* x, float* y, F after) {
   constexpr int ROWS = padded(N) / V, COLUMNS = C / V;
   const auto row = [&](auto rows, int r) {
     constexpr int R = decltype(rows)::value;
@@ -349,8 +350,8 @@ inline void multiply(const Word* w, const float* bias, const Word* x, float* y) 
     for (int c = 0; c + 1 < COLUMNS; c += 2) column(std::integral_constant<int, 2>{}, c);
     if constexpr (COLUMNS % 2) column(std::integral_constant<int, 1>{}, COLUMNS - 1);
   };
-  for (int r = 0; r + 1 < ROWS; r += 2) row(std::integral_constant<int, 2>{}, r);
-  if constexpr (ROWS % 2) row(std::integral_constant<int, 1>{}, ROWS - 1);
+  for (int r = 0; r + 1 < ROWS; r += 2) row(std::integral_constant<int, 2>{}, r), after(r * V);
+  if constexpr (ROWS % 2) row(std::integral_constant<int, 1>{}, ROWS - 1), after((ROWS - 1) * V);
 }
 #else
 template <int ROWS, int COLUMNS, int N, int W, int C, Start START>
@@ -379,8 +380,8 @@ inline void some_words(const Word* w, const float* bias, const Word* x, float* y
     for (int c = 0; c < COLUMNS; c++) store(y + r * C + c * V, acc[r][c]);
 }
 
-template <int N, int W, int C, Start START>
-inline void multiply(const Word* w, const float* bias, const Word* x, float* y) {
+template <int N, int W, int C, Start START, class F>
+inline void multiply(const Word* w, const float* bias, const Word* x, float* y, F after) {
   constexpr int WIDE = C % (2 * V) ? 1 : 2, MOST = REGISTERS / WIDE, TILES = (N + MOST - 1) / MOST,
                 ROWS = (N + TILES - 1) / TILES, LAST = N - (N - 1) / ROWS * ROWS;
   for (int c = 0; c < C; c += WIDE * V) {
@@ -390,8 +391,10 @@ inline void multiply(const Word* w, const float* bias, const Word* x, float* y) 
     if constexpr (LAST != ROWS)
       some_words<LAST, WIDE, N, W, C, START>(w + n * V, bias + n * V, x + c, y + n * C + c);
   }
+  for (int n = 0; n < N; n += 2 * V) after(n);
 }
 #endif
+inline void nothing(int) {}
 #endif
 
 // ---- a linear layer: y[n] = bias[n] + sum over k of weight[k][n] x[k] ----
@@ -421,11 +424,11 @@ struct Linear {
 #if BF16
 template <int K, int N>
 inline void linear(const Linear<K, N>& layer, const Word* x, float* y) {
-  multiply<N, words(K), LANES, BIAS>(layer.forward[0][0], layer.wide_bias[0], x, y);
+  multiply<N, words(K), LANES, BIAS>(layer.forward[0][0], layer.wide_bias[0], x, y, nothing);
 }
 template <Start START, int K, int N>
 inline void linear_backward(const Linear<K, N>& layer, const Word* dy, float* dx) {
-  multiply<K, words(N), LANES, START>(layer.backward[0][0], nullptr, dy, dx);
+  multiply<K, words(N), LANES, START>(layer.backward[0][0], nullptr, dy, dx, nothing);
 }
 #endif
 template <int K, int N>
@@ -479,7 +482,7 @@ inline void outer(const X* x, const float* y, float* gradient) {
   for (int k = 0; k < W; k += V)
     for (int b = 0; b < BP; b += V)
       transpose_tile((const float*)turned[k / V][b], V, (float*)(columns[k] + b), BP);
-  multiply<A, W, BP, ADD>(rows[0][0], nullptr, columns[0], gradient);
+  multiply<A, W, BP, ADD>(rows[0][0], nullptr, columns[0], gradient, nothing);
 #else
   constexpr int BP = padded(B), WIDE = BP % (2 * V) ? 1 : 2, MOST = REGISTERS / WIDE;
   alignas(64) float yt[LANES * BP];
@@ -520,11 +523,10 @@ inline void outer(const X* x, const float* y, float* gradient) {
 template <int N>
 using Panel = float[padded(N)][LANES];
 
-// y = gelu(x), and x becomes gelu'(x) where a backward pass will want it.
+// y = gelu(x) of rows [begin, end), and x becomes gelu'(x) where a backward pass will want it.
 template <int N>
-inline void gelu(Panel<N>& x, Operand<N>& y, bool slopes) {
-  static_assert(N % 2 == 0, "rows go in pairs");
-  for (int n = 0; n < N; n += 2)
+inline void gelu(Panel<N>& x, Operand<N>& y, bool slopes, int begin, int end) {
+  for (int n = begin; n < end; n += 2)
     for (int l = 0; l < LANES; l += V) {
       Vec at[2], share[2];
       for (int i = 0; i < 2; i++) at[i] = load(x[n + i] + l), share[i] = normal_distribution(at[i]);
@@ -532,6 +534,21 @@ inline void gelu(Panel<N>& x, Operand<N>& y, bool slopes) {
       if (!slopes) continue;
       for (int i = 0; i < 2; i++) store(x[n + i] + l, share[i] + at[i] * normal_density(at[i]));
     }
+}
+// y = gelu(layer(in)); x is what becomes the slopes.
+template <int K, int N>
+inline void linear_gelu(const Linear<K, N>& layer, const Panel<K>& in, Panel<N>& x, Operand<N>& y, bool slopes) {
+  static_assert(N % 2 == 0, "rows go in pairs");
+#if BF16
+  alignas(64) Word pairs[words(K) * LANES];
+  pair_rows<K>(in[0], pairs);
+  multiply<N, words(K), LANES, BIAS>(layer.forward[0][0], layer.wide_bias[0], pairs, x[0], [&](int n) {
+    gelu<N>(x, y, slopes, n, n + 2 * V < N ? n + 2 * V : N);
+  });
+#else
+  linear(layer, in[0], x[0]);
+  gelu<N>(x, y, slopes, 0, N);
+#endif
   y.pad();
 }
 // From dL/dgelu(x) to dL/dx, whose sums over lanes are added to.
@@ -843,8 +860,7 @@ void rest(const BlockWeights& w, const Panel<DIM>& x, const Panel<INNER>& mixed,
   linear(w.out, mixed[0], r.norm1.hat[0]);
   if (dropped) drop(*dropped, 0, r.norm1.hat, r.norm1.hat);
   layer_norm(w.norm1_w, w.norm1_b, x, r.norm1, r.middle);
-  linear(w.ffn1, r.middle[0], r.slopes[0]);
-  gelu<FFN>(r.slopes, r.after, slopes);
+  linear_gelu(w.ffn1, r.middle, r.slopes, r.after, slopes);
   linear(w.ffn2, r.after.data(), r.norm2.hat[0]);
   if (dropped) drop(*dropped, 1, r.norm2.hat, r.norm2.hat);
   layer_norm(w.norm2_w, w.norm2_b, r.middle, r.norm2, out);
@@ -870,8 +886,7 @@ void rest_backward(const BlockWeights& w, const Rest& r, const Panel<INNER>& mix
 }
 
 void head(const Weights& w, const Panel<DIM>& raw, bool slopes, Head& h) {
-  linear(w.head1, raw[0], h.slopes[0]);
-  gelu<HIDDEN>(h.slopes, h.after, slopes);
+  linear_gelu(w.head1, raw, h.slopes, h.after, slopes);
   linear(w.head2, h.after.data(), h.z[0]);
   for (int l = 0; l < LANES; l += V) {
     Vec square{};
