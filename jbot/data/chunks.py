@@ -33,6 +33,7 @@ from jbot.data import hdf5
 from jbot.data.jets import CLASSES, Arrays, DataError, JetData, content_fingerprint, join_parts
 from jbot.data.progress import progress_bar
 from jbot.data.pythia import CITATIONS, Settings, generate
+from jbot.messages import first_line
 from jbot.store.storage import atomic_write, cache_folder, remove_stale_files
 
 CHUNK = 1000
@@ -172,11 +173,23 @@ def _make_chunks(chunks: list[Chunk], executor: Executor, progress: bool) -> Non
     missing = [chunk for chunk in chunks if _read_chunk(chunk) is None]
     if not missing:
         return
+    check_writable(chunks[0].folder)
     n_jets = sum(chunk.n_jets for chunk in missing)
     console = Console(file=sys.stderr) if progress else None
     with closing(executor(missing)) as finished, progress_bar("generating jets", n_jets, console) as advance:
         for done in finished:
             advance(done)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise DataError where what is to be generated could not be kept: before minutes are spent on it."""
+    try:
+        with atomic_write(folder / "probe") as temporary:
+            temporary.touch()
+        (folder / "probe").unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise DataError(f"{folder}: jets cannot be kept there ({reason}); set JBOT_CACHE to another folder") from None
 
 
 def make_here(chunks: Sequence[Chunk], workers: int | None) -> Generator[int, None, None]:

@@ -153,9 +153,12 @@ class Storage:
     def read(self, name: str) -> bytes:
         """The content of a file.
 
-        Raises NotThereError when there is none. Raises UnreadableError when the storage fails.
+        Raises NotThereError when there is none. Raises UnreadableError when the storage fails, or it is no file.
         """
         try:
+            path = Path(self._path(name))
+            if self.local and path.exists() and not path.is_file():
+                raise OSError("it is no file")  # a pipe would be waited for
             with self._fs.open_input_stream(self._path(name)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:

@@ -229,6 +229,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(fake: list, capsys: pytest.C
     assert "/proc/nowhere" in said
 
 
+def test_a_cache_that_cannot_be_written_is_found_before_jets_are_made(tmp_path: Path, fake: list) -> None:
+    (tmp_path / "pythia").write_text("a file where a folder should be")
+    with pytest.raises(DataError, match=r"jets cannot be kept there .*; set JBOT_CACHE to another folder"):
+        load("pythia", jets_per_class=3, cache=tmp_path)
+    assert fake == []
+
+
 def test_generation_needs_a_number_of_jets() -> None:
     with pytest.raises(DataError, match="source 'pythia' needs a number of jets of each class, got None"):
         load("pythia", jets_per_class=None)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_a_record_from_before_packs_is_read(tmp_path):
     older = {name: value for name, value in dataclasses.asdict(RECORD).items() if name != "resources"}
     Storage(tmp_path).write_json("trials/abc/record.json", older)
     assert load_record(Storage(tmp_path), "abc") == RECORD
+
+
+def test_a_pipe_or_a_folder_in_the_place_of_a_record_is_not_waited_for(tmp_path):
+    folder = tmp_path / "trials" / "abc"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "record.json")
+    (tmp_path / "trials" / "abd" / "record.json").mkdir(parents=True)
+    for trial in ("abc", "abd"):
+        with pytest.raises(RecordError, match=rf"trials/{trial}/record\.json cannot be read: it is no file"):
+            load_record(Storage(tmp_path), trial)
 
 
 @pytest.mark.parametrize(
