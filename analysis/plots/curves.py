@@ -39,7 +39,7 @@ def learning_curves(
     metric: str,
     arms: Sequence[str],
     all_arms: Sequence[str],
-    confidence: float,
+    confidence: float = 0.95,
     control: str = "",
 ) -> Figure:
     """Mean over complete trials with the t interval as a band, or few seeds one by one, against epoch.

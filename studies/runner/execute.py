@@ -30,7 +30,7 @@ from studies.runner.looks import batches, needed_seeds, number_of_primary, stopp
 from studies.runner.options import RunOptions
 from studies.runner.search import describe_search, run_search, search_plan, tasks_of
 from studies.runner.study import Study
-from studies.runner.trials import load_plan_jets, planned_trials, trial_specs
+from studies.runner.trials import check_memory, load_plan_jets, planned_trials, trial_specs
 
 UNFINISHED = 1
 
@@ -47,6 +47,7 @@ def run(study: Study, options: RunOptions, choose: Choose | None = None) -> int:
         What it leaves out stays open.
     """
     plan, storage = planned(study, options), Storage(options.storage)
+    check_memory(plan, options.address)
     if options.released and study.against_paper:
         find_checkpoints(options.released, plan)  # all must be there before anything runs
     if study.search:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from jbot.config import Config, from_dict, override
+from cluster.doctor.facts import memory
+from cluster.scheduling.packs import trial_bytes
+from jbot.config import Config, ConfigError, from_dict, override
 from jbot.data.load import Jets, Needed, cached_jets, load_jets, needed_by
 from jbot.store.plan import FILE, Plan, PlannedTrial, StudyRecords, load_study
 from jbot.store.record import TrialSpec
 from jbot.store.storage import Storage
 from jbot.trial.provenance import git_commit
+
+MEMORY_SLACK = 4
+"""A trial is refused when it is said to need so many times the memory there is: the C++ kernel takes less (assumed)."""
+MAX_NODE_BYTES = 4 * 2**40
+"""Memory that no node of a cluster is thought to exceed (assumed): what each has is asked when it is connected."""
 
 
 def planned_configs(plan: Plan) -> list[Config]:
@@ -35,6 +42,21 @@ def trial_specs(plan: Plan, jets: Jets | None) -> list[TrialSpec]:
         )
         for arm, config in zip(list(plan.arms) * len(plan.seeds), planned_configs(plan), strict=True)
     ]
+
+
+def check_memory(plan: Plan, address: str | None) -> None:
+    """Raise ConfigError for a plan whose trials this machine, or with an address any node, could not hold."""
+    total = MAX_NODE_BYTES if address else memory()[1]
+    where = "no node of a cluster has" if address else "this machine has"
+    for arm, changes in plan.arms.items():
+        config = override(from_dict(plan.base), changes)
+        if (needed := trial_bytes(config)) > MEMORY_SLACK * total:
+            model = config.model
+            shape = f"{model.layers:,} layers of width {model.dim:,} at batches of {config.train.batch:,}"
+            raise ConfigError(
+                f"a trial of arm {arm} ({shape}) needs some {needed / 2**30:,.0f} GiB of memory, {where} "
+                f"{total / 2**30:,.0f}"
+            )
 
 
 def planned_trials(specs: list[TrialSpec]) -> list[PlannedTrial]:

@@ -7,7 +7,7 @@ from cluster.tracking.registry import alias_names
 from jbot.config import ConfigError
 from jbot.store.plan import Contrast
 from jbot.store.storage import RecordError, Storage, open_folder
-from studies import RunOptions, Study
+from studies import RunOptions, Study, run
 from studies.runner.command import run_study
 from studies.runner.console import view_uri
 
@@ -44,6 +44,21 @@ def test_a_study_that_cannot_be_is_one_line(changes, said):
     with pytest.raises(ConfigError, match=said) as error:
         study(**changes)
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("change", "address"),
+    [
+        ({"model.layers": 100_000}, None),
+        ({"model.dim": 1_000_000}, None),
+        ({"model.dim": 1_000_000}, "auto"),
+        ({"train.batch": 10**9}, "auto"),
+    ],
+)
+def test_a_trial_that_no_memory_holds_is_refused_at_once(change, address):
+    options = RunOptions(preset="smoke", changes=change, address=address, dry_run=True)
+    with pytest.raises(ConfigError, match=r"a trial of arm base \(.*\) needs some [\d,]+ GiB of memory, (this|no)"):
+        run(study(), options)
 
 
 def test_arms_of_a_function_are_checked_when_it_is_called():
