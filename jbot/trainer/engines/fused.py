@@ -6,6 +6,7 @@ fused.cpp is compiled once for each model shape and precision and kept in the ca
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -13,7 +14,9 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,12 +187,32 @@ def _library(config: ModelConfig, slots: int, precision: Precision, instructions
     text = "\n".join([*command, _compile([*program, "--version"]), _cpu(), SOURCE.read_text()])
     path = cache_folder() / "kernels" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not all(map(_only_ours, (path.parent, path))):  # what another user may have put there is not executed
+            path = _private_folder() / path.name
         if not path.exists():
             with atomic_write(path) as made:
                 _compile([*command, str(SOURCE), "-o", str(made)])
+                made.chmod(0o755)
     except OSError as error:  # a full or read-only disk
         raise Unavailable(f"the compiled kernel cannot be kept: {error}; set JBOT_CACHE to another folder") from None
     return path
+
+
+def _only_ours(path: Path) -> bool:
+    """Whether nobody but this user or root can have written it, or nobody has."""
+    if not path.exists():
+        return True
+    about = path.stat()
+    return about.st_uid in (os.getuid(), 0) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@functools.cache
+def _private_folder() -> Path:
+    """A folder of this process, which is removed when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="jbot-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def definitions(config: ModelConfig, slots: int, precision: Precision) -> list[str]:

@@ -1,7 +1,9 @@
 """The C++ kernel computes what the plain model computes, forward and backward, for any shape."""
 
+import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,6 +249,30 @@ def test_saying_why_not(monkeypatch, tmp_path):
     with pytest.raises(Unavailable, match="no vectors"):
         Kernel(shape, 30)
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("what", ["folder", "library"])
+def test_a_library_that_another_user_may_have_written_is_not_executed(monkeypatch, tmp_path, what):
+    monkeypatch.setenv("JBOT_CACHE", str(tmp_path))
+    fused._private_folder.cache_clear()
+    made = []
+
+    def compile_it(command):
+        if "-o" in command:
+            made.append(Path(command[-1]))
+            made[-1].write_bytes(b"compiled")
+        return "1"
+
+    monkeypatch.setattr(fused, "_compile", compile_it)
+    library = functools.partial(fused._library, Config().model, 30, "fp32", fused.NATIVE)
+    kept = library()
+    assert (kept.parent, kept.parent.stat().st_mode & 0o777) == (tmp_path / "kernels", 0o700)
+    assert (library(), len(made)) == (kept, 1)
+    (kept.parent if what == "folder" else kept).chmod(0o777)
+    own = library()
+    assert (own.name, len(made)) == (kept.name, 2)
+    assert own.parent not in (kept.parent, *kept.parents)
+    assert own.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.slow
