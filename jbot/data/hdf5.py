@@ -71,13 +71,13 @@ def read(path: Path, jets_per_class: Request = None) -> JetData:
             opened = {name: stack.enter_context(open_hdf5(files[name])) for name in wanted}
             metadata = {f"{name}: {key}": text for name, f in opened.items() for key, text in attributes_of(f).items()}
             tables = [find_class(file, "", name, wanted[name]) for name, file in opened.items()]
-            source = f"folder {path.name}"
+            source = f"folder {plain_text(path.name)}"
         else:
             file = stack.enter_context(open_hdf5(path))
             wanted = _wanted(path, [name for name in CLASSES if name in file], jets_per_class)
             metadata = attributes_of(file)
             tables = [find_class(file, name, name, count) for name, count in wanted.items()]
-            source = metadata.get("source", path.name)
+            source = metadata.get("source", plain_text(path.name))
         parts = (read_rows(table, rows) for table in tables for rows in blocks(table.n_jets))
         return join_parts({table.name: table.n_jets for table in tables}, parts, source, metadata)
 
@@ -145,15 +145,16 @@ def explained(where: str, otherwise: str = "damaged, or a link in it leads nowhe
         raise DataError(f"{where}: {reason} ({text})") from None
 
 
+def plain_text(value: Any) -> str:
+    """An attribute, or the name of a file, as text that can be written anywhere."""
+    value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+    return raw.decode("utf-8", "replace")
+
+
 def attributes_of(file: h5py.File) -> dict[str, str]:
-    """What a file says of itself, as text that can be written anywhere."""
-
-    def text(value: Any) -> str:
-        value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
-        raw = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
-        return raw.decode("utf-8", "replace")
-
-    return {text(key): text(value) for key, value in file.attrs.items()}
+    """What a file says of itself."""
+    return {plain_text(key): plain_text(value) for key, value in file.attrs.items()}
 
 
 def check_inside(dataset: h5py.Dataset, folder: Path, where: str) -> None:

@@ -184,6 +184,15 @@ def test_what_a_file_says_of_itself_can_be_written_anywhere(made):
     assert is_number(said["jet_pt_gev"], 1000)
 
 
+def test_a_file_of_any_name_has_a_source_that_can_be_written(made):
+    named = made.with_name(os.fsdecode(b"caf\xe9.h5"))
+    made.rename(named)
+    with h5py.File(named, "r+") as file:
+        del file.attrs["source"]
+    assert hdf5.read(named).source == "caf?.h5"
+    assert hdf5.read(named).source.encode("utf-8")
+
+
 @pytest.mark.parametrize("text", ["1000", "1000.0", "1e3"])
 def test_numbers_are_compared_as_numbers(text):
     assert is_number(text, 1000.0)
