@@ -73,7 +73,10 @@ class Ours:
     def train(self, part: str) -> None:
         """Choose what the next steps are: `model` (on the ready-made views) or `whole`."""
         self.part = part
-        rates = learning_rate(0, self.config.optim), ema_momentum(0, self.config.train.epochs, self.config.teacher)
+        rates = (
+            learning_rate(0, self.config.train.epochs, self.config.optim),
+            ema_momentum(0, self.config.train.epochs, self.config.teacher),
+        )
         self.lr, self.momentum = (torch.tensor([rate], dtype=torch.float64) for rate in rates)
         self.order = iter(epoch_order(len(self.jets), self.config.seed, 0).split(self.config.train.batch))
 

@@ -46,9 +46,12 @@ class TrialFailed(Exception):  # noqa: N818 - an outcome of the trial, not an er
     """A trial that diverged or collapsed: its reason."""
 
 
-def learning_rate(epoch: int, config: OptimConfig) -> float:
-    """Linear warm-up set once an epoch, then constant."""
-    return config.lr * min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else config.lr
+def learning_rate(epoch: int, epochs: int, config: OptimConfig) -> float:
+    """Linear warm-up, then along a cosine to its final share; set once an epoch."""
+    if epoch < config.warmup_epochs:
+        return config.lr * ((epoch + 1) / config.warmup_epochs)
+    passed = (epoch - config.warmup_epochs) / max(1, epochs - 1 - config.warmup_epochs)
+    return config.lr * (config.final_lr + (1.0 - config.final_lr) * (1.0 + math.cos(math.pi * passed)) / 2.0)
 
 
 def ema_momentum(epoch: int, epochs: int, config: TeacherConfig) -> float:
@@ -137,7 +140,7 @@ def run_epoch(
         config = pack.configs[trial]
         order[trial] = rows[trial][epoch_order(len(rows[trial]), config.seed, epoch).to(device)]
         teacher = ema_momentum(epoch, config.train.epochs, config.teacher)
-        rates[trial] = learning_rate(epoch, config.optim), teacher
+        rates[trial] = learning_rate(epoch, config.train.epochs, config.optim), teacher
     sums = torch.zeros(len(TERMS), len(rows), device=device, dtype=torch.float64)
     counts = {trial: len(order[trial]) for trial in trials}
     for members, first, steps, jets in step_groups(counts, batch, VIEW_JETS.get(device.type, 256)):

@@ -41,8 +41,8 @@ DEFAULTS = {
     "loss": {"cls_weight": 1.0, "particle_weight": 1.0, "koleo_weight": 0.01, "student_temp": 0.1,
      "teacher_temp": 0.04},
     "teacher": {"ema_momentum": 0.996, "ema_final": 1.0, "centering": True, "center_momentum": 0.9},
-    "optim": {"lr": 0.002, "warmup_epochs": 10, "weight_decay": 0.0001, "beta1": 0.9, "beta2": 0.999, "eps":
-     1e-07},
+    "optim": {"lr": 0.002, "warmup_epochs": 10, "final_lr": 1.0, "weight_decay": 0.0001, "beta1": 0.9,
+     "beta2": 0.999, "eps": 1e-07},
     "train": {"epochs": 80, "batch": 1024, "precision": "fp32", "dropout": 0.0, "until": 0, "schedule": [],
      "perturbation": 0.0},
     "probe": {"every": 10, "bank_jets": 50000, "knn_k": 30, "jet_pts": []},

@@ -40,7 +40,7 @@ def nothing(trials: list[int]) -> None:
 def steps_of(configs: list[Config], jets: torch.Tensor, count: int = 2, dtype=torch.float64) -> TrainState:
     """The state after some steps on the same jets; centres, teacher and moments act from the second step on."""
     state = init_state(configs[0], [config.seed for config in configs], CPU, dtype)
-    lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64)
+    lr = torch.tensor([learning_rate(0, config.train.epochs, config.optim) for config in configs], dtype=torch.float64)
     momentum = torch.tensor([ema_momentum(1, 3, config.teacher) for config in configs], dtype=torch.float64)
     batches = jets.to(dtype).expand(count, len(configs), -1, -1, -1)
     plain = find_engine("plain", configs[0], CPU, dtype).forward
@@ -57,8 +57,11 @@ def run(configs: list[Config], jets: torch.Tensor, counts=None, state=None, prob
 
 def test_schedules():
     optim, teacher = OptimConfig(lr=1.0, warmup_epochs=4), TeacherConfig(ema_momentum=0.99)
-    assert [learning_rate(e, optim) for e in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
-    assert learning_rate(0, OptimConfig(lr=1.0, warmup_epochs=0)) == 1.0
+    assert [learning_rate(e, 10, optim) for e in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert learning_rate(0, 10, OptimConfig(lr=1.0, warmup_epochs=0)) == 1.0
+    falling_rate = OptimConfig(lr=2.0, warmup_epochs=1, final_lr=0.1)
+    assert [learning_rate(e, 6, falling_rate) for e in (0, 1, 3, 5)] == pytest.approx([2.0, 2.0, 1.1, 0.2])
+    assert learning_rate(1, 2, falling_rate) == 2.0  # one epoch behind the warm-up
     assert ema_momentum(0, 80, teacher) == pytest.approx(0.99)
     assert ema_momentum(40, 80, teacher) == pytest.approx(0.995)
     assert ema_momentum(79, 80, teacher) > 0.9999
@@ -414,7 +417,7 @@ COMPANIONS = {
     "augment.smear_variant": {"model.padding": "reference", "augment.split_fraction": 0.5},
     "augment.soft_pt": {"augment.soft_dropout": 0.5},
 }
-OUTSIDE = {"train.epochs", "train.batch", "train.until", "train.schedule", "train.perturbation"}
+OUTSIDE = {"optim.final_lr", "train.epochs", "train.batch", "train.until", "train.schedule", "train.perturbation"}
 """Have tests of their own: test_schedule.py, and tests/analysis/verdicts/test_noise_floor.py for the last."""
 
 
@@ -540,7 +543,9 @@ def test_cuda_takes_the_same_step(tiny, jets):
     configs, cuda = different(tiny), torch.device("cuda")
     on_cpu = steps_of(configs, jets)
     state = init_state(tiny, [config.seed for config in configs], cuda, torch.float64)
-    lr = torch.tensor([learning_rate(0, config.optim) for config in configs], dtype=torch.float64, device=cuda)
+    lr = torch.tensor(
+        [learning_rate(0, config.train.epochs, config.optim) for config in configs], dtype=torch.float64, device=cuda
+    )
     momentum = torch.tensor([ema_momentum(1, 3, c.teacher) for c in configs], dtype=torch.float64, device=cuda)
     batches = jets.double().cuda().expand(2, 4, -1, -1, -1)
     run_steps(state, batches, Pack(configs, cuda, torch.float64), (0, 1, 2, 3), lr, momentum)

@@ -73,7 +73,7 @@ def train_on(views: Tensor, masked: Tensor, wanted: str) -> Trained:
     history: dict[str, list[float]] = {}
     states = {}
     for epoch in range(EPOCHS):
-        rates = [learning_rate(epoch, CONFIG.optim)], [ema_momentum(epoch, EPOCHS, CONFIG.teacher)]
+        rates = [learning_rate(epoch, EPOCHS, CONFIG.optim)], [ema_momentum(epoch, EPOCHS, CONFIG.teacher)]
         lr, momentum = torch.tensor(rates, dtype=torch.float64)
         for name, value in train_step(state, views[None], masked[None], stacked, lr, momentum, engine.forward).items():
             history.setdefault(name, []).append(float(value[0]))

@@ -133,7 +133,10 @@ def test_every_field_that_can_change_is_felt_from_then_on(tiny, name):
     low = {"augment.split_low": 0.1, "augment.soft_pt": 0.2, "mask.ratio_low": 0.4}
     value = flatten(tiny)[name]
     wanted = low.get(name, 0.5 * value if value else 0.05)
-    companions = {"augment.soft_pt": {"augment.soft_dropout": 0.9}}.get(name, {})
+    companions = {
+        "augment.soft_pt": {"augment.soft_dropout": 0.9},
+        "optim.final_lr": {"optim.warmup_epochs": 0},  # of two epochs the second is then the last of those that fall
+    }.get(name, {})
     base = override(tiny, {"train.epochs": 2} | companions)
     before, after = run([base], jets), run([scheduled(base, f"1 {name}={wanted}")], jets)
     first, second = ([row.get("train/loss") for row in state.progress[0].curves] for state in (before, after))
@@ -181,9 +184,8 @@ def test_a_recorded_step_does_not_keep_an_earlier_value(tiny):
             else:
                 pack = Pack([configs[epoch]], cuda)
                 pack.graphs = None
-            rates = (
-                torch.tensor([value], dtype=torch.float64, device=cuda) for value in (learning_rate(1, tiny.optim), 0.9)
-            )
+            values = learning_rate(1, 3, tiny.optim), 0.9
+            rates = (torch.tensor([value], dtype=torch.float64, device=cuda) for value in values)
             run_steps(state, jets.view(4, 1, 16, 30, 4), pack, (0,), *rates)
         made[name] = state.student.cpu()
     torch.testing.assert_close(made["graphs"], made["by hand"], atol=1e-5, rtol=0)
