@@ -112,7 +112,7 @@ def seeds_to_decide(
         return None
 
     def decides(n: int) -> bool:
-        shown = min_p(n, contrasts) <= alpha and _power_to_differ(n, mean, sd, alpha, contrasts) >= power
+        shown = mean != 0 and abs(mean) >= sd * detectable_effect(n, alpha, contrasts, power)
         return shown or _power_of_tost(n, mean, sd, margin, alpha / contrasts) >= power
 
     sizes = range(2, MAX_SEEDS + 1)
@@ -165,16 +165,6 @@ def exaggeration(n: int, alpha: float = 0.05, contrasts: int = 1) -> float:
     values = np.random.default_rng(n).standard_normal((SIMULATED_STUDIES, n)) + effect
     t = values.mean(axis=1) / values.std(axis=1, ddof=1) * math.sqrt(n)
     return float(values.mean(axis=1)[np.argsort(t)[SIMULATED_STUDIES // 2 :]].mean() / effect)
-
-
-def _power_to_differ(n: int, mean: float, sd: float, alpha: float, contrasts: int) -> float:
-    """Power to show a difference: simulated for few seeds, then that of a paired t-test, its far tail neglected."""
-    if sd == 0:
-        return float(mean != 0)
-    if n <= SIMULATED_UP_TO:
-        return _power_of_verdict(n, abs(mean) / sd, alpha, contrasts)
-    alpha /= contrasts
-    return _chance_above(float(special.stdtrit(n - 1, 1 - alpha / 2)), n, abs(mean) / sd * math.sqrt(n))
 
 
 def _power_of_tost(n: int, mean: float, sd: float, margin: float, alpha: float) -> float:
