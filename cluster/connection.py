@@ -45,6 +45,12 @@ QUIET = {
 }
 
 TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or the file ~/.ray/auth_token to what its nodes have"
+MAX_SOCKET_BYTES = 107
+"""Of the path of a Unix socket."""
+INNER = "r"
+"""Ray's own folder in that of a driver."""
+SOCKET_BYTES = len(f"/{INNER}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
+"""What is behind a driver's folder."""
 ENDING_S = 10.0
 """Ray's own processes have so long to end when they are killed, and then their files to go (assumed)."""
 
@@ -58,7 +64,7 @@ def connected(address: str | None) -> Iterator[None]:
     folder = None
     if address is None:
         folder = _session_folder()
-        options |= {"include_dashboard": False, "address": "local", "_temp_dir": str(folder)}
+        options |= {"include_dashboard": False, "address": "local", "_temp_dir": str(folder / INNER)}
     else:
         check_address(address)
         import cluster
@@ -112,13 +118,26 @@ def _in_one_line(said: logging.LogRecord) -> bool:
 def _session_folder() -> Path:
     """The folder of a Ray of this process alone, for sockets and logs; those of killed drivers are removed.
 
-    The path is short, as those of sockets must be.
+    Ray lets everybody write into its own folder, so it is inside one that nobody else may enter, from the first moment.
+
+    Raises ClusterError where it cannot be made, or its path is too long for sockets.
     """
     root = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
     for path in root.glob("jbot.*.tmp"):
-        if is_stale(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-    return root / temporary_name("jbot")
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if is_stale(path.name) and path.lstat().st_uid == os.getuid():
+                shutil.rmtree(path, ignore_errors=True)
+    folder = root / temporary_name("jbot")
+    if (excess := len(os.fsencode(folder)) + SOCKET_BYTES - MAX_SOCKET_BYTES) > 0:
+        rule = f"is too long by {excess} bytes for the sockets of Ray"
+        raise ClusterError(f"{root} {rule}: set RAY_TMPDIR to a shorter path")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        rule = f"Ray cannot write into {root} ({error.strerror})"
+        raise ClusterError(f"{rule}: set RAY_TMPDIR to another folder") from None
+    return folder
 
 
 def _processes_of(folder: Path) -> list[psutil.Process]:

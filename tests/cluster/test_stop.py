@@ -12,6 +12,8 @@ import psutil
 import pytest
 from helpers import ROOT
 
+from cluster import connection
+from cluster.resources import ClusterError
 from cluster.stop import held_back, stopped_by_sigterm
 from jbot.store.processes import is_pending
 
@@ -138,3 +140,26 @@ def left_of(pid: int) -> list:
         with contextlib.suppress(psutil.Error):
             found += [process.pid] if name in " ".join(process.cmdline()) else []
     return found
+
+
+def test_the_folder_of_ray_is_entered_by_nobody_else(monkeypatch):
+    """Ray makes its own folder writable for all; what is around it is not."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with connection.connected(None):
+        (folder,) = Path("/tmp").glob(f"jbot.{os.getpid()}-*.tmp")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert folder.stat().st_uid == os.getuid()
+        assert list((folder / connection.INNER).glob("session_*/sockets"))
+        sockets = [os.fsencode(path) for path in folder.rglob("*") if path.is_socket()]
+        assert sockets
+        assert max(map(len, sockets)) <= len(os.fsencode(folder)) + connection.SOCKET_BYTES
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "said"), [("x" * 90, "is too long by"), ("/proc/1", "set RAY_TMPDIR to another folder")]
+)
+def test_a_folder_that_ray_cannot_use_is_one_line_at_once(monkeypatch, tmp_path, root, said):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / root))
+    with pytest.raises(ClusterError, match=said), connection.connected(None):
+        pass
