@@ -62,7 +62,7 @@ def row_of(study: StudyRecords) -> Cells:
     pairs = [v.difference for v in found.verdicts if v.contrast.primary and v.difference.n > 1]
     if len(scores) < 2 or not pairs:
         return {"recipe": name, "n": len(scores)}
-    seconds = float(trials.loc[trials["state"] == "complete", "device_seconds"].mean())
+    seconds = float(trials.loc[trials["state"] == "complete", "device_seconds"].median())  # some meet other load
     spread = math.sqrt(np.mean([pair.sd**2 for pair in pairs]))
     alike, apart = (power.seeds_to_decide(mean, spread, MARGIN) or math.inf for mean in (0.0, MARGIN))
     null = next((v.difference for v in found.verdicts if v.null and v.difference.n > 1), None)
