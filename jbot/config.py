@@ -217,8 +217,7 @@ class OptimConfig:
         1.0, "learning rate falling to {:g} of itself", 0, 1, names={1.0: "learning rate constant after warm-up"}
     )
     """Share of `lr` in the last epoch, reached from the end of the warm-up along a cosine, set per epoch; the paper's
-    rate stays, 1. A rate that falls takes the noise of the last steps away: arms at one seed end nearer to each
-    other."""
+    rate stays, 1."""
     weight_decay: float = per_trial(1e-4, "weight decay {:g}", 0)
     beta1: float = per_trial(0.9, "AdamW’s beta1 {:g}", 0, 0.9999999)
     beta2: float = per_trial(0.999, "AdamW’s beta2 {:g}", 0, 0.9999999)

@@ -35,7 +35,7 @@ class Evidence:
     states: pd.DataFrame
     """(seed, arm)"""
     late: pd.Series
-    """Of each planned trial, whether it ran beyond the look that the study is decided at: it enters no mean."""
+    """Whether each planned trial ran beyond the look that the study is decided at, and so enters no mean."""
     arms: pd.DataFrame
     """One row per arm."""
     verdicts: list[Verdict]

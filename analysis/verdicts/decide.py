@@ -78,7 +78,7 @@ class DecidedStudy:
 
     @property
     def late(self) -> pd.Series:
-        """Of each trial whether it ran beyond the look: it enters no mean. Without looks an unfinished block does."""
+        """Whether each trial ran beyond the look, and so enters no mean. Without looks an unfinished block does."""
         trials = self.trials
         return ~trials["seed"].isin(self.judged) & (trials["state"] == "complete") & bool(self.look)
 
