@@ -26,7 +26,7 @@ from benchmarks.generation import generation
 from benchmarks.steps import Setting
 from benchmarks.timing import NotAvailable, Row
 from benchmarks.trainer import MODELS
-from jbot.cli import INTERRUPTED, Parser, bad_input
+from jbot.cli import INTERRUPTED, Parser, bad_input, docstring
 from jbot.data import hdf5
 from jbot.trainer.engines.select import ENGINES, find_engine
 from studies.presets import PRESETS
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = Parser(
         prog="python -m benchmarks.bench",
-        description=(__doc__ or "").splitlines()[0],
+        description=docstring(__file__).splitlines()[0],
         epilog="sections:\n" + "\n".join(f"  {name:12}{title}" for name, (title, _) in SECTIONS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -30,7 +30,7 @@ from benchmarks import report
 from benchmarks.scale_jets import chunks, one_file
 from benchmarks.scale_study import ARMS, study
 from cluster.tracking.pages import page
-from jbot.cli import Parser
+from jbot.cli import Parser, docstring
 from jbot.data.chunks import CHUNK
 from jbot.store.record import load_records
 from jbot.store.storage import Storage
@@ -289,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    made = Parser(prog="benchmarks.scale", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    made = Parser(prog="benchmarks.scale", description=docstring(__file__).splitlines()[0], allow_abbrev=False)
     made.add_argument("--trials", type=int, default=2000, help=f"a multiple of {ARMS} (default: 2000)")
     made.add_argument(
         "--node-trials", type=int, default=200, help="of each study of the sections nodes and unwatched (default: 200)"

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.connection import connected
 from cluster.doctor.nodes import alive_nodes, on_each
 from cluster.resources import ClusterError
-from jbot.cli import bad_input, program
+from jbot.cli import bad_input, docstring, program
 from jbot.data import DataError, generate, pythia
 from jbot.data.chunks import Chunk, Executor, Made, generate_chunk, save_chunk
 from jbot.messages import first_line
@@ -148,7 +148,7 @@ def wrong_generators(versions: dict[str, str]) -> str | None:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets on a cluster and say where they are. Exit codes: 0, 2 (bad request or cluster), 130."""
-    parser = generate.parser("python -m cluster.generate", __doc__ or "")
+    parser = generate.parser("python -m cluster.generate", docstring(__file__))
     parser.add_argument("--address", help="Ray cluster: auto, or host:port (default: Ray started on this machine)")
     options = parser.parse_args(arguments)
     try:

@@ -15,7 +15,7 @@ import time
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util import get_node_ip_address
 
-from jbot.cli import Parser, program
+from jbot.cli import Parser, docstring, program
 
 POLL_S = 10.0
 """Between questions (assumed)."""
@@ -49,7 +49,7 @@ def wait(address: str, minutes: float) -> str:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = Parser(prog="cluster.idle", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="cluster.idle", description=docstring(__file__).splitlines()[0])
     parser.add_argument("--address", required=True)
     parser.add_argument("--minutes", type=float, default=10.0)
     options = parser.parse_args(arguments)

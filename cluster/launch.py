@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from jbot.cli import BAD_INPUT, Parser, bad_input, program
+from jbot.cli import BAD_INPUT, Parser, bad_input, docstring, program
 from jbot.messages import first_line
 
 PLACEHOLDER = "CHANGE-ME"
@@ -162,7 +162,7 @@ def sky_problems(task: dict[str, Any]) -> Iterator[str]:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = Parser(prog="cluster.launch", description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(prog="cluster.launch", description=docstring(__file__).splitlines()[0])
     parser.add_argument("file", type=Path, nargs="+")
     bad = 0
     for path in parser.parse_args(arguments).file:

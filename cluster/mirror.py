@@ -9,7 +9,7 @@ import shlex
 import sys
 
 from cluster.tracking.pages import DEFAULT_UI, page
-from jbot.cli import Parser, bad_input, program
+from jbot.cli import Parser, bad_input, docstring, program
 from jbot.messages import first_line, one_line, without_secret
 from jbot.store.storage import RecordError, Storage, open_folder
 
@@ -39,7 +39,7 @@ def see(uri: str, storage: Storage, study: str) -> str:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 2 on bad input."""
-    parser = Parser(prog="python -m cluster.mirror", description=__doc__)
+    parser = Parser(prog="python -m cluster.mirror", description=docstring(__file__))
     parser.add_argument("folder", help="study folder, <storage>/<study>")
     parser.add_argument("--tracking-uri", help="MLflow server (default: mlflow.db beside the records)")
     options = parser.parse_args(arguments)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import atexit
 import functools
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from jbot.messages import one_line
@@ -27,6 +29,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program."""
         sys.exit(bad_input(f"{message}; {self.prog} --help lists what there is"))
+
+
+def docstring(file: str) -> str:
+    """The docstring of a module, from its file: `python -OO` leaves it out of the module itself."""
+    return ast.get_docstring(ast.parse(Path(file).read_text("utf-8"))) or ""
 
 
 def bad_input(problem: BaseException | str) -> int:

@@ -15,6 +15,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -185,6 +187,22 @@ def test_every_program_says_what_it_does_and_refuses_an_unknown_option_in_one_li
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
+
+
+WITHOUT_DOCSTRINGS = """
+import contextlib, importlib, io, sys
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    print(name, len(said.getvalue().split("\\n\\n")[1]) > 20)
+"""
+
+
+def test_programs_say_what_they_do_without_docstrings_and_assertions():
+    names = [name for name in programs() if not hasattr(importlib.import_module(name), "study")]
+    command = [sys.executable, "-OO", "-c", WITHOUT_DOCSTRINGS, *names]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert said.stdout.splitlines() == [f"{name} True" for name in names], said.stderr
 
 
 SETTINGS = st.tuples(st.sampled_from(FIELDS), WILD_TEXT).map("=".join) | WILD_TEXT

@@ -24,7 +24,7 @@ from cluster.doctor.facts import check_storage, code_digest, probe_node
 from cluster.doctor.findings import HERE, Finding, Node, evaluate
 from cluster.doctor.nodes import alive_nodes, ask_nodes, on_each
 from cluster.resources import ClusterError
-from jbot.cli import Parser, bad_input, program
+from jbot.cli import Parser, bad_input, docstring, program
 from jbot.data.jets import CLASSES, JetData, content_fingerprint
 from jbot.data.load import load_cached
 from jbot.messages import first_line, without_secret
@@ -123,7 +123,9 @@ def show(findings: Sequence[Finding]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Examine, print, and say by the exit code whether a study may start."""
     parser = Parser(
-        prog="python -m cluster.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m cluster.doctor",
+        description=docstring(__file__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--address", help="Ray cluster: auto, or host:port (default: this machine, without Ray)")
     parser.add_argument("--storage", default="results", help="folder or s3:// gs:// URI for records (default: results)")

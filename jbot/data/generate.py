@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jbot.cli import Parser, bad_input, program
+from jbot.cli import Parser, bad_input, docstring, program
 from jbot.data.chunks import Executor, generate_file
 from jbot.data.jets import CLASSES, DataError
 from jbot.data.pythia import Settings
@@ -20,7 +20,7 @@ from jbot.data.pythia import Settings
 @program
 def main(arguments: list[str] | None = None) -> int:
     """Generate jets, or take them from the cache, and say where they are. Exit codes: 0, 2 (bad request), 130."""
-    return run(parser("python -m jbot.data.generate", __doc__ or "").parse_args(arguments))
+    return run(parser("python -m jbot.data.generate", docstring(__file__)).parse_args(arguments))
 
 
 def run(options: argparse.Namespace, executor: Executor | None = None) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from jbot.cli import Parser, program
+from jbot.cli import Parser, docstring, program
 from jbot.data import hdf5
 from jbot.data.jets import CLASSES, N_PARTICLES, DataError, JetData, is_number
 
@@ -281,7 +281,7 @@ def report(data: JetData, checks: list[Check], console: Console) -> None:
 @program
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code: 0 passes, 1 departs, 2 bad input."""
-    parser = Parser(prog="python -m jbot.data.validate", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m jbot.data.validate", description=docstring(__file__).splitlines()[0])
     parser.add_argument("file", type=Path, help="a file in JetNet's layout, or a folder holding {q,g,w,z,t}.hdf5")
     parser.add_argument("--against", type=Path, help="second sample, for W1 distances")
     parser.add_argument("--fpnd-jets", type=int, default=3000, help="jets per class for FPND, at most 50000; 0: none")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jbot
-from jbot.cli import BAD_INPUT, Parser, bad_input
+from jbot.cli import BAD_INPUT, Parser, bad_input, docstring
 
 STUDIES = Path(__file__).parents[1]
 
@@ -96,7 +96,7 @@ def study_names() -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The tree: sub-commands with the line that says what each is for. Each parses what follows by itself."""
-    made = Parser(prog="jbot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(prog="jbot", description=docstring(__file__), formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--version", action="version", version=f"jbot {jbot.__version__}")
     tree: Any = made.add_subparsers(metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():

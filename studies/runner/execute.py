@@ -57,6 +57,8 @@ def run(study: Study, options: RunOptions, choose: Choose | None = None) -> int:
         return 0
     if not options.inline and find_spec("ray") is None:
         raise ClusterError("Ray is not installed: pip install 'jbot-studies[cluster]', or use --inline")
+    if not options.inline and sys.flags.optimize > 1:
+        raise ClusterError("Ray needs docstrings, which python -OO leaves out: use python -O, or --inline")
     view_uri(options, storage)  # refused before anything runs
     storage.remove_file(check_storage(storage))
     with lease(storage, plan.study, take_over=options.take_over, say=say):
