@@ -10,16 +10,18 @@ import search_spaces as search_spaces  # first: it finds our packages whatever f
 
 if TYPE_CHECKING:
     from jbot.store.plan import Contrast
+    from studies.presets import SMALL
     from studies.runner.cli import main
     from studies.runner.execute import run
     from studies.runner.options import RunOptions
     from studies.runner.study import Search, Study
 
-__all__ = ["Contrast", "RunOptions", "Search", "Study", "main", "run"]
+__all__ = ["SMALL", "Contrast", "RunOptions", "Search", "Study", "main", "run"]
 
 _HOMES = {
     "Contrast": "jbot.store.plan",
     "RunOptions": "studies.runner.options",
+    "SMALL": "studies.presets",
     "Search": "studies.runner.study",
     "Study": "studies.runner.study",
     "main": "studies.runner.cli",

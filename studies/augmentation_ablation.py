@@ -13,7 +13,7 @@ Read     physics - paper decides; what the paper's own augmentations are worth, 
 from math import pi
 
 from search_spaces import augmentation as axes
-from studies import Contrast, Study, main
+from studies import SMALL, Contrast, Study, main
 
 study = Study(
     name="augmentation_ablation",
@@ -44,7 +44,7 @@ study = Study(
     ),
     metric="test/anomaly_knn_auc",
     margin=0.01,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("paper", "none", "rotation", "rotation_smearing", "physics")),
+    arms_by_preset=dict.fromkeys(SMALL, ("paper", "none", "rotation", "rotation_smearing", "physics")),
 )
 
 if __name__ == "__main__":

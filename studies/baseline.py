@@ -26,7 +26,7 @@ study = Study(
         ),
     ),
     metric="test/knn_accuracy",
-    margin=0.02,
+    margin=0.01,
     seeds_by_preset={"quick": 8},
 )
 

@@ -19,7 +19,7 @@ study = Study(
     arms={"base": {}},
     contrasts=(),
     metric="test/knn_accuracy",
-    margin=0.02,
+    margin=0.01,
     search=Search(space=joint, cost_axes=COST),
 )
 

@@ -11,7 +11,7 @@ Read     The response curves say how flat the optimum is. Uniformity and spread 
 """
 
 from search_spaces.koleo import names, sweep
-from studies import Contrast, Study, main
+from studies import SMALL, Contrast, Study, main
 
 study = Study(
     name="koleo_sweep",
@@ -24,8 +24,8 @@ study = Study(
         Contrast(treatment="koleo_0.1_large", control="koleo_0.01_large"),
     ),
     metric="test/knn_accuracy",
-    margin=0.02,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), names(0.0, 1e-3, 1e-2, 1e-1)),
+    margin=0.01,
+    arms_by_preset=dict.fromkeys(SMALL, names(0.0, 1e-3, 1e-2, 1e-1)),
     seeds_by_preset={"quick": 3},
 )
 

@@ -12,7 +12,7 @@ Read     The verdict on momentum - random_count decides the question; the other 
 """
 
 from search_spaces.masking import SCHEME, ratio_ranges
-from studies import Contrast, Study, main
+from studies import SMALL, Contrast, Study, main
 
 RANGES = {
     "to_0.3": (0.0, 0.3),
@@ -36,8 +36,8 @@ study = Study(
         *(Contrast(treatment=f"momentum_{share}", control=f"random_count_{share}") for share in RANGES),
     ),
     metric="test/knn_accuracy",
-    margin=0.02,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("momentum", "random_count", "random", "geometric")),
+    margin=0.01,
+    arms_by_preset=dict.fromkeys(SMALL, ("momentum", "random_count", "random", "geometric")),
 )
 
 if __name__ == "__main__":

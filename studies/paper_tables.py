@@ -12,7 +12,7 @@ Read     paper_tables.html: paper, ours and each spread, line under line. Only p
 """
 
 from jbot.config import JBOT_B
-from studies import Contrast, Study, main
+from studies import SMALL, Contrast, Study, main
 
 LABELS = {"finetune.fractions": (0.1, 1.0)}
 FIVE, TOP = {"data.task": "all", **LABELS}, {"data.task": "tqg", **LABELS}
@@ -33,8 +33,8 @@ study = Study(
     metric="test/knn_accuracy",
     margin=0.01,
     against_paper=True,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("S_all", "S_tqg", "S_qg")),
-    seeds_by_preset={"quick": 3},
+    arms_by_preset=dict.fromkeys(SMALL, ("S_all", "S_tqg", "S_qg")),
+    seeds_by_preset={"quick": 3, "laptop": 5},
 )
 
 if __name__ == "__main__":

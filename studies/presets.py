@@ -24,6 +24,17 @@ class Preset:
     gpus: float = 0.0
 
 
+STEADY = {
+    "optim.lr": 1e-3,
+    "optim.warmup_epochs": 1,
+    "teacher.ema_momentum": 0.998,
+    "teacher.ema_final": 0.998,
+    "train.precision": "bf16",
+}
+"""What the small presets change of the paper's recipe. A rate this low and a slow teacher make trials of one seed
+comparable: with twice the rate a change in the seventh digit moves the accuracy by .02. The teacher's window, 500 steps,
+stays as it is, since in so few steps one that grows to the end holds the student back."""
+
 PRESETS = {
     "smoke": Preset(
         about="proves the path, answers nothing",
@@ -42,19 +53,34 @@ PRESETS = {
         seeds=2,
     ),
     "quick": Preset(
-        about="15,000 jets in all, for two cores and some minutes",
+        about="25,000 jets in all, for two cores and ten minutes",
         base={
-            "data.train_jets": 10_000,
+            "data.train_jets": 16_000,
             "data.val_jets": 1_500,
-            "data.test_jets": 3_500,
-            "optim.warmup_epochs": 2,
-            "optim.lr": 2e-3,
-            "train.batch": 16,
+            "data.test_jets": 7_500,
+            "train.batch": 32,
             "train.epochs": 8,
             "probe.every": 2,
-            "probe.bank_jets": 5_000,
+            "probe.bank_jets": 16_000,
             "finetune.epochs": 30,
-            "finetune.batch": 16,
+            "finetune.batch": 32,
+            **STEADY,
+        },
+        seeds=6,
+    ),
+    "laptop": Preset(
+        about="130,000 jets in all, near the accuracy of the paper: two core minutes a trial",
+        base={
+            "data.train_jets": 100_000,
+            "data.val_jets": 5_000,
+            "data.test_jets": 25_000,
+            "train.batch": 64,
+            "train.epochs": 6,
+            "probe.every": 2,
+            "probe.bank_jets": 20_000,
+            "finetune.epochs": 30,
+            "finetune.batch": 64,
+            **STEADY,
         },
         seeds=6,
     ),
@@ -64,13 +90,13 @@ PRESETS = {
             "data.train_jets": 100_000,
             "data.val_jets": 10_000,
             "data.test_jets": 25_000,
-            "optim.warmup_epochs": 2,
-            "optim.lr": 2e-3,
             "train.batch": 256,
             "train.epochs": 20,
             "probe.every": 4,
             "finetune.epochs": 25,
             "finetune.batch": 256,
+            **STEADY,
+            "optim.lr": 2e-3,
         },
         seeds=8,
         cpus=2.0,
@@ -84,6 +110,10 @@ PRESETS = {
         gpus=1.0,
     ),
 }
+
+
+SMALL = ("smoke", "quick", "laptop")
+"""Presets of a size at which studies run the arms of their main contrasts alone."""
 
 
 def get_preset(name: str) -> Preset:

@@ -27,14 +27,14 @@ study = Study(
         Contrast(treatment="B_x1", control="S_x1"),
     ),
     metric="test/knn_accuracy",
-    margin=0.02,
+    margin=0.01,
     arms_by_preset={
         "smoke": ("S_x1", "S_x0.2", "S_x0.2_steps", "S_x0.4", "S_x0.4_steps", "XS_x1"),
-        "quick": (*names(["S"], largest=2), "XS_x1", "M_x1", "B_x1"),
+        **dict.fromkeys(("quick", "laptop"), (*names(["S"], largest=2), "XS_x1", "M_x1", "B_x1")),
         "gpu": names(MODELS, largest=10),
         "paper": names(MODELS, largest=4),
     },
-    seeds_by_preset={"quick": 3, "gpu": 3, "paper": 3},
+    seeds_by_preset={"quick": 3, "laptop": 3, "gpu": 3, "paper": 3},
 )
 
 if __name__ == "__main__":

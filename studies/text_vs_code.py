@@ -10,7 +10,7 @@ Command  python studies/text_vs_code.py                            some ten minu
 Read     The verdict on code - text; each alone is exploratory. Those that cannot be arms: docs/studies/text_vs_code.md.
 """
 
-from studies import Contrast, Study, main
+from studies import SMALL, Contrast, Study, main
 
 SMEAR = {"augment.smear_variant": "reference"}
 SPLIT = {"augment.split_variant": "reference"}
@@ -26,8 +26,8 @@ study = Study(
         *(Contrast(treatment=slip, control="text") for slip in SLIPS),
     ),
     metric="test/knn_accuracy",
-    margin=0.02,
-    arms_by_preset=dict.fromkeys(("smoke", "quick"), ("text", "split", "padding", "smear_padding", "code")),
+    margin=0.01,
+    arms_by_preset=dict.fromkeys(SMALL, ("text", "split", "padding", "smear_padding", "code")),
 )
 
 if __name__ == "__main__":
