@@ -1,6 +1,7 @@
 """The C++ kernel computes what the plain model computes, forward and backward, for any shape."""
 
 import functools
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,28 @@ def test_threads_change_nothing_but_rounding(precision):
     together, split = _both(kernel, case), _in_threads(kernel, case)
     assert torch.equal(together[0], split[0])
     _close(split[2], together[2], 1e-5)
+
+
+@pytest.mark.skipif("x86_64" not in platform.machine(), reason="AMX is an extension of x86")
+def test_a_system_that_does_not_lend_amx_gets_the_kernel_without(monkeypatch):
+    loaded, load = [], fused._load
+
+    def refuse_first(path):
+        loaded.append(path)
+        library = load(path)
+        if len(loaded) == 1:
+            library.jbot_ready = lambda: 0
+        return library
+
+    case = _case({})
+    lent = _both(_kernel(case[0], 30, "bf16"), case)
+    monkeypatch.setattr(fused, "_load", refuse_first)
+    without = _both(Kernel(case[0], 30, "bf16"), case)
+    assert len(set(loaded)) == 2
+    # One arithmetic, but for the order of sums: seldom a factor then rounds to its neighbour, 2^-8 apart.
+    _close(without[0], lent[0], 2**-8)
+    assert (without[0] - lent[0]).abs().median() < 1e-5
+    _close(without[2], lent[2], 2**-6)
 
 
 def test_a_trial_does_not_see_its_pack():
