@@ -18,8 +18,8 @@ MODELS: dict[str, dict[str, Any]] = {
 has (B: 10), with d / 2 outputs of the projection head as both have."""
 
 SIZES = tuple(map(Fraction, ("2/125", "1/25", "2/25", "1/5", "2/5", "1", "2", "4", "10")))
-"""Training jets, to the base's. Steps of 2 and 2.5, nearly even on a log axis, and every one of 80,000, 2,000,000 and
-56,000,000 jet passes (the presets quick, gpu and paper) divides into whole epochs; powers of 2 do not."""
+"""Training jets, to the base's. Steps of 2 and 2.5, nearly even on a log axis, and 128,000, 600,000, 2,000,000 and
+56,000,000 jet passes (the presets quick, laptop, gpu and paper) divide into whole epochs; powers of 2 do not."""
 
 
 def arms(base: Config) -> dict[str, dict[str, Any]]:
@@ -50,9 +50,11 @@ def jets(base: Config, size: Fraction) -> dict[str, Any]:
 
 def epochs(base: Config, size: Fraction) -> dict[str, Any]:
     """Overrides that keep the base's optimiser steps: epochs, those of warm-up, and those between probes."""
+    warmup = base.optim.warmup_epochs
     return {
         "train.epochs": max(1, round(base.train.epochs / size)),
-        "optim.warmup_epochs": max(min(1, base.optim.warmup_epochs), round(base.optim.warmup_epochs / size)),
+        # A single epoch of warm-up is none, as the rate is set once an epoch.
+        "optim.warmup_epochs": max(1, round(warmup / size)) if warmup > 1 else warmup,
         "probe.every": max(1, round(base.probe.every / size)),
     }
 

@@ -1,7 +1,7 @@
 """The sizes in which every study can be run: changes to the paper's settings (the defaults of Config).
 
-The paper's batch and rate need some 55,000 steps; at laptop size they stay near the untrained encoder. So the small
-presets use small batches, which KoLeo and the centres feel: the report names the preset.
+The paper's batch and rate need some 55,000 steps; in a few core minutes they stay near the untrained encoder. So the
+small presets use small batches, which KoLeo and the centres feel: the report names the preset.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ STEADY = {
     "train.precision": "bf16",
 }
 """What the small presets change of the paper's recipe. A rate this low and a slow teacher make trials of one seed
-comparable: with twice the rate a change in the seventh digit moves the accuracy by .02. The teacher's window, 500 steps,
-stays as it is, since in so few steps one that grows to the end holds the student back."""
+comparable: with twice the rate a change in the seventh digit moves the accuracy by .02. The teacher's window stays at
+500 steps, since in so few steps one that grows to the end holds the student back."""
 
 PRESETS = {
     "smoke": Preset(
@@ -58,13 +58,15 @@ PRESETS = {
             "data.train_jets": 16_000,
             "data.val_jets": 1_500,
             "data.test_jets": 7_500,
-            "train.batch": 32,
+            "train.batch": 16,
             "train.epochs": 8,
             "probe.every": 2,
             "probe.bank_jets": 16_000,
             "finetune.epochs": 30,
-            "finetune.batch": 32,
+            "finetune.batch": 16,
             **STEADY,
+            "teacher.ema_momentum": 0.996,
+            "teacher.ema_final": 0.996,
         },
         seeds=6,
     ),

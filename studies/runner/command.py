@@ -34,6 +34,7 @@ COMMANDS = {
     "all": Command("run every study, if wanted within a budget", "studies.all"),
     "report": Command("make the report of a study again", "analysis.report.build"),
     "index": Command("make the page of all questions", "analysis.index.page"),
+    "answers": Command("make the pages of answers from archives of their records", "analysis.answers"),
     "paper": Command("make the paper's tables beside ours", "analysis.paper.tables"),
     "compare": Command("compare the studies of two storages", "analysis.compare"),
     "export": Command("write records as tables", "analysis.export"),

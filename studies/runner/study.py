@@ -56,7 +56,9 @@ class Search:
     """The objective `accuracy`: a column of the learning curves, of validation jets."""
     objectives: tuple[str, ...] = ("accuracy",)
     """One, with pruning; or several, without. The winner is the best by the first."""
-    points: Mapping[str, int] = field(default_factory=lambda: {"smoke": 6, "quick": 24, "gpu": 100, "paper": 200})
+    points: Mapping[str, int] = field(
+        default_factory=lambda: {"smoke": 6, "quick": 24, "laptop": 24, "gpu": 100, "paper": 200}
+    )
     """By preset."""
     reduction: int = 2
     """At each rung the best 1 / reduction go on. Optuna's 4 would leave two of 24 points whole."""

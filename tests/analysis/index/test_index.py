@@ -105,14 +105,14 @@ def test_a_decided_question_says_so_with_size_data_and_n(tmp_path):
     assert (entry.word, entry.tone) == ("Better", "better")
     assert entry.sentences[0].startswith("momentum is better than random_count by 0.05")
     assert entry.where.endswith("preset quick, n = 6")
-    # 10,000 jets x 8 epochs of the paper's 700,000 x 80.
-    assert entry.facts["Size"] == "preset quick: 10,000 jets × 8 epochs, jBOT-S; 0.14% of the paper’s training"
+    # 16,000 jets x 8 epochs of the paper's 700,000 x 80.
+    assert entry.facts["Size"] == "preset quick: 16,000 jets × 8 epochs, jBOT-S; 0.23% of the paper’s training"
     assert entry.facts["Seeds"] == "6 of 6 compared; ended: 12 of 12 trials"
     assert entry.facts["Took"] == hours_text(12 * 25 / 3600, "core")
     assert entry.missing == []
     text = page_of(tmp_path)
     assert "1 decided, 7 without an answer" in text
-    assert "the largest training had 0.14% of its jet passes" in text
+    assert "the largest training had 0.23% of its jet passes" in text
 
 
 def test_smoke_size_is_never_quoted_as_an_answer(tmp_path):
@@ -294,7 +294,7 @@ def test_an_earlier_plan_that_has_more_to_say_is_quoted_as_such(tmp_path):
     simulate(tmp_path, masking_plan(), helped(0.05))
     shutil.move(tmp_path / "masking_ablation", tmp_path / "masking_ablation-0123abcd")
     nothing = {(arm, seed): None for arm in MASKING for seed in range(6)}
-    simulate(tmp_path, masking_plan(base={"optim.lr": 1e-3}), helped(0), nothing)
+    simulate(tmp_path, masking_plan(base={"optim.lr": 3e-3}), helped(0), nothing)
     entry = masking(tmp_path)
     assert entry.word == "Better"
     assert "earlier plan, kept in masking_ablation-0123abcd" in entry.notices[0]
@@ -405,7 +405,7 @@ def test_trials_are_priced_by_equal_ones_then_by_jets_of_the_same_model(tmp_path
     found = simulate(tmp_path, plan, helped(0))
     prices = Prices(found.study.records.values())
     assert prices.of_block(plan, "core") == pytest.approx({"momentum": 25 / 3600, "random_count": 25 / 3600})
-    longer = masking_plan(seeds=1, base={"data.train_jets": 20_000})
+    longer = masking_plan(seeds=1, base={"data.train_jets": 32_000})
     assert prices.of_block(longer, "core")["momentum"] == pytest.approx(50 / 3600)
     assert prices.of_block(masking_plan(base={"model.dim": 64}), "core")["momentum"] is None
     assert prices.of_block(plan, "GPU")["momentum"] is None
