@@ -108,7 +108,9 @@ def _registered(runs: Runs, info: pages.StudyInfo) -> tuple[dict[str, str], dict
         text = f"{info.question}\n\nThe best encoder of each arm, by the alias of its name."
         model = client.create_registered_model(name, tags={"study": name}, description=text)
     registered = pages_of(functools.partial(client.search_model_versions, f"name = '{name}'", max_results=200))
-    versions = {one.tags["trial_id"]: str(one.version) for one in registered if "trial_id" in one.tags}
+    here = ("models:/", runs.location)  # of a storage that was moved, the others' files are elsewhere
+    whole = [one for one in registered if "trial_id" in one.tags and one.source.startswith(here)]
+    versions = {one.tags["trial_id"]: str(one.version) for one in whole}
     return versions, {alias: str(version) for alias, version in model.aliases.items()}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ class Runs:
         import mlflow
 
         self.uri, self.client = uri, mlflow.MlflowClient(tracking_uri=uri)
-        self.experiment = self._open(name)
+        self.experiment, self.location = self._open(name)
         self.known: dict[tuple[str, str], Run] = {}
         """By role and key."""
         self._find()
@@ -145,21 +148,32 @@ class Runs:
             if (role, key) not in keep and not run.tags["role"].startswith(EARLIER):
                 self.log(run, tags={"role": f"{EARLIER}{role}"})
 
-    def _open(self, name: str) -> str:
+    def _open(self, name: str) -> tuple[str, str]:
+        """Id of the experiment, and where its artifacts lie."""
         from mlflow.exceptions import MlflowException
 
-        if experiment := self.client.get_experiment_by_name(name):
-            return experiment.experiment_id
         folder = None  # left to the server; with a SQLite file beside it, not where the study was started
         if self.uri.startswith("sqlite:///"):
             beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent
             folder = (beside / "mlflow_artifacts" / name).as_uri()
-        try:
-            return self.client.create_experiment(name, artifact_location=folder)
-        except MlflowException:  # another process has just made it, or this one did by a request that was asked twice
-            if experiment := self.client.get_experiment_by_name(name):
-                return experiment.experiment_id
-            raise
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment and folder and _is_elsewhere(experiment.artifact_location, folder):
+            # The storage was moved or copied. MLflow would write to the old place, and make it anew.
+            earlier = f"{name} until {datetime.now():%Y-%m-%d %H:%M:%S}"
+            self.client.rename_experiment(experiment.experiment_id, earlier)
+            words = (
+                f"MLflow's experiment {name} has its files in {experiment.artifact_location}, not beside its database"
+            )
+            print(f"{words}: it is called {earlier!r} now, and one here is made from the records", file=sys.stderr)
+            experiment = None
+        if experiment is None:
+            try:
+                experiment = self.client.get_experiment(self.client.create_experiment(name, artifact_location=folder))
+            except MlflowException:  # another process has just made it, or this one did by a request asked twice
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        return experiment.experiment_id, experiment.artifact_location
 
     def _find(self, query: str = "tags.key != ''") -> None:
         """Runs of the experiment that are ours; all of them in few queries, however many trials there are.
@@ -175,6 +189,13 @@ class Runs:
             if known.id != run.id:
                 self.known[key], duplicate = sorted((known, run), key=lambda one: (one.start, one.id))
                 self.client.delete_run(duplicate.id)
+
+
+def _is_elsewhere(location: str, folder: str) -> bool:
+    """Whether two locations are folders, and not the same by another path."""
+    one, other = (urllib.parse.urlsplit(uri) for uri in (location, folder))
+    paths = [Path(urllib.parse.unquote(uri.path)).resolve() for uri in (one, other)]
+    return one.scheme == other.scheme == "file" and paths[0] != paths[1]
 
 
 def pages_of(search: Callable[..., Any]) -> Iterator[Any]:

@@ -229,6 +229,25 @@ def saved(client, experiment, key):
     return content["name"], json.loads(content["state"])
 
 
+def test_a_storage_that_was_moved_has_its_view_there_and_nothing_at_the_old_place(tmp_path, tiny_data, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    Case(old, tiny_data).run()
+    assert mirror([str(old / "view_test_smoke")]) == 0
+    old.rename(new)
+    (tmp_path / "same").symlink_to(new)  # another path to it is not another place
+    capsys.readouterr()
+    for folder, said in ((new, 1), (new, 0), (tmp_path / "same", 0)):
+        assert mirror([str(folder / "view_test_smoke")]) == 0
+        assert capsys.readouterr().err.count("one here is made from the records") == said
+    moved = Case(new, tiny_data)
+    assert not old.exists()
+    assert len(moved.runs()) == 2
+    assert all(run.info.artifact_uri.startswith(new.as_uri()) for run in moved.runs())
+    for arm in ("on", "off"):
+        model = moved.client.get_model_version_by_alias("view_test_smoke", arm)
+        assert model.source.startswith(new.as_uri())
+
+
 def test_the_experiment_opens_as_training_with_views_of_the_studys_metric(case):
     view = View(case.uri, case.info, case.storage)
     tags = view.runs.client.get_experiment(view.runs.experiment).tags
