@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -139,12 +140,13 @@ class Study:
             raise ConfigError(f"study {self.name} has the same contrast twice")
 
     def _check_arms(self, arms: Arms) -> None:
-        if not isinstance(arms, Mapping) or len(arms) > MAX_ARMS:
-            got = f"{len(arms):,}" if isinstance(arms, Mapping) else f"{arms!r:.80}"
+        names = list(itertools.islice(arms, MAX_ARMS + 1)) if isinstance(arms, Mapping) else []  # it may never end
+        if not isinstance(arms, Mapping) or len(names) > MAX_ARMS:
+            got = f"{len(names):,} or more" if names else f"{arms!r:.80}"
             raise ConfigError(f"arms of study {self.name} must be up to {MAX_ARMS:,} names with overrides, got {got}")
-        for name, changes in arms.items():
+        for name in names:
             _check_name(name)
-            if not isinstance(changes, Mapping):
+            if not isinstance(changes := arms[name], Mapping):
                 raise ConfigError(f"arm {name!r} must be a mapping of fields to values, got {changes!r:.80}")
         for contrast in self.contrasts:
             for arm in (contrast.treatment, contrast.control):

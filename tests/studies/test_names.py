@@ -1,6 +1,12 @@
 """What a study file and a command line may name: one line and exit code 2, before anything is written."""
 
+import itertools
+import subprocess
+import sys
+from collections.abc import Mapping
+
 import pytest
+from helpers import ROOT
 
 from cluster.mirror import default_tracking_uri
 from cluster.tracking.registry import alias_names
@@ -10,6 +16,19 @@ from jbot.store.storage import RecordError, Storage, open_folder
 from studies import RunOptions, Study, run
 from studies.runner.command import run_study
 from studies.runner.console import view_uri
+
+
+class Endless(Mapping):
+    """Arms without end, which says that it is one."""
+
+    def __iter__(self):
+        return (f"a{number}" for number in itertools.count())
+
+    def __getitem__(self, name):
+        return {}
+
+    def __len__(self):
+        return 1
 
 
 def study(**changes):
@@ -30,7 +49,8 @@ def study(**changes):
         ({"name": "trials"}, "must not be called trials"),
         ({"name": "mlflow.db"}, r"must not be called mlflow\.db"),
         ({"arms": {"../x": {}}}, "got '../x'"),
-        ({"arms": {f"a{i}": {} for i in range(20_000)}}, "up to 1,000 names with overrides, got 20,000"),
+        ({"arms": {f"a{i}": {} for i in range(20_000)}}, "up to 1,000 names with overrides, got 1,001 or more"),
+        ({"arms": Endless()}, "up to 1,000 names with overrides, got 1,001 or more"),
         ({"arms": {"base": 3}}, "arm 'base' must be a mapping of fields to values, got 3"),
         ({"arms": ["base"]}, "arms of study s must be a mapping, or a function"),
         ({"contrasts": ["a - b"]}, "contrasts of study s must be a tuple of Contrasts"),
@@ -75,6 +95,17 @@ def test_a_study_file_with_a_syntax_error_is_named(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"error: {path}, line 2" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["jbot.py", "ray.py"])
+def test_a_study_file_may_have_the_name_of_a_package(tmp_path, name):
+    path = tmp_path / name
+    text = (ROOT / "studies/precision.py").read_text().replace('name="precision"', 'name="own"')
+    path.write_text(text)
+    for command in ([str(path)], ["-m", "studies.runner.command", "study", str(path)]):
+        words = [sys.executable, *command, "--preset", "smoke", "--dry-run", "--storage", str(tmp_path / "out")]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.parametrize("address", ["", "  ", "a\0b", "a\nb", "caf\udce9"])
