@@ -191,6 +191,26 @@ def save_study(
     storage.write_json(f"{plan.study}/{FILE}", content)
 
 
+def move_other_plan(storage: Storage, plan: Plan, fingerprint: str | None) -> str | None:
+    """Copy what stands in the place of a plan's ``study.json``, if it is of another plan or other jets, to a folder of
+    its own; returns the name of that.
+
+    Raises RecordError when it is no study.
+    """
+    name = f"{plan.study}/{FILE}"
+    if not storage.exists(name):
+        return None
+    content = storage.read_json(name)
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise RecordError(f"{storage.uri}/{name} is not a study; move it away")
+    identity = [content.get("plan_hash"), content["data"].get("fingerprint")]
+    if identity == [plan.hash, fingerprint]:
+        return None
+    folder = f"{plan.study}-{digest(identity, 8)}"
+    storage.write_json(f"{folder}/{FILE}", content)
+    return folder
+
+
 def load_study(folder: str) -> StudyRecords:
     """Read a study folder, ``<storage>/<study>``, and the records of its trials.
 

@@ -16,10 +16,9 @@ from cluster.progress import StudyProgress
 from cluster.resources import ClusterError
 from cluster.scheduling.grids import run_grids
 from cluster.scheduling.run import cleanup, open_trials
-from jbot.config import digest
 from jbot.data import DataError, Jets
 from jbot.messages import first_line
-from jbot.store.plan import FILE, Plan, load_study, save_study
+from jbot.store.plan import Plan, load_study, move_other_plan, save_study
 from jbot.store.record import TrialSpec, load_records, load_whole_records
 from jbot.store.storage import RecordError, Storage
 from studies.runner.author_checkpoints import evaluate_checkpoints, find_checkpoints
@@ -159,16 +158,7 @@ def needed(plan: Plan, specs: list[TrialSpec], storage: Storage) -> list[TrialSp
 
 def keep_other_plan(storage: Storage, plan: Plan, data: Jets) -> None:
     """Another plan of this name, or the same with other jets, moves to a folder of its own; its records stay."""
-    name = f"{plan.study}/{FILE}"
-    if not storage.exists(name):
-        return
-    content = storage.read_json(name)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
-        raise RecordError(f"{storage.uri}/{name} is not a study; move it away")
-    identity = [content.get("plan_hash"), content["data"].get("fingerprint")]
-    if identity != [plan.hash, data.whole]:
-        folder = f"{plan.study}-{digest(identity, 8)}"
-        storage.write_json(f"{folder}/{FILE}", content)
+    if folder := move_other_plan(storage, plan, data.whole):
         say(f"[yellow]plan or jets have changed[/]: the earlier study is now {storage.uri}/{folder}")
 
 
