@@ -20,11 +20,14 @@ BAD_INPUT, INTERRUPTED = 2, 130
 class Parser(argparse.ArgumentParser):
     """As argparse has it; a bad option is one line too, without the usage before it.
 
-    As a sub-command of `jbot`, which leaves ``jbot <name>`` in `sys.argv`, it goes by that name.
+    As a sub-command of `jbot`, which leaves ``jbot <name>`` in `sys.argv`, it goes by that name; a sub-command of that
+    has its own word after it.
     """
 
     def __init__(self, *, prog: str | None = None, **how: Any):
-        super().__init__(prog=sys.argv[0] if sys.argv[0].startswith("jbot ") else prog, **how)
+        called = sys.argv[0]
+        own = called.startswith("jbot ") and not (prog or "").startswith(f"{called} ")
+        super().__init__(prog=called if own else prog, **how)
 
     def error(self, message: str) -> NoReturn:
         """End the program."""
