@@ -38,7 +38,7 @@ def test_backup_restore_and_upgrade_as_the_page_has_them(tmp_path):
     plan = make_plan({"base": {}, "more": {"mask.ratio_high": 0.8}}, seeds=2, study="masking_ablation")
     simulate(tmp_path / "results", plan, lambda config, seed, rng: rng.uniform(0.4, 0.6))
     plain = [block for block in BLOCKS if not any(name in block for name in DATABASES)]
-    assert len(plain) == 4
+    assert len(plain) == 5
     for block in plain:
         shell(block, tmp_path)
     kept, back = ({path.relative_to(folder) for path in folder.rglob("*.json")} for folder in

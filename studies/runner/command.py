@@ -39,6 +39,7 @@ COMMANDS = {
     "compare": Command("compare the studies of two storages", "analysis.compare"),
     "export": Command("write records as tables", "analysis.export"),
     "pictures": Command("draw the figures of trials", "analysis.pictures"),
+    "store": Command("pack trials into one file, unpack it anywhere, merge storages", "jbot.store.command"),
     "mirror": Command("rebuild the MLflow view from the records", "cluster.mirror"),
     "doctor": Command("check this machine, a storage or a cluster", "cluster.doctor.command"),
     "launch": Command("check launch files before a cloud is paid for what is wrong in them", "cluster.launch"),
