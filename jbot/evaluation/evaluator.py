@@ -172,7 +172,7 @@ class Evaluator:
         return found if self.signal is None else found | self._signal_point(state, self.signal, bank, val)
 
     def _signal_point(self, state: TrainState, signal: LabeledJets, bank: Tensor, val: Tensor) -> Metrics:
-        """AUC of each published score on each signal, and on overlays of validation jets, which need no signal.
+        """AUC of each standard score on each signal, and on overlays of validation jets, which need no signal.
 
         Nothing where the embedding cannot be scored, as that of a collapsed encoder.
         """

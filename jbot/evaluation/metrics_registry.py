@@ -98,17 +98,20 @@ ANOMALY_CURVE = tuple(name for name in CURVE if not name.startswith("rejection")
 PROBES = {"knn": "k-NN", "linear": "linear probe"}
 TUNED = {"finetune": "fine-tuning", "supervised": "supervised baseline"}
 """Trained on a share of the labels: ``finetune_10``."""
-PUBLISHED_SCORES = {
+STANDARD_SCORES = {
     "knn": "k-NN",
     "cosine": "cosine",
+    "knn_whitened": "whitened k-NN",
     "mahalanobis": "Mahalanobis",
     "mahalanobis_labels": "Mahalanobis with labels",
     "relative_mahalanobis_labels": "relative Mahalanobis with labels",
     "gmm": "Gaussian mixture",
 }
+"""Measured of every encoder: those of the released code, on the embedding, and the k-NN distance where no direction of
+it outweighs the others."""
 REFERENCE_SCORES = {"lof": "local outlier factor", "isolation_forest": "isolation forest", "autoencoder": "autoencoder"}
-"""What the published scores should beat; measured with `anomaly.scan` only."""
-ANOMALY_SCORES = PUBLISHED_SCORES | REFERENCE_SCORES
+"""What those should beat; measured with `anomaly.scan` only."""
+ANOMALY_SCORES = STANDARD_SCORES | REFERENCE_SCORES
 PARTICLE_SCORES = ("autoencoder",)
 """Made of the particles themselves; all others are of the embedding."""
 BACKGROUND = ("q", "g")
@@ -305,7 +308,7 @@ def metric_names(config: Config) -> list[str]:
 def anomaly_names(scan: bool = False) -> list[str]:
     """Names of what jbot.evaluation.anomaly.detect finds; with particles, as a scan has an autoencoder then."""
     measures = ANOMALY_CURVE + (("chosen_auc", "oracle_auc", "optimism") if scan else ())
-    scores = ANOMALY_SCORES if scan else PUBLISHED_SCORES
+    scores = ANOMALY_SCORES if scan else STANDARD_SCORES
     return list(itertools.starmap(anomaly_name, itertools.product(scores, measures, SIGNALS)))
 
 

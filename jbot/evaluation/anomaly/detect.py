@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 
 from jbot.data.jets import CLASSES
 from jbot.evaluation.anomaly.scores import (
-    PUBLISHED,
     SCORES,
+    STANDARD,
     AnomalyError,
     Bank,
     Embedded,
@@ -80,7 +80,7 @@ def detect(
     selection : SelectionSignal, optional
         Also choose settings on it, and find the oracle's.
     scores : sequence of str, optional
-        Names in `SCORES`. By default the published ones; with a selection also LOF, isolation forest and, when there
+        Names in `SCORES`. By default the standard ones; with a selection also LOF, isolation forest and, when there
         are particles, the autoencoder.
     signals : sequence of str
         What is reported, of `SIGNALS`.
@@ -104,7 +104,7 @@ def detect(
         of_particles = selection is not None and all(
             some.particles is not None for some in (train, test, selection.background, selection)
         )
-        every = SCORES if selection is not None else PUBLISHED
+        every = SCORES if selection is not None else STANDARD
         scores = [name for name in every if of_particles or not SCORES[name].uses_particles]
     published = {name: bank.fit(name)(jets) for name in scores}
     values: dict[str, Measured] = {}

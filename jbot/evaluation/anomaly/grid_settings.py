@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from jbot import TRAINER_VERSION
 from jbot.config import digest
 from jbot.evaluation.anomaly import AnomalyError
-from jbot.evaluation.metrics_registry import ANOMALY_SCORES, PARTICLE_SCORES, PUBLISHED_SCORES
+from jbot.evaluation.metrics_registry import ANOMALY_SCORES, PARTICLE_SCORES, STANDARD_SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnomalyGrid:
     """What is varied. Settings of each score are those of its own grid in jbot.evaluation.anomaly.scores."""
 
-    scores: tuple[str, ...] = tuple(PUBLISHED_SCORES)
+    scores: tuple[str, ...] = tuple(STANDARD_SCORES)
     as_it_is: tuple[str, ...] = ("knn", "mahalanobis", "mahalanobis_labels", "relative_mahalanobis_labels")
     """Scores that are also made of embeddings that are not projected on the unit sphere: those where it costs
     little."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from jbot.config import Config
 from jbot.data import JetData, split
 from jbot.evaluation.anomaly.scores import (
-    PUBLISHED,
+    STANDARD,
     AnomalyError,
     Bank,
     Embedded,
@@ -139,7 +139,7 @@ def selection_auc(fitted: Fitted, background: Jets, selection: Jets) -> float:
     return float(share_below(fitted(selection), fitted(background)).mean())
 
 
-def choose_all(bank: Bank, selection: SelectionSignal, names: Sequence[str] = PUBLISHED) -> dict[str, Settings]:
+def choose_all(bank: Bank, selection: SelectionSignal, names: Sequence[str] = STANDARD) -> dict[str, Settings]:
     """Settings of each score, chosen on this signal."""
     background = bank.jets(selection.background.embedding, selection.background.particles)
     signal = bank.jets(selection.embedding, selection.particles)
@@ -179,7 +179,7 @@ def check_blind(selection: SelectionSignal, signals: Sequence[str]) -> None:
 
 
 def overlay_aucs(
-    train: Embedded, selection: SelectionSignal, bank_jets: int, seed: int, names: Sequence[str] = PUBLISHED
+    train: Embedded, selection: SelectionSignal, bank_jets: int, seed: int, names: Sequence[str] = STANDARD
 ) -> dict[str, float]:
     """AUC of scores at published settings on a selection signal, by score; the bank is drawn from `train`."""
     bank = draw_bank(train, bank_jets, seed)

@@ -16,7 +16,7 @@ from sklearn.neural_network import MLPRegressor
 
 from jbot.evaluation.anomaly.autoencoder import BATCH, HIDDEN, LEARNING_RATE
 from jbot.evaluation.anomaly.detect import detect
-from jbot.evaluation.anomaly.scores import MIN_BANK, PUBLISHED, SCORES, AnomalyError, Bank, Embedded, draw_bank
+from jbot.evaluation.anomaly.scores import MIN_BANK, SCORES, STANDARD, AnomalyError, Bank, Embedded, draw_bank
 from jbot.evaluation.anomaly.synthetic_signal import (
     RADIUS,
     SelectionSignal,
@@ -207,6 +207,20 @@ def test_autoencoder_by_its_parts(bank, jets):
     assert bank.fit("autoencoder", bottleneck=8, epochs=2)(jets) == pytest.approx(expected, rel=1e-3)
 
 
+def test_whitened_distances_do_not_feel_a_linear_map(bank, jets):
+    """So no direction of the embedding can swallow the distance, as it can the plain one."""
+    turned = np.linalg.qr(np.random.default_rng(3).normal(size=(DIM, DIM)))[0] * np.geomspace(1e-2, 1e2, DIM)
+
+    def score(name, by=None):
+        points = [x.embedding.astype(float) if by is None else x.embedding @ by for x in (TRAIN, TEST)]
+        plain = Bank(points[0], normalise=False)
+        settings = {"reg": 1e-12} if name == "knn_whitened" else {}
+        return plain.fit(name, **settings)(plain.jets(points[1]))
+
+    assert score("knn_whitened", turned) == pytest.approx(score("knn_whitened"), rel=1e-4)
+    assert np.corrcoef(score("knn", turned), score("knn"))[0, 1] < 0.99
+
+
 # Contracts of every score
 
 
@@ -385,7 +399,7 @@ def test_detection_has_the_names_and_numbers_of_the_contract():
     assert found.chosen == found.oracle == {}
     assert "anomaly_knn_auc_w" in found.values
     assert "anomaly_mahalanobis_labels_eps_s_0.01" in found.values
-    assert found.scores.keys() == set(PUBLISHED)
+    assert found.scores.keys() == set(STANDARD)
     bank = draw_bank(TRAIN, 20_000, seed=0)
     scores = bank.fit("knn")(bank.jets(TEST.embedding))
     assert np.array_equal(found.scores["knn"], scores.astype(np.float32))

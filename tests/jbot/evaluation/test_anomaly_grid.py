@@ -16,7 +16,7 @@ from jbot.config import Config, ConfigError, override
 from jbot.data import Jets
 from jbot.evaluation.anomaly.detect import detect
 from jbot.evaluation.anomaly.grid import AnomalyGrid, bank_rows, bank_sizes, grid_file, grid_seconds, make_grid
-from jbot.evaluation.anomaly.scores import MIN_BANK, PUBLISHED, SCORES, AnomalyError, draw_bank
+from jbot.evaluation.anomaly.scores import MIN_BANK, SCORES, STANDARD, AnomalyError, draw_bank
 from jbot.evaluation.anomaly.synthetic_signal import choose
 from jbot.evaluation.metrics import MetricError, auc, rank_auc
 from jbot.evaluation.metrics_registry import SIGNALS
@@ -54,7 +54,7 @@ def test_grid_is_detection_at_the_same_bank():
             name = f"anomaly_{row['score']}_auc" + ("" if row["signal"] == "combined" else f"_{row['signal']}")
             assert row["auc"] == pytest.approx(found.values[name].value, abs=1e-12)
             assert row["error"] == pytest.approx(found.values[name].error, abs=1e-12)
-    assert sum(row["published"] for row in rows) == len(PUBLISHED) * len(SIGNALS)
+    assert sum(row["published"] for row in rows) == len(STANDARD) * len(SIGNALS)
 
 
 def test_chosen_settings_are_those_of_the_synthetic_signal_alone():
@@ -62,7 +62,7 @@ def test_chosen_settings_are_those_of_the_synthetic_signal_alone():
     rows = bank_rows(on_sphere, TRAIN, TEST, SELECTION, 120, draw=3)
     bank = draw_bank(TRAIN, 120, 3)
     background, signal = bank.jets(SELECTION.background.embedding), bank.jets(SELECTION.embedding)
-    for name in PUBLISHED:
+    for name in STANDARD:
         chosen = {row["settings"] for row in rows if row["score"] == name and row["chosen"]}
         assert [json.loads(settings) for settings in chosen] == [choose(SCORES[name], bank, background, signal)]
 

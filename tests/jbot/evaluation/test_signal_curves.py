@@ -9,7 +9,7 @@ from jbot.config import Config, ConfigError, override
 from jbot.data import CLASSES, DataError, split
 from jbot.evaluation.anomaly import scores
 from jbot.evaluation.evaluator import Evaluator
-from jbot.evaluation.metrics_registry import PUBLISHED_SCORES, SIGNALS, find_metric
+from jbot.evaluation.metrics_registry import SIGNALS, STANDARD_SCORES, find_metric
 from jbot.trainer.inputs import prepare
 from jbot.trainer.state import init_state
 
@@ -58,8 +58,8 @@ def test_curves_hold_the_auc_of_each_score_and_signal_beside_what_they_held(eval
     more = {name: value for name, value in point.items() if name not in before}
     assert {name: point[name] for name in before} == before
     signals = ["" if name == "combined" else f"_{name}" for name in SIGNALS]
-    assert set(more) == {f"signal/anomaly_{score}_auc{on}" for score in PUBLISHED_SCORES for on in signals} | {
-        f"val/anomaly_{score}_overlay_auc" for score in PUBLISHED_SCORES
+    assert set(more) == {f"signal/anomaly_{score}_auc{on}" for score in STANDARD_SCORES for on in signals} | {
+        f"val/anomaly_{score}_overlay_auc" for score in STANDARD_SCORES
     }
     assert all(0 <= value <= 1 and find_metric(name).declared for name, value in more.items())
 
