@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -51,6 +52,7 @@ INNER = "r"
 """Ray's own folder in that of a driver."""
 SOCKET_BYTES = len(f"/{INNER}/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 """What is behind a driver's folder."""
+CONTINUES = "trials that have ended have their records, and the same command continues"
 ENDING_S = 10.0
 """Ray's own processes have so long to end when they are killed, and then their files to go (assumed)."""
 
@@ -77,10 +79,14 @@ def connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_in_one_line)
     close = partial(_close, folder)
     atexit.register(close)  # a signal may come in the moment before it is held back
+    over = threading.Event()
     try:
         _join(options)
+        if folder:
+            _watch(folder, over)
         yield
     finally:
+        over.set()
         close()
         atexit.unregister(close)
 
@@ -105,6 +111,30 @@ def _close(folder: Path | None) -> None:
             while folder.exists() and time.monotonic() < until:
                 shutil.rmtree(folder, ignore_errors=True)
                 time.sleep(0.1)
+
+
+def _watch(folder: Path, over: threading.Event) -> None:
+    """Until it is over, end this process with one line when the raylet or the GCS of its Ray dies. Ray itself would say
+    nothing for a minute, and then abort."""
+    vital = {child: child.name() for child in _processes_of(folder) if child.name() in ("raylet", "gcs_server")}
+
+    def has_ended(process: psutil.Process) -> bool:
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return True
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if dead := [name for process, name in vital.items() if has_ended(process)]:
+                print(f"error: Ray's {dead[0]} was killed on this machine; {CONTINUES}", file=sys.stderr, flush=True)
+                for process in _processes_of(folder):
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(1)  # whatever this process does with Ray would wait for it
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_one_line(said: logging.LogRecord) -> bool:

@@ -4,6 +4,8 @@ from studies import Contrast, Study, main
 """
 
 import importlib
+import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import search_spaces as search_spaces  # first: it finds our packages whatever folders lie beside a study file
@@ -33,4 +35,12 @@ def __getattr__(name: str) -> Any:
     """Each is imported when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    before = signal.getsignal(signal.SIGINT)
+    own = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if own:  # imports may take seconds: Ctrl-C ends them without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, before)

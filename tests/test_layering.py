@@ -26,7 +26,7 @@ ROOMS = {
     "jbot": "field, messages < config, cli < store < data < trainer < evaluation < trial < encoder < "
     "embed, keras_weights",
     "search_spaces": "axis < augmentation, components, jets, koleo, masking, scaling < joint",
-    "analysis": "stats < verdicts < plots < report < index, paper < compare, export, pictures",
+    "analysis": "stats < verdicts < plots < report < index, paper < answers, compare, export, pictures",
     "cluster": "deploy, events, resources, stop < connection, lease, progress < doctor < scheduling < search, "
     "tracking < generate, idle, launch, mirror",
     "studies": "presets < runner < QUESTIONS < all",

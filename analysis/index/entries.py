@@ -453,10 +453,8 @@ def _missing_seeds(study: _Study, costs: dict[str, float | None]) -> list[str]:
         what = "it" if len(undecided) == 1 else f"{len(needed)} undecided contrasts"
         hours = [cost for cost in costs.values() if cost is not None]
         price = f", {hours_text(more * sum(hours), study.unit)}" if len(hours) == len(costs) else ""
-        blocks = fmt.count(more, "block")
-        missing.append(
-            f"about {span} seeds would decide {what}, at this size and spread: {blocks} beyond the plan{price}"
-        )
+        left = f"{fmt.count(more, 'block')} beyond the plan{price}" if more else "the plan has them"
+        missing.append(f"about {span} seeds would decide {what}, at this size and spread: {left}")
     if never:
         names = ", ".join(never) if len(primary) > 1 else "it"
         missing.append(f"not even {MAX_SEEDS} seeds would decide {names} at this size and spread")

@@ -45,8 +45,8 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
         "own": entries.own_studies(index, prices),
         "not_run": [part.study for one in FURTHER for part in one.parts if part.study not in index.names],
         "errors": index.errors,
-        "tally": _tally(asked),
-        "caution": _caution(index),
+        "tally": tally(asked),
+        "caution": caution(index),
         "storage": storage.uri.rstrip("/").rpartition("/")[2] or storage.uri,
         "n_trials": len(records),
         "n_studies": len(index.studies),
@@ -56,7 +56,7 @@ def build_index(storage: Storage, out: Path | None = None) -> Path:
     return page
 
 
-def _tally(asked: Sequence[Entry]) -> str:
+def tally(asked: Sequence[Entry]) -> str:
     """``8 open questions: 1 decided, 2 undecided, 1 described, 4 without an answer``."""
     states = Counter(map(_state, asked))
     shown = [name for name in ("decided", "undecided", "described", "without an answer") if states[name]]
@@ -73,7 +73,7 @@ def _state(entry: Entry) -> str:
     return "decided" if all(part.tone != "open" for part in answered) else "described"
 
 
-def _caution(index: StudyIndex) -> str:
+def caution(index: StudyIndex) -> str:
     """How far from the paper's size all of it is; empty where something has run at that size."""
     shares = [share_of_paper(found.plan) for found in index.studies if found.blocks and not found.is_smoke_test]
     if not shares or max(shares) >= SAME_SIZE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -56,6 +57,8 @@ class TuneCallback(tune.Callback):
             return
 
         def hear(number: int, frame: FrameType | None) -> None:
+            if not self.interrupted:  # Tune is silent until its trials have stopped; a handler may not call print()
+                os.write(2, b"stopping: running trials keep their last checkpoint, Ctrl-C again does not wait\n")
             self.interrupted = True
             theirs(number, frame)
 

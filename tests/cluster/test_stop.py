@@ -108,6 +108,16 @@ sys.exit(3)
     assert command.returncode == 3
 
 
+def test_ctrl_c_while_a_study_imports_is_quiet():
+    code = """
+import os, signal, threading
+threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+from studies import main
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("moment", "wait"), [("begins", 1.0), ("runs", 0.0), ("runs", 0.3)])
@@ -129,6 +139,28 @@ def test_ray_that_is_stopped_while_it_starts_or_ends_leaves_nothing(moment, wait
     os.kill(driver.pid, number)
     _, error = driver.communicate(timeout=120)
     assert driver.returncode == 130, error
+    assert left_of(driver.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_ray_that_is_killed_ends_the_study_with_a_line(name):
+    code = """
+import ray, time
+from cluster.connection import connected
+with connected(None):
+    print("runs", flush=True)
+    ray.get(ray.remote(lambda: time.sleep(100)).remote())
+"""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+    assert driver.stdout.readline() == "runs\n", driver.stderr.read()
+    (found,) = [child for child in psutil.Process(driver.pid).children() if child.name() == name]
+    found.kill()
+    _, said = driver.communicate(timeout=30)
+    assert driver.returncode == 1, said
+    assert said.startswith(f"error: Ray's {name} was killed on this machine"), said
+    assert said.count("\n") == 1
     assert left_of(driver.pid) == []
 
 

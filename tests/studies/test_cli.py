@@ -119,7 +119,7 @@ def test_a_budget_in_money_is_one_in_hours():
 
 
 def test_options_of_a_script_are_checked_too():
-    with pytest.raises(ConfigError, match="preset must be one of smoke, quick, gpu, paper, got 'small'"):
+    with pytest.raises(ConfigError, match="preset must be one of smoke, quick, laptop, gpu, paper, got 'small'"):
         RunOptions(preset="small")
     with pytest.raises(ConfigError, match="engine must be one of auto, plain, fused, compiled, got 'fast'"):
         RunOptions(engine="fast")

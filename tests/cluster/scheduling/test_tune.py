@@ -323,6 +323,7 @@ def test_ctrl_c_loses_no_finished_trial_and_the_same_command_continues(tmp_path)
     _, said = running.communicate(timeout=400)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trials/*/record.json")}
     assert running.returncode == 130, said
+    assert said.count("stopping: ") == 1
     assert "the same command continues" in said
     assert 1 <= len(kept) < 4
     again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
