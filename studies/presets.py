@@ -52,7 +52,7 @@ PRESETS = {
         seeds=2,
     ),
     "quick": Preset(
-        about="25,000 jets in all, for two cores and ten minutes",
+        about="25,000 jets in all, for two cores and a quarter of an hour",
         base={
             "data.train_jets": 16_000,
             "data.val_jets": 1_500,
