@@ -83,8 +83,8 @@ def test_smaller_presets_keep_the_papers_proportions():
     configs = configs_of(study.plan("quick", changes={"data.train_jets": 14_000, "train.epochs": 4}))
     assert configs["S_tqg"].data.train_jets == 5_700  # 14,000 * 285 / 700
     assert configs["S_tqg"].data.val_jets == 600  # 1,500 * 20 / 50
-    assert configs["S_tqg"].data.test_jets == 1_842  # 3,500 * 50 / 95
-    assert configs["S_qg"].data.test_jets == 7_479  # 3,500 * 203 / 95
+    assert configs["S_tqg"].data.test_jets == 3_947  # 7,500 * 50 / 95
+    assert configs["S_qg"].data.test_jets == 16_026  # 7,500 * 203 / 95
     assert (configs["S_qg"].train.epochs, configs["S_tqg"].train.epochs) == (3, 4)  # 4 * 60 / 80
 
 
