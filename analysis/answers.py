@@ -22,7 +22,7 @@ from analysis.report.section import Picture, Table
 from analysis.report.sections.differences import contrasts_table
 from analysis.verdicts.costs import Prices
 from analysis.verdicts.questions import FURTHER, OPEN, Part
-from analysis.verdicts.study_index import StudyIndex, StudySummary, load_index
+from analysis.verdicts.study_index import StudyIndex, base_name, load_index
 from jbot.cli import Parser, program
 from jbot.store.archive import SUFFIX, find_studies, unpack
 from jbot.store.plan import load_study
@@ -57,15 +57,14 @@ def build_answers(folder: Path) -> list[Path]:
         storage = Storage(scratch)
         for archive in archives:
             unpack(archive, storage)
-        for study in find_studies(scratch).studies:
-            build.build_report(load_study(f"{scratch}/{study}"), Path(scratch) / study)
+        runs = {study: _run(Path(scratch) / study, folder) for study in find_studies(scratch).studies}
         index = load_index(storage)
         prices = Prices(record for study in index.studies for record in study.ended_records)
         asked = entries.open_questions(index, prices)
         said = [*asked, *entries.further_questions(index, prices)]
         questions = [*OPEN, *(one for one in FURTHER if any(part.study in index.names for part in one.parts))]
         pages = {
-            entry.anchor: _page(entry, [_run(part, index, folder) for part in question.parts])
+            entry.anchor: _page(entry, [_run_of(part, index, runs) for part in question.parts])
             for entry, question in zip(said, questions, strict=True)
         }
         content = {"entries": said, "tally": page.tally(asked), "caution": page.caution(index)}
@@ -84,31 +83,32 @@ def _render(template: str, content: Mapping[str, object]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _run(part: Part, index: StudyIndex, folder: Path) -> Run | None:
-    """The study that the index has chosen for a part; None where nobody has run it."""
-    found = next(iter(index.of(part.study)), None)
-    if found is None or found.is_smoke_test:
-        return None
-    gathered = evidence.gather(found.study)
-    figure, _ = headline.lead(found.plan, registry.gather(gathered)["Evidence"])
-    name = f"{found.plan.study}-{figure.name}" if figure else ""
+def _run(study: Path, folder: Path) -> Run:
+    """A study as the pages need it; its figure is saved, and what the index quotes of its sections."""
+    records = load_study(str(study))
+    found, plan = evidence.gather(records), records.plan
+    sections = registry.gather(found)["Evidence"]
+    build.write_summary(records, sections, study)
+    figure, _ = headline.lead(plan, sections)
+    name = f"{study.name}-{figure.name}" if figure else ""
     if figure:
         svg.save(figure.figure, folder / "figures", name)
+    options = " --null" * bool(plan.null) + " --until-decided" * bool(plan.looks)
+    script = f"studies/{base_name(plan.study, plan.preset)}.py"
     return Run(
         figure=figure,
         file=f"figures/{name}.svg" if figure else "",
-        contrasts=contrasts_table(gathered) if found.verdicts else None,
-        plan_hash=found.plan.hash,
-        archive=f"{found.folder}{SUFFIX}",
-        command=_command(found),
+        contrasts=contrasts_table(found) if found.verdicts else None,
+        plan_hash=plan.hash,
+        archive=f"{study.name}{SUFFIX}",
+        command=f"python {script} --preset {plan.preset} --seeds {len(plan.seeds)}{options}",
     )
 
 
-def _command(found: StudySummary) -> str:
-    plan = found.plan
-    null = " --null" if plan.null else ""
-    looks = " --until-decided" if plan.looks else ""
-    return f"python studies/{found.name}.py --preset {plan.preset} --seeds {len(plan.seeds)}{null}{looks}"
+def _run_of(part: Part, index: StudyIndex, runs: Mapping[str, Run]) -> Run | None:
+    """The study that the index has chosen for a part; None where nobody has run it."""
+    found = next(iter(index.of(part.study)), None)
+    return runs[found.folder] if found and not found.is_smoke_test else None
 
 
 @program

@@ -77,22 +77,22 @@ def connected(address: str | None) -> Iterator[None]:
         code = [str(Path(str(module.__file__)).parent) for module in (jbot, cluster)]
         options |= {"address": address, "runtime_env": {"py_modules": code, "env_vars": heap}}
     logging.getLogger("ray.tune.execution.tune_controller").addFilter(_in_one_line)
-    close = partial(_close, folder)
-    atexit.register(close)  # a signal may come in the moment before it is held back
     over = threading.Event()
+    close = partial(_close, folder, over)
+    atexit.register(close)  # a signal may come in the moment before it is held back
     try:
         _join(options)
         if folder:
             _watch(folder, over)
         yield
     finally:
-        over.set()
         close()
         atexit.unregister(close)
 
 
-def _close(folder: Path | None) -> None:
+def _close(folder: Path | None, over: threading.Event) -> None:
     """End the connection, and the Ray that was started with this session folder. A second call does nothing."""
+    over.set()  # before anything of it ends: that is no accident
     with held_back():
         # Tune leaves object references in cycles. One that a thread of MLflow frees while Ray shuts down ends this
         # process ("core worker has already been shutdown"), so they are freed before.
@@ -126,7 +126,8 @@ def _watch(folder: Path, over: threading.Event) -> None:
 
     def watch() -> None:
         while not over.wait(1.0):
-            if dead := [name for process, name in vital.items() if has_ended(process)]:
+            dead = [name for process, name in vital.items() if has_ended(process)]
+            if dead and not over.is_set():
                 print(f"error: Ray's {dead[0]} was killed on this machine; {CONTINUES}", file=sys.stderr, flush=True)
                 for process in _processes_of(folder):
                     with contextlib.suppress(psutil.Error):

@@ -4,7 +4,7 @@ Source   arXiv:2601.11719 asks it in its outlook; its three augmentations were n
 Design   Encoders see q and g alone; the metric is how well W, Z and t together are found among them (AUC of the k-NN
          distance: published settings, no label, no fit). `paper` is the base; others have fewer augmentations, other
          strengths, or a boost, a translation, pT resolution and soft-particle dropout on top (`physics` is all four).
-Command  python studies/augmentation_ablation.py                   some ten minutes on two cores (30 x 37 s)
+Command  python studies/augmentation_ablation.py                   some thirteen minutes on two cores (30 x 52 s)
          python studies/augmentation_ablation.py --preset gpu      on one GPU (not timed yet)
          python studies/augmentation_ablation.py --address auto --preset paper --data jetnet
 Read     physics - paper decides; what the paper's own augmentations are worth, and the strengths, are exploratory.

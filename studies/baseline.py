@@ -3,7 +3,7 @@
 Source   arXiv:2601.11719 shows clusters of one trained encoder; no seed was ever replicated.
 Design   The base alone at 8 seeds. Each encoder is compared with itself before training, on the same test jets, in
          accuracy and in two measures of clustering that no label trains.
-Command  python studies/baseline.py                                two and a half minutes on two cores (8 x 37 s)
+Command  python studies/baseline.py                                three and a half minutes on two cores (8 x 52 s)
          python studies/baseline.py --preset gpu                   on one GPU (not timed yet)
          python studies/baseline.py --address auto --preset paper --data jetnet
 Read     base - untrained base: what pre-training adds. The table of seeds says what differences 6, 8, 10 ... paired

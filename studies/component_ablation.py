@@ -5,7 +5,7 @@ Design   Each of ten components left out of the base, and each added to the [CLS
          another may do, so some are left out together: half of all combinations of five factors, of four in the
          smaller presets. Those that guard against collapse are not among them: without two of them, or without KoLeo
          and particle loss, nothing was left to compare in a first quick run. The report says what is aliased.
-Command  python studies/component_ablation.py                      some fourteen minutes on two cores (45 x 37 s)
+Command  python studies/component_ablation.py                      some twenty minutes on two cores (45 x 52 s)
          python studies/component_ablation.py --preset gpu         on one GPU (not timed yet)
          python studies/component_ablation.py --address auto --preset paper --data jetnet
 Read     The component table: base - no_X, with intervals. A collapsed or diverged arm is an outcome, and is counted.

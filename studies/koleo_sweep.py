@@ -4,7 +4,7 @@ Source   arXiv:2601.11719 sets the weight to 0.01 and scans nothing.
 Design   The weight on a log axis, and 0, at the base's batch size and at four times it: KoLeo pushes each jet from the
          nearest of its batch, which is nearer in a larger one. All else is equal, so the larger batch also takes a
          quarter of the steps: compare weights within a batch size, not batch sizes.
-Command  python studies/koleo_sweep.py                             some seven minutes on two cores (24 x 37 s)
+Command  python studies/koleo_sweep.py                             some ten minutes on two cores (24 x 52 s)
          python studies/koleo_sweep.py --preset gpu                on one GPU (not timed yet)
          python studies/koleo_sweep.py --address auto --preset paper --data jetnet
 Read     The response curves say how flat the optimum is. Uniformity and spread are what KoLeo optimises: no evidence.

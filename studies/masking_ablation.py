@@ -5,7 +5,7 @@ Design   Arms differ in mask.scheme alone and share weights, data order and mask
          particles uniformly and stops on momentum, so its control is `random_count`, which masks as many particles of
          each jet, drawn blindly; `random` masks a share of the count, the others ask whether the place in the jet, or
          the hardness of what is hidden, matters. Larger presets also scan the masked share, each with that control.
-Command  python studies/masking_ablation.py                        ten minutes on two cores
+Command  python studies/masking_ablation.py                        a quarter of an hour on two cores, with jets
          python studies/masking_ablation.py --preset gpu           on one GPU (not timed yet)
          python studies/masking_ablation.py --address auto --preset paper --data jetnet
 Read     The verdict on momentum - random_count decides the question; the other contrasts are exploratory.

@@ -4,7 +4,7 @@ Source   bf16 halves what encoder and head move through memory, and tensor cores
          precision may blur small gradients. Weights, optimiser, losses and probes stay fp32 with it: the factors of
          the linear layers' products are rounded (jbot.trainer.model.bf16_linear).
 Design   Arms differ in train.precision alone.
-Command  python studies/precision.py                               a quarter of an hour on two cores
+Command  python studies/precision.py                               some five minutes on two cores (12 x 52 s)
          python studies/precision.py --preset laptop --null        fp32 against itself too
 Read     Equivalent means that bf16 changes nothing that matters (margin 0.01). How much faster it is depends on the
          CPU: see docs/performance.md.

@@ -30,9 +30,8 @@ STEADY = {
     "teacher.ema_momentum": 0.998,
     "teacher.ema_final": 0.998,
 }
-"""What the small presets change of the paper's recipe. A rate this low and a slow teacher make trials of one seed
-comparable: with twice the rate a change in the seventh digit moves the accuracy by .02. The teacher's window stays at
-500 steps, since in so few steps one that grows to the end holds the student back."""
+"""What the small presets change of the paper's recipe: half its rate, and a teacher whose window stays at 500 steps.
+docs/performance.md has what this gains in accuracy, and in how alike trials of one seed are."""
 
 PRESETS = {
     "smoke": Preset(
@@ -70,7 +69,7 @@ PRESETS = {
         seeds=6,
     ),
     "laptop": Preset(
-        about="130,000 jets in all, near the accuracy of the paper: two core minutes a trial",
+        about="130,000 jets in all, near the accuracy of the paper: three core minutes a trial",
         base={
             "data.train_jets": 100_000,
             "data.val_jets": 5_000,

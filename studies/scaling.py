@@ -4,7 +4,7 @@ Source   arXiv:2601.11719 trains two models (S, B) on one set of jets, and leave
 Design   Training sets from 1/60 of the base to four (paper) and ten times it (gpu), past JetNet's 880,000 jets with
          generated ones, and four models of 5,000 to 220,000 weights. A larger set at fixed epochs also takes more
          optimiser steps, so each is trained at fixed steps too. Probes have equally many labels everywhere.
-Command  python studies/scaling.py                                 some sixteen minutes on two cores (51 x 37 s)
+Command  python studies/scaling.py                                 some 22 minutes on two cores (51 x 52 s)
          python studies/scaling.py --preset gpu                    on one GPU (not timed yet)
          python studies/scaling.py --address auto --preset paper   845,000 to 2,945,000 generated jets
 Read     The law of each line, or that laws are not separable, and the error at ten times the jets; fixed epochs and

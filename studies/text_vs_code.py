@@ -4,7 +4,7 @@ Source   Run by hand, the code released with arXiv:2601.11719 does not do what t
          moves padding, splitting loses the pT it splits off, attention sees padded slots.
 Design   `text` is the paper's text, the default everywhere here. The other arms put the code's variants in its place:
          each alone, all (`code`), and smearing with padding: alone it does nothing, as nobody sees the slots it moves.
-Command  python studies/text_vs_code.py                            some ten minutes on two cores (30 x 37 s)
+Command  python studies/text_vs_code.py                            some thirteen minutes on two cores (30 x 52 s)
          python studies/text_vs_code.py --preset gpu               on one GPU (not timed yet)
          python studies/text_vs_code.py --address auto --preset paper --data jetnet
 Read     The verdict on code - text; each alone is exploratory. Those that cannot be arms: docs/studies/text_vs_code.md.

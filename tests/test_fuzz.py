@@ -283,7 +283,7 @@ def changed(draw, content):
 
 
 def other_file(content: bytes):
-    """Of a JSON file: damaged bytes, or another document."""
+    """Damaged bytes of a JSON file, or another document."""
     fixed = st.sampled_from([b"[" * 5000, b'{"a":' * 5000, b"\xff\xfe{}", b"1e999999", b"9" * 5000, b"NaN", b"null"])
     return st.one_of(changed(json.loads(content)), changed(json.loads(content)), damaged(content), fixed)
 

@@ -66,8 +66,13 @@ def build_report(study: StudyRecords, out: Path) -> Path:
     }
     for name in ("report.md", "report.html"):
         write(out / name, environment().get_template(f"{name}.j2").render(content))
-    summary.write(study, [_in_short(one) for one in parts["Evidence"] if one.answer], out)
+    write_summary(study, parts["Evidence"], out)
     return out / "report.html"
+
+
+def write_summary(study: StudyRecords, sections: Iterable[Section], out: Path) -> None:
+    """What the index of studies quotes of a report."""
+    summary.write(study, [_in_short(one) for one in sections if one.answer], out)
 
 
 def _pictures(sections: Iterable[Section]) -> Iterator[Picture]:

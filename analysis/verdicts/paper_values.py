@@ -126,6 +126,7 @@ _SCORES = {
     "anomaly_gmm": ("GMM", (0.8062, 0.8204, 0.8197, 0.8155)),
     "anomaly_mahalanobis": ("Mahalanobis, label-free", ()),
     "anomaly_relative_mahalanobis_labels": ("Relative Mahalanobis with q/g labels", ()),
+    "anomaly_knn_whitened": ("Whitened k-NN", ()),
     "anomaly_lof": ("Local outlier factor", ()),
     "anomaly_isolation_forest": ("Isolation forest", ()),
     "anomaly_autoencoder": ("Autoencoder", ()),

@@ -98,7 +98,7 @@ def test_a_killed_driver_is_replaced_without_waiting(storage, driver):
 def test_a_process_number_that_is_used_again_is_no_driver(storage):
     write(storage, host_id=host_id(), pid=os.getpid(), start_ticks=1)
     with lease(storage, "study"):
-        pass
+        assert content(storage)["start_ticks"] == start_ticks(os.getpid())
 
 
 def test_a_killed_driver_that_nobody_asks_after_is_dead(storage, driver):

@@ -56,7 +56,7 @@ def _kernel(shape, slots, precision="fp32"):
 
 
 def _factors(case, rates=(0.3, 0.0, 0.7)):
-    """Of dropout, another rate for each trial."""
+    """Dropout factors, with another rate for each trial."""
     shape, flat, particles, _, rows, *_ = case
     trials, jets, slots, _ = particles.shape
     step, rates = torch.full((trials,), 5), torch.tensor(rates[:trials], dtype=torch.float64)
